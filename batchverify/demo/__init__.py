@@ -1,0 +1,1 @@
+"""The embedded models, and what made the demo's data."""

@@ -1,0 +1,533 @@
+"""Manifests: CSV and Parquet files that list pairs, read as Arrow blocks.
+
+`plan_manifest` looks at every file before a run begins and tells all that is wrong at once;
+`read_blocks` reads one shard; `ReadManifest` lifts it into a pipeline.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from batchverify import coders  # noqa: F401  registers the coder of pa.Table
+from batchverify.config import Refused, RunFailed, VerificationConfig
+from batchverify.schema import MANIFEST_FILE, MANIFEST_ROW, RESERVED_COLUMNS, is_text
+
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_CSV_BLOCK_BYTES = 16 * 2**20
+# What is read before a run to find mistakes: all of most manifests, and a few seconds' worth of a huge one.
+_VALIDATION_BYTES = 64 * 2**20
+_PROBLEMS_TOLD = 20
+DEFAULT_LABEL = "genuine"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A part of a manifest that one worker reads.
+
+    Attributes:
+        path: the file.
+        row_groups: which of a Parquet file's row groups; None for the whole of a CSV file.
+        first_row: the number of the first row, counted from 0 in its file.
+    """
+
+    path: str
+    row_groups: tuple[int, ...] | None
+    first_row: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """All files of a run's manifest, looked through and found to agree.
+
+    Attributes:
+        shards: the parts to read.
+        schema: the columns that pass through, as they will be written.
+        label_column: the column with labels, or None.
+        expected_rows: how many rows there are; an estimate where a CSV file is huge.
+        expected_images: how many distinct images there are at most; an estimate likewise.
+    """
+
+    shards: tuple[Shard, ...]
+    schema: pa.Schema
+    label_column: str | None
+    expected_rows: int
+    expected_images: int
+
+
+class ReadManifest(beam.PTransform):
+    """Reads a manifest: `(block key, pa.Table)` with the manifest's columns, its file and its row number."""
+
+    def __init__(self, manifest: Manifest, config: VerificationConfig):
+        super().__init__()
+        self._manifest, self._config = manifest, config
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[tuple[str, pa.Table]]:
+        return (
+            begin
+            | "List" >> beam.Create(self._manifest.shards, reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
+            | "Read"
+            >> beam.FlatMap(
+                _read_keyed, schema=self._manifest.schema, label=self._manifest.label_column, config=self._config
+            ).with_output_types(tuple[str, pa.Table])
+        )
+
+
+def plan_manifest(config: VerificationConfig) -> Manifest:
+    """Looks through every manifest file of `config`.
+
+    Raises:
+        Refused: with all that is wrong, one sentence each.
+    """
+    paths, problems = _match(config.manifests)
+    budget = _Budget(_VALIDATION_BYTES)
+    seen = []
+    for path in paths:
+        try:
+            seen.append(_Inspection(path, config, budget))
+        except Refused as refused:
+            problems += refused.problems
+    problems += [problem for inspection in seen for problem in inspection.problems]
+    schema, disagreements = _unify(seen)
+    problems += disagreements
+    if problems:
+        raise Refused(problems)
+    rows = sum(inspection.expected_rows for inspection in seen)
+    looked_at, images = sum(inspection.rows_seen for inspection in seen), len(_distinct(seen))
+    return Manifest(
+        shards=tuple(shard for inspection in seen for shard in inspection.shards(config.block_rows)),
+        schema=schema,
+        label_column=_label_column(schema.names, config),
+        expected_rows=rows,
+        expected_images=images if looked_at >= rows else int(np.ceil(images * rows / max(1, looked_at))),
+    )
+
+
+def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> Iterator[pa.Table]:
+    """Reads one shard as tables of at most `config.block_rows` rows, cast to `schema`, with file and row columns.
+
+    Raises:
+        RunFailed: at a mistake that was beyond the part of the file that `plan_manifest` looks at.
+    """
+    row = shard.first_row
+    try:
+        for batch in _batches(shard):
+            for start in range(0, batch.num_rows, config.block_rows):
+                block = batch.slice(start, config.block_rows)
+                yield _with_provenance(_cast(block, schema), shard.path, row)
+                row += block.num_rows
+    except Refused as refused:
+        raise RunFailed(str(refused)) from None
+
+
+def parse_labels(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Reads labels: 0 and 1, true and false in any case, or booleans; null and empty mean unlabelled.
+
+    Returns:
+        `(labels, bad)`: int8 `(n,)` of 1 (genuine), 0 (impostor) and -1 (unlabelled), and bool `(n,)`.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    text = pc.utf8_lower(pc.utf8_trim_whitespace(pc.fill_null(column.cast(pa.string()), "")))
+    known = pa.array(["", "0", "1", "false", "true", "0.0", "1.0"])
+    codes = pc.fill_null(pc.index_in(text, value_set=known), -1).to_numpy()
+    meaning = np.array([-1, 0, 1, 0, 1, 0, 1, -1], np.int8)
+    return meaning[codes], codes < 0
+
+
+def pair_uris(block: pa.Table, config) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Returns the absolute URIs of a block's left and right images; null where a row names none.
+
+    A relative path starts from `config.image_root`, or else from the folder of the block's manifest file.
+    """
+    base = config.image_root
+    if base is None and MANIFEST_FILE in block.column_names and block.num_rows:
+        base = _folder(block[MANIFEST_FILE][0].as_py())
+    return tuple(_resolve(block[column], base) for column in (config.left_column, config.right_column))
+
+
+def _resolve(column: pa.ChunkedArray, base: str | None) -> pa.ChunkedArray:
+    uris = column.cast(pa.string())
+    uris = pc.if_else(pc.equal(uris, ""), None, uris)
+    uris = pc.replace_substring_regex(uris, "^file://", "")
+    if base is None:
+        return uris
+    absolute = pc.match_substring_regex(uris, r"^(/|[A-Za-z][A-Za-z0-9+.-]*://)")
+    return pc.if_else(absolute, uris, pc.binary_join_element_wise(base.rstrip("/"), uris, "/"))
+
+
+def _folder(path: str) -> str:
+    return path.rsplit("/", 1)[0] if "://" in path else os.path.dirname(os.path.abspath(path))
+
+
+def _read_keyed(shard: Shard, schema: pa.Schema, label: str | None, config: VerificationConfig):
+    for block in read_blocks(shard, schema, config):
+        if label is not None and (wrong := _bad_label(block[label], shard.path, block[MANIFEST_ROW][0].as_py())):
+            raise RunFailed(wrong)
+        yield f"{shard.path}#{block[MANIFEST_ROW][0].as_py()}", block
+
+
+def _with_provenance(block: pa.Table, path: str, row: int) -> pa.Table:
+    files = pa.repeat(pa.scalar(path), block.num_rows)
+    return block.append_column(MANIFEST_FILE, files).append_column(
+        MANIFEST_ROW, pa.array(np.arange(row, row + block.num_rows))
+    )
+
+
+# Looking through a file before the run.
+
+
+class _Budget:
+    """How many more bytes may be read for validation."""
+
+    def __init__(self, left: int):
+        self.left = left
+
+
+class _Inspection:
+    """One manifest file, looked through as far as the budget goes."""
+
+    def __init__(self, path: str, config: VerificationConfig, budget: _Budget):
+        self.path, self.problems = path, []
+        self.parquet = _parquet_footer(path)
+        self.schema = self.parquet.schema_arrow.remove_metadata() if self.parquet else _csv_schema(path, config)
+        self.problems += _column_problems(path, self.schema, config)
+        self.rows_seen, self.expected_rows, self.images = 0, 0, []
+        if not self.problems:
+            self._look_through(config, budget)
+
+    def shards(self, block_rows: int) -> Iterator[Shard]:
+        if self.parquet is None:
+            yield Shard(self.path, None, 0)
+            return
+        groups, first, rows = [], 0, 0
+        for group in range(self.parquet.num_row_groups):
+            groups.append(group)
+            rows += self.parquet.row_group(group).num_rows
+            if rows >= block_rows:
+                yield Shard(self.path, tuple(groups), first)
+                groups, first, rows = [], first + rows, 0
+        if groups:
+            yield Shard(self.path, tuple(groups), first)
+
+    def _look_through(self, config: VerificationConfig, budget: _Budget) -> None:
+        """Reads rows for bad labels and undecodable bytes, and to count rows and images."""
+        label = _label_column(self.schema.names, config)
+        needed = [config.left_column, config.right_column, *([label] if label else [])]
+        started_with, finished = budget.left, True
+        try:
+            shard = Shard(self.path, tuple(range(self.parquet.num_row_groups)) if self.parquet else None, 0)
+            for batch in _batches(shard, needed):
+                if label and (wrong := _bad_label(batch[label], self.path, self.rows_seen)):
+                    self.problems.append(wrong)
+                    break
+                self.rows_seen += batch.num_rows
+                budget.left -= batch.nbytes
+                self.images += [image.combine_chunks().unique() for image in pair_uris(batch, config)]
+                if budget.left <= 0:
+                    finished = False
+                    break
+        except Refused as refused:
+            self.problems += refused.problems
+        self.expected_rows = self._expect_rows(finished, started_with - budget.left)
+
+    def _expect_rows(self, finished: bool, bytes_seen: int) -> int:
+        if self.parquet:
+            return self.parquet.num_rows
+        if finished or not bytes_seen:
+            return self.rows_seen
+        size = FileSystems.match([self.path])[0].metadata_list[0].size_in_bytes
+        return max(self.rows_seen, int(self.rows_seen * size / bytes_seen))
+
+
+def _distinct(seen: list[_Inspection]) -> pa.Array:
+    found = [array for inspection in seen for array in inspection.images]
+    return pa.chunked_array(found, pa.string()).unique().drop_null() if found else pa.array([], pa.string())
+
+
+def _match(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
+    paths: dict[str, None] = {}
+    problems = []
+    for pattern in patterns:
+        if os.path.isdir(pattern):
+            problems.append(f"--manifest {pattern} is a folder; name its files, for instance {pattern.rstrip('/')}/*.csv.")
+            continue
+        try:
+            found = FileSystems.match([pattern])[0].metadata_list
+        except Exception as error:  # Beam wraps whatever the store's client raises.
+            problems.append(f"--manifest {pattern} cannot be looked up ({_brief(error)}); check the path and your access.")
+            continue
+        if not found:
+            problems.append(f"--manifest {pattern}: there is no such file; check the path.")
+        paths.update(dict.fromkeys(sorted(metadata.path for metadata in found)))
+    return list(paths), problems
+
+
+def _column_problems(path: str, schema: pa.Schema, config: VerificationConfig) -> Iterator[str]:
+    names = schema.names
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{path}: column '{name}' occurs {names.count(name)} times; rename all but one."
+    for name in sorted(RESERVED_COLUMNS.intersection(names)):
+        yield f"{path}: column '{name}' is one that the output adds; rename it in the manifest."
+    wanted = [("--left-column", config.left_column), ("--right-column", config.right_column)]
+    if config.label_column:
+        wanted.append(("--label-column", config.label_column))
+    for option, name in wanted:
+        if name not in names:
+            yield f"{path}: there is no column '{name}', only {_list(names)}; name the right one with {option}."
+        elif option != "--label-column" and not _holds_uris(schema.field(name).type):
+            yield f"{path}: column '{name}' holds {schema.field(name).type}, not text; give paths or URIs."
+    label = _label_column(names, config)
+    if label in names and not _holds_labels(schema.field(label).type):
+        yield (
+            f"{path}: column '{label}' holds {schema.field(label).type}, not labels; "
+            "name another with --label-column, or none with --label-column ''."
+        )
+
+
+def _holds_uris(kind: pa.DataType) -> bool:
+    return is_text(kind) or pa.types.is_null(kind)
+
+
+def _holds_labels(kind: pa.DataType) -> bool:
+    numeric = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return numeric or is_text(kind) or pa.types.is_null(kind)
+
+
+def _label_column(names: list[str], config: VerificationConfig) -> str | None:
+    if config.label_column is None:
+        return DEFAULT_LABEL if DEFAULT_LABEL in names else None
+    return config.label_column or None
+
+
+def _bad_label(column: pa.ChunkedArray, path: str, first_row: int) -> str | None:
+    _, bad = parse_labels(column)
+    if not bad.any():
+        return None
+    row = int(np.argmax(bad))
+    return (
+        f"{path}, row {first_row + row}: the label is {column[row].as_py()!r}; "
+        "write 1 or true for a genuine pair, 0 or false for an impostor, or nothing."
+    )
+
+
+def _unify(seen: list[_Inspection]) -> tuple[pa.Schema, list[str]]:
+    """Returns one schema for all files, and a sentence for each file that cannot have it."""
+    if not seen:
+        return pa.schema([]), []
+    first, problems = seen[0], []
+    fields = {field.name: field.with_nullable(True) for field in first.schema}
+    for other in seen[1:]:
+        if set(other.schema.names) != set(first.schema.names):
+            difference = sorted(set(other.schema.names) ^ set(first.schema.names))
+            problems.append(
+                f"{other.path} and {first.path} disagree on columns ({_list(difference)}); "
+                "give the files of one run the same columns."
+            )
+            continue
+        for field in other.schema:
+            kind = _common_type(fields[field.name].type, field.type)
+            if kind is None:
+                problems.append(
+                    f"{other.path} and {first.path} disagree on column '{field.name}' "
+                    f"({field.type} and {fields[field.name].type}); store it as one type."
+                )
+            else:
+                fields[field.name] = pa.field(field.name, kind)
+    return pa.schema(list(fields.values())), problems
+
+
+def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if one == other or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    return pa.string() if is_text(one) and is_text(other) else None
+
+
+# Reading files.
+
+
+def _batches(shard: Shard, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    if shard.row_groups is None:
+        yield from _csv_batches(shard.path, columns)
+    else:
+        yield from _parquet_batches(shard, columns)
+
+
+def _cast(block: pa.Table, schema: pa.Schema) -> pa.Table:
+    block = block.select(schema.names)
+    return block if block.schema.equals(schema) else block.cast(schema)
+
+
+def _open(path: str) -> Any:
+    try:
+        return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    except Exception as error:  # Beam wraps whatever the store's client raises.
+        raise Refused(f"{path}: it cannot be opened ({_brief(error)}); check the path and your access.") from None
+
+
+def _parquet_footer(path: str) -> pq.FileMetaData | None:
+    """Returns the footer of a Parquet file, or None for any other file."""
+    with _open(path) as file:
+        if file.read(4) != b"PAR1":
+            if path.endswith((".parquet", ".pq")):
+                raise Refused(f"{path}: it is no Parquet file in spite of its name; write it again or rename it.")
+            return None
+        file.seek(0)
+        try:
+            return _WithSchema(pq.ParquetFile(file))
+        except (pa.ArrowException, OSError) as error:
+            raise Refused(f"{path}: the Parquet file is damaged ({_brief(error)}); write it again.") from None
+
+
+class _WithSchema:
+    """A Parquet footer and the Arrow schema it stands for, without the open file."""
+
+    def __init__(self, file: pq.ParquetFile):
+        self.schema_arrow, self._metadata = file.schema_arrow, file.metadata
+        self.num_rows, self.num_row_groups = file.metadata.num_rows, file.metadata.num_row_groups
+
+    def row_group(self, number: int) -> pq.RowGroupMetaData:
+        return self._metadata.row_group(number)
+
+
+def _parquet_batches(shard: Shard, columns: list[str] | None) -> Iterator[pa.Table]:
+    with _open(shard.path) as file:
+        try:
+            reader = pq.ParquetFile(file)
+            for batch in reader.iter_batches(65_536, row_groups=list(shard.row_groups or ()), columns=columns):
+                table = pa.Table.from_batches([batch])
+                table.validate(full=True)
+                yield table
+        except (pa.ArrowException, OSError) as error:
+            raise Refused(f"{shard.path}: the Parquet file is damaged ({_brief(error)}); write it again.") from None
+
+
+def _csv_schema(path: str, config: VerificationConfig) -> pa.Schema:
+    names = _csv_header(path)
+    if names is None:  # A file of no bytes has no rows; it agrees with whatever the others say.
+        names = [config.left_column, config.right_column]
+    return pa.schema([(name, pa.string()) for name in names])
+
+
+def _csv_header(path: str) -> list[str] | None:
+    with _open(path) as file:
+        text = io.TextIOWrapper(io.BufferedReader(_Decompressed(path, file)), encoding="utf-8-sig", newline="")
+        try:
+            return next(csv.reader(text), None)
+        except UnicodeDecodeError as error:
+            raise Refused(f"{path}, header: it is not UTF-8 ({error.reason}); save the file as UTF-8.") from None
+        except (csv.Error, OSError) as error:
+            raise Refused(f"{path}, header: it cannot be read ({_brief(error)}); save the file again.") from None
+
+
+def _csv_batches(path: str, columns: list[str] | None) -> Iterator[pa.Table]:
+    """Reads a CSV file with every column as text, just as it stands in the file."""
+    names = _csv_header(path)
+    if names is None:
+        return
+    misfits: list[Any] = []
+    with _open(path) as file:
+        stream = _Decompressed(path, file)
+        row = 0
+        try:
+            reader = pa.csv.open_csv(
+                pa.PythonFile(stream, mode="r"),
+                # One thread, because only then does the reader know row numbers; workers read several files.
+                read_options=pa.csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK_BYTES),
+                parse_options=pa.csv.ParseOptions(
+                    newlines_in_values=True, invalid_row_handler=lambda found: misfits.append(found) or "skip"
+                ),
+                convert_options=pa.csv.ConvertOptions(
+                    column_types=dict.fromkeys(names, pa.binary()), null_values=[], strings_can_be_null=False,
+                    include_columns=columns or names,
+                ),
+            )  # fmt: skip
+            for batch in reader:
+                if misfits:
+                    break
+                yield _as_text(pa.Table.from_batches([batch]), path, row)
+                row += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            if not _is_header_only(error):
+                raise Refused(f"{path}: it cannot be read ({_brief(error)}); save the file again.") from None
+    if misfits:
+        raise Refused([_misfit(path, found) for found in misfits[:_PROBLEMS_TOLD]])
+    if stream.quotes % 2:
+        raise Refused(f"{path}: a quote is opened and never closed; close it, or double quotes inside a field.")
+
+
+def _is_header_only(error: Exception) -> bool:
+    return "Empty CSV file" in str(error)
+
+
+def _misfit(path: str, found: Any) -> str:
+    row = f", row {found.number - 2}" if found.number else ""
+    return (
+        f"{path}{row}: there are {found.actual_columns} fields where the header has {found.expected_columns}; "
+        "quote fields that hold commas."
+    )
+
+
+def _as_text(batch: pa.Table, path: str, first_row: int) -> pa.Table:
+    try:
+        return batch.cast(pa.schema([(name, pa.string()) for name in batch.column_names]))
+    except pa.ArrowInvalid:
+        raise Refused(_undecodable(batch, path, first_row)) from None
+
+
+def _undecodable(batch: pa.Table, path: str, first_row: int) -> str:
+    for row, values in enumerate(zip(*(column.to_pylist() for column in batch.columns), strict=True)):
+        for name, value in zip(batch.column_names, values, strict=True):
+            try:
+                value.decode("utf-8")
+            except UnicodeDecodeError:
+                return f"{path}, row {first_row + row}: column '{name}' is not UTF-8 ({value[:40]!r}); save the file as UTF-8."
+    return f"{path}: it is not UTF-8; save the file as UTF-8."
+
+
+class _Decompressed(io.RawIOBase):
+    """The bytes of a CSV file, decompressed by its name's ending; counts the quotes that pass."""
+
+    def __init__(self, path: str, file: Any):
+        super().__init__()
+        kind = next((kind for ending, kind in _COMPRESSIONS.items() if path.endswith(ending)), None)
+        # Arrow's decompressors report a truncated file; those of Beam's file systems end without a word.
+        self._source = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), kind) if kind else file
+        self.quotes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._source.read(size)
+        self.quotes += data.count(b'"')
+        return data
+
+
+def _brief(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -1,0 +1,80 @@
+"""The words of the output contract: statuses, verdicts, columns."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+
+class ImageStatus(enum.StrEnum):
+    """What became of one image of a pair."""
+
+    OK = "ok"
+    MISSING = "missing"
+    DENIED = "denied"
+    EMPTY = "empty"
+    UNREADABLE = "unreadable"
+    TOO_LARGE = "too_large"
+    UNSUPPORTED = "unsupported"
+    UNAVAILABLE = "unavailable"
+    OUTSIDE_ROOT = "outside_root"
+    NO_URI = "no_uri"
+
+
+class IdentityCheck(enum.StrEnum):
+    """What the identity scores of a row's images say about its score."""
+
+    SANE = "sane"
+    BELOW_THRESHOLD = "below_threshold"
+    OUTSCORED = "outscored"
+    NOT_CHECKED = "not_checked"
+
+
+STATUSES = tuple(ImageStatus)
+VERDICTS = tuple(IdentityCheck)
+
+MANIFEST_FILE, MANIFEST_ROW = "manifest_file", "manifest_row"
+_CATEGORY = pa.dictionary(pa.int8(), pa.string())
+
+PROVENANCE_FIELDS = (
+    pa.field(MANIFEST_FILE, pa.string(), nullable=False),
+    pa.field(MANIFEST_ROW, pa.int64(), nullable=False),
+)
+RESULT_FIELDS = (
+    pa.field("score", pa.float32()),
+    pa.field("match", pa.bool_()),
+    pa.field("identity_left", pa.float32()),
+    pa.field("identity_right", pa.float32()),
+    pa.field("identity_check", _CATEGORY, nullable=False),
+    pa.field("same_image", pa.bool_()),
+    pa.field("left_status", _CATEGORY, nullable=False),
+    pa.field("right_status", _CATEGORY, nullable=False),
+    pa.field("error", pa.string()),
+)
+RESERVED_COLUMNS = frozenset(field.name for field in PROVENANCE_FIELDS + RESULT_FIELDS)
+
+
+def output_schema(manifest: pa.Schema, metadata: Mapping[str, str] | None = None) -> pa.Schema:
+    """Returns the schema of the scores: `manifest`'s columns, then ours.
+
+    Args:
+        manifest: schema of the manifest's columns.
+        metadata: what to store in the files, under keys that begin with `batchverify.`.
+    """
+    fields = [*manifest, *PROVENANCE_FIELDS, *RESULT_FIELDS]
+    return pa.schema(fields, {f"batchverify.{key}": value for key, value in (metadata or {}).items()})
+
+
+def category(codes: np.ndarray, words: tuple[enum.StrEnum, ...]) -> pa.DictionaryArray:
+    """Returns `dictionary<string>` for `codes`, int8 positions in `words`."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), pa.array([str(word) for word in words]))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Returns whether `kind` holds text: string, large_string, string_view, or a dictionary of these."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
