@@ -99,3 +99,20 @@ class VerificationConfig(ScoringConfig):
             yield "--output is empty; name a directory."
         if self.block_rows < 1:
             yield f"--block-rows is {self.block_rows}; give at least 1."
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What a run writes down about its model.
+
+    Attributes:
+        path: where it came from.
+        digest: SHA-256 of the file, in hex.
+        embedded: whether it is the one that comes with this package.
+        image_shape: height, width and channels that it takes.
+    """
+
+    path: str
+    digest: str
+    embedded: bool
+    image_shape: tuple[int, int, int]

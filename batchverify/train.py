@@ -19,7 +19,13 @@ def main(argv: list[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     from batchverify.training import data, evaluate, network, recipe
 
-    plan = recipe.Recipe(head=options.head, steps=options.steps, seed=options.seed, learning_rate=options.learning_rate)
+    plan = recipe.Recipe(
+        head=options.head,
+        steps=options.steps,
+        seed=options.seed,
+        learning_rate=options.learning_rate,
+        frozen_statistics=options.start_from is not None,
+    )
     alphabets = data.read_alphabets(options.images, plan.image_size)
     held_out = [alphabet for alphabet in alphabets if alphabet.name in options.hold_out]
     seen = [alphabet for alphabet in alphabets if alphabet.name not in options.hold_out]

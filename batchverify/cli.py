@@ -1,0 +1,200 @@
+"""The command line: argv to a configuration and Beam's own arguments, the job, its closing words, an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from batchverify.config import Refused, RunFailed, VerificationConfig
+from batchverify.version import VERSION
+
+DONE, FAILED, REFUSED = 0, 1, 2
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(VerificationConfig)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the job that `argv` asks for and returns its exit code."""
+    try:
+        config, beam_args = parse(sys.argv[1:] if argv is None else argv)
+        _quieten_libraries()
+        if config.model is None:
+            print("No --model given: scoring with the embedded demo model, trained on handwritten characters.")
+        from batchverify.pipeline import run
+
+        result = run(config, beam_args)
+    except Refused as refused:
+        for problem in refused.problems:
+            print(f"batchverify: {problem}", file=sys.stderr)
+        return REFUSED
+    except RunFailed as failed:
+        print(f"batchverify: the run failed: {failed}", file=sys.stderr)
+        return FAILED
+    print(closing_words(result.output, result.summary))
+    return DONE
+
+
+def parse(argv: Sequence[str]) -> tuple[VerificationConfig, list[str]]:
+    """Returns the configuration, and the arguments that are Beam's.
+
+    Raises:
+        Refused: at an option that is neither ours nor Beam's, or a value that cannot be.
+    """
+    parser = _parser()
+    options, others = parser.parse_known_args(list(argv))
+    _refuse_unknown(others, parser)
+    values = vars(options)
+    values["manifests"] = tuple(values["manifests"])
+    return VerificationConfig(**values), others
+
+
+def closing_words(output: str, summary: dict[str, Any]) -> str:
+    """Returns what the terminal shows at the end of a run: counts, the verdict explained, where the files are."""
+    rows, images, rates = summary["rows"], summary["images"], summary["error_rates"]
+    failed = images.get("total", 0) - images.get("ok", 0)
+    kinds = ", ".join(f"{n} {kind}" for kind, n in images.items() if kind not in ("total", "ok"))
+    lines = [
+        "",
+        f"Rows      {rows.get('total', 0):,}: {rows.get('scored', 0):,} scored, {rows.get('failed', 0):,} without a score",
+        f"Images    {images.get('total', 0):,} distinct: {images.get('ok', 0):,} encoded, {failed:,} failed"
+        + (f" ({kinds})" if kinds else ""),
+        f"Matches   {rows.get('matches', 0):,} at threshold {summary['run']['threshold']:g}",
+    ]
+    if rates:
+        known = [(name.upper(), rates[name]) for name in ("fmr", "fnmr", "eer") if rates[name] is not None]
+        lines.append(
+            f"Labels    {rates['genuine']:,} genuine, {rates['impostor']:,} impostor: "
+            + ", ".join(f"{name} {value:.2%}" for name, value in known)
+        )
+    lines += ["Identity  " + identity_words(summary), f"Files     {output}/scores-*.parquet, {output}/summary.json"]
+    return "\n".join(lines)
+
+
+def identity_words(summary: dict[str, Any]) -> str:
+    """Returns the identity verdict of a run, explained to somebody who never heard of it."""
+    identity, threshold = summary["identity"], summary["run"]["threshold"]
+    compared = summary["images"].get("ok", 0)
+    if not compared:
+        return "NOT CHECKED. No image could be encoded, so none was compared with itself."
+    low, high = identity["score_min"], identity["score_max"]
+    scale = f"{low:.4f}" if f"{low:.4f}" == f"{high:.4f}" else f"{low:.4f} to {high:.4f}"
+    refused, outscored = identity["images_below_threshold"], identity["outscored"]
+    if not refused and not outscored:
+        return (
+            f"SANE. Each of {compared:,} images was compared with itself and scored {scale};\n"
+            "          none fell below the threshold, and no pair scored higher than its own images do."
+        )
+    seen = []
+    if refused:
+        seen.append(f"{refused:,} of {compared:,} images, compared with themselves, fall below the threshold {threshold:g}")
+    if outscored:
+        seen.append(f"{outscored:,} pairs of different images score higher than an image against itself")
+    return (
+        f"FAULT. {'; '.join(seen)}.\n"
+        f"          Seen:  an image compared with itself scores {scale}; nothing can be more alike, so it should be near 1.\n"
+        "          Why:   of two equal images the distance is zero, and the head turns zero into sigmoid(bias),\n"
+        "                 whatever the image shows. Ordinary training never shows it such a pair, so the bias is free;\n"
+        "                 positive head weights then let pairs that differ a little score above pairs that don't differ.\n"
+        "          Do:    don't trust matches of near-identical images from this model. Retrain its head with weights\n"
+        "                 that can't be positive and with identity pairs. The column identity_check marks the rows."
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m batchverify",
+        description="Scores the image pairs of a manifest with a trained Siamese network, and checks the network's sanity.",
+        epilog="All other options are Beam's own, for instance --runner=DataflowRunner --region=europe-west4. "
+        "Exit codes: 0 done, 1 the run failed, 2 refused before anything ran.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.error = _refuse  # type: ignore[method-assign]
+    parser.add_argument("--version", action="version", version=f"batchverify {VERSION}")
+
+    job = parser.add_argument_group("the job")
+    job.add_argument("--manifest", dest="manifests", metavar="FILE", action="append", required=True,
+                     help="CSV (also .gz, .bz2, .zst) or Parquet file, or a glob; may be given several times")
+    job.add_argument("--output", metavar="DIR", required=True, help="directory to write the scores to")
+    _add(job, "--overwrite", action="store_true", help="replace the finished run in --output")
+
+    model = parser.add_argument_group("the model and its decisions")
+    _add(model, "--model", metavar="FILE", help="a .keras file with two image inputs and one score (default: embedded)")
+    _add(model, "--threshold", type=float, metavar="T", help="a pair matches when its score is at least T")
+    _add(model, "--identity-tolerance", type=float, metavar="T",
+         help="by how much a pair may outscore its own images before it is a fault")
+    _add(model, "--batch-size", type=int, metavar="N", help="images encoded at once")
+
+    columns = parser.add_argument_group("the manifest's columns")
+    _add(columns, "--left-column", metavar="NAME", help="column with the first image's path or URI")
+    _add(columns, "--right-column", metavar="NAME", help="column with the second image's path or URI")
+    _add(columns, "--label-column", metavar="NAME",
+         help="column with 1 or true for genuine pairs, 0 or false for impostors; '' for none "
+         "(default: genuine, if there is such a column)")
+    _add(columns, "--block-rows", type=int, metavar="N", help="rows that travel through the pipeline together")
+
+    images = parser.add_argument_group("the images")
+    _add(images, "--image-root", metavar="DIR",
+         help="folder of relative paths, outside of which no image is opened (default: the manifest's folder, no limit)")
+    _add(images, "--max-image-pixels", type=int, metavar="N", help="an image of more pixels is too_large")
+    _add(images, "--max-image-bytes", type=int, metavar="N", help="a file of more bytes is too_large")
+    _add(images, "--fetch-threads", type=int, metavar="N", help="images fetched and decoded at the same time")
+    return parser  # fmt: skip
+
+
+def _add(group: Any, option: str, **settings: Any) -> None:
+    """Adds an option whose default is the configuration's."""
+    default = _DEFAULTS[option[2:].replace("-", "_")]
+    if default is not None and default is not False:
+        settings["help"] += f" (default: {default})"
+    group.add_argument(option, default=default, **settings)
+
+
+def _refuse(message: str) -> None:
+    raise Refused(f"{message}; see python -m batchverify --help.")
+
+
+def _refuse_unknown(others: list[str], parser: argparse.ArgumentParser) -> None:
+    """Refuses options that are neither ours nor Beam's, each with the nearest that exists."""
+    names = [argument.split("=")[0] for argument in others if argument.startswith("--")]
+    ours = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    beams = _beam_options() if others else []
+    problems = []
+    for name in names:
+        if name in beams:
+            continue
+        near = difflib.get_close_matches(name, ours, 1, 0.6) or difflib.get_close_matches(name, beams, 1, 0.75)
+        problems.append(f"there is no option {name}" + (f"; did you mean {near[0]}?" if near else "; see --help."))
+    if others and not others[0].startswith("-"):
+        problems.append(f"'{others[0]}' is no option; options begin with --, see --help.")
+    if problems:
+        raise Refused(problems)
+
+
+def _beam_options() -> list[str]:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    parser = argparse.ArgumentParser(add_help=False)
+    for kind in PipelineOptions.__subclasses__():
+        try:
+            kind._add_argparse_args(parser)
+        except argparse.ArgumentError:  # Two of Beam's own classes share an option.
+            continue
+    return [option for action in parser._actions for option in action.option_strings]
+
+
+def _quieten_libraries() -> None:
+    """Keeps the libraries' chatter off the terminal; their errors still show."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logging.getLogger("batchverify").setLevel(logging.INFO)

@@ -1,0 +1,217 @@
+"""One image: fetched, decoded, resized. What goes wrong is a value, never an exception."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import io
+import os
+import stat
+import time
+import warnings
+
+import numpy as np
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from batchverify.schema import ImageStatus
+
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
+_MISSING = {errno.ENOENT, errno.ENOTDIR}
+_DENIED = {errno.EACCES, errno.EPERM}
+_ATTEMPTS = 3
+_FIRST_PAUSE_S = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why there are no pixels.
+
+    Attributes:
+        status: the kind of failure.
+        error: the same in words, without the URI.
+    """
+
+    status: ImageStatus
+    error: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageReader:
+    """Reads images as the network wants them.
+
+    Attributes:
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+        channels: 3 for RGB, 1 for grey.
+        max_pixels: an image of more is `too_large`.
+        max_bytes: a file of more is `too_large`.
+        root: folder outside of which nothing is opened, or None.
+    """
+
+    height: int
+    width: int
+    channels: int
+    max_pixels: int
+    max_bytes: int
+    root: str | None = None
+
+    def read(self, uri: str) -> tuple[np.ndarray | Failure, bytes | None]:
+        """Returns uint8 pixels `(height, width, channels)` or a failure, and the 16-byte digest of the file's bytes."""
+        data = fetch(uri, self.max_bytes, self.root)
+        if isinstance(data, Failure):
+            return data, None
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        return decode(data, (self.height, self.width), self.channels, self.max_pixels), digest
+
+
+def fetch(uri: str, max_bytes: int, root: str | None = None) -> bytes | Failure:
+    """Returns the bytes of the file at `uri`: a local path, or a URI of any file system that Beam opens."""
+    if root is not None and not _is_inside(uri, root):
+        return Failure(ImageStatus.OUTSIDE_ROOT, f"it lies outside of {root}")
+    pause = _FIRST_PAUSE_S
+    for attempt in range(_ATTEMPTS):
+        data = _read_store(uri, max_bytes) if "://" in uri else _read_local(uri, max_bytes)
+        if isinstance(data, bytes) or data.status is not ImageStatus.UNAVAILABLE:
+            break
+        if attempt + 1 < _ATTEMPTS:
+            time.sleep(pause)
+            pause *= 4
+    if data == b"":
+        return Failure(ImageStatus.EMPTY, "the file has no bytes")
+    return data
+
+
+def decode(data: bytes, size: tuple[int, int], channels: int = 3, max_pixels: int = 64_000_000) -> np.ndarray | Failure:
+    """Decodes an image file and resizes it.
+
+    The first frame is taken, EXIF orientation honoured, transparency laid on white, 16 bits scaled to 8, and
+    the image stretched to `size` with an antialiased bilinear filter.
+
+    Args:
+        data: the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file.
+        size: height and width of the result, in pixels.
+        channels: 3 for RGB, 1 for grey.
+        max_pixels: more than these, by the file's header, is `too_large`; nothing is decoded.
+
+    Returns:
+        uint8 `(height, width, channels)`, or the failure.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of sizes and of odd metadata; the limits here decide.
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                if image.width * image.height > max_pixels:
+                    found = f"{image.width} × {image.height} pixels, more than {max_pixels}"
+                    return Failure(ImageStatus.TOO_LARGE, f"{found} (--max-image-pixels)")
+                # JPEG decodes at a half, a quarter, an eighth at a fraction of the cost; twice the wanted size keeps
+                # the result within what the resize filter itself would smooth.
+                image.draft(None, (2 * max(size), 2 * max(size)))
+                return _pixels(image, size, channels)
+    except UnidentifiedImageError:
+        return _unidentified(data)
+    except Image.DecompressionBombError as error:
+        return Failure(ImageStatus.TOO_LARGE, str(error))
+    except MemoryError:
+        return Failure(ImageStatus.TOO_LARGE, "there is not enough memory to decode it")
+    except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to.
+        return Failure(ImageStatus.UNREADABLE, f"it cannot be decoded ({_brief(error)})")
+
+
+def _pixels(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray | Failure:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode == "I" and image.format in (None, "PNG"):  # Pillow's mode for some 16-bit PNG files
+        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F", "LAB"):
+        return Failure(ImageStatus.UNSUPPORTED, f"pixels of kind {image.mode} have no agreed scale; store 8 or 16 bits")
+    if image.has_transparency_data:
+        image = _on_white(image)
+    image = image.convert("RGB" if channels == 3 else "L")
+    image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(size[0], size[1], channels)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    page = Image.new("RGBA", image.size, "white")
+    page.alpha_composite(image)
+    return page.convert("RGB")
+
+
+def _unidentified(data: bytes) -> Failure:
+    """Tells a whole file of a format that is not read from a broken one."""
+    Image.init()
+    for name in Image.ID:
+        accept = Image.OPEN[name][1]
+        if name not in _FORMATS and accept is not None and accept(data[:16]) is True:
+            return Failure(ImageStatus.UNSUPPORTED, f"{name} files are not read; store JPEG, PNG, WebP, BMP, GIF or TIFF")
+    return Failure(ImageStatus.UNREADABLE, "it is no image of a known format")
+
+
+def _read_local(path: str, max_bytes: int) -> bytes | Failure:
+    try:
+        # Without O_NONBLOCK the opening of a FIFO would wait for a writer that never comes.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb") as file:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                return Failure(ImageStatus.UNREADABLE, "it is not a file")
+            if found.st_size > max_bytes:
+                return _too_many_bytes(found.st_size, max_bytes)
+            return file.read()
+    except ValueError as error:  # a NUL in the path
+        return Failure(ImageStatus.MISSING, str(error))
+    except OSError as error:
+        if error.errno in _MISSING:
+            return Failure(ImageStatus.MISSING, "there is no such file")
+        if error.errno in _DENIED:
+            return Failure(ImageStatus.DENIED, "it may not be read")
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO):
+            return Failure(ImageStatus.MISSING, os.strerror(error.errno))
+        return Failure(ImageStatus.UNAVAILABLE, _brief(error))
+
+
+def _read_store(uri: str, max_bytes: int) -> bytes | Failure:
+    try:
+        with FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            data = file.read(max_bytes + 1)
+    except Exception as error:  # Beam wraps whatever the store's client raises.
+        return _store_failure(uri, error)
+    return data if len(data) <= max_bytes else _too_many_bytes(None, max_bytes)
+
+
+def _store_failure(uri: str, error: Exception) -> Failure:
+    words = _brief(error)
+    if isinstance(error, ValueError) and "filesystem" in words.lower():
+        return Failure(ImageStatus.UNSUPPORTED, f"no file system is installed for {uri.split('://')[0]}://")
+    if isinstance(error, FileNotFoundError) or any(sign in str(error) for sign in ("404", "Not Found", "NoSuch")):
+        return Failure(ImageStatus.MISSING, "there is no such object")
+    if isinstance(error, PermissionError) or any(sign in str(error) for sign in ("403", "401", "Forbidden")):
+        return Failure(ImageStatus.DENIED, "it may not be read")
+    return Failure(ImageStatus.UNAVAILABLE, words)
+
+
+def _too_many_bytes(size: int | None, max_bytes: int) -> Failure:
+    found = f"{size} bytes, more than {max_bytes}" if size else f"more than {max_bytes} bytes"
+    return Failure(ImageStatus.TOO_LARGE, f"{found} (--max-image-bytes)")
+
+
+def _is_inside(uri: str, root: str) -> bool:
+    if "://" in uri:
+        return uri.startswith(root.rstrip("/") + "/") and "/../" not in uri
+    real_root = os.path.realpath(root)
+    return os.path.commonpath([real_root, os.path.realpath(uri)]) == real_root
+
+
+def _brief(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+# Pillow's own limit only guesses; the header is checked against --max-image-pixels before anything is allocated.
+Image.MAX_IMAGE_PIXELS = None
+# A truncated file must fail, not come back half grey; this is Pillow's default, and other libraries change it.
+ImageFile.LOAD_TRUNCATED_IMAGES = False

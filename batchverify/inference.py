@@ -1,0 +1,307 @@
+"""The network at work inside Beam: each distinct image encoded once, then pairs compared.
+
+`ImageEncoder` and `compare_block` are the pure parts; `EncodeImages` and `ComparePairs` are the DoFns that lift
+them. Both call one `Network`, which a process loads once.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import apache_beam as beam
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.metrics import Metrics
+from apache_beam.utils.shared import Shared
+
+from batchverify.config import RunFailed, ScoringConfig
+from batchverify.identity import check_identity, is_match
+from batchverify.images import Failure, ImageReader
+from batchverify.manifest import pair_uris
+from batchverify.schema import RESULT_FIELDS, STATUSES, VERDICTS, ImageStatus, category
+
+_OK = STATUSES.index(ImageStatus.OK)
+_NO_URI = STATUSES.index(ImageStatus.NO_URI)
+_LOOKAHEAD_BATCHES = 3
+IMAGES = "images"
+
+
+class Network(Protocol):
+    """What the two DoFns need. `KerasNetwork` is the real one; a benchmark brings its own."""
+
+    def encode(self, uris: pa.Array) -> pa.Table:
+        """Returns one row for each of `uris`, in their order: the columns of `encoded_images`."""
+
+    def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Returns scores, float32 `(n,)`, of embeddings, float32 `(n, d)` twice."""
+
+
+def encoded_images(
+    uris: pa.Array,
+    status: np.ndarray,
+    error: list[str | None],
+    digest: list[bytes | None],
+    identity: np.ndarray,
+    embeddings: np.ndarray,
+) -> pa.Table:
+    """Returns the table that a `Network` answers with.
+
+    Args:
+        uris: text `(n,)`.
+        status: int8 `(n,)`, positions in `schema.STATUSES`.
+        error: `(n,)`, None where the status is `ok`.
+        digest: `(n,)`, 16 bytes of each file's content; None where it could not be read.
+        identity: float32 `(n,)`, NaN where there is no embedding.
+        embeddings: float32 `(n, d)`.
+    """
+    flat = pa.array(np.ascontiguousarray(embeddings, np.float32).reshape(-1))
+    return pa.table(
+        {
+            "uri": uris.cast(pa.string()),
+            "status": pa.array(status, pa.int8()),
+            "error": pa.array(error, pa.string()),
+            "digest": pa.array(digest, pa.binary(16)),
+            "identity": pa.array(np.asarray(identity, np.float32)),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1]),
+        }
+    )
+
+
+class KerasNetwork:
+    """A trained Siamese network that fetches and decodes its images itself, in threads, while the device works."""
+
+    def __init__(self, config: ScoringConfig):
+        from batchverify.models import load_model
+
+        self._config = config
+        self._model = load_model(config.model, config.batch_size)
+        self.facts = self._model.facts
+        height, width, channels = self.facts.image_shape
+        self._reader = ImageReader(
+            height, width, channels, config.max_image_pixels, config.max_image_bytes, config.image_root
+        )
+        self._threads = ThreadPoolExecutor(config.fetch_threads, "fetch")
+
+    def encode(self, uris: pa.Array) -> pa.Table:
+        """Fetches, decodes and encodes `uris`; see `Network.encode`."""
+        read, embeddings, digests = [], [], []
+        for results in self._read_ahead(uris.to_pylist()):
+            pixels = [image for image, _ in results if not isinstance(image, Failure)]
+            if pixels:
+                embeddings.append(self._model.encode(np.stack(pixels)))
+            read += [None if not isinstance(image, Failure) else image for image, _ in results]
+            digests += [digest for _, digest in results]
+        return self._assemble(uris, read, embeddings, digests)
+
+    def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """See `Network.compare`."""
+        return self._model.compare(left, right)
+
+    def _read_ahead(self, uris: list[str]) -> Iterator[list[tuple[np.ndarray | Failure, bytes | None]]]:
+        """Yields the images batch by batch, with the next batches on their way."""
+        size = self._config.batch_size
+        under_way: collections.deque[list[Future]] = collections.deque()
+        for start in range(0, len(uris), size):
+            under_way.append([self._threads.submit(self._reader.read, uri) for uri in uris[start : start + size]])
+            if len(under_way) > _LOOKAHEAD_BATCHES:
+                yield [future.result() for future in under_way.popleft()]
+        while under_way:
+            yield [future.result() for future in under_way.popleft()]
+
+    def _assemble(self, uris: pa.Array, read: list[Failure | None], embeddings: list[np.ndarray], digests) -> pa.Table:
+        encoded = np.array([failure is None for failure in read], bool)
+        found = np.concatenate([np.zeros((0, self._model.embedding_size), np.float32), *embeddings])
+        spread = np.zeros((len(read), self._model.embedding_size), np.float32)
+        spread[encoded] = found
+        identity = np.full(len(read), np.nan, np.float32)
+        identity[encoded] = self._model.compare(found, found) if len(found) else []
+        status = np.array([_OK if failure is None else STATUSES.index(failure.status) for failure in read], np.int8)
+        return encoded_images(uris, status, [failure and failure.error for failure in read], digests, identity, spread)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkLoader:
+    """Loads a network once in each worker process and shares it between threads and DoFns.
+
+    Attributes:
+        load: makes the network.
+    """
+
+    load: Callable[[], Network]
+    _shared: Shared = dataclasses.field(default_factory=Shared)
+
+    def get(self) -> Network:
+        return self._shared.acquire(self.load)
+
+
+class EncodeImages(beam.DoFn):
+    """`(bucket, [(block key, table of URIs)])` to `(block key, encoded images)` for every block that asked.
+
+    A second output, `images`, has each distinct image once, without its embedding.
+    """
+
+    def __init__(self, loader: NetworkLoader):
+        self._loader = loader
+        self._encoded = Metrics.counter("batchverify", "images_encoded")
+        self._failed = Metrics.counter("batchverify", "images_failed")
+
+    def setup(self) -> None:
+        self._network = self._loader.get()
+
+    def process(self, request: tuple[int, Iterable[tuple[str, pa.Table]]]) -> Iterator[Any]:
+        _, asked = request
+        wanted = [(key, table["uri"].combine_chunks()) for key, table in asked]
+        uris = pa.chunked_array([uris for _, uris in wanted], pa.string()).unique()
+        images = self._network.encode(uris)
+        _require_finite(images)
+        encoded = int(np.count_nonzero(images["status"].to_numpy() == _OK))
+        self._encoded.inc(encoded)
+        self._failed.inc(len(uris) - encoded)
+        yield beam.pvalue.TaggedOutput(IMAGES, images.drop_columns(["embedding"]))
+        for key, theirs in wanted:
+            yield key, images.take(pc.index_in(theirs, value_set=uris))
+
+
+class ComparePairs(beam.DoFn):
+    """`(block key, {blocks, images})` to the block with the result columns of the output contract."""
+
+    def __init__(self, loader: NetworkLoader, config: ScoringConfig):
+        self._loader, self._config = loader, config
+        self._scored = Metrics.counter("batchverify", "rows_scored")
+
+    def setup(self) -> None:
+        self._network = self._loader.get()
+
+    def process(self, element: tuple[str, dict[str, list[pa.Table]]]) -> Iterator[pa.Table]:
+        key, found = element
+        if len(found["blocks"]) != 1:
+            raise RunFailed(f"{len(found['blocks'])} blocks have the key {key}; give every block a key of its own.")
+        (block,) = found["blocks"]
+        images = pa.concat_tables(found["images"]).combine_chunks() if found["images"] else _no_images()
+        scored = compare_block(block, images, self._network, self._config)
+        self._scored.inc(scored.num_rows - scored["score"].null_count)
+        yield scored
+
+
+def request_images(
+    element: tuple[str, pa.Table], config: ScoringConfig, buckets: int
+) -> Iterator[tuple[int, tuple[str, pa.Table]]]:
+    """Asks for the distinct images of a block, each in the bucket that its URI belongs to."""
+    key, block = element
+    left, right = pair_uris(block, config)
+    uris = pa.chunked_array([*left.chunks, *right.chunks], pa.string()).unique().drop_null()
+    bucket = pd.util.hash_array(uris.to_numpy(zero_copy_only=False), categorize=False) % buckets
+    order = np.argsort(bucket, kind="stable")
+    bounds = np.searchsorted(bucket[order], np.arange(buckets + 1))
+    for number in np.unique(bucket):
+        chosen = order[bounds[number] : bounds[number + 1]]
+        yield int(number), (key, pa.table({"uri": uris.take(pa.array(chosen))}))
+
+
+def compare_block(block: pa.Table, images: pa.Table, network: Network, config: ScoringConfig) -> pa.Table:
+    """Returns `block` with the result columns, each row looked up in `images`."""
+    sides = [_Side.find(uris, images) for uris in pair_uris(block, config)]
+    left, right = sides
+    scores = _scores(left, right, images, network)
+    verdicts = check_identity(scores, left.identity, right.identity, config.threshold, config.identity_tolerance)
+    columns = [
+        _nullable(scores),
+        pa.array(is_match(scores, config.threshold), mask=np.isnan(scores)),
+        _nullable(left.identity),
+        _nullable(right.identity),
+        category(verdicts, VERDICTS),
+        _same_image(left, right, images),
+        category(left.status, STATUSES),
+        category(right.status, STATUSES),
+        _first_error(left, right),
+    ]
+    for field, column in zip(RESULT_FIELDS, columns, strict=True):
+        block = block.append_column(field, column)
+    return block
+
+
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    """One side of a block's pairs, looked up.
+
+    Attributes:
+        uris: text `(n,)`, null where a row names none.
+        place: int64 `(n,)`, the row in the table of images, -1 where there is none.
+        status: int8 `(n,)`, positions in `STATUSES`.
+        identity: float32 `(n,)`, NaN where there is none.
+        error: text `(n,)`, null where the image is ok.
+    """
+
+    uris: pa.ChunkedArray
+    place: np.ndarray
+    status: np.ndarray
+    identity: np.ndarray
+    error: pa.ChunkedArray
+
+    @classmethod
+    def find(cls, uris: pa.ChunkedArray, images: pa.Table) -> _Side:
+        index = pc.index_in(uris, value_set=images["uri"])
+        place = pc.fill_null(index, -1).to_numpy().astype(np.int64)
+        if np.any((place < 0) & uris.is_valid().to_numpy(zero_copy_only=False)):
+            raise RunFailed("an image that a block asked for was not answered; this is a fault of this program.")
+        status = np.append(images["status"].to_numpy(), np.int8(_NO_URI))[place].astype(np.int8)
+        identity = np.append(images["identity"].to_numpy(), np.float32(np.nan))[place].astype(np.float32)
+        error = pc.if_else(pc.is_valid(index), images["error"].take(index), "the manifest names no image")
+        return cls(uris, place, status, identity, error)
+
+    def described(self, side: str) -> pa.ChunkedArray:
+        """Returns the errors in full, with side and URI; null where there is none."""
+        return pc.binary_join_element_wise(f"{side} image ", pc.fill_null(self.uris, "(none)"), ": ", self.error, "")
+
+
+def _scores(left: _Side, right: _Side, images: pa.Table, network: Network) -> np.ndarray:
+    scores = np.full(len(left.place), np.nan, np.float32)
+    both = np.flatnonzero((left.status == _OK) & (right.status == _OK))
+    embeddings = _embedding_matrix(images)
+    # Slices keep the gathered embeddings small beside the block itself, however wide they are.
+    for start in range(0, len(both), 8192):
+        rows = both[start : start + 8192]
+        scores[rows] = network.compare(embeddings[left.place[rows]], embeddings[right.place[rows]])
+    if np.any(np.isnan(scores[both])):
+        raise RunFailed("the model gave a score that is not a number; check its weights.")
+    return scores
+
+
+def _embedding_matrix(images: pa.Table) -> np.ndarray:
+    column = images["embedding"].combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), -1) if len(column) else np.zeros((0, 1), np.float32)
+
+
+def _same_image(left: _Side, right: _Side, images: pa.Table) -> pa.Array:
+    digests = images["digest"].combine_chunks().dictionary_encode()
+    codes = np.append(pc.fill_null(digests.indices, -1).to_numpy(), -1)
+    one, other = codes[left.place], codes[right.place]
+    return pa.array(one == other, mask=(one < 0) | (other < 0))
+
+
+def _first_error(left: _Side, right: _Side) -> pa.ChunkedArray:
+    if np.all(left.status == _OK) and np.all(right.status == _OK):
+        return pa.nulls(len(left.status), pa.string())
+    return pc.coalesce(left.described("left"), right.described("right"))
+
+
+def _nullable(values: np.ndarray) -> pa.Array:
+    return pa.array(values, pa.float32(), mask=np.isnan(values))
+
+
+def _no_images() -> pa.Table:
+    return encoded_images(pa.array([], pa.string()), np.zeros(0, np.int8), [], [], np.zeros(0), np.zeros((0, 1)))
+
+
+def _require_finite(images: pa.Table) -> None:
+    ok = images["status"].to_numpy() == _OK
+    wrong = ok & ~np.isfinite(images["identity"].to_numpy())
+    if wrong.any():
+        uri = images["uri"][int(np.argmax(wrong))].as_py()
+        raise RunFailed(f"the model gave {uri} an identity score that is not a number; check its weights.")

@@ -1,0 +1,210 @@
+"""The job: a manifest's pairs, each distinct image encoded once, every row scored, checked and written."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.runner import PipelineState
+
+from batchverify.config import ModelFacts, Refused, RunFailed, ScoringConfig, VerificationConfig
+from batchverify.inference import (
+    IMAGES,
+    ComparePairs,
+    EncodeImages,
+    KerasNetwork,
+    NetworkLoader,
+    request_images,
+)
+from batchverify.manifest import Manifest, ReadManifest, plan_manifest
+from batchverify.schema import output_schema
+from batchverify.scores import RunDirectory, WriteScores, finish_run
+from batchverify.summary import SUMMARY_VERSION, Summarise, Summary
+from batchverify.version import VERSION
+
+_IMAGES_PER_BUCKET = 4096
+_MOST_BUCKETS = 4096
+# Beam's own DirectRunner first looks for another runner on the network, without a time-out.
+_IN_PROCESS_RUNNER = "FnApiRunner"
+
+
+class Verified(NamedTuple):
+    """What `VerifyPairs` gives.
+
+    Attributes:
+        scores: tables, the blocks with the result columns of the output contract.
+        images: tables, one row for each distinct image: uri, status, error, digest, identity.
+    """
+
+    scores: beam.PCollection[pa.Table]
+    images: beam.PCollection[pa.Table]
+
+
+class VerifyPairs(beam.PTransform):
+    """Scores blocks of pairs: `(block key, pa.Table)` to tables with the result columns.
+
+    Each block needs a key of its own and the columns that `config` names; all other columns pass through.
+    Blocks of some ten thousand rows serve best. With a `manifest_file` column, relative URIs start from its folder.
+
+    Args:
+        config: model, threshold, columns and limits.
+        expected_images: about how many distinct images there are; decides how many groups they are encoded in.
+        loader: loads the network in each worker process; a Keras model as `config` says, unless given.
+    """
+
+    def __init__(self, config: ScoringConfig, expected_images: int = 100_000, loader: NetworkLoader | None = None):
+        super().__init__()
+        self._config = config
+        self._buckets = max(1, min(_MOST_BUCKETS, -(-expected_images // _IMAGES_PER_BUCKET)))
+        self._loader = loader or keras_loader(config)
+
+    def expand(self, blocks: beam.PCollection[tuple[str, pa.Table]]) -> Verified:
+        encoded = (
+            blocks
+            | "RequestImages"
+            >> beam.FlatMap(request_images, self._config, self._buckets).with_output_types(
+                tuple[int, tuple[str, pa.Table]]
+            )
+            | beam.GroupByKey()
+            | "EncodeImages"
+            >> beam.ParDo(EncodeImages(self._loader))
+            .with_outputs(IMAGES, main="answers")
+            .with_output_types(tuple[str, pa.Table], **{IMAGES: pa.Table})
+        )
+        scored = (
+            {"blocks": blocks, "images": encoded.answers}
+            | beam.CoGroupByKey()
+            | "ComparePairs" >> beam.ParDo(ComparePairs(self._loader, self._config)).with_output_types(pa.Table)
+        )
+        return Verified(scored, encoded[IMAGES])
+
+
+def keras_loader(config: ScoringConfig) -> NetworkLoader:
+    """Returns what loads the network that `config` names."""
+    return NetworkLoader(functools.partial(KerasNetwork, config))
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a finished run says.
+
+    Attributes:
+        output: the run directory.
+        summary: what stands in its `summary.json`.
+    """
+
+    output: str
+    summary: dict[str, Any]
+
+
+def run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> RunResult:
+    """Runs the job and waits for its end.
+
+    Args:
+        config: what to do.
+        beam_args: Beam's own arguments, `--runner=…` and so on; in this process without them.
+
+    Raises:
+        Refused: if manifest, model or output directory cannot be used; nothing has been written.
+        RunFailed: if the run cannot be finished; there is no `_SUCCESS`.
+    """
+    directory = RunDirectory(config.output)
+    directory.refuse_finished(config.overwrite)
+    manifest = plan_manifest(config)
+    # Held to the end of the run: in-process workers share this very network.
+    loader = keras_loader(config)
+    network = loader.get()
+    directory.prepare()
+    provenance = _provenance(config, network.facts)
+    pipeline = beam.Pipeline(options=_options(beam_args))
+    build(pipeline, config, manifest, provenance, loader)
+    _run_to_end(pipeline)
+    return RunResult(directory.path, directory.read_summary())
+
+
+def build(
+    pipeline: beam.Pipeline,
+    config: VerificationConfig,
+    manifest: Manifest,
+    provenance: dict[str, Any],
+    loader: NetworkLoader,
+) -> None:
+    """Adds the whole job to `pipeline`."""
+    directory = RunDirectory(config.output)
+    schema = output_schema(manifest.schema, {key: str(value) for key, value in provenance.items()})
+    blocks = pipeline | "ReadManifest" >> ReadManifest(manifest, config)
+    verified = blocks | "VerifyPairs" >> VerifyPairs(config, manifest.expected_images, loader)
+    files = verified.scores | "WriteScores" >> WriteScores(directory, schema)
+    summary = (
+        {"scores": verified.scores, "images": verified.images}
+        | "Summarise" >> Summarise(config, manifest.label_column)
+        | "WriteSummary" >> beam.Map(_complete_summary, provenance)
+    )
+    rows_read = blocks | "RowsRead" >> beam.Map(_rows) | beam.CombineGlobally(sum)
+    _ = (
+        pipeline
+        | "Once" >> beam.Create([None])
+        | "FinishRun"
+        >> beam.Map(
+            finish_run,
+            directory,
+            beam.pvalue.AsSingleton(summary),
+            beam.pvalue.AsSingleton(rows_read),
+            beam.pvalue.AsIter(files),
+        )
+    )
+
+
+def _rows(element: tuple[str, pa.Table]) -> int:
+    return element[1].num_rows
+
+
+def _complete_summary(found: Summary, provenance: dict[str, Any]) -> dict[str, Any]:
+    return {"summary_version": SUMMARY_VERSION, "run": provenance, **found.to_json(provenance["threshold"])}
+
+
+def _provenance(config: VerificationConfig, model: ModelFacts) -> dict[str, Any]:
+    height, width, channels = model.image_shape
+    return {
+        "version": VERSION,
+        "run_id": config.run_id,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "manifest": list(config.manifests),
+        "model": model.path,
+        "model_digest": f"sha256:{model.digest}",
+        "threshold": config.threshold,
+        "identity_tolerance": config.identity_tolerance,
+        "preprocessing": f"{'RGB' if channels == 3 else 'grey'}, {height}x{width}, bilinear, uint8 0..255",
+    }
+
+
+def _options(beam_args: Sequence[str]) -> PipelineOptions:
+    options = PipelineOptions(list(beam_args), save_main_session=False)
+    standard = options.view_as(StandardOptions)
+    if standard.runner in (None, "DirectRunner"):
+        standard.runner = _IN_PROCESS_RUNNER
+    return options
+
+
+def _run_to_end(pipeline: beam.Pipeline) -> None:
+    try:
+        state = pipeline.run().wait_until_finish()
+    except Exception as error:  # A runner raises whatever its workers raised, in its own wrapping.
+        raise RunFailed(_root_cause(error)) from error
+    if state not in (None, PipelineState.DONE):
+        raise RunFailed(f"the runner ended in state {state}; its own log says why.")
+
+
+def _root_cause(error: BaseException) -> str:
+    """Returns the sentence of a `RunFailed` or `Refused` in a worker, out of the traceback that the runner made of it."""
+    for line in reversed(str(error).splitlines()):
+        for kind in (RunFailed, Refused):
+            if f"{kind.__name__}: " in line:
+                return line.split(f"{kind.__name__}: ", 1)[1].split(" [while running")[0]
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
