@@ -17,6 +17,7 @@ from batchverify.version import VERSION
 
 DONE, FAILED, REFUSED = 0, 1, 2
 
+_DEST = {"--manifest": "manifests", "--output": "output"}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(VerificationConfig)}
 
 
@@ -50,6 +51,9 @@ def parse(argv: Sequence[str]) -> tuple[VerificationConfig, list[str]]:
     parser = _parser()
     options, others = parser.parse_known_args(list(argv))
     _refuse_unknown(others, parser)
+    # Not argparse's `required`, which would speak of a missing --output before a misspelt --outptu.
+    if missing := [f"{name} is missing; see --help." for name in ("--manifest", "--output") if not vars(options)[_DEST[name]]]:
+        raise Refused(missing)
     values = vars(options)
     values["manifests"] = tuple(values["manifests"])
     return VerificationConfig(**values), others
@@ -120,9 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"batchverify {VERSION}")
 
     job = parser.add_argument_group("the job")
-    job.add_argument("--manifest", dest="manifests", metavar="FILE", action="append", required=True,
+    job.add_argument("--manifest", dest="manifests", metavar="FILE", action="append", default=[],
                      help="CSV (also .gz, .bz2, .zst) or Parquet file, or a glob; may be given several times")
-    job.add_argument("--output", metavar="DIR", required=True, help="directory to write the scores to")
+    job.add_argument("--output", metavar="DIR", default="", help="directory to write the scores to")
     _add(job, "--overwrite", action="store_true", help="replace the finished run in --output")
 
     model = parser.add_argument_group("the model and its decisions")

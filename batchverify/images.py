@@ -18,7 +18,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from batchverify.schema import ImageStatus
 
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
 _DENIED = {errno.EACCES, errno.EPERM}
 _ATTEMPTS = 3
@@ -144,7 +144,6 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def _unidentified(data: bytes) -> Failure:
     """Tells a whole file of a format that is not read from a broken one."""
-    Image.init()
     for name in Image.ID:
         accept = Image.OPEN[name][1]
         if name not in _FORMATS and accept is not None and accept(data[:16]) is True:
@@ -215,3 +214,5 @@ def _brief(error: BaseException) -> str:
 Image.MAX_IMAGE_PIXELS = None
 # A truncated file must fail, not come back half grey; this is Pillow's default, and other libraries change it.
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+# Pillow loads its rarer formats on demand, and not when they are asked for by name. MPO opens as JPEG.
+Image.init()

@@ -1,0 +1,35 @@
+"""Installs batchverify; also what Beam stages to remote workers (`--setup_file`)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+version: dict[str, str] = {}
+exec((HERE / "batchverify" / "version.py").read_text(encoding="utf-8"), version)
+
+setup(
+    name="batchverify",
+    version=version["VERSION"],
+    description="Batch verification of image pairs with a trained Siamese network, in Apache Beam",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["batchverify", "batchverify.*"]),
+    package_data={"batchverify.demo": ["*.keras", "*.json", "*.md"]},
+    install_requires=[
+        "apache-beam>=2.77,<2.80",
+        "keras>=3.15,<4",
+        "numpy>=2.0,<3",
+        "pandas>=3.0,<4",
+        "pillow>=12.0,<14",
+        "pyarrow>=23,<27",
+        "tensorflow>=2.20,<3",
+    ],
+    extras_require={
+        "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
+        "test": ["mypy>=2.0,<3", "pytest>=9.0,<10", "ruff>=0.17,<0.18"],
+    },
+)
