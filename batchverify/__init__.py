@@ -1,7 +1,7 @@
 """Batch verification of image pairs with a trained Siamese network, in Apache Beam.
 
-    result = batchverify.run(batchverify.VerificationConfig(manifests=("pairs.csv",), output="scores/"))
-    scored = blocks | batchverify.VerifyPairs(batchverify.ScoringConfig(model="model.keras"))
+result = batchverify.run(batchverify.VerificationConfig(manifests=("pairs.csv",), output="scores/"))
+scored = blocks | batchverify.VerifyPairs(batchverify.ScoringConfig(model="model.keras"))
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from batchverify.config import Refused, RunFailed, VerificationConfig
 from batchverify.version import VERSION
@@ -124,29 +124,48 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"batchverify {VERSION}")
 
     job = parser.add_argument_group("the job")
-    job.add_argument("--manifest", dest="manifests", metavar="FILE", action="append", default=[],
-                     help="CSV (also .gz, .bz2, .zst) or Parquet file, or a glob; may be given several times")
+    job.add_argument(
+        "--manifest",
+        dest="manifests",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="CSV (also .gz, .bz2, .zst) or Parquet file, or a glob; may be given several times",
+    )
     job.add_argument("--output", metavar="DIR", default="", help="directory to write the scores to")
     _add(job, "--overwrite", action="store_true", help="replace the finished run in --output")
 
     model = parser.add_argument_group("the model and its decisions")
     _add(model, "--model", metavar="FILE", help="a .keras file with two image inputs and one score (default: embedded)")
     _add(model, "--threshold", type=float, metavar="T", help="a pair matches when its score is at least T")
-    _add(model, "--identity-tolerance", type=float, metavar="T",
-         help="by how much a pair may outscore its own images before it is a fault")
+    _add(
+        model,
+        "--identity-tolerance",
+        type=float,
+        metavar="T",
+        help="by how much a pair may outscore its own images before it is a fault",
+    )
     _add(model, "--batch-size", type=int, metavar="N", help="images encoded at once")
 
     columns = parser.add_argument_group("the manifest's columns")
     _add(columns, "--left-column", metavar="NAME", help="column with the first image's path or URI")
     _add(columns, "--right-column", metavar="NAME", help="column with the second image's path or URI")
-    _add(columns, "--label-column", metavar="NAME",
-         help="column with 1 or true for genuine pairs, 0 or false for impostors; '' for none "
-         "(default: genuine, if there is such a column)")
+    _add(
+        columns,
+        "--label-column",
+        metavar="NAME",
+        help="column with 1 or true for genuine pairs, 0 or false for impostors; '' for none "
+        "(default: genuine, if there is such a column)",
+    )
     _add(columns, "--block-rows", type=int, metavar="N", help="rows that travel through the pipeline together")
 
     images = parser.add_argument_group("the images")
-    _add(images, "--image-root", metavar="DIR",
-         help="folder of relative paths, outside of which no image is opened (default: the manifest's folder, no limit)")
+    _add(
+        images,
+        "--image-root",
+        metavar="DIR",
+        help="folder of relative paths, outside of which no image is opened (default: the manifest's folder, no limit)",
+    )
     _add(images, "--max-image-pixels", type=int, metavar="N", help="an image of more pixels is too_large")
     _add(images, "--max-image-bytes", type=int, metavar="N", help="a file of more bytes is too_large")
     _add(images, "--fetch-threads", type=int, metavar="N", help="images fetched and decoded at the same time")
@@ -161,7 +180,7 @@ def _add(group: Any, option: str, **settings: Any) -> None:
     group.add_argument(option, default=default, **settings)
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     raise Refused(f"{message}; see python -m batchverify --help.")
 
 
@@ -185,7 +204,7 @@ def _refuse_unknown(others: list[str], parser: argparse.ArgumentParser) -> None:
 def _beam_options() -> list[str]:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    parser = argparse.ArgumentParser(add_help=False)
+    parser: Any = argparse.ArgumentParser(add_help=False)
     for kind in PipelineOptions.__subclasses__():
         try:
             kind._add_argparse_args(parser)

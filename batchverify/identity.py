@@ -14,9 +14,7 @@ def is_match(scores: np.ndarray, threshold: float) -> np.ndarray:
     return scores >= np.float32(threshold)
 
 
-def check_identity(
-    scores: np.ndarray, left: np.ndarray, right: np.ndarray, threshold: float, tolerance: float
-) -> np.ndarray:
+def check_identity(scores: np.ndarray, left: np.ndarray, right: np.ndarray, threshold: float, tolerance: float) -> np.ndarray:
     """Judges scores by the identity scores of their images.
 
     Args:

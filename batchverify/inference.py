@@ -83,9 +83,7 @@ class KerasNetwork:
         self._model = load_model(config.model, config.batch_size)
         self.facts = self._model.facts
         height, width, channels = self.facts.image_shape
-        self._reader = ImageReader(
-            height, width, channels, config.max_image_pixels, config.max_image_bytes, config.image_root
-        )
+        self._reader = ImageReader(height, width, channels, config.max_image_pixels, config.max_image_bytes, config.image_root)
         self._threads = ThreadPoolExecutor(config.fetch_threads, "fetch")
 
     def encode(self, uris: pa.Array) -> pa.Table:
@@ -122,7 +120,7 @@ class KerasNetwork:
         identity = np.full(len(read), np.nan, np.float32)
         identity[encoded] = self._model.compare(found, found) if len(found) else []
         status = np.array([_OK if failure is None else STATUSES.index(failure.status) for failure in read], np.int8)
-        return encoded_images(uris, status, [failure and failure.error for failure in read], digests, identity, spread)
+        return encoded_images(uris, status, [failure.error if failure else None for failure in read], digests, identity, spread)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -183,9 +183,7 @@ def _read_keyed(shard: Shard, schema: pa.Schema, label: str | None, config: Veri
 
 def _with_provenance(block: pa.Table, path: str, row: int) -> pa.Table:
     files = pa.repeat(pa.scalar(path), block.num_rows)
-    return block.append_column(MANIFEST_FILE, files).append_column(
-        MANIFEST_ROW, pa.array(np.arange(row, row + block.num_rows))
-    )
+    return block.append_column(MANIFEST_FILE, files).append_column(MANIFEST_ROW, pa.array(np.arange(row, row + block.num_rows)))
 
 
 # Looking through a file before the run.
@@ -202,11 +200,13 @@ class _Inspection:
     """One manifest file, looked through as far as the budget goes."""
 
     def __init__(self, path: str, config: VerificationConfig, budget: _Budget):
-        self.path, self.problems = path, []
+        self.path = path
+        self.problems: list[str] = []
         self.parquet = _parquet_footer(path)
         self.schema = self.parquet.schema_arrow.remove_metadata() if self.parquet else _csv_schema(path, config)
         self.problems += _column_problems(path, self.schema, config)
-        self.rows_seen, self.expected_rows, self.images = 0, 0, []
+        self.rows_seen, self.expected_rows = 0, 0
+        self.images: list[pa.Array] = []
         if not self.problems:
             self._look_through(config, budget)
 
@@ -442,6 +442,11 @@ def _csv_batches(path: str, columns: list[str] | None) -> Iterator[pa.Table]:
     if names is None:
         return
     misfits: list[Any] = []
+
+    def set_aside(row: Any) -> str:
+        misfits.append(row)
+        return "skip"
+
     with _open(path) as file:
         stream = _Decompressed(path, file)
         row = 0
@@ -450,9 +455,7 @@ def _csv_batches(path: str, columns: list[str] | None) -> Iterator[pa.Table]:
                 pa.PythonFile(stream, mode="r"),
                 # One thread, because only then does the reader know row numbers; workers read several files.
                 read_options=pa.csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK_BYTES),
-                parse_options=pa.csv.ParseOptions(
-                    newlines_in_values=True, invalid_row_handler=lambda found: misfits.append(found) or "skip"
-                ),
+                parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=set_aside),
                 convert_options=pa.csv.ConvertOptions(
                     column_types=dict.fromkeys(names, pa.binary()), null_values=[], strings_can_be_null=False,
                     include_columns=columns or names,

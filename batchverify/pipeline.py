@@ -68,9 +68,7 @@ class VerifyPairs(beam.PTransform):
         encoded = (
             blocks
             | "RequestImages"
-            >> beam.FlatMap(request_images, self._config, self._buckets).with_output_types(
-                tuple[int, tuple[str, pa.Table]]
-            )
+            >> beam.FlatMap(request_images, self._config, self._buckets).with_output_types(tuple[int, tuple[str, pa.Table]])
             | beam.GroupByKey()
             | "EncodeImages"
             >> beam.ParDo(EncodeImages(self._loader))
@@ -120,6 +118,7 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> RunResult:
     # Held to the end of the run: in-process workers share this very network.
     loader = keras_loader(config)
     network = loader.get()
+    assert isinstance(network, KerasNetwork)
     directory.prepare()
     provenance = _provenance(config, network.facts)
     pipeline = beam.Pipeline(options=_options(beam_args))

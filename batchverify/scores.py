@@ -117,9 +117,7 @@ def finish_run(_, directory: RunDirectory, summary: dict[str, Any], rows_read: i
     """
     rows_written = sum(count_written_rows(path) for path in files)
     if not rows_read == rows_written == summary["rows"].get("total", 0):
-        raise RunFailed(
-            f"{rows_read} rows were read but {rows_written} written; run again, and report it if it happens again."
-        )
+        raise RunFailed(f"{rows_read} rows were read but {rows_written} written; run again, and report it if it happens again.")
     directory.finish(summary)
     return rows_written
 

@@ -47,8 +47,7 @@ def split_siamese(model: keras.Model) -> Siamese:
     left, right = _Cut(model).sides()
     if len(left) != 1 or len(right) != 1:
         raise CannotSplit(
-            f"the model's towers meet in {len(left)} and {len(right)} places; "
-            "give one whose towers each end in one embedding."
+            f"the model's towers meet in {len(left)} and {len(right)} places; give one whose towers each end in one embedding."
         )
     if _recipe(left[0]) != _recipe(right[0]):
         raise CannotSplit("the model's two towers do not share their layers; train it with one encoder for both inputs.")
@@ -62,9 +61,7 @@ class _Cut:
 
     def __init__(self, model: keras.Model):
         self._model = model
-        self._origins: dict[int, frozenset[int]] = {
-            id(tensor): frozenset([side]) for side, tensor in enumerate(model.inputs)
-        }
+        self._origins: dict[int, frozenset[int]] = {id(tensor): frozenset([side]) for side, tensor in enumerate(model.inputs)}
         self._sides: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
         self._visited: set[int] = set()
 

@@ -30,7 +30,7 @@ class Character:
 
 def invent_alphabet(rng: np.random.Generator, characters: int) -> list[Character]:
     """Returns characters that share a style: how many strokes, how long, how curly."""
-    strokes = rng.integers(2, 5)
+    strokes = int(rng.integers(2, 5))
     curl = rng.uniform(0.3, 1.6)
     length = rng.uniform(0.25, 0.5)
     return [_invent_character(rng, strokes, curl, length) for _ in range(characters)]
@@ -53,7 +53,7 @@ def draw(character: Character, rng: np.random.Generator, size: int = 105) -> Ima
 
 
 def _invent_character(rng: np.random.Generator, strokes: int, curl: float, length: float) -> Character:
-    count = max(1, strokes + rng.integers(-1, 2))
+    count = max(1, strokes + int(rng.integers(-1, 2)))
     drawn = [_invent_stroke(rng, curl, length) for _ in range(count)]
     points = np.concatenate(drawn)
     low, high = points.min(axis=0), points.max(axis=0)
@@ -66,7 +66,7 @@ def _invent_stroke(rng: np.random.Generator, curl: float, length: float) -> np.n
     points = [rng.uniform(0.1, 0.9, 2)]
     heading = rng.uniform(0, 2 * np.pi)
     turn = rng.normal(0, curl)
-    for _ in range(rng.integers(2, 6)):
+    for _ in range(int(rng.integers(2, 6))):
         step = length * rng.uniform(0.5, 1.3)
         points.append(points[-1] + step * np.array([np.cos(heading), np.sin(heading)]))
         heading += turn + rng.normal(0, 0.4 * curl)

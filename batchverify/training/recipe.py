@@ -79,10 +79,11 @@ class Trainer:
         batches = BatchSampler(alphabets, self.recipe.groups, self.recipe.classes, rng)
         seen: list[tuple[float, float]] = []
         for step in range(1, self.recipe.steps + 1):
-            seen.append(tuple(map(float, self._step(batches.draw(), rng.integers(2**31, size=2)))))
+            loss, accuracy = self._step(batches.draw(), rng.integers(2**31, size=2))
+            seen.append((float(loss), float(accuracy)))
             if step % log_every == 0 or step == self.recipe.steps:
-                loss, accuracy = np.mean(seen, axis=0)
-                yield Progress(step, float(loss), float(accuracy))
+                mean_loss, mean_accuracy = np.mean(seen, axis=0)
+                yield Progress(step, float(mean_loss), float(mean_accuracy))
                 seen.clear()
 
     def _train_step(self, images: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
