@@ -81,14 +81,15 @@ class VerificationConfig(ScoringConfig):
         manifests: paths or globs of CSV and Parquet files; a file that several of them match is read once.
         output: directory of the scores; made if need be.
         overwrite: whether to replace a finished run in `output`.
-        block_rows: rows that travel through the pipeline as one element.
+        block_rows: at most so many rows travel through the pipeline as one element. An image is sent once to each
+            block that names it, so larger blocks shuffle less.
         run_id: what this run is called in its own output.
     """
 
     manifests: tuple[str, ...]
     output: str
     overwrite: bool = False
-    block_rows: int = 65_536
+    block_rows: int = 262_144
     run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def _problems(self):

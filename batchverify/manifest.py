@@ -27,9 +27,10 @@ from batchverify.config import Refused, RunFailed, VerificationConfig
 from batchverify.schema import MANIFEST_FILE, MANIFEST_ROW, RESERVED_COLUMNS, is_text
 
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-_CSV_BLOCK_BYTES = 16 * 2**20
+_CSV_BLOCK_BYTES = _BLOCK_BYTES = 16 * 2**20
 # What is read before a run to find mistakes: all of most manifests, and a few seconds' worth of a huge one.
 _VALIDATION_BYTES = 64 * 2**20
+_PARQUET_ROWS = 262_144
 _PROBLEMS_TOLD = 20
 DEFAULT_LABEL = "genuine"
 
@@ -126,8 +127,9 @@ def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> 
     row = shard.first_row
     try:
         for batch in _batches(shard):
-            for start in range(0, batch.num_rows, config.block_rows):
-                block = batch.slice(start, config.block_rows)
+            rows = _rows_in_block(batch, config.block_rows)
+            for start in range(0, batch.num_rows, rows):
+                block = batch.slice(start, rows)
                 yield _with_provenance(_cast(block, schema), shard.path, row)
                 row += block.num_rows
     except Refused as refused:
@@ -179,6 +181,11 @@ def _read_keyed(shard: Shard, schema: pa.Schema, label: str | None, config: Veri
         if label is not None and (wrong := _bad_label(block[label], shard.path, block[MANIFEST_ROW][0].as_py())):
             raise RunFailed(wrong)
         yield f"{shard.path}#{block[MANIFEST_ROW][0].as_py()}", block
+
+
+def _rows_in_block(batch: pa.Table, most: int) -> int:
+    """Returns how many rows fit a block: rows that carry much beside the pair travel fewer at a time."""
+    return max(1, min(most, batch.num_rows * _BLOCK_BYTES // max(1, batch.nbytes)))
 
 
 def _with_provenance(block: pa.Table, path: str, row: int) -> pa.Table:
@@ -410,7 +417,7 @@ def _parquet_batches(shard: Shard, columns: list[str] | None) -> Iterator[pa.Tab
     with _open(shard.path) as file:
         try:
             reader = pq.ParquetFile(file)
-            for batch in reader.iter_batches(65_536, row_groups=list(shard.row_groups or ()), columns=columns):
+            for batch in reader.iter_batches(_PARQUET_ROWS, row_groups=list(shard.row_groups or ()), columns=columns):
                 table = pa.Table.from_batches([batch])
                 table.validate(full=True)
                 yield table
