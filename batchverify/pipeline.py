@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineState
 
@@ -95,10 +96,12 @@ class RunResult:
     Attributes:
         output: the run directory.
         summary: what stands in its `summary.json`.
+        counters: Beam's counters of the run, by name: `images_encoded`, `images_failed`, `rows_scored`.
     """
 
     output: str
     summary: dict[str, Any]
+    counters: dict[str, int]
 
 
 def run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> RunResult:
@@ -123,8 +126,8 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> RunResult:
     provenance = _provenance(config, network.facts)
     pipeline = beam.Pipeline(options=_options(beam_args))
     build(pipeline, config, manifest, provenance, loader)
-    _run_to_end(pipeline)
-    return RunResult(directory.path, directory.read_summary())
+    counters = _run_to_end(pipeline)
+    return RunResult(directory.path, directory.read_summary(), counters)
 
 
 def build(
@@ -191,13 +194,16 @@ def _options(beam_args: Sequence[str]) -> PipelineOptions:
     return options
 
 
-def _run_to_end(pipeline: beam.Pipeline) -> None:
+def _run_to_end(pipeline: beam.Pipeline) -> dict[str, int]:
     try:
-        state = pipeline.run().wait_until_finish()
+        result = pipeline.run()
+        state = result.wait_until_finish()
     except Exception as error:  # A runner raises whatever its workers raised, in its own wrapping.
         raise RunFailed(_root_cause(error)) from error
     if state not in (None, PipelineState.DONE):
         raise RunFailed(f"the runner ended in state {state}; its own log says why.")
+    ours = MetricsFilter().with_namespace("batchverify")
+    return {counter.key.metric.name: counter.result for counter in result.metrics().query(ours)["counters"]}
 
 
 def _root_cause(error: BaseException) -> str:

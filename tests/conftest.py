@@ -1,0 +1,58 @@
+"""What the tests share: a small trained-looking model, drawn images, and a way to read a run's scores."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+DEMO = Path(__file__).parent.parent / "manifests"
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    return DEMO
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> str:
+    """A Siamese network of a few hundred weights, for 16×16 RGB images, with an L1 head without positive weights."""
+    keras.utils.set_random_seed(3)
+    pixels = keras.Input((16, 16, 3))
+    x = keras.layers.Rescaling(1 / 255)(pixels)
+    x = keras.layers.Conv2D(8, 3, strides=2, activation="relu")(x)
+    x = keras.layers.Flatten()(x)
+    encoder = keras.Model(pixels, keras.layers.Dense(12, activation="sigmoid")(x), name="encoder")
+    left, right = keras.Input((16, 16, 3), name="left"), keras.Input((16, 16, 3), name="right")
+    score = keras.layers.Dense(1, activation="sigmoid", kernel_initializer=keras.initializers.Constant(-2.0),
+                               bias_initializer=keras.initializers.Constant(2.0))  # fmt: skip
+    model = keras.Model([left, right], score(keras.ops.abs(encoder(left) - encoder(right))))
+    path = tmp_path_factory.mktemp("model") / "small.keras"
+    model.save(path)
+    return str(path)
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder with ten noisy PNG files, p0.png to p9.png, of several sizes."""
+    rng = np.random.default_rng(5)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(10):
+        noise = rng.integers(0, 256, (20 + number, 24, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"p{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def read_scores():
+    """Reads a run's scores as one frame, in manifest order."""
+
+    def read(output) -> pd.DataFrame:
+        frames = [pq.read_table(path).to_pandas() for path in sorted(Path(output).glob("scores-*.parquet"))]
+        return pd.concat(frames).sort_values(["manifest_file", "manifest_row"], ignore_index=True)
+
+    return read

@@ -1,0 +1,53 @@
+"""The rules of the house: imports go down only, and the light modules stay light."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import batchverify
+
+PACKAGE = Path(batchverify.__file__).parent
+LAYERS = ["cli", "pipeline", "summary", "scores", "inference", "models", "siamese", "manifest", "coders", "images",
+          "identity", "metrics", "schema", "config", "version"]  # fmt: skip
+HEAVY = {"apache_beam", "keras", "tensorflow"}
+MAY_IMPORT_TENSORFLOW = {"models", "siamese"}
+
+
+def imported(name: str) -> set[str]:
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "batchverify"}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_imports_go_down(name):
+    above = set(LAYERS[: LAYERS.index(name)])
+    assert not {module for module in imported(name) if module.removeprefix("batchverify.") in above}
+
+
+def test_every_module_has_its_place():
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__", "train"}
+    assert modules == set(LAYERS)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_tensorflow_only_where_a_model_is_loaded(name):
+    heavy = {module.split(".")[0] for module in imported(name)} & {"keras", "tensorflow"}
+    assert not heavy or name in MAY_IMPORT_TENSORFLOW
+
+
+@pytest.mark.parametrize("name", ["metrics", "schema", "config", "identity", "version"])
+def test_the_light_modules_import_nothing_heavy(name):
+    assert not {module.split(".")[0] for module in imported(name)} & HEAVY
+
+
+@pytest.mark.parametrize("name", batchverify.__all__)
+def test_public_names_exist_and_are_documented(name):
+    assert getattr(batchverify, name).__doc__

@@ -1,0 +1,152 @@
+"""Manifests as people write them, and as they get them wrong."""
+
+import bz2
+import gzip
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+import batchverify
+from batchverify.manifest import pair_uris, parse_labels, plan_manifest, read_blocks
+
+
+def read(*paths, **settings) -> pa.Table:
+    config = batchverify.VerificationConfig(manifests=tuple(map(str, paths)), output="unused", **settings)
+    plan = plan_manifest(config)
+    return pa.concat_tables([block for shard in plan.shards for block in read_blocks(shard, plan.schema, config)])
+
+
+def problems(*paths, **settings) -> list[str]:
+    with pytest.raises(batchverify.Refused) as refused:
+        read(*paths, **settings)
+    return refused.value.problems
+
+
+def write(path, data):
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def test_csv_values_stay_as_they_are(tmp_path):
+    path = write(tmp_path / "p.csv", "left,right,id,note\na,b,00096,NA\nc,d,,\n")
+    assert read(path).drop_columns(["manifest_file"]).to_pylist() == [
+        {"left": "a", "right": "b", "id": "00096", "note": "NA", "manifest_row": 0},
+        {"left": "c", "right": "d", "id": "", "note": "", "manifest_row": 1},
+    ]
+
+
+def test_quoted_newlines_quotes_commas_and_crlf(tmp_path):
+    path = write(tmp_path / "p.csv", '\ufeffleft,"ri""ght",x\r\n"a,1",b,"two\nlines"\r\nc,d,"say ""hi"""\r\n')
+    table = read(path, right_column='ri"ght')
+    assert table["left"].to_pylist() == ["a,1", "c"]
+    assert table["x"].to_pylist() == ["two\nlines", 'say "hi"']
+
+
+@pytest.mark.parametrize(
+    ("ending", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("zst", zstandard.compress)]
+)
+def test_compressed_csv_is_read_whole_or_refused(ending, compress, tmp_path):
+    text = "left,right\n" + "".join(f"a{i},b{i * 7919}\n" for i in range(30_000))
+    packed = compress(text.encode())
+    assert read(write(tmp_path / f"p.csv.{ending}", packed)).num_rows == 30_000
+    (problem,) = problems(write(tmp_path / f"cut.csv.{ending}", packed[: len(packed) // 2]))
+    assert "cut.csv" in problem and "cannot be read" in problem
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+@pytest.mark.parametrize("row_group", [1, 3, 1000])
+def test_parquet_of_every_text_type_and_row_group_size(kind, row_group, tmp_path):
+    left = pa.array([f"l{i}" if i % 4 else None for i in range(10)]).cast(kind)
+    right = pa.array([f"r{i}" for i in range(10)]).cast(kind)
+    table = pa.table({"left": left, "right": right, "weight": np.arange(10) / 3})
+    pq.write_table(table, tmp_path / "p.parquet", row_group_size=row_group)
+    found = read(tmp_path / "p.parquet", block_rows=4)
+    assert found.select(["left", "right", "weight"]).to_pylist() == table.to_pylist()
+    assert found["manifest_row"].to_pylist() == list(range(10))
+    assert found.schema.field("left").type == kind
+    config = batchverify.ScoringConfig(image_root="/root")
+    assert pair_uris(found, config)[0].to_pylist()[:2] == [None, "/root/l1"]
+
+
+def test_files_of_both_kinds_are_one_manifest(tmp_path):
+    write(tmp_path / "1.csv", "left,right\na,b\n")
+    write(tmp_path / "2.csv", "right,left\nd,c\n")
+    pq.write_table(pa.table({"left": pa.array(["e"], pa.large_string()), "right": ["f"]}), tmp_path / "3.parquet")
+    found = read(tmp_path / "*.csv", tmp_path / "3.parquet", tmp_path / "1.csv")
+    assert found.select(["left", "right"]).to_pylist() == [
+        {"left": "a", "right": "b"}, {"left": "c", "right": "d"}, {"left": "e", "right": "f"},
+    ]  # fmt: skip
+
+
+def test_relative_paths_start_from_the_manifest_or_the_root(tmp_path):
+    path = write(tmp_path / "p.csv", "left,right\na.png,/abs/b.png\ns3://bucket/c.png,file:///d.png\n,x\n")
+    table = read(path)
+    left, right = pair_uris(table, batchverify.ScoringConfig())
+    assert left.to_pylist() == [f"{tmp_path}/a.png", "s3://bucket/c.png", None]
+    assert right.to_pylist() == ["/abs/b.png", "/d.png", f"{tmp_path}/x"]
+    left, _ = pair_uris(table, batchverify.ScoringConfig(image_root="gs://bucket/faces/"))
+    assert left.to_pylist()[0] == "gs://bucket/faces/a.png"
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["1", "0", "", None]),
+        pa.array(["TRUE", "false", " ", None]),
+        pa.array([True, False, None, None]),
+        pa.array([1, 0, None, None]),
+        pa.array([1.0, 0.0, None, None]),
+        pa.array(["1", "0", None, None]).dictionary_encode(),
+    ],
+)
+def test_labels_in_every_spelling(column):
+    labels, bad = parse_labels(pa.chunked_array([column]))
+    assert labels.tolist() == [1, 0, -1, -1] and not bad.any()
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path):
+    label = write(tmp_path / "label.csv", "left,right,genuine\na,b,1\nc,d,perhaps\n")
+    reserved = write(tmp_path / "reserved.csv", "left,right,genuine,score\na,b,1,2\n")
+    told = problems(label, reserved, tmp_path / "none.csv")
+    assert any("none.csv: there is no such file" in problem for problem in told)
+    assert any("label.csv, row 1: the label is 'perhaps'" in problem for problem in told)
+    assert any("reserved.csv: column 'score' is one that the output adds" in problem for problem in told)
+    assert any("disagree on columns ('score')" in problem for problem in told)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("links,right\n", "there is no column 'left', only 'links', 'right'"),
+        ("left,right,x,x\n", "column 'x' occurs 2 times"),
+        ("left,right\na,b\nc\n", "row 1: there are 1 fields where the header has 2"),
+        ("left,right\na,b,c\n", "row 0: there are 3 fields where the header has 2"),
+        (b"left,right\na,b\nc,\xff\xfe\n", r"row 1: column 'right' is not UTF-8 (b'\xff\xfe')"),
+        ("left,right\na,b\n".encode("utf-16"), "header: it is not UTF-8"),
+        ('left,right\na,"b\nc,d\n', "a quote is opened and never closed"),
+    ],
+)
+def test_a_wrong_csv_is_refused_in_a_sentence(data, told, tmp_path):
+    (problem,) = problems(write(tmp_path / "p.csv", data))
+    assert told in problem and "p.csv" in problem and "\n" not in problem
+
+
+def test_a_wrong_parquet_is_refused_in_a_sentence(tmp_path):
+    pq.write_table(pa.table({"left": [1, 2], "right": ["a", "b"]}), tmp_path / "p.parquet")
+    (problem,) = problems(tmp_path / "p.parquet")
+    assert "column 'left' holds int64, not text" in problem
+    whole = (tmp_path / "p.parquet").read_bytes()
+    (problem,) = problems(write(tmp_path / "cut.parquet", whole[:-20]))
+    assert "cut.parquet: the Parquet file is damaged" in problem
+    assert "is a folder" in problems(tmp_path)[0]
+
+
+def test_a_missing_label_column_is_refused_only_when_asked_for(tmp_path):
+    path = write(tmp_path / "p.csv", "left,right\na,b\n")
+    assert read(path).num_rows == 1
+    assert "there is no column 'same'" in problems(path, label_column="same")[0]

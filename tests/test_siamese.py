@@ -1,0 +1,86 @@
+"""The cut between encoder and head, found in the graph and proven."""
+
+import keras
+import numpy as np
+import pytest
+
+from batchverify.config import Refused
+from batchverify.models import FixedShapeCall, load_model
+from batchverify.siamese import CannotSplit, split_siamese
+
+SHAPE = (8, 8, 3)
+
+
+def tower(name=None) -> keras.Model:
+    pixels = keras.Input(SHAPE)
+    return keras.Model(pixels, keras.layers.Dense(5, activation="tanh")(keras.layers.Flatten()(pixels)), name=name)
+
+
+def two_inputs():
+    return keras.Input(SHAPE, name="left"), keras.Input(SHAPE, name="right")
+
+
+def nested_encoder():
+    encoder, (left, right) = tower(), two_inputs()
+    distance = keras.ops.abs(encoder(left) - encoder(right))
+    return keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(distance))
+
+
+def shared_layers_written_out_twice():
+    left, right = two_inputs()
+    flat, dense = keras.layers.Flatten(), keras.layers.Dense(4)
+    distance = keras.layers.Subtract()([dense(flat(left)), dense(flat(right))]) ** 2
+    return keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(distance))
+
+
+def concatenated_with_two_dense_layers():
+    encoder, (left, right) = tower(), two_inputs()
+    x = keras.layers.Concatenate()([encoder(left), encoder(right)])
+    return keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(keras.layers.Dense(3)(x)))
+
+
+@pytest.mark.parametrize("build", [nested_encoder, shared_layers_written_out_twice, concatenated_with_two_dense_layers])
+def test_the_parts_give_the_scores_of_the_whole(build):
+    model = build()
+    siamese = split_siamese(model)
+    rng = np.random.default_rng(0)
+    left, right = (rng.uniform(0, 255, (7, *SHAPE)).astype(np.float32) for _ in range(2))
+    parts = siamese.head([siamese.encoder(left), siamese.encoder(right)])
+    np.testing.assert_allclose(parts, model([left, right]), atol=1e-5)
+
+
+def test_towers_that_share_nothing_are_refused():
+    left, right = two_inputs()
+    distance = keras.ops.abs(tower("one")(left) - tower("other")(right))
+    with pytest.raises(CannotSplit, match="do not share their layers"):
+        split_siamese(keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(distance)))
+
+
+def test_one_input_is_refused():
+    with pytest.raises(CannotSplit, match="1 inputs"):
+        split_siamese(tower())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip archive"])
+def test_a_broken_model_file_is_refused_in_a_sentence(content, tmp_path):
+    (tmp_path / "m.keras").write_bytes(content)
+    with pytest.raises(Refused, match=r"m\.keras: Keras .* cannot load it"):
+        load_model(str(tmp_path / "m.keras"), 4)
+
+
+def test_a_call_that_exhausts_the_memory_is_repeated_with_half():
+    import tensorflow as tf
+
+    asked = []
+
+    def at_most_two(rows):
+        asked.append(len(rows))
+        if len(rows) > 2:
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+        return rows * 2
+
+    call = FixedShapeCall(at_most_two, 8)
+    np.testing.assert_array_equal(call(np.arange(5.0)), np.arange(5.0) * 2)
+    assert asked[:2] == [8, 4] and set(asked[2:]) == {2}
+    call(np.arange(3.0))
+    assert call.rows == 2 and asked[-2:] == [2, 2]
