@@ -45,9 +45,7 @@ def test_quoted_newlines_quotes_commas_and_crlf(tmp_path):
     assert table["x"].to_pylist() == ["two\nlines", 'say "hi"']
 
 
-@pytest.mark.parametrize(
-    ("ending", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("zst", zstandard.compress)]
-)
+@pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("zst", zstandard.compress)])
 def test_compressed_csv_is_read_whole_or_refused(ending, compress, tmp_path):
     text = "left,right\n" + "".join(f"a{i},b{i * 7919}\n" for i in range(30_000))
     packed = compress(text.encode())
@@ -56,9 +54,7 @@ def test_compressed_csv_is_read_whole_or_refused(ending, compress, tmp_path):
     assert "cut.csv" in problem and "cannot be read" in problem
 
 
-@pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
-)
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
 @pytest.mark.parametrize("row_group", [1, 3, 1000])
 def test_parquet_of_every_text_type_and_row_group_size(kind, row_group, tmp_path):
     left = pa.array([f"l{i}" if i % 4 else None for i in range(10)]).cast(kind)

@@ -106,9 +106,7 @@ def test_the_demo_shows_each_special_case(demo, tmp_path, read_scores):
 
 def test_the_faulty_model_is_found_out(demo, tmp_path, read_scores):
     model = Path(batchverify.__file__).parent / "demo" / "faulty.keras"
-    config = batchverify.VerificationConfig(
-        manifests=(str(demo / "demo.csv"),), output=str(tmp_path / "out"), model=str(model)
-    )
+    config = batchverify.VerificationConfig(manifests=(str(demo / "demo.csv"),), output=str(tmp_path / "out"), model=str(model))
     result = batchverify.run(config)
     scores = read_scores(tmp_path / "out")
     assert result.summary["identity"]["score_max"] == pytest.approx(0.5)
