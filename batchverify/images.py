@@ -155,13 +155,16 @@ def _read_local(path: str, max_bytes: int) -> bytes | Failure:
     try:
         # Without O_NONBLOCK the opening of a FIFO would wait for a writer that never comes.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(handle, "rb") as file:
+        try:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
                 return Failure(ImageStatus.UNREADABLE, "it is not a file")
             if found.st_size > max_bytes:
                 return _too_many_bytes(found.st_size, max_bytes)
-            return file.read()
+            with open(handle, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(handle)
     except ValueError as error:  # a NUL in the path
         return Failure(ImageStatus.MISSING, str(error))
     except OSError as error:

@@ -434,11 +434,16 @@ def _csv_schema(path: str, config: VerificationConfig) -> pa.Schema:
 
 def _csv_header(path: str) -> list[str] | None:
     with _open(path) as file:
-        text = io.TextIOWrapper(io.BufferedReader(_Decompressed(path, file)), encoding="utf-8-sig", newline="")
+        text = io.TextIOWrapper(
+            io.BufferedReader(_Decompressed(path, file)), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        )
         try:
-            return next(csv.reader(text), None)
-        except UnicodeDecodeError as error:
-            raise Refused(f"{path}, header: it is not UTF-8 ({error.reason}); save the file as UTF-8.") from None
+            names = next(csv.reader(text), None)
+            # Only here, because the text is decoded past the header, where a mistake has a row number to tell.
+            "".join(names or []).encode("utf-8")
+            return names
+        except UnicodeEncodeError:
+            raise Refused(f"{path}, header: it is not UTF-8; save the file as UTF-8.") from None
         except (csv.Error, OSError) as error:
             raise Refused(f"{path}, header: it cannot be read ({_brief(error)}); save the file again.") from None
 
