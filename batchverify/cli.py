@@ -24,8 +24,8 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Verificat
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job that `argv` asks for and returns its exit code."""
     try:
-        config, beam_args = parse(sys.argv[1:] if argv is None else argv)
         _quieten_libraries()
+        config, beam_args = parse(sys.argv[1:] if argv is None else argv)
         if config.model is None:
             print("No --model given: scoring with the embedded demo model, trained on handwritten characters.")
         from batchverify.pipeline import run
@@ -213,6 +213,12 @@ def _beam_options() -> list[str]:
     return [option for action in parser._actions for option in action.option_strings]
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Returns False for the traceback that Beam logs of a failure which `main` tells in a sentence."""
+    told_elsewhere = record.exc_info and isinstance(record.exc_info[1], (RunFailed, Refused))
+    return not told_elsewhere and f"{RunFailed.__module__}.{RunFailed.__name__}: " not in record.getMessage()
+
+
 def _quieten_libraries() -> None:
     """Keeps the libraries' chatter off the terminal; their errors still show."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -220,4 +226,6 @@ def _quieten_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_news)
     logging.getLogger("batchverify").setLevel(logging.INFO)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -208,8 +209,6 @@ def _run_to_end(pipeline: beam.Pipeline) -> dict[str, int]:
 
 def _root_cause(error: BaseException) -> str:
     """Returns the sentence of a `RunFailed` or `Refused` in a worker, out of the traceback that the runner made of it."""
-    for line in reversed(str(error).splitlines()):
-        for kind in (RunFailed, Refused):
-            if f"{kind.__name__}: " in line:
-                return line.split(f"{kind.__name__}: ", 1)[1].split(" [while running")[0]
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = str(error).strip() or type(error).__name__
+    ours = re.findall(rf"(?:{RunFailed.__name__}|{Refused.__name__}): (.+)", text)
+    return (ours[-1] if ours else text.splitlines()[0]).split(" [while running")[0]
