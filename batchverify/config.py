@@ -111,9 +111,11 @@ class ModelFacts:
         digest: SHA-256 of the file, in hex.
         embedded: whether it is the one that comes with this package.
         image_shape: height, width and channels that it takes.
+        embedding_size: numbers in one embedding.
     """
 
     path: str
     digest: str
     embedded: bool
     image_shape: tuple[int, int, int]
+    embedding_size: int

@@ -114,8 +114,8 @@ class KerasNetwork:
 
     def _assemble(self, uris: pa.Array, read: list[Failure | None], embeddings: list[np.ndarray], digests) -> pa.Table:
         encoded = np.array([failure is None for failure in read], bool)
-        found = np.concatenate([np.zeros((0, self._model.embedding_size), np.float32), *embeddings])
-        spread = np.zeros((len(read), self._model.embedding_size), np.float32)
+        found = np.concatenate([np.zeros((0, self.facts.embedding_size), np.float32), *embeddings])
+        spread = np.zeros((len(read), self.facts.embedding_size), np.float32)
         spread[encoded] = found
         identity = np.full(len(read), np.nan, np.float32)
         identity[encoded] = self._model.compare(found, found) if len(found) else []

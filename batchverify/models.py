@@ -35,12 +35,10 @@ class PairModel:
 
     Attributes:
         facts: what a run writes down about the model.
-        embedding_size: numbers in one embedding.
     """
 
     def __init__(self, siamese: Siamese, facts: ModelFacts, batch_size: int):
         self.facts = facts
-        self.embedding_size = math.prod(siamese.encoder.outputs[0].shape[1:])
         self._encode = FixedShapeCall(_encoder_function(siamese.encoder), batch_size)
         self._compare = FixedShapeCall(_head_function(siamese.head), _PAIRS_AT_ONCE)
 
@@ -97,7 +95,9 @@ def load_model(path: str | None, batch_size: int) -> PairModel:
     except CannotSplit as error:
         raise Refused(f"--model {path}: {error}") from None
     shape = _image_shape(path, siamese.encoder)
-    return PairModel(siamese, ModelFacts(path or "embedded", digest, path is None, shape), batch_size)
+    size = math.prod(siamese.encoder.outputs[0].shape[1:])
+    facts = ModelFacts(path or "embedded", digest, path is None, shape, size)
+    return PairModel(siamese, facts, batch_size)
 
 
 def _load_keras(path: str | None, local: str) -> keras.Model:

@@ -32,6 +32,7 @@ from batchverify.version import VERSION
 
 _IMAGES_PER_BUCKET = 4096
 _MOST_BUCKETS = 4096
+_EMBEDDING_BYTES_PER_BLOCK = 256 * 2**20
 # Beam's own DirectRunner first looks for another runner on the network, without a time-out.
 _IN_PROCESS_RUNNER = "FnApiRunner"
 
@@ -123,6 +124,7 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> RunResult:
     loader = keras_loader(config)
     network = loader.get()
     assert isinstance(network, KerasNetwork)
+    config = dataclasses.replace(config, block_rows=_bounded_block_rows(config, network.facts))
     directory.prepare()
     provenance = _provenance(config, network.facts)
     pipeline = beam.Pipeline(options=_options(beam_args))
@@ -170,6 +172,11 @@ def _rows(element: tuple[str, pa.Table]) -> int:
 
 def _complete_summary(found: Summary, provenance: dict[str, Any]) -> dict[str, Any]:
     return {"summary_version": SUMMARY_VERSION, "run": provenance, **found.to_json(provenance["threshold"])}
+
+
+def _bounded_block_rows(config: VerificationConfig, model: ModelFacts) -> int:
+    """Returns how many rows a block may have so that the embeddings it asks for, two a row at most, stay in bounds."""
+    return max(1, min(config.block_rows, _EMBEDDING_BYTES_PER_BLOCK // (2 * 4 * model.embedding_size)))
 
 
 def _provenance(config: VerificationConfig, model: ModelFacts) -> dict[str, Any]:
