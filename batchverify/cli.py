@@ -12,7 +12,18 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from batchverify.config import Refused, RunFailed, VerificationConfig
+from batchverify.config import (
+    COLORS,
+    COMPARES,
+    FITS,
+    OUTPUTS,
+    PIXELS,
+    RESIZES,
+    THRESHOLD,
+    Refused,
+    RunFailed,
+    VerificationConfig,
+)
 from batchverify.version import VERSION
 
 DONE, FAILED, REFUSED = 0, 1, 2
@@ -54,9 +65,7 @@ def parse(argv: Sequence[str]) -> tuple[VerificationConfig, list[str]]:
     # Not argparse's `required`, which would speak of a missing --output before a misspelt --outptu.
     if missing := [f"{name} is missing; see --help." for name in ("--manifest", "--output") if not vars(options)[_DEST[name]]]:
         raise Refused(missing)
-    values = vars(options)
-    values["manifests"] = tuple(values["manifests"])
-    return VerificationConfig(**values), others
+    return VerificationConfig(**model_settings(options)), others
 
 
 def closing_words(output: str, summary: dict[str, Any]) -> str:
@@ -135,9 +144,15 @@ def _parser() -> argparse.ArgumentParser:
     job.add_argument("--output", metavar="DIR", default="", help="directory to write the scores to")
     _add(job, "--overwrite", action="store_true", help="replace the finished run in --output")
 
-    model = parser.add_argument_group("the model and its decisions")
-    _add(model, "--model", metavar="FILE", help="a .keras file with two image inputs and one score (default: embedded)")
-    _add(model, "--threshold", type=float, metavar="T", help="a pair matches when its score is at least T")
+    add_model_options(parser)
+    model = parser.add_argument_group("the decisions")
+    _add(
+        model,
+        "--threshold",
+        type=float,
+        metavar="T",
+        help=f"a pair matches when its score is at least T (default: the model's sidecar, or {THRESHOLD})",
+    )
     _add(
         model,
         "--identity-tolerance",
@@ -145,7 +160,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="T",
         help="by how much a pair may outscore its own images before it is a fault",
     )
-    _add(model, "--batch-size", type=int, metavar="N", help="images encoded at once")
 
     columns = parser.add_argument_group("the manifest's columns")
     _add(columns, "--left-column", metavar="NAME", help="column with the first image's path or URI")
@@ -170,6 +184,70 @@ def _parser() -> argparse.ArgumentParser:
     _add(images, "--max-image-bytes", type=int, metavar="N", help="a file of more bytes is too_large")
     _add(images, "--fetch-threads", type=int, metavar="N", help="images fetched and decoded at the same time")
     return parser  # fmt: skip
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which model, and what its file does not say; `model_settings` reads them back."""
+    model = parser.add_argument_group("the model")
+    _add(
+        model,
+        "--model",
+        metavar="FILE",
+        help="a .keras or .h5 file or a SavedModel folder: two images in, one score out (default: embedded)",
+    )
+    _add(model, "--batch-size", type=int, metavar="N", help="images encoded at once")
+    _add(model, "--signature", metavar="NAME", help="of a SavedModel: which signature to call (default: serving_default)")
+    _add(model, "--compare", choices=COMPARES, help="of a model with one input, an encoder: how embeddings become a score")
+    _add(model, "--output-is", choices=OUTPUTS, help="what the model's output means (default: score)")
+    _add(model, "--match-column", type=int, choices=(0, 1), help="of a softmax of two: which is the probability of a match")
+    _repeat(model, "--lambda", "lambdas", "[NAME=]KIND", "what a Lambda layer computes, so that its code need not run")
+    _repeat(
+        model,
+        "--custom-object",
+        "custom_objects",
+        "CLASS=WHAT",
+        "what a class is that the file only names: a KIND, or module:attribute",
+    )
+    _add(model, "--trust-model-code", action="store_true", help="run code that the model file holds, with your rights")
+    _add(
+        model,
+        "--mend-shared-encoder",
+        action="store_true",
+        help="rewire a file of Keras 3.2.1 in which both branches use the encoder's first call",
+    )
+
+    pixels = parser.add_argument_group("what the model was trained on (default: its sidecar, its graph)")
+    _add(pixels, "--pixels", choices=PIXELS, help="the scale of its pixels; needed where the graph does not show it")
+    _add(pixels, "--color", choices=COLORS, help="the order of its channels (default: rgb; grey for one channel)")
+    _add(
+        pixels,
+        "--resize",
+        choices=RESIZES,
+        metavar="METHOD",
+        help=f"how images come to its size, as tf.image.resize does: {', '.join(RESIZES)} (default: bilinear)",
+    )
+    _add(pixels, "--fit", choices=FITS, help="what becomes of images of another shape (default: stretch)")
+    _add(pixels, "--image-size", type=_image_size, metavar="HxW", help="height and width, where the model leaves them open")
+
+
+def model_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the parsed options as the fields of a `ModelConfig`."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(options).items()}
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    try:
+        height, width = (int(side) for side in (sides if len(sides) == 2 else sides * 2))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no size; give HEIGHTxWIDTH, such as 160x120, or one number") from None
+    return height, width
+
+
+def _repeat(group: Any, option: str, dest: str, metavar: str, text: str) -> None:
+    group.add_argument(
+        option, dest=dest, metavar=metavar, action="append", default=[], help=f"{text}; may be given several times"
+    )
 
 
 def _add(group: Any, option: str, **settings: Any) -> None:

@@ -24,13 +24,94 @@ class RunFailed(RuntimeError):
     """The run began and could not be finished; the output has no `_SUCCESS`."""
 
 
+PIXELS = ("0..255", "0..1", "-1..1", "imagenet", "caffe")
+COLORS = ("rgb", "bgr", "grey")
+RESIZES = (
+    "bilinear", "nearest", "bicubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic",
+    "bilinear-antialias", "bicubic-antialias", "lanczos3-antialias",
+)  # fmt: skip
+FITS = ("stretch", "crop", "pad")
+COMPARES = ("cosine", "euclidean", "l1")
+OUTPUTS = ("score", "logit", "distance", "cosine")
+_CHOICES = {"pixels": PIXELS, "color": COLORS, "resize": RESIZES, "fit": FITS, "compare": COMPARES, "output_is": OUTPUTS}
+THRESHOLD = 0.5
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoringConfig:
+class ModelConfig:
+    """A trained model, and what its file does not say. None means: not said here.
+
+    What is None is looked for in `MODEL.batchverify.json` beside the model, then in the model's graph.
+
+    Attributes:
+        model: path of a `.keras` or HDF5 file or of a SavedModel folder, on any file system that Beam opens, or None
+            for the embedded one.
+        threshold: a pair matches when its score is at least this, in [0, 1]; 0.5 where nobody says.
+        pixels: the scale of the pixels that the model was trained on, one of `PIXELS`.
+        color: the order of its channels, one of `COLORS`; RGB, or grey for one channel, where nobody says.
+        resize: how images come to the model's size, one of `RESIZES`, as `tf.image.resize` names its methods;
+            `-antialias` stands for its `antialias=True`. Bilinear where nobody says.
+        fit: what becomes of other shapes, one of `FITS`: stretched, the middle cropped out, or padded with black.
+            Stretched where nobody says.
+        image_size: height and width in pixels, for a model whose input leaves them open.
+        lambdas: what Lambda layers compute, `NAME=KIND`, or `KIND` for all of them; kinds are in `comparisons.KINDS`.
+        custom_objects: what classes that the file only names are: `CLASS=KIND` or `CLASS=module:attribute`.
+        trust_model_code: whether code inside of the model file may run.
+        mend_shared_encoder: whether to rewire a file in which both branches use the encoder's first call.
+        signature: which signature of a SavedModel to call; `serving_default` where nobody says.
+        compare: how a one-input model's embeddings are compared, one of `COMPARES`.
+        output_is: what the model's output means, one of `OUTPUTS`.
+        match_column: which of two softmax columns is the probability of a match, 0 or 1.
+        batch_size: images that the encoder is given at once.
+    """
+
+    model: str | None = None
+    threshold: float | None = None
+    pixels: str | None = None
+    color: str | None = None
+    resize: str | None = None
+    fit: str | None = None
+    image_size: tuple[int, int] | None = None
+    lambdas: tuple[str, ...] = ()
+    custom_objects: tuple[str, ...] = ()
+    trust_model_code: bool = False
+    mend_shared_encoder: bool = False
+    signature: str | None = None
+    compare: str | None = None
+    output_is: str | None = None
+    match_column: int | None = None
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if problems := list(self._problems()):
+            raise Refused(problems)
+
+    def match_threshold(self) -> float:
+        """Returns the threshold in force."""
+        return THRESHOLD if self.threshold is None else self.threshold
+
+    def _problems(self):
+        if not 0 <= self.match_threshold() <= 1:
+            yield f"--threshold is {self.threshold}; a score lies in [0, 1], so give a number from 0 to 1."
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in (None, *choices):
+                yield f"--{name.replace('_', '-')} is '{getattr(self, name)}'; give one of {', '.join(choices)}."
+        if self.image_size is not None and not _is_size(self.image_size):
+            yield f"--image-size is {self.image_size}; give height and width in pixels, at least 1x1."
+        if self.match_column not in (None, 0, 1):
+            yield f"--match-column is {self.match_column}; a softmax of two has the columns 0 and 1."
+        for option in self.custom_objects:
+            if "=" not in option:
+                yield f"--custom-object is '{option}'; give CLASS=KIND or CLASS=module:attribute."
+        if self.batch_size < 1:
+            yield f"--batch-size is {self.batch_size}; give at least 1."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoringConfig(ModelConfig):
     """How pairs are scored; what `VerifyPairs` needs to know.
 
     Attributes:
-        model: path of a trained model on any file system that Beam opens, or None for the embedded one.
-        threshold: a pair matches when its score is at least this, in [0, 1].
         identity_tolerance: by how much a score may exceed an identity score before it counts as a fault.
         left_column: manifest column with the first image's URI.
         right_column: manifest column with the second image's URI.
@@ -40,12 +121,9 @@ class ScoringConfig:
             the manifest's folder, and no confinement.
         max_image_pixels: an image of more pixels is `too_large`, found before it is decoded.
         max_image_bytes: a file of more bytes is `too_large`, found before it is read.
-        batch_size: images that the encoder is given at once.
         fetch_threads: images that are fetched and decoded at the same time in one worker process.
     """
 
-    model: str | None = None
-    threshold: float = 0.5
     identity_tolerance: float = 1e-4
     left_column: str = "left"
     right_column: str = "right"
@@ -53,19 +131,13 @@ class ScoringConfig:
     image_root: str | None = None
     max_image_pixels: int = 64_000_000
     max_image_bytes: int = 64 * 2**20
-    batch_size: int = 64
     fetch_threads: int = 8
 
-    def __post_init__(self) -> None:
-        if problems := list(self._problems()):
-            raise Refused(problems)
-
     def _problems(self):
-        if not 0 <= self.threshold <= 1:
-            yield f"--threshold is {self.threshold}; a score lies in [0, 1], so give a number from 0 to 1."
+        yield from super()._problems()
         if not (math.isfinite(self.identity_tolerance) and self.identity_tolerance >= 0):
             yield f"--identity-tolerance is {self.identity_tolerance}; give a number that is not negative."
-        for name in ("max_image_pixels", "max_image_bytes", "batch_size", "fetch_threads"):
+        for name in ("max_image_pixels", "max_image_bytes", "fetch_threads"):
             if getattr(self, name) < 1:
                 yield f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least 1."
         columns = [self.left_column, self.right_column, *([self.label_column] if self.label_column else [])]
@@ -102,20 +174,34 @@ class VerificationConfig(ScoringConfig):
             yield f"--block-rows is {self.block_rows}; give at least 1."
 
 
+def _is_size(size: Sequence[int]) -> bool:
+    return len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
     """What a run writes down about its model.
 
     Attributes:
         path: where it came from.
-        digest: SHA-256 of the file, in hex.
-        embedded: whether it is the one that comes with this package.
+        digest: SHA-256 of the file, or of a folder's files, in hex.
         image_shape: height, width and channels that it takes.
-        embedding_size: numbers in one embedding.
+        embedding_size: numbers in what is kept of one image.
+        embedding_bytes: bytes in the same.
+        structure: how it is run, in words.
+        encodings_per_image: how often an image goes through a tower of the network.
+        encodings_per_pair: how often a pair's images go through a tower again when the pair is scored.
+        preprocessing: what is done to an image before the network sees it, in words.
+        notes: what else was found or decided when it was loaded, one sentence each.
     """
 
     path: str
     digest: str
-    embedded: bool
     image_shape: tuple[int, int, int]
     embedding_size: int
+    embedding_bytes: int
+    structure: str
+    encodings_per_image: int
+    encodings_per_pair: int
+    preprocessing: str
+    notes: tuple[str, ...] = ()

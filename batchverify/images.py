@@ -10,6 +10,7 @@ import os
 import stat
 import time
 import warnings
+from typing import Protocol
 
 import numpy as np
 from apache_beam.io.filesystem import CompressionTypes
@@ -38,22 +39,63 @@ class Failure:
     error: str
 
 
+class Resize(Protocol):
+    """Brings an image to a size: uint8 `(height, width[, channels])`.
+
+    Attributes:
+        antialias: whether every source pixel counts, so that a JPEG may be decoded at a fraction of its size.
+    """
+
+    @property
+    def antialias(self) -> bool: ...
+
+    def __call__(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PillowResize:
+    """Resizes with one of Pillow's filters, which antialias, but for the nearest neighbour."""
+
+    resample: Image.Resampling = Image.Resampling.BILINEAR
+    antialias: bool = True
+
+    def __call__(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+        return np.asarray(image.resize((size[1], size[0]), self.resample))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the network wants an image's pixels.
+
+    Attributes:
+        height: in pixels.
+        width: in pixels.
+        channels: 3 or 1.
+        grey: whether colours are taken away.
+        resize: what brings an image to this size.
+        fit: what becomes of other shapes: `stretch`, `crop` (the middle) or `pad` (with black).
+    """
+
+    height: int
+    width: int
+    channels: int = 3
+    grey: bool = False
+    resize: Resize = PillowResize()
+    fit: str = "stretch"
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageReader:
     """Reads images as the network wants them.
 
     Attributes:
-        height: of the result, in pixels.
-        width: of the result, in pixels.
-        channels: 3 for RGB, 1 for grey.
+        layout: of the result.
         max_pixels: an image of more is `too_large`.
         max_bytes: a file of more is `too_large`.
         root: folder outside of which nothing is opened, or None.
     """
 
-    height: int
-    width: int
-    channels: int
+    layout: Layout
     max_pixels: int
     max_bytes: int
     root: str | None = None
@@ -64,7 +106,7 @@ class ImageReader:
         if isinstance(data, Failure):
             return data, None
         digest = hashlib.blake2b(data, digest_size=16).digest()
-        return decode(data, (self.height, self.width), self.channels, self.max_pixels), digest
+        return decode(data, self.layout, self.max_pixels), digest
 
 
 def fetch(uri: str, max_bytes: int, root: str | None = None) -> bytes | Failure:
@@ -84,16 +126,14 @@ def fetch(uri: str, max_bytes: int, root: str | None = None) -> bytes | Failure:
     return data
 
 
-def decode(data: bytes, size: tuple[int, int], channels: int = 3, max_pixels: int = 64_000_000) -> np.ndarray | Failure:
+def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndarray | Failure:
     """Decodes an image file and resizes it.
 
-    The first frame is taken, EXIF orientation honoured, transparency laid on white, 16 bits scaled to 8, and
-    the image stretched to `size` with an antialiased bilinear filter.
+    The first frame is taken, EXIF orientation honoured, transparency laid on white, 16 bits scaled to 8.
 
     Args:
         data: the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file.
-        size: height and width of the result, in pixels.
-        channels: 3 for RGB, 1 for grey.
+        layout: of the result.
         max_pixels: more than these, by the file's header, is `too_large`; nothing is decoded.
 
     Returns:
@@ -108,8 +148,12 @@ def decode(data: bytes, size: tuple[int, int], channels: int = 3, max_pixels: in
                     return Failure(ImageStatus.TOO_LARGE, f"{found} (--max-image-pixels)")
                 # JPEG decodes at a half, a quarter, an eighth at a fraction of the cost; twice the wanted size keeps
                 # the result within what the resize filter itself would smooth.
-                image.draft(None, (2 * max(size), 2 * max(size)))
-                return _pixels(image, size, channels)
+                width, height = _fitted_size(image.size, layout)
+                if width * height > 2 * max_pixels:
+                    return Failure(ImageStatus.TOO_LARGE, f"padded, it would have {width} × {height} pixels (--fit pad)")
+                if layout.resize.antialias:
+                    image.draft(None, (2 * max(layout.height, layout.width),) * 2)
+                return _pixels(image, layout)
     except UnidentifiedImageError:
         return _unidentified(data)
     except Image.DecompressionBombError as error:
@@ -120,7 +164,7 @@ def decode(data: bytes, size: tuple[int, int], channels: int = 3, max_pixels: in
         return Failure(ImageStatus.UNREADABLE, f"it cannot be decoded ({_brief(error)})")
 
 
-def _pixels(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndarray | Failure:
+def _pixels(image: Image.Image, layout: Layout) -> np.ndarray | Failure:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -130,9 +174,29 @@ def _pixels(image: Image.Image, size: tuple[int, int], channels: int) -> np.ndar
         return Failure(ImageStatus.UNSUPPORTED, f"pixels of kind {image.mode} have no agreed scale; store 8 or 16 bits")
     if image.has_transparency_data:
         image = _on_white(image)
-    image = image.convert("RGB" if channels == 3 else "L")
-    image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(size[0], size[1], channels)
+    image = image.convert("L" if layout.grey or layout.channels == 1 else "RGB")
+    pixels = layout.resize(_fitted(image, layout), (layout.height, layout.width))
+    pixels = pixels.reshape(layout.height, layout.width, -1)
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] < layout.channels else pixels
+
+
+def _fitted(image: Image.Image, layout: Layout) -> Image.Image:
+    width, height = _fitted_size(image.size, layout)
+    if (width, height) == image.size:
+        return image
+    left, top = int((image.width - width) / 2), int((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))  # what lies outside is black
+
+
+def _fitted_size(size: tuple[int, int], layout: Layout) -> tuple[int, int]:
+    """Returns width and height after cropping or padding, rounded as Keras' `smart_resize` and `pad_to_aspect_ratio` do."""
+    width, height = size
+    wanted_width, wanted_height = int(height * layout.width / layout.height), int(width * layout.height / layout.width)
+    if layout.fit == "crop":
+        return max(1, min(width, wanted_width)), max(1, min(height, wanted_height))
+    if layout.fit == "pad":
+        return max(width, wanted_width), max(height, wanted_height)
+    return size
 
 
 def _on_white(image: Image.Image) -> Image.Image:

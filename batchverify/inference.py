@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -20,26 +20,36 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
-from batchverify.config import RunFailed, ScoringConfig
+from batchverify.config import Refused, RunFailed, ScoringConfig
 from batchverify.identity import check_identity, is_match
-from batchverify.images import Failure, ImageReader
+from batchverify.images import Failure, ImageReader, Layout
 from batchverify.manifest import pair_uris
 from batchverify.schema import RESULT_FIELDS, STATUSES, VERDICTS, ImageStatus, category
+from batchverify.sidecar import GoldenPair, complete
 
 _OK = STATUSES.index(ImageStatus.OK)
 _NO_URI = STATUSES.index(ImageStatus.NO_URI)
 _LOOKAHEAD_BATCHES = 3
+_GATHERED_BYTES = 64 * 2**20
 IMAGES = "images"
 
 
 class Network(Protocol):
-    """What the two DoFns need. `KerasNetwork` is the real one; a benchmark brings its own."""
+    """What the two DoFns need. `KerasNetwork` is the real one; a benchmark brings its own.
+
+    Attributes:
+        encodings_per_image: how often an image goes through a tower of the network when it is encoded.
+        encodings_per_pair: how often a pair's images do when they are compared.
+    """
+
+    encodings_per_image: int
+    encodings_per_pair: int
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Returns one row for each of `uris`, in their order: the columns of `encoded_images`."""
 
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Returns scores, float32 `(n,)`, of embeddings, float32 `(n, d)` twice."""
+        """Returns scores, float32 `(n,)`, of what was kept of images, `(n, d)` twice."""
 
 
 def encoded_images(
@@ -58,9 +68,9 @@ def encoded_images(
         error: `(n,)`, None where the status is `ok`.
         digest: `(n,)`, 16 bytes of each file's content; None where it could not be read.
         identity: float32 `(n,)`, NaN where there is no embedding.
-        embeddings: float32 `(n, d)`.
+        embeddings: float32 or uint8 `(n, d)`.
     """
-    flat = pa.array(np.ascontiguousarray(embeddings, np.float32).reshape(-1))
+    flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
     return pa.table(
         {
             "uri": uris.cast(pa.string()),
@@ -79,11 +89,20 @@ class KerasNetwork:
     def __init__(self, config: ScoringConfig):
         from batchverify.models import load_model
 
-        self._config = config
-        self._model = load_model(config.model, config.batch_size)
+        self._config = config = complete(config)
+        self._model = load_model(config)
         self.facts = self._model.facts
-        height, width, channels = self.facts.image_shape
-        self._reader = ImageReader(height, width, channels, config.max_image_pixels, config.max_image_bytes, config.image_root)
+        self.encodings_per_image, self.encodings_per_pair = self.facts.encodings_per_image, self.facts.encodings_per_pair
+        preprocessing = self._model.preprocessing
+        layout = Layout(
+            preprocessing.height,
+            preprocessing.width,
+            preprocessing.channels,
+            preprocessing.color == "grey",
+            preprocessing.resizer(),
+            preprocessing.fit,
+        )
+        self._reader = ImageReader(layout, config.max_image_pixels, config.max_image_bytes, config.image_root)
         self._threads = ThreadPoolExecutor(config.fetch_threads, "fetch")
 
     def encode(self, uris: pa.Array) -> pa.Table:
@@ -101,6 +120,41 @@ class KerasNetwork:
         """See `Network.compare`."""
         return self._model.compare(left, right)
 
+    def prove(self, uris: Sequence[str]) -> None:
+        """Compares the network's parts with the whole on images at `uris`, as many as can be read.
+
+        Raises:
+            Refused: if they differ.
+        """
+        images = [image for image, _ in map(self._reader.read, uris) if not isinstance(image, Failure)]
+        try:
+            self._model.prove(np.stack(images) if images else np.zeros((0,)))
+        except ValueError as error:
+            raise Refused(f"--model {self.facts.path}: on images of the manifest {error}; export it again.") from None
+
+    def check_golden(self, pairs: Sequence[GoldenPair]) -> None:
+        """Scores pairs whose scores are known.
+
+        Raises:
+            Refused: at an image that can't be read or a score that is another; the model isn't the one that was measured,
+                or its images come to it in another way.
+        """
+        for pair in pairs:
+            images = []
+            for uri in (pair.left, pair.right):
+                image, _ = self._reader.read(uri)
+                if isinstance(image, Failure):
+                    raise Refused(
+                        f"golden pair of --model {self.facts.path}: {uri}: {image.error}; mend it, or take the pair out."
+                    )
+                images.append(self._model.encode(image[None]))
+            score = float(self._model.compare(*images)[0])
+            if not abs(score - pair.score) <= pair.tolerance:
+                raise Refused(
+                    f"--model {self.facts.path}: the golden pair {pair.left}, {pair.right} should score {pair.score:g}, "
+                    f"but scores {score:.6g}; check --pixels, --color, --resize, --fit, and that it is the same model."
+                )
+
     def _read_ahead(self, uris: list[str]) -> Iterator[list[tuple[np.ndarray | Failure, bytes | None]]]:
         """Yields the images batch by batch, with the next batches on their way."""
         size = self._config.batch_size
@@ -114,8 +168,9 @@ class KerasNetwork:
 
     def _assemble(self, uris: pa.Array, read: list[Failure | None], embeddings: list[np.ndarray], digests) -> pa.Table:
         encoded = np.array([failure is None for failure in read], bool)
-        found = np.concatenate([np.zeros((0, self.facts.embedding_size), np.float32), *embeddings])
-        spread = np.zeros((len(read), self.facts.embedding_size), np.float32)
+        dtype = np.float32 if not embeddings else embeddings[0].dtype
+        found = np.concatenate([np.zeros((0, self.facts.embedding_size), dtype), *embeddings])
+        spread = np.zeros((len(read), self.facts.embedding_size), dtype)
         spread[encoded] = found
         identity = np.full(len(read), np.nan, np.float32)
         identity[encoded] = self._model.compare(found, found) if len(found) else []
@@ -148,6 +203,7 @@ class EncodeImages(beam.DoFn):
         self._loader = loader
         self._encoded = Metrics.counter("batchverify", "images_encoded")
         self._failed = Metrics.counter("batchverify", "images_failed")
+        self._encodings = Metrics.counter("batchverify", "encodings")
 
     def setup(self) -> None:
         self._network = self._loader.get()
@@ -161,6 +217,7 @@ class EncodeImages(beam.DoFn):
         encoded = int(np.count_nonzero(images["status"].to_numpy() == _OK))
         self._encoded.inc(encoded)
         self._failed.inc(len(uris) - encoded)
+        self._encodings.inc(encoded * self._network.encodings_per_image)
         yield beam.pvalue.TaggedOutput(IMAGES, images.drop_columns(["embedding"]))
         for key, theirs in wanted:
             yield key, images.take(pc.index_in(theirs, value_set=uris))
@@ -172,6 +229,7 @@ class ComparePairs(beam.DoFn):
     def __init__(self, loader: NetworkLoader, config: ScoringConfig):
         self._loader, self._config = loader, config
         self._scored = Metrics.counter("batchverify", "rows_scored")
+        self._encodings = Metrics.counter("batchverify", "encodings")
 
     def setup(self) -> None:
         self._network = self._loader.get()
@@ -183,7 +241,9 @@ class ComparePairs(beam.DoFn):
         (block,) = found["blocks"]
         images = pa.concat_tables(found["images"]).combine_chunks() if found["images"] else _no_images()
         scored = compare_block(block, images, self._network, self._config)
-        self._scored.inc(scored.num_rows - scored["score"].null_count)
+        rows = scored.num_rows - scored["score"].null_count
+        self._scored.inc(rows)
+        self._encodings.inc(rows * self._network.encodings_per_pair)
         yield scored
 
 
@@ -207,10 +267,10 @@ def compare_block(block: pa.Table, images: pa.Table, network: Network, config: S
     sides = [_Side.find(uris, images) for uris in pair_uris(block, config)]
     left, right = sides
     scores = _scores(left, right, images, network)
-    verdicts = check_identity(scores, left.identity, right.identity, config.threshold, config.identity_tolerance)
+    verdicts = check_identity(scores, left.identity, right.identity, config.match_threshold(), config.identity_tolerance)
     columns = [
         _nullable(scores),
-        pa.array(is_match(scores, config.threshold), mask=np.isnan(scores)),
+        pa.array(is_match(scores, config.match_threshold()), mask=np.isnan(scores)),
         _nullable(left.identity),
         _nullable(right.identity),
         category(verdicts, VERDICTS),
@@ -263,8 +323,9 @@ def _scores(left: _Side, right: _Side, images: pa.Table, network: Network) -> np
     both = np.flatnonzero((left.status == _OK) & (right.status == _OK))
     embeddings = _embedding_matrix(images)
     # Slices keep the gathered embeddings small beside the block itself, however wide they are.
-    for start in range(0, len(both), 8192):
-        rows = both[start : start + 8192]
+    step = max(1, min(8192, _GATHERED_BYTES // max(1, embeddings.itemsize * embeddings.shape[1])))
+    for start in range(0, len(both), step):
+        rows = both[start : start + step]
         scores[rows] = network.compare(embeddings[left.place[rows]], embeddings[right.place[rows]])
     if np.any(np.isnan(scores[both])):
         raise RunFailed("the model gave a score that is not a number; check its weights.")

@@ -26,6 +26,7 @@ from batchverify import coders  # noqa: F401  registers the coder of pa.Table
 from batchverify.config import Refused, RunFailed, VerificationConfig
 from batchverify.schema import MANIFEST_FILE, MANIFEST_ROW, RESERVED_COLUMNS, is_text
 
+_SAMPLE = 12
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _CSV_BLOCK_BYTES = _BLOCK_BYTES = 16 * 2**20
 # What is read before a run to find mistakes: all of most manifests, and a few seconds' worth of a huge one.
@@ -60,6 +61,7 @@ class Manifest:
         label_column: the column with labels, or None.
         expected_rows: how many rows there are; an estimate where a CSV file is huge.
         expected_images: how many distinct images there are at most; an estimate likewise.
+        sample: some of their URIs.
     """
 
     shards: tuple[Shard, ...]
@@ -67,6 +69,7 @@ class Manifest:
     label_column: str | None
     expected_rows: int
     expected_images: int
+    sample: tuple[str, ...]
 
 
 class ReadManifest(beam.PTransform):
@@ -108,13 +111,15 @@ def plan_manifest(config: VerificationConfig) -> Manifest:
     if problems:
         raise Refused(problems)
     rows = sum(inspection.expected_rows for inspection in seen)
-    looked_at, images = sum(inspection.rows_seen for inspection in seen), len(_distinct(seen))
+    distinct = _distinct(seen)
+    looked_at, images = sum(inspection.rows_seen for inspection in seen), len(distinct)
     return Manifest(
         shards=tuple(shard for inspection in seen for shard in inspection.shards(config.block_rows)),
         schema=schema,
         label_column=_label_column(schema.names, config),
         expected_rows=rows,
         expected_images=images if looked_at >= rows else int(np.ceil(images * rows / max(1, looked_at))),
+        sample=_sample(seen, config),
     )
 
 
@@ -264,6 +269,16 @@ class _Inspection:
 def _distinct(seen: list[_Inspection]) -> pa.Array:
     found = [array for inspection in seen for array in inspection.images]
     return pa.chunked_array(found, pa.string()).unique().drop_null() if found else pa.array([], pa.string())
+
+
+def _sample(seen: list[_Inspection], config: VerificationConfig) -> tuple[str, ...]:
+    """Returns a few URIs of the first file, absolute."""
+    first = next((inspection for inspection in seen if inspection.images), None)
+    if first is None:
+        return ()
+    base = config.image_root if config.image_root is not None else _folder(first.path)
+    uris = _resolve(pa.chunked_array(first.images, pa.string()), base).unique().drop_null()
+    return tuple(uris[:_SAMPLE].to_pylist())
 
 
 def _match(patterns: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -1,30 +1,33 @@
-"""Trained models: from a file to the two calls that the pipeline makes.
+"""A trained model as the pipeline uses it: images to embeddings, two embeddings to a score.
 
-TensorFlow is imported here and in `siamese`, and only by what loads a model.
+A model that cannot be taken apart is used whole: its "embedding" of an image is the image's own pixels, and its
+comparison runs the network. So there is one dataflow for all models, and every image is read once.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib.resources
+import dataclasses
 import logging
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 
-from batchverify.config import ModelFacts, Refused
-from batchverify.siamese import CannotSplit, Siamese, split_siamese
+from batchverify.comparisons import SCORE_FORMULAS, as_score, compare_embeddings
+from batchverify.config import ModelConfig, ModelFacts, Refused
+from batchverify.loading import LoadedModel, ModelInput, load_file
+from batchverify.preprocessing import Preprocessing, contradiction, decide_preprocessing, pixels_in_graph
+from batchverify.siamese import CannotSplit, IgnoresInput, Siamese, prove, split_siamese
+from batchverify.trials import trial_images
 
 _LOG = logging.getLogger(__name__)
-_PAIRS_AT_ONCE = 8192
+_FLOATS_COMPARED_AT_ONCE = 2**24
+_MOST_PAIRS_AT_ONCE = 8192
+_TRIALS = 12
 
 
 class PairModel:
@@ -35,20 +38,74 @@ class PairModel:
 
     Attributes:
         facts: what a run writes down about the model.
+        preprocessing: what is done to an image before the network sees it.
+        loaded: the model as it was loaded.
+        siamese: its two parts; None where it is used whole, or has one input.
     """
 
-    def __init__(self, siamese: Siamese, facts: ModelFacts, batch_size: int):
-        self.facts = facts
-        self._encode = FixedShapeCall(_encoder_function(siamese.encoder), batch_size)
-        self._compare = FixedShapeCall(_head_function(siamese.head), _PAIRS_AT_ONCE)
+    def __init__(
+        self, loaded: LoadedModel, preprocessing: Preprocessing, siamese: Siamese | None, plan: _Plan, batch_size: int
+    ):
+        self.loaded, self.preprocessing, self.siamese, self._plan = loaded, preprocessing, siamese, plan
+        self._encode = plan.encode and FixedShapeCall(_compiled(plan.encode), loaded.inputs[0].batch or batch_size)
+        size, dtype = plan.embedding
+        pairs = max(1, min(_MOST_PAIRS_AT_ONCE, _FLOATS_COMPARED_AT_ONCE // size))
+        self._compare = FixedShapeCall(_compiled(plan.compare), pairs if plan.encode else loaded.inputs[0].batch or batch_size)
+        self.facts = ModelFacts(
+            path=loaded.name,
+            digest=loaded.digest,
+            image_shape=(preprocessing.height, preprocessing.width, preprocessing.channels),
+            embedding_size=size,
+            embedding_bytes=size * np.dtype(dtype).itemsize,
+            structure=plan.structure,
+            encodings_per_image=plan.encodings_per_image,
+            encodings_per_pair=plan.encodings_per_pair,
+            preprocessing=str(preprocessing),
+            notes=plan.notes,
+        )
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Returns embeddings, float32 `(n, d)`, of uint8 images `(n, height, width, channels)`."""
-        return self._encode(images)
+        """Returns embeddings, float32 `(n, d)`, of uint8 images `(n, height, width, channels)`; uint8 if used whole."""
+        return images.reshape(len(images), -1) if self._encode is None else self._encode(images)
 
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Returns scores, float32 `(n,)`, of two arrays of embeddings, float32 `(n, d)`."""
+        """Returns scores, float32 `(n,)`, of two arrays of embeddings `(n, d)`."""
         return self._compare(left, right)
+
+    def prove(self, images: np.ndarray) -> None:
+        """Compares the parts with the whole network on uint8 images `(n, height, width, channels)`.
+
+        Raises:
+            CannotSplit: if they differ.
+        """
+        if self.siamese is not None and len(images):
+            dtype = self.loaded.inputs[0].dtype
+            left = self.preprocessing.to_input(images, dtype)
+            right = self.preprocessing.to_input(np.roll(images, 1, axis=0), dtype)
+            prove(self.siamese, self.loaded.call, left, right)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """How a model is run.
+
+    Attributes:
+        structure: the same in words.
+        encode: uint8 images to embeddings `(n, d)`, as tensors; None to keep the pixels.
+        compare: two of what is kept of an image to scores `(n,)`, as tensors.
+        embedding: numbers and type of what is kept of an image.
+        encodings_per_image: see `ModelFacts`.
+        encodings_per_pair: see `ModelFacts`.
+        notes: what was found and decided.
+    """
+
+    structure: str
+    encode: Callable[[Any], Any] | None
+    compare: Callable[[Any, Any], Any]
+    embedding: tuple[int, str]
+    encodings_per_image: int
+    encodings_per_pair: int
+    notes: tuple[str, ...]
 
 
 class FixedShapeCall:
@@ -80,67 +137,278 @@ class FixedShapeCall:
         return self._function(*(_padded(part, self.rows) for part in parts))[:count]
 
 
-def load_model(path: str | None, batch_size: int) -> PairModel:
-    """Loads the model at `path`, or the embedded one, and proves its split.
+def load_model(config: ModelConfig) -> PairModel:
+    """Loads the model that `config` names, takes it apart if it can be, and tries it on images made up for that.
 
     Raises:
         Refused: if it cannot be used; in one sentence, with the remedy.
     """
     _let_gpu_memory_grow()
-    with _local_copy(path) as local:
-        digest = _sha256(local)
-        model = _load_keras(path, local)
-    try:
-        siamese = split_siamese(model)
-    except CannotSplit as error:
-        raise Refused(f"--model {path}: {error}") from None
-    shape = _image_shape(path, siamese.encoder)
-    size = math.prod(siamese.encoder.outputs[0].shape[1:])
-    facts = ModelFacts(path or "embedded", digest, path is None, shape, size)
-    return PairModel(siamese, facts, batch_size)
+    loaded = load_file(config)
+    name = loaded.name
+    if len(loaded.inputs) not in (1, 2):
+        found = ", ".join(f"'{one.name}'" for one in loaded.inputs)
+        raise Refused(f"--model {name}: it has {len(loaded.inputs)} inputs, {found}; give a model with two images, or one.")
+    if len(loaded.inputs) == 2:
+        loaded = _in_order(loaded)
+    shape = _image_shape(name, loaded.inputs, config.image_size)
+    found_scale = _pixels_shown(loaded)
+    preprocessing = decide_preprocessing(config, name, shape, found_scale, _hidden(loaded))
+    model = _assemble(loaded, preprocessing, config)
+    notes = [*model.facts.notes, *filter(None, [contradiction(config, found_scale)])]
+    notes += _try_out(model, config)
+    model.facts = dataclasses.replace(model.facts, notes=tuple(notes))
+    return model
 
 
-def _load_keras(path: str | None, local: str) -> keras.Model:
-    if path is not None and not path.endswith(".keras"):
-        raise Refused(f"--model {path}: only .keras files are read; save the model with model.save('model.keras').")
-    try:
-        return keras.models.load_model(local, compile=False)
-    except Exception as error:  # Keras raises whatever its layers do.
-        words = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelConfig) -> PairModel:
+    if len(loaded.inputs) == 1:
+        plan = _embedding_plan(loaded, preprocessing, config)
+        return PairModel(loaded, preprocessing, None, plan, config.batch_size)
+    if config.compare:
+        raise Refused(f"--compare is for a model with one input, but --model {loaded.name} has two and a head of its own.")
+    reason = loaded.opaque
+    if loaded.graph is not None:
+        try:
+            siamese = split_siamese(loaded.graph)
+            plan = _split_plan(loaded, preprocessing, config, siamese)
+            model = PairModel(loaded, preprocessing, siamese, plan, config.batch_size)
+            model.prove(trial_images(model.facts.image_shape, _TRIALS))
+            return model
+        except IgnoresInput as error:
+            raise Refused(
+                f"--model {loaded.name}: {error}, so each pair would be judged by one image; rebuild the network from its "
+                "code, load its weights, and save it again."
+            ) from None
+        except CannotSplit as error:
+            reason = str(error)
+    _LOG.info("The network runs whole, twice for each pair and once more for each image: %s.", reason)
+    plan = _whole_plan(loaded, preprocessing, config, reason)
+    return PairModel(loaded, preprocessing, None, plan, config.batch_size)
+
+
+def _split_plan(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelConfig, siamese: Siamese) -> _Plan:
+    to_score = _to_score(loaded, config)
+    dtype = loaded.inputs[0].dtype
+    sample = siamese.encode(preprocessing.to_input(np.zeros((1, *_shape(preprocessing)), np.uint8), dtype))
+    shapes = [tuple(tensor.shape[1:]) for tensor in sample]
+    bounds = np.cumsum([0, *(math.prod(shape) for shape in shapes)]).tolist()
+    types = [tensor.dtype for tensor in siamese.head.inputs]
+
+    def encode(images: Any) -> Any:
+        tensors = siamese.encode(preprocessing.to_input(images, dtype))
+        return tf.concat([_flat(tensor) for tensor in tensors], axis=1)
+
+    def tensors_of(embeddings: Any) -> list[Any]:
+        parts = zip(bounds, bounds[1:], shapes, strict=False)
+        return [tf.reshape(embeddings[:, start:end], [-1, *shape]) for start, end, shape in parts]
+
+    def compare(left: Any, right: Any) -> Any:
+        tensors = [*tensors_of(left)[siamese.left], *tensors_of(right)[siamese.right]]
+        cast = [keras.ops.cast(tensor, kind) for tensor, kind in zip(tensors, types, strict=True)]
+        return to_score(siamese.head(cast, training=False))
+
+    structure = (
+        "one encoder for both images, each image encoded once"
+        if siamese.shared
+        else "an encoder for the left image and another for the right, each image encoded once by each"
+    )
+    notes = loaded.notes
+    return _Plan(structure, encode, compare, (bounds[-1], "float32"), 1 if siamese.shared else 2, 0, notes)
+
+
+def _embedding_plan(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelConfig) -> _Plan:
+    kind = config.compare
+    if kind is None:
+        formulas = "; ".join(f"{name}: {formula}" for name, formula in SCORE_FORMULAS.items())
         raise Refused(
-            f"--model {path}: Keras {keras.__version__} cannot load it ({words}); "
-            "save it again with the Keras that trained it, in the .keras format."
+            f"--model {loaded.name}: it has one input, '{loaded.inputs[0].name}', so it is an encoder without a head; "
+            f"say how two embeddings are compared, with --compare ({formulas})."
+        )
+    dtype = loaded.inputs[0].dtype
+
+    def encode(images: Any) -> Any:
+        return _flat(loaded.call(preprocessing.to_input(images, dtype)))
+
+    def compare(left: Any, right: Any) -> Any:
+        return tf.reshape(compare_embeddings(kind, left, right), [-1])
+
+    size = int(_trial_call(loaded, lambda: encode(_blank(loaded, preprocessing))).shape[1])
+    structure = f"an encoder, each image encoded once; score {SCORE_FORMULAS[kind]}, as --compare {kind} says"
+    return _Plan(structure, encode, compare, (size, "float32"), 1, 0, loaded.notes)
+
+
+def _whole_plan(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelConfig, reason: str) -> _Plan:
+    to_score = _to_score(loaded, config)
+    dtype = loaded.inputs[0].dtype
+    shape = _shape(preprocessing)
+
+    def compare(left: Any, right: Any) -> Any:
+        pair = (preprocessing.to_input(tf.reshape(side, [-1, *shape]), dtype) for side in (left, right))
+        return to_score(loaded.call(*pair))
+
+    structure = f"whole: {reason}"
+    return _Plan(structure, None, compare, (math.prod(shape), "uint8"), 2, 2, loaded.notes)
+
+
+def _to_score(loaded: LoadedModel, config: ModelConfig) -> Callable[[Any], Any]:
+    def to_score(output: Any) -> Any:
+        shape = tuple(output.shape[1:])
+        if math.prod(shape) == 2:
+            if config.match_column is None:
+                raise Refused(
+                    f"--model {loaded.name}: its output has two columns; say which one is the probability of a match, "
+                    "--match-column 0 or --match-column 1."
+                )
+            output = tf.reshape(output, [-1, 2])[:, config.match_column]
+        elif math.prod(shape) != 1:
+            raise Refused(f"--model {loaded.name}: its output has the shape (n, {', '.join(map(str, shape))}); give one score.")
+        return tf.cast(tf.reshape(as_score(config.output_is or "score", output), [-1]), tf.float32)
+
+    return to_score
+
+
+def _try_out(model: PairModel, config: ModelConfig) -> list[str]:
+    """Scores made-up images and refuses what cannot be a score; returns what else was noticed."""
+    name = model.loaded.name
+    images = trial_images(model.facts.image_shape, _TRIALS, seed=1)
+    embeddings = _trial_call(model.loaded, lambda: model.encode(images))
+    identity = _trial_call(model.loaded, lambda: model.compare(embeddings, embeddings))
+    others = np.stack([model.compare(embeddings, np.roll(embeddings, shift, axis=0)) for shift in range(1, len(images))])
+    every = np.concatenate([identity[None], others])
+    if not np.all(np.isfinite(every)):
+        raise Refused(f"--model {name}: it gives scores that are no numbers on images made up for trial; check its weights.")
+    _refuse_ignored(name, every)
+    if every.min() < -1e-6 or every.max() > 1 + 1e-6:
+        raise Refused(
+            f"--model {name}: on trial its output lies between {every.min():.3g} and {every.max():.3g}, "
+            "but a score lies in [0, 1]; say what it is, --output-is distance, logit or cosine."
+        )
+    if config.output_is is None and not config.compare and identity.max() <= 1e-3 < 10 * others.mean() and others.mean() > 0.01:
+        raise Refused(
+            f"--model {name}: on trial an image against itself scores {identity.max():.2g}, and different images "
+            f"{others.mean():.2g}, so the output looks like a distance; add --output-is distance, "
+            "or --output-is score if it is none."
+        )
+    again = model.compare(model.encode(images[::-1])[::-1], embeddings)
+    if float(np.max(np.abs(again - identity))) > 1e-3:
+        return ["The same images score differently when asked again: dropout or batch statistics are left on in the model."]
+    return []
+
+
+def _refuse_ignored(name: str, every: np.ndarray) -> None:
+    """Refuses a model of which `every` score `(shifts, n)` is the same whatever one of the images is."""
+    if np.ptp(every) == 0:
+        raise Refused(
+            f"--model {name}: it scores {every.flat[0]:.4g} whatever the images are; check how it was trained and saved."
+        )
+    count = every.shape[1]
+    by_right = np.stack([every[shift, (np.arange(count) + shift) % count] for shift in range(count)])
+    for scores, side in ((every, "right"), (by_right, "left")):
+        if np.all(np.ptp(scores, axis=0) == 0):
+            raise Refused(
+                f"--model {name}: its score does not depend on the {side} image at all, as feeding it noise shows; "
+                "rebuild the network from its code, load its weights, and save it again."
+            )
+
+
+def _trial_call(loaded: LoadedModel, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Refused:
+        raise
+    except Exception as error:  # A model raises whatever its layers do.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise Refused(
+            f"--model {loaded.name}: it cannot be called on images of its own input's shape ({lines[0][:200]}); "
+            "check that it works where it was trained, and export it again."
         ) from None
 
 
-def _image_shape(path: str | None, encoder: keras.Model) -> tuple[int, int, int]:
-    shape = tuple(encoder.inputs[0].shape[1:])
-    if len(shape) != 3 or None in shape or shape[2] not in (1, 3):
-        raise Refused(
-            f"--model {path}: its inputs have the shape {shape}; give one that takes images of fixed height and width, "
-            "with 1 or 3 channels last."
-        )
-    return shape
+# Inputs
+
+_LEFT_AND_RIGHT = [
+    ("left", "right"), ("anchor", "other"), ("anchor", "validation"), ("input", "validation"), ("query", "reference"),
+    ("probe", "reference"), ("first", "second"), ("a", "b"), ("1", "2"), ("0", "1"), ("x1", "x2"),
+]  # fmt: skip
 
 
-def _encoder_function(encoder: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-    @tf.function(reduce_retracing=False)
-    def encode(images: tf.Tensor) -> tf.Tensor:
-        embeddings = encoder(tf.cast(images, tf.float32), training=False)
-        return tf.cast(tf.reshape(embeddings, [tf.shape(images)[0], -1]), tf.float32)
+def _in_order(loaded: LoadedModel) -> LoadedModel:
+    """Puts the left input first, where the names say which one that is."""
+    names = [one.name for one in loaded.inputs]
+    order = _order_by_name(names)
+    if order is None:
+        note = f"Inputs '{names[0]}' and '{names[1]}' are taken as left and right by their position."
+        order = (0, 1)
+    else:
+        note = f"Inputs '{names[order[0]]}' and '{names[order[1]]}' are taken as left and right by their names."
+    call, graph = loaded.call, loaded.graph
+    if order == (1, 0):
+        original = loaded.call
+        call = lambda left, right: original(right, left)  # noqa: E731
+        graph = graph and keras.Model([graph.inputs[1], graph.inputs[0]], graph.outputs[0])
+    inputs = tuple(loaded.inputs[position] for position in order)
+    return dataclasses.replace(loaded, call=call, inputs=inputs, graph=graph, notes=(*loaded.notes, note))
 
-    return lambda images: encode(tf.constant(images)).numpy()
+
+def _order_by_name(names: list[str]) -> tuple[int, int] | None:
+    words = [set(re.split(r"[^a-z0-9]+|(?<=[a-z])(?=\d)", name.lower())) for name in names]
+    for left, right in _LEFT_AND_RIGHT:
+        for order in ((0, 1), (1, 0)):
+            first, second = words[order[0]], words[order[1]]
+            if left in first - second and right in second - first:
+                return order
+    return None
 
 
-def _head_function(head: keras.Model) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    shapes = [[-1, *tensor.shape[1:]] for tensor in head.inputs]
+def _image_shape(name: str, inputs: tuple[ModelInput, ...], wanted: tuple[int, int] | None) -> tuple[int, int, int]:
+    shapes = {one.shape for one in inputs}
+    for one in inputs:
+        if len(one.shape) != 3 or one.shape[2] not in (1, 3):
+            lengths = ", ".join(str(length) for length in one.shape)
+            raise Refused(
+                f"--model {name}: its input '{one.name}' has the shape (n, {lengths}), which is no batch of images with 1 or 3 "
+                "channels last; give a model that takes images."
+            )
+    if len(shapes) != 1:
+        raise Refused(f"--model {name}: its inputs take images of different shapes, {shapes}; give one whose inputs are alike.")
+    height, width, channels = inputs[0].shape
+    if wanted and (height or wanted[0], width or wanted[1]) != tuple(wanted):
+        raise Refused(f"--image-size is {wanted[0]}x{wanted[1]}, but --model {name} takes {height}x{width}; leave it out.")
+    if not wanted and (height is None or width is None):
+        raise Refused(f"--model {name}: its input leaves the size of the images open; say it, --image-size 160 or 160x120.")
+    size = wanted or (height, width)
+    return int(size[0] or 0), int(size[1] or 0), int(channels or 0)
 
-    @tf.function(reduce_retracing=False)
-    def compare(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-        pair = [tf.reshape(side, shape) for side, shape in zip((left, right), shapes, strict=True)]
-        return tf.cast(tf.reshape(head(pair, training=False), [-1]), tf.float32)
 
-    return lambda left, right: compare(tf.constant(left), tf.constant(right)).numpy()
+def _pixels_shown(loaded: LoadedModel) -> tuple[str, str] | None:
+    if any(one.dtype == "uint8" for one in loaded.inputs):
+        return "0..255", "the input's type uint8 shows"
+    return pixels_in_graph(loaded.graph, loaded.graph.inputs[0]) if loaded.graph is not None else None
+
+
+def _hidden(loaded: LoadedModel) -> str:
+    return "" if loaded.graph is not None else f"{loaded.opaque}, so nothing shows"
+
+
+def _shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
+    return preprocessing.height, preprocessing.width, preprocessing.channels
+
+
+def _blank(loaded: LoadedModel, preprocessing: Preprocessing) -> np.ndarray:
+    return np.zeros((loaded.inputs[0].batch or 1, *_shape(preprocessing)), np.uint8)
+
+
+# Arrays and tensors
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., np.ndarray]:
+    traced = tf.function(function, reduce_retracing=False)
+    return lambda *arrays: traced(*(tf.constant(array) for array in arrays)).numpy()
+
+
+def _flat(tensor: Any) -> Any:
+    return tf.cast(tf.reshape(tensor, [tf.shape(tensor)[0], math.prod(tensor.shape[1:])]), tf.float32)
 
 
 def _padded(rows: np.ndarray, count: int) -> np.ndarray:
@@ -155,33 +423,3 @@ def _let_gpu_memory_grow() -> None:
             tf.config.experimental.set_memory_growth(gpu, True)
         except RuntimeError:  # TensorFlow has begun to use the device; it can't be changed any more.
             _LOG.warning("GPU memory growth could not be turned on; TensorFlow was in use already.")
-
-
-@contextlib.contextmanager
-def _local_copy(path: str | None) -> Iterator[str]:
-    """Gives a local path of the model, wherever it is stored."""
-    if path is None:
-        with importlib.resources.as_file(importlib.resources.files("batchverify.demo") / "sane.keras") as local:
-            yield str(local)
-    elif "://" not in path:
-        if not os.path.isfile(path):
-            raise Refused(f"--model {path}: there is no such file; check the path.")
-        yield path
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            yield _download(path, os.path.join(folder, "model.keras"))
-
-
-def _download(uri: str, local: str) -> str:
-    try:
-        with FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as source, open(local, "wb") as copy:
-            while data := source.read(2**20):
-                copy.write(data)
-    except Exception as error:  # Beam wraps whatever the store's client raises.
-        raise Refused(f"--model {uri}: it cannot be fetched ({str(error)[:200]}); check the URI and your access.") from None
-    return local
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,6 +27,7 @@ from batchverify.inference import (
 from batchverify.manifest import Manifest, ReadManifest, plan_manifest
 from batchverify.schema import output_schema
 from batchverify.scores import RunDirectory, WriteScores, finish_run
+from batchverify.sidecar import complete, golden_pairs
 from batchverify.summary import SUMMARY_VERSION, Summarise, Summary
 from batchverify.version import VERSION
 
@@ -63,7 +64,7 @@ class VerifyPairs(beam.PTransform):
 
     def __init__(self, config: ScoringConfig, expected_images: int = 100_000, loader: NetworkLoader | None = None):
         super().__init__()
-        self._config = config
+        self._config = config = complete(config)
         self._buckets = max(1, min(_MOST_BUCKETS, -(-expected_images // _IMAGES_PER_BUCKET)))
         self._loader = loader or keras_loader(config)
 
@@ -98,7 +99,8 @@ class RunResult:
     Attributes:
         output: the run directory.
         summary: what stands in its `summary.json`.
-        counters: Beam's counters of the run, by name: `images_encoded`, `images_failed`, `rows_scored`.
+        counters: Beam's counters of the run, by name: `images_encoded`, `images_failed`, `rows_scored`, and
+            `encodings`: how often an image went through a tower of the network.
     """
 
     output: str
@@ -119,11 +121,14 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> RunResult:
     """
     directory = RunDirectory(config.output)
     directory.refuse_finished(config.overwrite)
+    config = complete(config)
     manifest = plan_manifest(config)
     # Held to the end of the run: in-process workers share this very network.
     loader = keras_loader(config)
     network = loader.get()
     assert isinstance(network, KerasNetwork)
+    network.check_golden(golden_pairs(config))
+    network.prove(manifest.sample)
     config = dataclasses.replace(config, block_rows=_bounded_block_rows(config, network.facts))
     directory.prepare()
     provenance = _provenance(config, network.facts)
@@ -176,11 +181,10 @@ def _complete_summary(found: Summary, provenance: dict[str, Any]) -> dict[str, A
 
 def _bounded_block_rows(config: VerificationConfig, model: ModelFacts) -> int:
     """Returns how many rows a block may have so that the embeddings it asks for, two a row at most, stay in bounds."""
-    return max(1, min(config.block_rows, _EMBEDDING_BYTES_PER_BLOCK // (2 * 4 * model.embedding_size)))
+    return max(1, min(config.block_rows, _EMBEDDING_BYTES_PER_BLOCK // (2 * model.embedding_bytes)))
 
 
 def _provenance(config: VerificationConfig, model: ModelFacts) -> dict[str, Any]:
-    height, width, channels = model.image_shape
     return {
         "version": VERSION,
         "run_id": config.run_id,
@@ -188,9 +192,11 @@ def _provenance(config: VerificationConfig, model: ModelFacts) -> dict[str, Any]
         "manifest": list(config.manifests),
         "model": model.path,
         "model_digest": f"sha256:{model.digest}",
-        "threshold": config.threshold,
+        "threshold": config.match_threshold(),
         "identity_tolerance": config.identity_tolerance,
-        "preprocessing": f"{'RGB' if channels == 3 else 'grey'}, {height}x{width}, bilinear, uint8 0..255",
+        "model_structure": model.structure,
+        "model_notes": list(model.notes),
+        "preprocessing": model.preprocessing,
     }
 
 

@@ -104,7 +104,7 @@ class Summarise(beam.PTransform):
 
     def expand(self, pcolls: dict[str, beam.PCollection[pa.Table]]) -> beam.PCollection[Summary]:
         rows = pcolls["scores"] | "Rows" >> beam.Map(summarise_rows, self._label_column)
-        images = pcolls["images"] | "Images" >> beam.Map(summarise_images, self._config.threshold)
+        images = pcolls["images"] | "Images" >> beam.Map(summarise_images, self._config.match_threshold())
         return (rows, images) | beam.Flatten() | beam.CombineGlobally(Summary.merge)
 
 
