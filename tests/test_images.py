@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batchverify.images import Failure, decode, fetch
+from batchverify.images import Failure, Layout, decode, fetch
 from batchverify.schema import ImageStatus
 
 SIZE = (32, 48)
@@ -37,45 +37,45 @@ def test_each_format_and_mode(kind, mode, picture):
     if kind in ("JPEG", "WEBP") and mode in ("1", "P"):
         image = image.convert("RGB")
     settings = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
-    pixels = decode(encoded(image, kind, **settings), SIZE)
+    pixels = decode(encoded(image, kind, **settings), Layout(*SIZE))
     assert pixels.shape == (*SIZE, 3) and pixels.dtype == np.uint8
     # JPEG and WebP lose a little, and so does a GIF of more than 256 colours.
     assert np.abs(pixels - reference(image)).mean() < (6 if settings or (kind, mode) == ("GIF", "RGB") else 1)
 
 
 def test_cmyk_jpeg(picture):
-    pixels = decode(encoded(picture.convert("CMYK"), "JPEG", quality=95), SIZE)
+    pixels = decode(encoded(picture.convert("CMYK"), "JPEG", quality=95), Layout(*SIZE))
     assert np.abs(pixels - reference(picture)).mean() < 8
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_are_scaled_to_eight(kind):
     grey = (np.linspace(0, 65535, 64 * 96).reshape(64, 96)).astype(np.uint16)
-    pixels = decode(encoded(Image.fromarray(grey), kind), SIZE, channels=1)
+    pixels = decode(encoded(Image.fromarray(grey), kind), Layout(*SIZE, channels=1))
     assert pixels.shape == (*SIZE, 1)
     assert pixels[0].mean() < 6 and pixels[-1].mean() > 249
 
 
 def test_transparency_lies_on_white():
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    assert (decode(encoded(clear, "PNG"), SIZE) == 255).all()
+    assert (decode(encoded(clear, "PNG"), Layout(*SIZE)) == 255).all()
 
 
 def test_the_first_frame_of_an_animation():
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    pixels = decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), SIZE)
+    pixels = decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), Layout(*SIZE))
     assert (pixels == [255, 0, 0]).all()
 
 
 def test_exif_orientation_is_honoured(picture):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90° clockwise
-    turned = decode(encoded(picture, "JPEG", quality=95, exif=exif), SIZE)
+    turned = decode(encoded(picture, "JPEG", quality=95, exif=exif), Layout(*SIZE))
     assert np.abs(turned - reference(picture.transpose(Image.Transpose.ROTATE_270))).mean() < 6
 
 
 def test_one_channel(picture):
-    assert decode(encoded(picture, "PNG"), SIZE, channels=1).shape == (*SIZE, 1)
+    assert decode(encoded(picture, "PNG"), Layout(*SIZE, channels=1)).shape == (*SIZE, 1)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_one_channel(picture):
     ],
 )
 def test_what_is_no_picture_is_a_typed_failure(data, status):
-    failure = decode(data, SIZE, max_pixels=2_000_000)
+    failure = decode(data, Layout(*SIZE), max_pixels=2_000_000)
     assert isinstance(failure, Failure) and failure.status == status and failure.error
 
 
