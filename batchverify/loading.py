@@ -146,7 +146,7 @@ def _digest(path: str) -> str:
 
 
 def _load_keras(file: ModelFile, options: ModelConfig, digest: str) -> LoadedModel:
-    prepared = prepare_config(file, options, _is_known)
+    prepared = prepare_config(file, options, _is_known, _operation_module)
     with tempfile.TemporaryDirectory(prefix="batchverify-") as folder:
         if prepared.changed:
             path = file.rewritten(prepared.config, folder)
@@ -189,6 +189,13 @@ def _is_known(class_name: str) -> bool:
     return hasattr(keras.layers, class_name) or class_name in ("Functional", "Model", "Sequential", "InputLayer")
 
 
+def _operation_module(class_name: str) -> str | None:
+    for module in (keras.src.ops.numpy, keras.src.ops.nn, keras.src.ops.math, keras.src.ops.core, keras.src.ops.linalg):
+        if isinstance(getattr(module, class_name, None), type):
+            return module.__name__
+    return None
+
+
 def _keras_input(tensor: Any) -> ModelInput:
     return ModelInput(tensor.name, tuple(tensor.shape[1:]), str(tensor.dtype), tensor.shape[0])
 
@@ -216,7 +223,7 @@ def _built_inputs(name: str, model: keras.Model) -> tuple[ModelInput, ...]:
 # Operations with side effects that a trained network needs: its variables, its tables, calls of its own functions.
 _STATEFUL_AND_HARMLESS = re.compile(
     r"(VarHandleOp|VarIsInitializedOp|ReadVariableOp|AssignVariableOp|Assign(Add|Sub)VariableOp|DestroyResourceOp"
-    r"|ResourceGather(Nd)?|(Stateful)?PartitionedCall|RestoreV2|NoOp|Placeholder\w*|(Mutable)?HashTable\w*|AnonymousHashTable"
+    r"|ResourceGather(Nd)?|(Stateful)?PartitionedCall|RestoreV2|NoOp|DisableCopyOnRead|Placeholder\w*|(Mutable)?HashTable\w*|AnonymousHashTable"
     r"|LookupTable\w+|InitializeTable(V2)?|Random\w+|Stateful\w+|Multinomial|TruncatedNormal|ParameterizedTruncatedNormal"
     r"|Variable(V2)?|While|If|Case|Assert|StatelessWhile|TensorList\w+|RngReadAndSkip|RngSkip)$"
 )

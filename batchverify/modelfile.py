@@ -113,19 +113,22 @@ def open_model_file(name: str, local: str) -> ModelFile:
     return ModelFile(name, local, kind, config, version)
 
 
-def prepare_config(file: ModelFile, options: ModelConfig, is_known: Callable[[str], bool]) -> Prepared:
+def prepare_config(
+    file: ModelFile, options: ModelConfig, is_known: Callable[[str], bool], operation_module: Callable[[str], str | None]
+) -> Prepared:
     """Rewrites the config of `file` so that Keras can load it without running code that the file holds.
 
     Args:
         file: a `.keras` or HDF5 file.
         options: what the user says of Lambdas and custom classes.
         is_known: whether Keras has a layer or model class of a name.
+        operation_module: where Keras has an operation of a name, such as `Absolute`.
 
     Raises:
         Refused: if something in it is not explained by `options`.
     """
     config = json.loads(json.dumps(file.config))
-    rewriter = _Rewriter(file.name, options, is_known)
+    rewriter = _Rewriter(file.name, options, is_known, operation_module)
     rewriter.rewrite(config)
     notes = rewriter.notes + _mend(file.name, config, options.mend_shared_encoder)
     return Prepared(config, config != file.config, rewriter.custom_objects, tuple(notes))
@@ -264,8 +267,9 @@ def _as_config(name: str, config: Any) -> dict[str, Any]:
 class _Rewriter:
     """Walks a config and replaces what Keras could not load in safe mode."""
 
-    def __init__(self, name: str, options: ModelConfig, is_known: Callable[[str], bool]):
-        self._name, self._trusted, self._is_known = name, options.trust_model_code, is_known
+    def __init__(self, name: str, options: ModelConfig, is_known, operation_module):
+        self._name, self._trusted = name, options.trust_model_code
+        self._is_known, self._operation_module = is_known, operation_module
         self._lambdas = dict(_split_option("lambda", text) for text in options.lambdas)
         self._classes = dict(text.split("=", 1) for text in options.custom_objects)
         self.custom_objects: dict[str, Any] = {}
@@ -284,6 +288,10 @@ class _Rewriter:
 
     def _rewrite_layer(self, layer: dict[str, Any]) -> None:
         kind = layer["class_name"]
+        _modernise_module(layer)
+        if _is_operation(layer) and (module := self._operation_module(kind)):
+            # HDF5 files of Keras 3 leave the module out, and Keras then looks among its layers.
+            layer |= {"module": module, "registered_name": kind}
         if kind == "Lambda":
             self._rewrite_lambda(layer)
         elif kind in ("TFOpLambda", "SlicingOpLambda"):
@@ -403,6 +411,20 @@ def _layers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if isinstance(inner, dict) and isinstance(inner.get("layer"), dict) and "class_name" in inner["layer"]:
         yield from _layers(inner["layer"])
     yield config
+
+
+def _modernise_module(layer: dict[str, Any]) -> None:
+    """Renames the modules of Keras 2's own classes."""
+    module = str(layer.get("module"))
+    if module.startswith(("tf_keras.", "keras.engine.", "keras.src.engine.")):
+        models = {"Functional": "keras.src.models.functional", "Model": "keras.models", "Sequential": "keras.models"}
+        layer["module"] = models.get(layer["class_name"], "keras.layers")
+
+
+def _is_operation(layer: dict[str, Any]) -> bool:
+    """Returns whether a layer of a config is one of `keras.ops`: it has no type and nothing to train."""
+    inner = layer.get("config")
+    return "module" not in layer and isinstance(inner, dict) and not {"trainable", "dtype", "layers"} & set(inner)
 
 
 def _class_of(layer: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ class Case:
         scale: what the model wants done with pixels 0..255.
         score: what its output means, as a function of the live model's output.
         encodings: how often an image goes through a tower, for itself and for each pair.
+        swapped: whether the model's first input is, by its name, the right one.
     """
 
     build: Callable[[], Any]
@@ -39,6 +40,7 @@ class Case:
     scale: Callable[[np.ndarray], np.ndarray] = lambda x: x
     score: Callable[[np.ndarray], np.ndarray] = lambda output: output
     encodings: tuple[int, int] = (1, 0)
+    swapped: bool = False
 
 
 @keras.saving.register_keras_serializable("MyLayers")
@@ -222,7 +224,7 @@ CASES: dict[str, Case] = {
     "flat_output": Case(lambda: siamese(l1(), keras.Sequential([keras.layers.Dense(1, activation="sigmoid"), keras.layers.Reshape(())]))),
     # structures
     "sequential_encoder": Case(lambda: siamese(l1(), kind="sequential")),
-    "towers_written_out": Case(towers_written_out),
+    "towers_written_out": Case(towers_written_out, swapped=True),
     "unshared": Case(unshared, encodings=(2, 0)),
     "early_fusion": Case(early_fusion, encodings=WHOLE),
     "subclassed": Case(
@@ -260,7 +262,7 @@ CASES: dict[str, Case] = {
     "keras2_h5_preprocess_input": Case(
         lambda: preprocessed(tf_keras.applications.mobilenet_v2.preprocess_input, k=tf_keras), ".h5"
     ),
-    "keras2_h5_towers_written_out": Case(lambda: towers_written_out(tf_keras), ".h5"),
+    "keras2_h5_towers_written_out": Case(lambda: towers_written_out(tf_keras), ".h5", swapped=True),
     "keras2_keras": Case(lambda: siamese(lambda_l1(tf_keras), k=tf_keras), ".keras", L1),
     "keras2_saved_model": Case(
         lambda: siamese(l1(tf_keras), k=tf_keras), "", {"pixels": "0..255"}, encodings=WHOLE
@@ -283,6 +285,7 @@ def write(case: Case, folder: Path) -> tuple[Any, str]:
 
 def live_scores(case: Case, model: Any, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Returns the live model's own scores of uint8 pixels `(n, 12, 12, channels)`, float `(n,)`."""
+    left, right = (right, left) if case.swapped else (left, right)
     sides = [case.scale(side.astype(np.float32)) for side in (left, right)]
     if getattr(case.score, "compares", False):
         return case.score(*(np.asarray(model(side, training=False), np.float64) for side in sides))
