@@ -35,7 +35,7 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Verificat
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job that `argv` asks for and returns its exit code."""
     try:
-        _quieten_libraries()
+        quieten_libraries()
         config, beam_args = parse(sys.argv[1:] if argv is None else argv)
         if config.model is None:
             print("No --model given: scoring with the embedded demo model, trained on handwritten characters.")
@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.error = _refuse  # type: ignore[method-assign]
+    parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument("--version", action="version", version=f"batchverify {VERSION}")
 
     job = parser.add_argument_group("the job")
@@ -258,7 +258,7 @@ def _add(group: Any, option: str, **settings: Any) -> None:
     group.add_argument(option, default=default, **settings)
 
 
-def _refuse(message: str) -> NoReturn:
+def refuse(message: str) -> NoReturn:
     raise Refused(f"{message}; see python -m batchverify --help.")
 
 
@@ -297,7 +297,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not told_elsewhere and f"{RunFailed.__module__}.{RunFailed.__name__}: " not in record.getMessage()
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """Keeps the libraries' chatter off the terminal; their errors still show."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

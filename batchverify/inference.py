@@ -22,7 +22,7 @@ from apache_beam.utils.shared import Shared
 
 from batchverify.config import Refused, RunFailed, ScoringConfig
 from batchverify.identity import check_identity, is_match
-from batchverify.images import Failure, ImageReader, Layout
+from batchverify.images import Failure, ImageReader
 from batchverify.manifest import pair_uris
 from batchverify.schema import RESULT_FIELDS, STATUSES, VERDICTS, ImageStatus, category
 from batchverify.sidecar import GoldenPair, complete
@@ -93,15 +93,7 @@ class KerasNetwork:
         self._model = load_model(config)
         self.facts = self._model.facts
         self.encodings_per_image, self.encodings_per_pair = self.facts.encodings_per_image, self.facts.encodings_per_pair
-        preprocessing = self._model.preprocessing
-        layout = Layout(
-            preprocessing.height,
-            preprocessing.width,
-            preprocessing.channels,
-            preprocessing.color == "grey",
-            preprocessing.resizer(),
-            preprocessing.fit,
-        )
+        layout = self._model.preprocessing.layout()
         self._reader = ImageReader(layout, config.max_image_pixels, config.max_image_bytes, config.image_root)
         self._threads = ThreadPoolExecutor(config.fetch_threads, "fetch")
 

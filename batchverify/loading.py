@@ -339,4 +339,7 @@ def _is_harmless(operation: str) -> bool:
 def _brief(error: BaseException) -> str:
     """Returns the first line that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [
+        line.removeprefix("Exception encountered: ") for line in lines if line.startswith("Exception encountered: ")
+    ] or lines
     return lines[0][:200] if lines else type(error).__name__

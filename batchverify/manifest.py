@@ -26,7 +26,6 @@ from batchverify import coders  # noqa: F401  registers the coder of pa.Table
 from batchverify.config import Refused, RunFailed, VerificationConfig
 from batchverify.schema import MANIFEST_FILE, MANIFEST_ROW, RESERVED_COLUMNS, is_text
 
-_SAMPLE = 12
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _CSV_BLOCK_BYTES = _BLOCK_BYTES = 16 * 2**20
 # What is read before a run to find mistakes: all of most manifests, and a few seconds' worth of a huge one.
@@ -91,8 +90,8 @@ class ReadManifest(beam.PTransform):
         )
 
 
-def plan_manifest(config: VerificationConfig) -> Manifest:
-    """Looks through every manifest file of `config`.
+def plan_manifest(config: VerificationConfig, sample: int = 12) -> Manifest:
+    """Looks through every manifest file of `config`, and keeps about `sample` URIs.
 
     Raises:
         Refused: with all that is wrong, one sentence each.
@@ -119,7 +118,7 @@ def plan_manifest(config: VerificationConfig) -> Manifest:
         label_column=_label_column(schema.names, config),
         expected_rows=rows,
         expected_images=images if looked_at >= rows else int(np.ceil(images * rows / max(1, looked_at))),
-        sample=_sample(seen, config),
+        sample=_sample(seen, config, sample),
     )
 
 
@@ -271,14 +270,14 @@ def _distinct(seen: list[_Inspection]) -> pa.Array:
     return pa.chunked_array(found, pa.string()).unique().drop_null() if found else pa.array([], pa.string())
 
 
-def _sample(seen: list[_Inspection], config: VerificationConfig) -> tuple[str, ...]:
+def _sample(seen: list[_Inspection], config: VerificationConfig, count: int) -> tuple[str, ...]:
     """Returns a few URIs of the first file, absolute."""
     first = next((inspection for inspection in seen if inspection.images), None)
     if first is None:
         return ()
     base = config.image_root if config.image_root is not None else _folder(first.path)
     uris = _resolve(pa.chunked_array(first.images, pa.string()), base).unique().drop_null()
-    return tuple(uris[:_SAMPLE].to_pylist())
+    return tuple(uris[:count].to_pylist())
 
 
 def _match(patterns: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -288,7 +288,7 @@ class _Rewriter:
 
     def _rewrite_layer(self, layer: dict[str, Any]) -> None:
         kind = layer["class_name"]
-        _modernise_module(layer)
+        _modernise(layer)
         if _is_operation(layer) and (module := self._operation_module(kind)):
             # HDF5 files of Keras 3 leave the module out, and Keras then looks among its layers.
             layer |= {"module": module, "registered_name": kind}
@@ -413,8 +413,11 @@ def _layers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield config
 
 
-def _modernise_module(layer: dict[str, Any]) -> None:
-    """Renames the modules of Keras 2's own classes."""
+def _modernise(layer: dict[str, Any]) -> None:
+    """Renames the modules of Keras 2's own classes, and writes its one-element axes as numbers."""
+    inner = layer.get("config")
+    if isinstance(inner, dict) and isinstance(inner.get("axis"), list) and len(inner["axis"]) == 1:
+        inner["axis"] = inner["axis"][0]
     module = str(layer.get("module"))
     if module.startswith(("tf_keras.", "keras.engine.", "keras.src.engine.")):
         models = {"Functional": "keras.src.models.functional", "Model": "keras.models", "Sequential": "keras.models"}

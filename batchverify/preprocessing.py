@@ -14,7 +14,7 @@ import tensorflow as tf
 from PIL import Image
 
 from batchverify.config import ModelConfig, Refused
-from batchverify.images import PillowResize, Resize
+from batchverify.images import Layout, PillowResize, Resize
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # keras.applications.imagenet_utils
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # the same; blue, green, red
@@ -62,6 +62,11 @@ class Preprocessing:
             f"{self.color} {self.height}x{self.width}, {self.fit}, {self.resize}, "
             f"pixels {self.pixels} ({_MEANINGS[self.pixels]}), as {self.source}"
         )
+
+    def layout(self) -> Layout:
+        """Returns how images are to be read."""
+        grey = self.color == "grey"
+        return Layout(self.height, self.width, self.channels, grey, self.resizer(), self.fit)
 
     def resizer(self) -> Resize:
         """Returns what brings an image to the network's size."""
