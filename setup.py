@@ -21,6 +21,7 @@ setup(
     package_data={"batchverify.demo": ["*.keras", "*.json", "*.md"]},
     install_requires=[
         "apache-beam>=2.77,<2.80",
+        "h5py>=3.11,<4",
         "keras>=3.15,<4",
         "numpy>=2.0,<3",
         "pandas>=3.0,<4",
@@ -30,6 +31,6 @@ setup(
     ],
     extras_require={
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
-        "test": ["mypy>=2.0,<3", "pytest>=9.0,<10", "ruff>=0.17,<0.18"],
+        "test": ["mypy>=2.0,<3", "pytest>=9.0,<10", "ruff>=0.17,<0.18", "tf-keras>=2.20,<3"],
     },
 )

@@ -221,7 +221,9 @@ CASES: dict[str, Case] = {
         options={"match_column": 1},
         score=lambda output: output[:, 1],
     ),
-    "flat_output": Case(lambda: siamese(l1(), keras.Sequential([keras.layers.Dense(1, activation="sigmoid"), keras.layers.Reshape(())]))),
+    "flat_output": Case(
+        lambda: siamese(l1(), keras.Sequential([keras.layers.Dense(1, activation="sigmoid"), keras.layers.Reshape(())]))
+    ),
     # structures
     "sequential_encoder": Case(lambda: siamese(l1(), kind="sequential")),
     "towers_written_out": Case(towers_written_out, swapped=True),

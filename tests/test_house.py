@@ -8,10 +8,11 @@ import pytest
 import batchverify
 
 PACKAGE = Path(batchverify.__file__).parent
-LAYERS = ["cli", "pipeline", "summary", "scores", "inference", "models", "siamese", "manifest", "coders", "images",
-          "identity", "metrics", "schema", "config", "version"]  # fmt: skip
+LAYERS = ["doctor", "cli", "pipeline", "summary", "scores", "inference", "models", "trials", "certificate", "siamese",
+          "loading", "modelfile", "preprocessing", "comparisons", "sidecar", "manifest", "coders", "images", "identity",
+          "metrics", "schema", "config", "version"]  # fmt: skip
 HEAVY = {"apache_beam", "keras", "tensorflow"}
-MAY_IMPORT_TENSORFLOW = {"models", "siamese"}
+MAY_IMPORT_TENSORFLOW = {"models", "siamese", "certificate", "loading", "preprocessing", "comparisons"}
 
 
 def imported(name: str) -> set[str]:

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import batchverify
-from batchverify.images import Failure, decode, fetch
+from batchverify.images import Failure, Layout, decode, fetch
 from batchverify.manifest import plan_manifest
+from batchverify.preprocessing import TensorFlowResize
 
 SUBPROCESS_WORKERS = [
     "--runner=PortableRunner",
@@ -33,7 +34,7 @@ def twin_of(manifest: pd.DataFrame, folder: Path, model_path: str) -> pd.DataFra
         if not name:
             return "no_uri"
         data = fetch(str(folder / name), 64 * 2**20)
-        pixels = data if isinstance(data, Failure) else decode(data, size)
+        pixels = data if isinstance(data, Failure) else decode(data, Layout(*size, resize=TensorFlowResize("bilinear")))
         return str(pixels.status) if isinstance(pixels, Failure) else pixels[None].astype(np.float32)
 
     def score(left, right):

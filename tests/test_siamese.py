@@ -4,9 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from batchverify.config import Refused
-from batchverify.models import FixedShapeCall, load_model
-from batchverify.siamese import CannotSplit, split_siamese
+from batchverify.models import FixedShapeCall
+from batchverify.siamese import CannotSplit, IgnoresInput, split_siamese
 
 SHAPE = (8, 8, 3)
 
@@ -45,27 +44,29 @@ def test_the_parts_give_the_scores_of_the_whole(build):
     siamese = split_siamese(model)
     rng = np.random.default_rng(0)
     left, right = (rng.uniform(0, 255, (7, *SHAPE)).astype(np.float32) for _ in range(2))
-    parts = siamese.head([siamese.encoder(left), siamese.encoder(right)])
+    parts = siamese.score(left, right)
     np.testing.assert_allclose(parts, model([left, right]), atol=1e-5)
 
 
-def test_towers_that_share_nothing_are_refused():
+def test_towers_that_share_nothing_keep_an_encoder_each():
     left, right = two_inputs()
     distance = keras.ops.abs(tower("one")(left) - tower("other")(right))
-    with pytest.raises(CannotSplit, match="do not share their layers"):
+    assert not split_siamese(keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(distance))).shared
+
+
+def test_images_that_meet_before_any_weight_cannot_be_split():
+    left, right = two_inputs()
+    distance = keras.layers.Flatten()(keras.ops.abs(left - right))
+    with pytest.raises(CannotSplit, match="meet before any layer with weights"):
         split_siamese(keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(distance)))
 
 
-def test_one_input_is_refused():
-    with pytest.raises(CannotSplit, match="1 inputs"):
-        split_siamese(tower())
-
-
-@pytest.mark.parametrize("content", [b"", b"not a zip archive"])
-def test_a_broken_model_file_is_refused_in_a_sentence(content, tmp_path):
-    (tmp_path / "m.keras").write_bytes(content)
-    with pytest.raises(Refused, match=r"m\.keras: Keras .* cannot load it"):
-        load_model(str(tmp_path / "m.keras"), 4)
+def test_an_input_that_does_not_reach_the_output_is_found():
+    left, right = two_inputs()
+    encoder = tower()
+    encoder(right)
+    with pytest.raises(IgnoresInput, match="'right'"):
+        split_siamese(keras.Model([left, right], keras.layers.Dense(1)(encoder(left))))
 
 
 def test_a_call_that_exhausts_the_memory_is_repeated_with_half():
