@@ -403,7 +403,7 @@ def _blank(loaded: LoadedModel, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., np.ndarray]:
-    traced = tf.function(function, reduce_retracing=False)
+    traced = tf.function(function, reduce_retracing=False, autograph=False)
     return lambda *arrays: traced(*(tf.constant(array) for array in arrays)).numpy()
 
 

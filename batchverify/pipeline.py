@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import functools
@@ -217,7 +218,10 @@ def _run_to_end(pipeline: beam.Pipeline) -> dict[str, int]:
     if state not in (None, PipelineState.DONE):
         raise RunFailed(f"the runner ended in state {state}; its own log says why.")
     ours = MetricsFilter().with_namespace("batchverify")
-    return {counter.key.metric.name: counter.result for counter in result.metrics().query(ours)["counters"]}
+    totals: collections.Counter[str] = collections.Counter()
+    for counter in result.metrics().query(ours)["counters"]:  # one for each step that counts
+        totals[counter.key.metric.name] += counter.result
+    return dict(totals)
 
 
 def _root_cause(error: BaseException) -> str:

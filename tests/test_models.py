@@ -148,7 +148,7 @@ REFUSED = {
     "empty_folder": (lambda p: p.mkdir() or p, {}, "no saved_model.pb"),
     "custom_class": (custom_distance_in(".keras"), {}, r"class MyLayers>L1Dist.*--custom-object MyLayers>L1Dist=l1"),
     "custom_class_h5": (custom_distance_in(".h5"), {}, r"class MyLayers>L1Dist.*--custom-object MyLayers>L1Dist=l1"),
-    "lambda": (lambda p: save(siamese(model_zoo.lambda_l1()), p), {}, "'distance' is a Lambda that joins 'encoder' and 'encoder'"),
+    "lambda": (lambda p: save(siamese(model_zoo.lambda_l1()), p), {}, "is a Lambda that joins 'encoder' and 'encoder'"),
     "wrong_lambda_name": (lambda p: save(siamese(model_zoo.lambda_l1()), p), {"lambdas": ("x=l1",)}, "it has 'distance'"),
     "wrong_lambda_kind": (lambda p: save(siamese(model_zoo.lambda_l1()), p), {"lambdas": ("l3",)}, "'l3', which is not known"),
     "no_scale": (lambda p: save(siamese(model_zoo.l1(), rescale=False), p), {}, "--pixels"),
@@ -280,7 +280,7 @@ def test_a_sidecar_answers_for_the_model_and_its_golden_pair_is_checked(tmp_path
     assert summary["run"]["threshold"] == 0.3 and "pixels 0..1" in summary["run"]["preprocessing"]
 
     sidecar.write_text(json.dumps({"pixels": "0..1", "golden": [golden | {"score": 0.9}]}))
-    with pytest.raises(Refused, match="should score 0.9, but scores 0.5"):
+    with pytest.raises(Refused, match=r"should score 0\.9, but scores 0\.5"):
         batchverify.run(dataclasses.replace(config, output=str(tmp_path / "other")))
 
 
