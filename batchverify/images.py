@@ -195,7 +195,8 @@ def _fitted_size(size: tuple[int, int], layout: Layout) -> tuple[int, int]:
     if layout.fit == "crop":
         return max(1, min(width, wanted_width)), max(1, min(height, wanted_height))
     if layout.fit == "pad":
-        return max(width, wanted_width), max(height, wanted_height)
+        # Keras pads both sides by the same whole number.
+        return width + max(0, wanted_width - width) // 2 * 2, height + max(0, wanted_height - height) // 2 * 2
     return size
 
 

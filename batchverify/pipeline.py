@@ -220,7 +220,7 @@ def _run_to_end(pipeline: beam.Pipeline) -> dict[str, int]:
     ours = MetricsFilter().with_namespace("batchverify")
     totals: collections.Counter[str] = collections.Counter()
     for counter in result.metrics().query(ours)["counters"]:  # one for each step that counts
-        totals[counter.key.metric.name] += counter.result
+        totals[counter.key.metric.name] += counter.result or 0
     return dict(totals)
 
 

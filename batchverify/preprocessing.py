@@ -24,6 +24,7 @@ _PILLOW = {
     "bicubic-antialias": Image.Resampling.BICUBIC,
     "lanczos3-antialias": Image.Resampling.LANCZOS,
 }
+_SMOOTHING = ("gaussian", "mitchellcubic")  # change an image even where its size stays
 _MEANINGS = {
     "0..255": "0 to 255, as decoded",
     "0..1": "x / 255",
@@ -100,7 +101,7 @@ class TensorFlowResize:
 
     def __call__(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray:
         pixels = np.asarray(image)
-        if pixels.shape[:2] == size:
+        if pixels.shape[:2] == size and self._method not in _SMOOTHING:
             return pixels
         with tf.device("CPU"):
             batch = tf.constant(pixels.reshape(1, *pixels.shape[:2], -1))

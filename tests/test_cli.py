@@ -69,7 +69,15 @@ def test_help_loads_neither_beam_nor_tensorflow():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    for group in ("the job", "the model and its decisions", "the manifest's columns", "the images", "default: 0.0001"):
+    for group in (
+        "the job",
+        "the model",
+        "what the model was trained on",
+        "the decisions",
+        "the manifest's columns",
+        "the images",
+        "default: 0.0001",
+    ):
         assert group in done.stdout
 
 

@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import batchverify
-from batchverify.images import Failure, Layout, decode, fetch
+from batchverify.images import Failure, Layout, PillowResize, Resize, decode, fetch
 from batchverify.manifest import plan_manifest
-from batchverify.preprocessing import TensorFlowResize
 
 SUBPROCESS_WORKERS = [
     "--runner=PortableRunner",
@@ -25,7 +24,7 @@ SUBPROCESS_WORKERS = [
 ]
 
 
-def twin_of(manifest: pd.DataFrame, folder: Path, model_path: str) -> pd.DataFrame:
+def twin_of(manifest: pd.DataFrame, folder: Path, model_path: str, resize: Resize) -> pd.DataFrame:
     """Scores a manifest the plain way, one pair at a time."""
     model = keras.models.load_model(model_path)
     size = model.inputs[0].shape[1:3]
@@ -34,7 +33,7 @@ def twin_of(manifest: pd.DataFrame, folder: Path, model_path: str) -> pd.DataFra
         if not name:
             return "no_uri"
         data = fetch(str(folder / name), 64 * 2**20)
-        pixels = data if isinstance(data, Failure) else decode(data, Layout(*size, resize=TensorFlowResize("bilinear")))
+        pixels = data if isinstance(data, Failure) else decode(data, Layout(*size, resize=resize))
         return str(pixels.status) if isinstance(pixels, Failure) else pixels[None].astype(np.float32)
 
     def score(left, right):
@@ -73,7 +72,7 @@ def demo_manifest(demo):
 @pytest.fixture(scope="module")
 def demo_twin(demo, demo_manifest):
     embedded = Path(batchverify.__file__).parent / "demo" / "sane.keras"
-    return twin_of(demo_manifest, demo, str(embedded))
+    return twin_of(demo_manifest, demo, str(embedded), PillowResize())
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
