@@ -183,6 +183,7 @@ def _measure(model: Any, pixels: Any, embeddings: Any) -> dict[str, dict[str, An
         "identity": {"identity_score_min": float(identity.min()), "identity_score_max": float(identity.max())},
         "behaviour": {
             "pairs_tried": int(others.size),
+            "lowest_score_of_a_pair": float(others.min()),
             "highest_score_of_a_pair": float(others.max()),
             "pairs_that_outscore": int(np.count_nonzero(others > lower + _TOLERANCE)),
             "asymmetry": float(np.max(np.abs(others - back))),
@@ -244,6 +245,11 @@ def _saturation(embeddings: Any) -> dict[str, Any]:
 def _faults(findings: dict[str, dict[str, Any]], certificate: Any, threshold: float) -> list[str]:
     identity, behaviour = findings["identity"], findings["behaviour"]
     faults = []
+    if behaviour["lowest_score_of_a_pair"] == behaviour["highest_score_of_a_pair"]:
+        faults.append(
+            f"Every pair scores {behaviour['highest_score_of_a_pair']:.4f}, whatever the images show: the network is "
+            "untrained or dead. Check the scale of the pixels (--pixels), then the training."
+        )
     if identity["identity_score_min"] < threshold:
         faults.append(
             f"An image compared with itself scores as little as {identity['identity_score_min']:.4f}, below the threshold "

@@ -278,7 +278,14 @@ def _try_out(model: PairModel, config: ModelConfig) -> list[str]:
     every = np.concatenate([identity[None], others])
     if not np.all(np.isfinite(every)):
         raise Refused(f"--model {name}: it gives scores that are no numbers on images made up for trial; check its weights.")
-    _refuse_ignored(name, every)
+    notes = []
+    if np.ptp(every) == 0:
+        found = f"every pair scores {every.flat[0]:.4g}, whatever the images are: the network is untrained or dead"
+        if model.loaded.opaque:
+            raise Refused(f"--model {name}: on trial {found}; check --pixels, and how it was trained and saved.")
+        notes.append(f"On trial {found}.")
+    else:
+        _refuse_ignored(name, every)
     if every.min() < -1e-6 or every.max() > 1 + 1e-6:
         raise Refused(
             f"--model {name}: on trial its output lies between {every.min():.3g} and {every.max():.3g}, "
@@ -292,16 +299,12 @@ def _try_out(model: PairModel, config: ModelConfig) -> list[str]:
         )
     again = model.compare(model.encode(images[::-1])[::-1], embeddings)
     if float(np.max(np.abs(again - identity))) > 1e-3:
-        return ["The same images score differently when asked again: dropout or batch statistics are left on in the model."]
-    return []
+        notes.append("The same images score differently when asked again: dropout or batch statistics are left on.")
+    return notes
 
 
 def _refuse_ignored(name: str, every: np.ndarray) -> None:
     """Refuses a model of which `every` score `(shifts, n)` is the same whatever one of the images is."""
-    if np.ptp(every) == 0:
-        raise Refused(
-            f"--model {name}: it scores {every.flat[0]:.4g} whatever the images are; check how it was trained and saved."
-        )
     count = every.shape[1]
     by_right = np.stack([every[shift, (np.arange(count) + shift) % count] for shift in range(count)])
     for scores, side in ((every, "right"), (by_right, "left")):

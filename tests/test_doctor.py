@@ -78,3 +78,9 @@ def test_the_sidecar_that_the_doctor_writes_answers_for_the_model(tmp_path, caps
     assert "--pixels" in capsys.readouterr().err
     assert doctor.main(["--model", model, "--pixels", "0..1", "--write-sidecar"]) == 0
     assert doctor.main(["--model", model]) == 0
+
+
+def test_an_untrained_network_that_scores_everything_alike_is_found(tmp_path, capsys):
+    siamese(l1(), head([0.0] * 6, 0.0)).save(tmp_path / "m.keras")
+    assert doctor.main(["--model", str(tmp_path / "m.keras")]) == 3
+    assert "Every pair scores 0.5000, whatever the images show" in capsys.readouterr().out
