@@ -60,7 +60,7 @@ def parse(argv: Sequence[str]) -> tuple[VerificationConfig, list[str]]:
         Refused: at an option that is neither ours nor Beam's, or a value that cannot be.
     """
     parser = _parser()
-    options, others = parser.parse_known_args(list(argv))
+    options, others = parser.parse_known_args(with_pixels_joined(argv))
     _refuse_unknown(others, parser)
     # Not argparse's `required`, which would speak of a missing --output before a misspelt --outptu.
     if missing := [f"{name} is missing; see --help." for name in ("--manifest", "--output") if not vars(options)[_DEST[name]]]:
@@ -228,6 +228,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     _add(pixels, "--fit", choices=FITS, help="what becomes of images of another shape (default: stretch)")
     _add(pixels, "--image-size", type=_image_size, metavar="HxW", help="height and width, where the model leaves them open")
+
+
+def with_pixels_joined(argv: Sequence[str]) -> list[str]:
+    """Returns `argv` with `--pixels -1..1` as one argument; argparse would take -1..1 for an option."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined and joined[-1] == "--pixels" and argument == "-1..1":
+            joined[-1] = "--pixels=-1..1"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def model_settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
     source.add_argument("--manifest", metavar="FILE", help="manifest of pairs to measure on")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--write-sidecar", action="store_true", help="write MODEL.batchverify.json from the options given")
-    return cli.model_settings(parser.parse_args(argv))
+    return cli.model_settings(parser.parse_args(cli.with_pixels_joined(argv)))
 
 
 def _uris(images: str | None, manifest: str | None) -> list[str]:

@@ -83,6 +83,7 @@ def load_file(options: ModelConfig) -> LoadedModel:
         if options.trust_model_code:
             _LOG.warning("--trust-model-code: whatever code %s holds runs with your rights on every worker.", name)
         if file.kind is Kind.SAVED_MODEL:
+            _refuse_useless(name, options)
             return _load_saved_model(file, options, digest)
         return _load_keras(file, options, digest)
 
@@ -255,6 +256,19 @@ def _load_saved_model(file: ModelFile, options: ModelConfig, digest: str) -> Loa
     specs = tuple(_saved_input(file.name, name, spec) for name, spec in inputs.items())
     note = f"Calls the signature '{key}' of the SavedModel."
     return LoadedModel(file.name, digest, call, specs, None, "a SavedModel does not show its layers", (note,))
+
+
+def _refuse_useless(name: str, options: ModelConfig) -> None:
+    given = {
+        "--lambda": options.lambdas,
+        "--custom-object": options.custom_objects,
+        "--mend-shared-encoder": options.mend_shared_encoder,
+    }
+    for option, value in given.items():
+        if value:
+            raise Refused(
+                f"{option} is for .keras and .h5 files, whose layers are named; --model {name} is a SavedModel, leave it out."
+            )
 
 
 def _saved_input(model: str, name: str, spec: Any) -> ModelInput:

@@ -158,6 +158,9 @@ def load_model(config: ModelConfig) -> PairModel:
     notes = [*model.facts.notes, *filter(None, [contradiction(config, found_scale)])]
     notes += _try_out(model, config)
     model.facts = dataclasses.replace(model.facts, notes=tuple(notes))
+    _LOG.info("Images: %s.", preprocessing)
+    for note in notes:
+        _LOG.info("%s", note)
     return model
 
 
@@ -340,6 +343,8 @@ def _in_order(loaded: LoadedModel) -> LoadedModel:
     """Puts the left input first, where the names say which one that is."""
     names = [one.name for one in loaded.inputs]
     order = _order_by_name(names)
+    if order == (0, 1):
+        return loaded
     if order is None:
         note = f"Inputs '{names[0]}' and '{names[1]}' are taken as left and right by their position."
         order = (0, 1)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from batchverify.cli import closing_words, parse
-from batchverify.config import Refused
+from batchverify.config import PIXELS, Refused
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
@@ -92,3 +92,9 @@ def test_a_fault_is_explained():
     words = closing_words("out", summary)
     for expected in ("FAULT", "4 of 4 images", "fall below the threshold 0.6", "scores 0.5000", "sigmoid(bias)", "Retrain"):
         assert expected in words
+
+
+def test_every_scale_of_pixels_can_be_given():
+    for pixels in PIXELS:
+        config, _ = parse(["--manifest", "m.csv", "--output", "o", "--pixels", pixels])
+        assert config.pixels == pixels
