@@ -15,6 +15,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from apache_beam.io.filesystem import FileMetadata
+from apache_beam.io.localfilesystem import LocalFileSystem
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that --custom-object can import the zoo's classes
 import model_zoo
@@ -301,3 +303,42 @@ def test_a_sidecar_that_says_what_it_may_not_is_refused(said, expected, tmp_path
     (tmp_path / "m.keras.batchverify.json").write_text(said)
     with pytest.raises(Refused, match=expected):
         complete(ModelConfig(model=str(tmp_path / "m.keras")))
+
+
+class Shelf(LocalFileSystem):
+    """A store that, like an object store, knows files by full names only and no folders."""
+
+    @classmethod
+    def scheme(cls):
+        return "shelf"
+
+    def has_dirs(self):
+        return False
+
+    def _list(self, prefix):
+        root = prefix.removeprefix("shelf:/").rsplit("/", 1)[0]
+        for folder, _, names in os.walk(root):
+            for name in names:
+                path = os.path.join(folder, name)
+                yield FileMetadata(f"shelf:/{path}", os.path.getsize(path))
+
+    def open(self, path, mime_type="application/octet-stream", compression_type="auto"):
+        return super().open(path.removeprefix("shelf:/"), mime_type, compression_type)
+
+    def exists(self, path):
+        return os.path.isfile(path.removeprefix("shelf:/"))
+
+
+@pytest.mark.parametrize("name", ["l1", "h5_lambda", "saved_model"])
+def test_a_model_in_a_store_is_copied_to_the_worker(name, tmp_path):
+    case = CASES[name]
+    _, path = write(case, tmp_path)
+    here, there = load(path, **case.options), load(f"shelf:/{path}", **case.options)
+    assert here.facts.digest == there.facts.digest
+    images = batchverify.trials.trial_images(SHAPE, 4)
+    np.testing.assert_array_equal(here.encode(images), there.encode(images))
+
+
+def test_a_model_that_is_in_no_store_is_refused():
+    with pytest.raises(Refused, match=r"it cannot be fetched .*check the URI"):
+        load("shelf://nowhere/model.keras")
