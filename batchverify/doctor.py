@@ -202,7 +202,9 @@ def _structure(model: Any) -> dict[str, Any]:
     if model.siamese is not None:
         head = model.siamese.head.count_params()
         facts["parameters_of_the_head"] = head
-        facts["share_of_the_encoder"] = f"{1 - head / max(1, graph.count_params()):.2%} of the parameters"
+        encode, compare = model.operations()
+        facts["operations"] = f"{encode:,} to encode an image, {compare:,} to compare a pair"
+        facts["share_of_the_encoder"] = f"{2 * encode / max(1, 2 * encode + compare):.3%} of a pair's arithmetic"
     return facts
 
 

@@ -72,6 +72,15 @@ class PairModel:
         """Returns scores, float32 `(n,)`, of two arrays of embeddings `(n, d)`."""
         return self._compare(left, right)
 
+    def operations(self) -> tuple[int, int]:
+        """Returns floating-point operations of encoding one image, and of comparing one pair, as TensorFlow counts them."""
+        images = tf.TensorSpec((1, *self.facts.image_shape), tf.uint8)
+        kept = tf.TensorSpec((1, self.facts.embedding_size), self._plan.embedding[1])
+        return (
+            _count_operations(self._plan.encode, images) if self._plan.encode else 0,
+            _count_operations(self._plan.compare, kept, kept),
+        )
+
     def prove(self, images: np.ndarray) -> None:
         """Compares the parts with the whole network on uint8 images `(n, height, width, channels)`.
 
@@ -413,6 +422,12 @@ def _blank(loaded: LoadedModel, preprocessing: Preprocessing) -> np.ndarray:
 def _compiled(function: Callable[..., Any]) -> Callable[..., np.ndarray]:
     traced = tf.function(function, reduce_retracing=False, autograph=False)
     return lambda *arrays: traced(*(tf.constant(array) for array in arrays)).numpy()
+
+
+def _count_operations(function: Callable[..., Any], *arguments: tf.TensorSpec) -> int:
+    graph = tf.function(function, autograph=False).get_concrete_function(*arguments).graph
+    settings = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation() | {"output": "none"}
+    return tf.compat.v1.profiler.profile(graph, options=settings).total_float_ops
 
 
 def _flat(tensor: Any) -> Any:
