@@ -342,3 +342,20 @@ def test_a_model_in_a_store_is_copied_to_the_worker(name, tmp_path):
 def test_a_model_that_is_in_no_store_is_refused():
     with pytest.raises(Refused, match=r"it cannot be fetched .*check the URI"):
         load("shelf://nowhere/model.keras")
+
+
+@pytest.mark.parametrize("name", ["l1", "h5_lambda", "saved_model"])
+def test_a_damaged_file_is_loaded_or_refused_and_nothing_else(name, tmp_path):
+    case = CASES[name]
+    _, path = write(case, tmp_path)
+    target = Path(path) / "saved_model.pb" if Path(path).is_dir() else Path(path)
+    whole, rng = target.read_bytes(), np.random.default_rng(3)
+    for attempt in range(12):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), 1 + attempt):
+            data[place] = rng.integers(0, 256)
+        target.write_bytes(data[: rng.integers(len(data))] if attempt % 4 == 0 else data)
+        try:
+            load(path, **case.options)
+        except Refused as refused:
+            assert len(refused.problems) == 1 and "\n" not in refused.problems[0]
