@@ -27,6 +27,7 @@ from batchverify.config import ModelConfig, Refused
 from batchverify.modelfile import Kind, ModelFile, open_model_file, prepare_config
 
 _LOG = logging.getLogger(__name__)
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _SUFFIX = {Kind.KERAS: "model.keras", Kind.HDF5: "model.h5"}
 
 
@@ -352,7 +353,8 @@ def _is_harmless(operation: str) -> bool:
 
 def _brief(error: BaseException) -> str:
     """Returns the first line that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [_ANSI.sub("", line).strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Exception encountered when calling")] or lines
     lines = [
         line.removeprefix("Exception encountered: ") for line in lines if line.startswith("Exception encountered: ")
     ] or lines

@@ -413,11 +413,25 @@ def _layers(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield config
 
 
+_OF_TRAINING_ALONE = ("kernel_initializer", "kernel_regularizer", "kernel_constraint", "fused")
+# What Keras 2 wrote of its layers and Keras 3 refuses to read.
+_DROPPED_SETTINGS = {
+    "DepthwiseConv1D": ("groups",), "DepthwiseConv2D": ("groups",), "SeparableConv1D": ("groups", *_OF_TRAINING_ALONE),
+    "SeparableConv2D": ("groups", *_OF_TRAINING_ALONE), "Conv1DTranspose": ("groups",), "Conv2DTranspose": ("groups",),
+    "BatchNormalization": ("renorm", "virtual_batch_size", "fused", "adjustment"),
+}  # fmt: skip
+
+
 def _modernise(layer: dict[str, Any]) -> None:
     """Renames the modules of Keras 2's own classes, and writes its one-element axes as numbers."""
     inner = layer.get("config")
     if isinstance(inner, dict) and isinstance(inner.get("axis"), list) and len(inner["axis"]) == 1:
         inner["axis"] = inner["axis"][0]
+    if isinstance(inner, dict) and layer["class_name"] in _DROPPED_SETTINGS:
+        for setting in _DROPPED_SETTINGS[layer["class_name"]]:
+            # A setting that changes what is computed goes only where it has the value that Keras 3 computes.
+            if setting in _OF_TRAINING_ALONE or inner.get(setting) in (1, False, None):
+                inner.pop(setting, None)
     module = str(layer.get("module"))
     if module.startswith(("tf_keras.", "keras.engine.", "keras.src.engine.")):
         models = {"Functional": "keras.src.models.functional", "Model": "keras.models", "Sequential": "keras.models"}
@@ -468,12 +482,13 @@ def _lambda_refusal(name: str, layer: dict[str, Any]) -> str:
     joins = f"joins {sources}" if len(joined) > 1 else f"follows {sources}"
     kinds = list(PAIR_KINDS if len(joined) > 1 else SINGLE_KINDS)
     hint = _hint(layer)
-    likely = f" (its code mentions what {hint} needs)" if hint in kinds else ""
-    first = hint if hint in kinds else kinds[0]
-    others = [kind for kind in kinds if kind != first]
+    choices = f"--lambda {own}=KIND, KIND being one of {', '.join(kinds)},"
+    if hint in kinds:
+        others = ", ".join(kind for kind in kinds if kind != hint)
+        choices = f"--lambda {own}={hint}, as its code seems to do (or {others}),"
     return (
         f"--model {name}: layer '{own}' is a Lambda that {joins}; it is code inside the model file, and is not run. "
-        f"Say what it computes, --lambda {own}={first}{likely} (or {', '.join(others)}), "
+        f"Say what it computes, {choices} "
         "or add --trust-model-code if you trust whoever made the file."
     )
 

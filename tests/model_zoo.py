@@ -144,6 +144,20 @@ def preprocessed(steps, k=keras, **settings):
     return siamese(l1(k), k=k, encoder=encoder, **settings)
 
 
+def mobilenet(k):
+    """The published encoder, normalised in a Lambda, with the published Euclidean Lambda behind it."""
+    k.utils.set_random_seed(14)
+    depthwise = [k.layers.DepthwiseConv2D(3, strides=2, use_bias=False), k.layers.BatchNormalization(), k.layers.ReLU(6.0)]
+    image = k.Input(SHAPE)
+    x = k.layers.Conv2D(8, 3)(k.applications.mobilenet_v2.preprocess_input(image))
+    for layer in [*depthwise, k.layers.SeparableConv2D(8, 2), k.layers.GlobalAveragePooling2D(), k.layers.Dense(6)]:
+        x = layer(x)
+    x = k.layers.Lambda(lambda t: tf.math.l2_normalize(t, axis=1), name="norm")(x)
+    distance = lambda t: tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(t[0] - t[1]), axis=1, keepdims=True), 1e-7))  # noqa: E731
+    encoder = k.Model(image, x, name="encoder")
+    return siamese(lambda a, b: k.layers.Lambda(distance, name="euclidean")([a, b]), k=k, encoder=encoder)
+
+
 def normalised():
     layer = keras.layers.Normalization(mean=[120.0, 110.0, 100.0], variance=[3000.0, 3100.0, 3200.0])
     return preprocessed(lambda x: layer(keras.layers.Resizing(10, 10)(x)))
@@ -264,6 +278,8 @@ CASES: dict[str, Case] = {
     "keras2_h5_preprocess_input": Case(
         lambda: preprocessed(tf_keras.applications.mobilenet_v2.preprocess_input, k=tf_keras), ".h5"
     ),
+    "keras2_h5_mobilenet": Case(lambda: mobilenet(tf_keras), ".h5", {"lambdas": ("euclidean", "norm=l2_normalize")}),
+    "keras2_keras_mobilenet": Case(lambda: mobilenet(tf_keras), ".keras", {"lambdas": ("euclidean", "norm=l2_normalize")}),
     "keras2_h5_towers_written_out": Case(lambda: towers_written_out(tf_keras), ".h5", swapped=True),
     "keras2_keras": Case(lambda: siamese(lambda_l1(tf_keras), k=tf_keras), ".keras", L1),
     "keras2_saved_model": Case(
