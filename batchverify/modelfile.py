@@ -15,6 +15,7 @@ import os
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import PurePosixPath
@@ -58,15 +59,29 @@ class ModelFile:
     keras_version: str
 
     def rewritten(self, config: dict[str, Any], folder: str) -> str:
-        """Writes the file anew with another config, into `folder`, and returns its path."""
-        if self.kind is Kind.HDF5:
-            path = os.path.join(folder, "model.h5")
-            shutil.copyfile(self.local, path)
-            os.chmod(path, 0o600)
-            with h5py.File(path, "r+") as file:
-                del file.attrs["model_config"]
-                file.attrs["model_config"] = json.dumps(config).encode()
-            return path
+        """Writes the file anew with another config, into `folder`, and returns its path.
+
+        Raises:
+            Refused: if the rest of the file cannot be read.
+        """
+        write = self._rewrite_hdf5 if self.kind is Kind.HDF5 else self._rewrite_archive
+        try:
+            return write(config, folder)
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, KeyError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # Of this machine's disk; the libraries' own complaints of a file's content carry no number.
+            raise Refused(f"--model {self.name}: the file is damaged ({_brief(error)}); copy it again, whole.") from None
+
+    def _rewrite_hdf5(self, config: dict[str, Any], folder: str) -> str:
+        path = os.path.join(folder, "model.h5")
+        shutil.copyfile(self.local, path)
+        os.chmod(path, 0o600)
+        with h5py.File(path, "r+") as file:
+            del file.attrs["model_config"]
+            file.attrs["model_config"] = json.dumps(config).encode()
+        return path
+
+    def _rewrite_archive(self, config: dict[str, Any], folder: str) -> str:
         path = os.path.join(folder, "model.keras")
         with zipfile.ZipFile(self.local) as old, zipfile.ZipFile(path, "w") as new:
             for info in old.infolist():
@@ -197,7 +212,7 @@ def _read_archive(name: str, local: str) -> tuple[dict[str, Any], str]:
             config = json.loads(archive.read(_CONFIG))
             metadata = json.loads(archive.read(_METADATA)) if _METADATA in archive.namelist() else {}
             return _as_config(name, config), str(metadata.get("keras_version", ""))
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, RecursionError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError, RecursionError) as error:
         if isinstance(error, Refused):
             raise
         raise Refused(f"--model {name}: the archive is damaged ({_brief(error)}); copy the file again, whole.") from None

@@ -359,3 +359,13 @@ def test_a_damaged_file_is_loaded_or_refused_and_nothing_else(name, tmp_path):
             load(path, **case.options)
         except Refused as refused:
             assert len(refused.problems) == 1 and "\n" not in refused.problems[0]
+
+
+def test_weights_that_fail_their_checksum_are_refused_as_damaged(tmp_path):
+    case = CASES["l1"]  # Its config is rewritten, which copies the weights.
+    _, path = write(case, tmp_path)
+    data = bytearray(Path(path).read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    Path(path).write_bytes(data)
+    with pytest.raises(Refused, match=r"the file is damaged \(.*CRC.*copy it again, whole"):
+        load(path, **case.options)
