@@ -1,93 +1,142 @@
-"""Class folders to batches: two drawings of each class, distorted afresh at every step."""
+"""Classes of images in memory, and the batches that are drawn from them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from batchverify.demo import characters
+from batchverify.config import Refused
 
 
 @dataclasses.dataclass(frozen=True)
-class Alphabet:
-    """Classes that belong together, so that telling them apart is the hard case.
+class Group:
+    """Classes that belong together, so that telling them apart is the hard case: an alphabet, a product line.
 
     Attributes:
-        name: what the folder was called.
-        images: one uint8 array `(drawings, size, size)` for each class.
+        name: what the folder or the manifest is called.
+        classes: images of one class each, uint8 `(images, size, size, channels)`.
     """
 
     name: str
-    images: tuple[np.ndarray, ...]
+    classes: tuple[np.ndarray, ...]
 
 
-def read_alphabets(folder: Path, size: int) -> list[Alphabet]:
-    """Reads `folder/[…/]alphabet/character/*.png`; folders of one name, anywhere below, are read once."""
-    found: dict[str, Path] = {}
-    for character in sorted(path for path in folder.rglob("*") if path.is_dir() and any(path.glob("*.png"))):
-        found.setdefault(character.parent.name, character.parent)
-    if not found:
-        raise ValueError(f"no alphabet/character/*.png below {folder}")
-    return [Alphabet(name, _read_alphabet(path, size)) for name, path in sorted(found.items())]
+def with_turns(groups: Sequence[Group]) -> list[Group]:
+    """Returns each group in its eight orientations: a character turned by 90° or mirrored is a character of its own."""
+    turned = [_oriented(group, turns, mirrored=False) for group in groups for turns in range(4)]
+    return turned + [_oriented(group, turns, mirrored=True) for group in groups for turns in range(4)]
 
 
-def draw_alphabets(count: int, classes: int, drawings: int, size: int, seed: int) -> list[Alphabet]:
-    """Draws `count` invented alphabets of `classes` characters, `drawings` times each."""
+def split_classes(groups: Sequence[Group], share: float, seed: int) -> tuple[list[Group], list[Group]]:
+    """Sets classes aside for validation: whole classes, never images of a class that is trained on.
+
+    Every group that can spare two classes gives `share` of its classes, two at least, as pairs are drawn within a group.
+
+    Args:
+        groups: of all classes.
+        share: of the classes to set aside, in [0, 1).
+        seed: of the choice.
+
+    Returns:
+        The groups to train on, and those to validate on.
+
+    Raises:
+        Refused: if `share` is above 0 and no group can spare two classes.
+    """
+    if not share:
+        return list(groups), []
     rng = np.random.default_rng(seed)
-    alphabets = []
-    for number in range(count):
-        invented = characters.invent_alphabet(rng, classes)
-        images = tuple(
-            np.stack([_grey(characters.draw(character, rng), size) for _ in range(drawings)]) for character in invented
+    kept, aside = [], []
+    for group in groups:
+        count = max(2, round(share * len(group.classes)))
+        if len(group.classes) < count + 2:
+            kept.append(group)
+            continue
+        chosen = set(rng.choice(len(group.classes), count, replace=False).tolist())
+        aside.append(Group(group.name, tuple(c for n, c in enumerate(group.classes) if n in chosen)))
+        kept.append(Group(group.name, tuple(c for n, c in enumerate(group.classes) if n not in chosen)))
+    if not aside:
+        raise Refused(
+            f"--validation is {share}, and no group has classes enough to set two aside; give more, or --validation 0."
         )
-        alphabets.append(Alphabet(f"invented-{number}", images))
-    return alphabets
-
-
-def with_quarter_turns(alphabets: Sequence[Alphabet]) -> list[Alphabet]:
-    """Returns each alphabet four times: a character turned by 90° is a character of another alphabet."""
-    return [
-        Alphabet(f"{alphabet.name}-{90 * turns}", tuple(np.rot90(drawn, turns, axes=(1, 2)) for drawn in alphabet.images))
-        for alphabet in alphabets
-        for turns in range(4)
-    ]
+    return kept, aside
 
 
 class BatchSampler:
-    """Draws batches of `groups * classes * 2` images: two drawings of each class, classes from few alphabets.
+    """Draws batches of `groups * classes * 2` images: two of each class, the classes from few groups.
 
-    Image `2 i` and image `2 i + 1` show the same class; consecutive runs of `2 * classes` images come from
-    one alphabet. So every batch holds the impostors that matter, those from within an alphabet.
+    Images `2 i` and `2 i + 1` show the same class; consecutive runs of `2 * classes` images come from one group. So
+    every batch holds the impostors that matter, those from within a group.
+
+    Args:
+        groups: to draw from.
+        groups_in_batch: how many of them a batch is drawn from.
+        classes_in_group: how many classes of each.
     """
 
-    def __init__(self, alphabets: Sequence[Alphabet], groups: int, classes: int, rng: np.random.Generator):
-        self._alphabets = [alphabet for alphabet in alphabets if len(alphabet.images) >= classes]
-        if not self._alphabets:
-            raise ValueError(f"no alphabet has {classes} classes or more")
-        self._groups, self._classes, self._rng = groups, classes, rng
+    def __init__(self, groups: Sequence[Group], groups_in_batch: int, classes_in_group: int):
+        self._groups = [group for group in groups if len(group.classes) >= classes_in_group]
+        self._groups_in_batch, self._classes_in_group = groups_in_batch, classes_in_group
 
-    def draw(self) -> np.ndarray:
-        """Returns uint8 images, shape `(groups * classes * 2, size, size)`."""
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Returns uint8 images `(groups * classes * 2, size, size, channels)`."""
         images = []
-        for number in self._rng.choice(len(self._alphabets), self._groups, replace=len(self._alphabets) < self._groups):
-            alphabet = self._alphabets[number]
-            for drawn in self._rng.choice(len(alphabet.images), self._classes, replace=False):
-                pair = self._rng.choice(len(alphabet.images[drawn]), 2, replace=False)
-                images.append(alphabet.images[drawn][pair])
+        for number in rng.choice(len(self._groups), self._groups_in_batch, replace=False):
+            classes = self._groups[number].classes
+            for drawn in rng.choice(len(classes), self._classes_in_group, replace=False):
+                images.append(classes[drawn][rng.choice(len(classes[drawn]), 2, replace=False)])
         return np.concatenate(images)
 
 
-def _read_alphabet(folder: Path, size: int) -> tuple[np.ndarray, ...]:
-    return tuple(
-        np.stack([_grey(Image.open(path), size) for path in sorted(character.glob("*.png"))])
-        for character in sorted(folder.iterdir())
-        if character.is_dir()
-    )
+def batch_shape(groups: Sequence[Group], groups_in_batch: int, classes_in_group: int) -> tuple[int, int]:
+    """Returns how many groups, and classes of each, a batch can hold so that no class is in it twice.
+
+    As many as asked for if there are as many; else the same number of classes from fewer groups; else what there is.
+
+    Raises:
+        Refused: if no group has two classes.
+    """
+    counts = sorted((len(group.classes) for group in groups), reverse=True)
+    if not counts or counts[0] < 2:
+        raise Refused("there are no two classes to train on in any group; give more classes, or set fewer aside.")
+    for fewer in range(min(groups_in_batch, len(counts)), 0, -1):
+        classes = -(-groups_in_batch * classes_in_group // fewer)
+        if counts[fewer - 1] >= classes:
+            return fewer, classes
+    return 1, counts[0]
 
 
-def _grey(image: Image.Image, size: int) -> np.ndarray:
-    return np.asarray(image.convert("L").resize((size, size), Image.Resampling.BILINEAR))
+class PairSampler:
+    """Draws batches of pairs as the published case does: half of them genuine, impostors from within a group.
+
+    Of `2 * pairs` images, `i` and `pairs + i` are a pair; the first half of the pairs is genuine.
+    """
+
+    def __init__(self, groups: Sequence[Group], pairs: int):
+        self._groups = [group for group in groups if len(group.classes) >= 2]
+        self._pairs = pairs
+        if not self._groups:
+            raise Refused("there are no two classes to train on in any group; give more classes.")
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Returns uint8 images `(2 * pairs, size, size, channels)`."""
+        left, right = [], []
+        for pair in range(self._pairs):
+            classes = self._groups[rng.integers(len(self._groups))].classes
+            one, other = rng.choice(len(classes), 2, replace=False)
+            if pair < self._pairs // 2:
+                first, second = rng.choice(len(classes[one]), 2, replace=False)
+                left.append(classes[one][first])
+                right.append(classes[one][second])
+            else:
+                left.append(classes[one][rng.integers(len(classes[one]))])
+                right.append(classes[other][rng.integers(len(classes[other]))])
+        return np.stack(left + right)
+
+
+def _oriented(group: Group, turns: int, mirrored: bool) -> Group:
+    name = f"{group.name}-{'m' if mirrored else ''}{90 * turns}"
+    flipped = (images[:, :, ::-1] if mirrored else images for images in group.classes)
+    return Group(name, tuple(np.rot90(images, turns, axes=(1, 2)) for images in flipped))

@@ -7,12 +7,14 @@ pair can score above sigmoid(bias), and is trained with identity pairs, so that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import keras
 
+from batchverify.config import Refused
+
 Head = Literal["repaired", "published"]
+EMBEDDING_SIZE = 101
 
 
 @keras.saving.register_keras_serializable("batchverify")
@@ -23,43 +25,53 @@ class NonPositive(keras.constraints.Constraint):
         return keras.ops.minimum(w, 0.0)
 
 
-def build_encoder(image_size: int, alpha: float, batch_norm_momentum: float = 0.9) -> keras.Model:
+def build_encoder(
+    size: int, width: float, dropout: float = 0.2, batch_norm_momentum: float = 0.9, weights: str | None = None
+) -> keras.Model:
     """Returns the shared tower: pixels `(n, size, size, 3)` in 0..255 to embeddings `(n, 101)` in 0..1.
 
     Args:
-        image_size: height and width of the images, in pixels.
-        alpha: width multiplier of MobileNetV2.
+        size: height and width of the images in pixels.
+        width: multiplier of MobileNetV2's channels (alpha).
+        dropout: share of the values before the embedding that a training step leaves out.
         batch_norm_momentum: Keras' MobileNetV2 uses 0.999, which leaves the inference statistics behind for
             thousands of steps when the network is trained from random weights.
+        weights: file of MobileNetV2 weights without its top, as Keras publishes them for ImageNet; random if None.
+
+    Raises:
+        Refused: if the weights cannot be read, or are of another width.
     """
-    pixels = keras.Input((image_size, image_size, 3), name="pixels")
-    backbone = keras.applications.MobileNetV2(
-        input_shape=(image_size, image_size, 3), alpha=alpha, include_top=False, weights=None
-    )
+    pixels = keras.Input((size, size, 3), name="pixels")
+    backbone = keras.applications.MobileNetV2(input_shape=(size, size, 3), alpha=width, include_top=False, weights=None)
+    if weights is not None:
+        _load_backbone(backbone, weights, width)
     for layer in backbone.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = batch_norm_momentum
     x = keras.layers.Rescaling(1 / 127.5, offset=-1)(pixels)
     x = backbone(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    x = keras.layers.Dense(320, activation="relu")(x)
-    x = keras.layers.Dropout(0.2)(x)
-    embedding = keras.layers.Dense(101, activation="sigmoid", name="embedding")(x)
+    x = keras.layers.Dense(320, activation="relu", name="dense")(x)
+    x = keras.layers.Dropout(dropout)(x)
+    embedding = keras.layers.Dense(EMBEDDING_SIZE, activation="sigmoid", name="embedding")(x)
     return keras.Model(pixels, embedding, name="encoder")
 
 
 def build_head(kind: Head) -> keras.layers.Dense:
-    """Returns the last layer: L1 distance `(n, 101)` to a score `(n, 1)`."""
+    """Returns the last layer, built: L1 distance `(n, 101)` to a score `(n, 1)`."""
     if kind == "published":
-        return keras.layers.Dense(1, activation="sigmoid", name="score")
-    return keras.layers.Dense(
-        1,
-        activation="sigmoid",
-        name="score",
-        kernel_initializer=keras.initializers.Constant(-0.5),
-        bias_initializer=keras.initializers.Constant(4.0),
-        kernel_constraint=NonPositive(),
-    )
+        head = keras.layers.Dense(1, activation="sigmoid", name="score")
+    else:
+        head = keras.layers.Dense(
+            1,
+            activation="sigmoid",
+            name="score",
+            kernel_initializer=keras.initializers.Constant(-0.5),
+            bias_initializer=keras.initializers.Constant(4.0),
+            kernel_constraint=NonPositive(),
+        )
+    head.build((None, EMBEDDING_SIZE))
+    return head
 
 
 def assemble(encoder: keras.Model, head: keras.layers.Dense) -> keras.Model:
@@ -77,6 +89,31 @@ def assemble(encoder: keras.Model, head: keras.layers.Dense) -> keras.Model:
     return model
 
 
-def certificate_holds(weights: Sequence[float]) -> bool:
-    """Returns whether no pair can outscore an identity pair: no weight of the distance head is positive."""
-    return all(weight <= 0 for weight in weights)
+def read_encoder(path: str, size: int) -> keras.Model:
+    """Returns the encoder of a model that `assemble` made.
+
+    Raises:
+        Refused: if the file holds no such model, or one of another image size.
+    """
+    try:
+        encoder = keras.models.load_model(path, compile=False).get_layer("encoder")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise Refused(f"--start-from {path}: no model that this command wrote can be read there ({_brief(error)}).") from None
+    if encoder.input_shape[1] != size:
+        raise Refused(f"--start-from {path}: it takes {encoder.input_shape[1]} pixels, and --size is {size}; give both alike.")
+    return encoder
+
+
+def _load_backbone(backbone: keras.Model, weights: str, width: float) -> None:
+    try:
+        backbone.load_weights(weights)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refused(
+            f"--encoder-weights {weights}: they do not fit MobileNetV2 of width {width} without its top ({_brief(error)}); "
+            "give the no_top file of that width, as keras.applications downloads it."
+        ) from None
+
+
+def _brief(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__

@@ -1,0 +1,107 @@
+"""Random distortions of a batch of images, drawn afresh at every step."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+# Koch, Zemel, Salakhutdinov (2015), section 3.3: each component with probability 0.5. Their shift is of 105-pixel images.
+_ANGLE = np.pi / 18
+_SHEAR = 0.3
+_SCALE = 0.2
+_SHIFT = 2 / 105
+# For drawings, our own: bends of a coarse grid of points, and a pen that is up to a pixel wider or narrower.
+_STROKES_SHIFT = 4 / 105
+_BEND = 0.03
+_BEND_POINTS = 5
+_PEN = 0.7
+
+
+def distort(images: tf.Tensor, seed: tf.Tensor, kind: str) -> tf.Tensor:
+    """Distorts every image in its own way; what comes into view has the colour of the image's border.
+
+    Args:
+        images: uint8 `(n, size, size, channels)`.
+        seed: int `(2,)`; the same seed gives the same distortions.
+        kind: `affine` turns, shears, scales and shifts as Koch et al. do; `strokes` also bends lines and changes the
+            width of the pen, which suits handwriting and signatures.
+
+    Returns:
+        float32, same shape and scale.
+    """
+    if kind == "none":
+        return tf.cast(images, tf.float32)
+    background = _border_median(images)
+    # Counted from the background, so that what lies outside of the image is zero.
+    ink = background - tf.cast(images, tf.float32)
+    x, y = _affine_places(len(images), images.shape[1], seed, _STROKES_SHIFT if kind == "strokes" else _SHIFT)
+    if kind == "strokes":
+        bend_x, bend_y = _bends(len(images), images.shape[1], seed)
+        x, y = x + bend_x, y + bend_y
+    ink = _sample(ink, x, y)
+    if kind == "strokes":
+        ink = _with_pen(ink, _component(13, _PEN, len(images), seed))
+    return background - ink
+
+
+def _component(number: int, limit: float, count: int, seed: tf.Tensor) -> tf.Tensor:
+    """Returns `(count,)` values, each zero or uniform in ±limit, with equal chance."""
+    draws = tf.random.stateless_uniform((2, count), seed + number, -1.0, 1.0)
+    return tf.where(draws[0] > 0, draws[1] * limit, 0.0)
+
+
+def _border_median(images: tf.Tensor) -> tf.Tensor:
+    sides = (images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1])
+    border = tf.sort(tf.concat(sides, axis=1), axis=1)
+    return tf.cast(border[:, border.shape[1] // 2], tf.float32)[:, None, None]
+
+
+def _affine_places(count: int, size: int, seed: tf.Tensor, shift: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns from which x and y of the original each pixel comes; `(count, size, size)` each, in pixels."""
+    angle = _component(0, _ANGLE, count, seed)
+    shear_x, shear_y = _component(1, _SHEAR, count, seed), _component(2, _SHEAR, count, seed)
+    scale_x, scale_y = 1 + _component(3, _SCALE, count, seed), 1 + _component(4, _SCALE, count, seed)
+    shift_x, shift_y = _component(5, shift * size, count, seed), _component(6, shift * size, count, seed)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    a, b = scale_x * (cos - shear_y * sin), scale_x * (shear_x * cos - sin)
+    c, d = scale_y * (sin + shear_y * cos), scale_y * (shear_x * sin + cos)
+    middle = (size - 1) / 2
+    axis = tf.range(size, dtype=tf.float32) - middle
+    y, x = tf.meshgrid(axis, axis, indexing="ij")
+
+    def each(values: tf.Tensor) -> tf.Tensor:
+        return values[:, None, None]
+
+    return each(a) * x + each(b) * y + middle + each(shift_x), each(c) * x + each(d) * y + middle + each(shift_y)
+
+
+def _bends(count: int, size: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    strength = tf.abs(_component(12, _BEND * size, count, seed))[:, None, None, None]
+    grid = tf.random.stateless_normal((count, _BEND_POINTS, _BEND_POINTS, 2), seed + 11) * strength
+    bends = tf.image.resize(grid, (size, size), "bicubic")
+    return bends[..., 0], bends[..., 1]
+
+
+def _sample(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Samples `(n, size, size, channels)` bilinearly at x and y; zero outside."""
+    count, size, channels = len(images), images.shape[1], images.shape[3]
+    wide = size + 2
+    flat = tf.reshape(tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]]), [-1, channels])
+    x, y = tf.clip_by_value(x + 1, 0.0, size + 0.999), tf.clip_by_value(y + 1, 0.0, size + 0.999)
+    left, top = tf.floor(x), tf.floor(y)
+    right_share, lower_share = (x - left)[..., None], (y - top)[..., None]
+    place = tf.range(count)[:, None, None] * wide * wide + tf.cast(top, tf.int32) * wide + tf.cast(left, tf.int32)
+
+    def at(offset: int) -> tf.Tensor:
+        return tf.gather(flat, place + offset)
+
+    upper = at(0) * (1 - right_share) + at(1) * right_share
+    lower = at(wide) * (1 - right_share) + at(wide + 1) * right_share
+    return upper * (1 - lower_share) + lower * lower_share
+
+
+def _with_pen(ink: tf.Tensor, change: tf.Tensor) -> tf.Tensor:
+    """Widens strokes (change > 0) or narrows them (change < 0); `change` is `(n,)`, in pixels."""
+    wider, narrower = tf.nn.max_pool2d(ink, 3, 1, "SAME"), -tf.nn.max_pool2d(-ink, 3, 1, "SAME")
+    change = change[:, None, None, None]
+    return tf.where(change > 0, ink + change * (wider - ink), ink - change * (narrower - ink))
