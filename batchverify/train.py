@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ _LOG = logging.getLogger("batchverify.train")
 # Said by the recipe unless the command line does.
 _RECIPE_OPTIONS = (
     "head", "freeze_bias", "size", "width", "dropout", "distortion", "steps", "steps_per_epoch", "batch_groups",
-    "batch_classes", "batch_pairs", "learning_rate", "layer_rates", "momentum", "layer_momenta", "momentum_epochs",
+    "batch_classes", "joined", "batch_pairs", "learning_rate", "layer_rates", "momentum", "layer_momenta", "momentum_epochs",
     "patience", "seed",
 )  # fmt: skip
 
@@ -90,7 +91,7 @@ def train(options: argparse.Namespace) -> int:
     _write_sidecar(files.model)
     if interrupted:
         print(f"Interrupted after step {trainer.step}. {files.model} holds {_kept(history)}; go on with --resume.")
-        return INTERRUPTED
+        return 128 + interrupted
     model = keras.models.load_model(files.model, compile=False)
     figures = _measure(model, held_out or validation, recipe.seed)
     _write_figures(files, recipe, options, history, figures)
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m batchverify.train",
         description="Trains a Siamese network whose score of an image against itself is the highest that there is.",
-        epilog="Exit codes: 0 done, 2 refused, 130 interrupted; go on with --resume.",
+        epilog="Exit codes: 0 done, 2 refused, 130 or 143 interrupted by SIGINT or SIGTERM; go on with --resume.",
         allow_abbrev=False,
     )
     parser.error = _refuse  # type: ignore[method-assign, assignment]
@@ -168,6 +169,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         ("--steps-per-epoch", int, "after so many: validation and checkpoint"),
         ("--batch-groups", int, "batch: groups in a batch"),
         ("--batch-classes", int, "batch: classes of each, two images of each class"),
+        ("--joined", float, "batch: share of groups whose classes are joined of two; for characters"),
         ("--batch-pairs", int, "published, koch: pairs in a batch"),
         ("--learning-rate", float, "its peak"),
         ("--momentum", float, "koch: where momentum ends"),
@@ -243,7 +245,7 @@ def _files(options: argparse.Namespace) -> Files:
                 raise Refused(f"--output: {path} exists; give --resume, --overwrite or another name.")
     try:
         files.model.parent.mkdir(parents=True, exist_ok=True)
-        files.log.touch()
+        tempfile.TemporaryFile(dir=files.model.parent).close()
     except OSError as error:
         raise Refused(f"--output {options.output}: it cannot be written ({error.strerror}); choose another place.") from None
     return files

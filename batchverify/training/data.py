@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -74,20 +74,52 @@ class BatchSampler:
         groups: to draw from.
         groups_in_batch: how many of them a batch is drawn from.
         classes_in_group: how many classes of each.
+        joined: chance of a group to give classes that are made of two of its own, see `join_images`.
     """
 
-    def __init__(self, groups: Sequence[Group], groups_in_batch: int, classes_in_group: int):
+    def __init__(self, groups: Sequence[Group], groups_in_batch: int, classes_in_group: int, joined: float = 0.0):
         self._groups = [group for group in groups if len(group.classes) >= classes_in_group]
-        self._groups_in_batch, self._classes_in_group = groups_in_batch, classes_in_group
+        self._groups_in_batch, self._classes_in_group, self._joined = groups_in_batch, classes_in_group, joined
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 images `(groups * classes * 2, size, size, channels)`."""
-        images = []
+        drawn: list[np.ndarray] = []
         for number in rng.choice(len(self._groups), self._groups_in_batch, replace=False):
             classes = self._groups[number].classes
-            for drawn in rng.choice(len(classes), self._classes_in_group, replace=False):
-                images.append(classes[drawn][rng.choice(len(classes[drawn]), 2, replace=False)])
-        return np.concatenate(images)
+            draw = self._draw_joined if rng.random() < self._joined else self._draw_classes
+            drawn += draw(classes, rng)
+        return np.concatenate(drawn)
+
+    def _draw_classes(self, classes: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[np.ndarray]:
+        for number in rng.choice(len(classes), self._classes_in_group, replace=False):
+            yield classes[number][rng.choice(len(classes[number]), 2, replace=False)]
+
+    def _draw_joined(self, classes: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """Yields two images of each joined class. Every first part is in two of them, so that both parts matter."""
+        firsts = rng.choice(len(classes), -(-self._classes_in_group // 2), replace=False)
+        seconds = rng.choice(len(classes), self._classes_in_group, replace=False)
+        axis = int(rng.integers(1, 3))
+        for first, second in zip(np.tile(firsts, 2), seconds, strict=False):
+            one, other = classes[first], classes[second]
+            images = rng.choice(min(len(one), len(other)), 2, replace=False)
+            yield join_images(one[images], other[images], axis)
+
+
+def join_images(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
+    """Squeezes two images into one, beside each other: of two characters, a character that nobody has seen.
+
+    Of two neighbouring pixels the darker one stays, so that a pen's line does not fade.
+
+    Args:
+        first: uint8 `(n, size, size, channels)`; takes the upper or left half.
+        second: likewise; the lower or right half.
+        axis: 1 for one above the other, 2 for side by side.
+    """
+    size = first.shape[axis]
+    even, odd = np.arange(0, size - 1, 2), np.arange(1, size, 2)
+    halves = [np.minimum(images.take(even, axis), images.take(odd, axis)) for images in (first, second)]
+    rest = second.take(np.arange(2 * len(even), size), axis)  # the last row or column of an odd size
+    return np.concatenate([*halves, rest], axis)
 
 
 def batch_shape(groups: Sequence[Group], groups_in_batch: int, classes_in_group: int) -> tuple[int, int]:

@@ -125,7 +125,7 @@ def fit(
     resume: bool = False,
     on_step: Callable[[int, float, float], None] = lambda *_: None,
     on_epoch: Callable[[Epoch], None] = lambda *_: None,
-) -> tuple[History, bool]:
+) -> tuple[History, int]:
     """Trains to the end of the recipe, or until SIGINT or SIGTERM; either way `files.model` is a model to use.
 
     Args:
@@ -138,7 +138,7 @@ def fit(
         on_epoch: called after each epoch.
 
     Returns:
-        What happened, and whether training was interrupted.
+        What happened, and the number of the signal that interrupted training; 0 if none did.
 
     Raises:
         Refused: if there is nothing to resume from, or it is of another recipe or other data.
@@ -219,8 +219,8 @@ def _resume(trainer: Trainer, files: Files, fingerprint: str) -> History:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether SIGINT or SIGTERM came; a second one of them ends the process at once."""
+def _interruptible() -> Iterator[Callable[[], int]]:
+    """Gives a function that says which of SIGINT and SIGTERM came, 0 if none; a second one ends the process at once."""
     came: list[int] = []
     kept: dict[int, Any] = {int(s): signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
@@ -231,7 +231,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     for number in kept:
         signal.signal(number, note)
     try:
-        yield lambda: bool(came)
+        yield lambda: came[0] if came else 0
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)

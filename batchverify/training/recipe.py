@@ -15,7 +15,7 @@ _AT_LEAST = {
     "size": 32, "steps": 1, "steps_per_epoch": 1, "batch_groups": 1, "batch_classes": 2, "batch_pairs": 2,
     "patience": 0, "momentum_epochs": 1,
 }  # fmt: skip
-_SHARES = ("dropout", "momentum")
+_SHARES = ("dropout", "joined", "momentum")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class Recipe:
         steps_per_epoch: after so many the network is validated and a checkpoint written.
         batch_groups: `batch`: groups in a batch.
         batch_classes: `batch`: classes of each of them; two images of each are encoded.
+        joined: `batch`: share of these groups whose classes are made of two of theirs, squeezed side by side.
         batch_pairs: the other recipes: pairs in a batch.
         learning_rate: its peak.
         layer_rates: `koch`: a factor on the learning rate for layers named in `LAYERS`.
@@ -58,6 +59,7 @@ class Recipe:
     steps_per_epoch: int = 500
     batch_groups: int = 4
     batch_classes: int = 16
+    joined: float = 0.0
     batch_pairs: int = 32
     learning_rate: float = 2e-3
     layer_rates: tuple[tuple[str, float], ...] = ()

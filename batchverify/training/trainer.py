@@ -41,7 +41,9 @@ class Trainer:
         self.head = build_head("published" if recipe.head == "published" else "repaired")
         self._batch_shape = batch_shape(groups, recipe.batch_groups, recipe.batch_classes)
         self._sampler = (
-            BatchSampler(groups, *self._batch_shape) if recipe.name == "batch" else PairSampler(groups, recipe.batch_pairs)
+            BatchSampler(groups, *self._batch_shape, recipe.joined)
+            if recipe.name == "batch"
+            else PairSampler(groups, recipe.batch_pairs)
         )
         layers = self._layers()
         self._variables = [variable for variables in layers.values() for variable in variables]
