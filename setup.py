@@ -23,10 +23,12 @@ setup(
         "apache-beam>=2.77,<2.80",
         "h5py>=3.11,<4",
         "keras>=3.15,<4",
+        "matplotlib>=3.10,<4",
         "numpy>=2.0,<3",
         "pandas>=3.0,<4",
         "pillow>=12.0,<14",
         "pyarrow>=23,<27",
+        "rich>=14,<16",
         "tensorflow>=2.20,<3",
     ],
     extras_require={

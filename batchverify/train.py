@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import logging
@@ -29,7 +30,8 @@ from batchverify.training.recipe import DISTORTIONS, LAYERS, RECIPES, Recipe
 
 if TYPE_CHECKING:
     from batchverify.training.data import Group
-    from batchverify.training.fit import Epoch, Files, History
+    from batchverify.training.fit import Files
+    from batchverify.training.history import Epoch, History
 
 DONE, REFUSED, INTERRUPTED = 0, 2, 130
 _LOG = logging.getLogger("batchverify.train")
@@ -334,20 +336,13 @@ def _kept(history: History) -> str:
 
 
 def _measure(model: Any, groups: Sequence[Group], seed: int) -> dict[str, Any] | None:
-    import numpy as np
-
+    from batchverify.training import network
     from batchverify.training.evaluate import evaluate
 
     if not groups:
         return None
-    encoder, head = model.get_layer("encoder"), model.get_layer("score")
-
-    def encode(images: Any) -> Any:
-        return np.asarray(encoder(np.broadcast_to(images.astype(np.float32), (*images.shape[:3], 3)), training=False))
-
-    def compare(left: Any, right: Any) -> Any:
-        return np.asarray(head(np.abs(left - right)))[:, 0]
-
+    encode = functools.partial(network.encode, model.get_layer("encoder"))
+    compare = functools.partial(network.compare, model.get_layer("score"))
     return dataclasses.asdict(evaluate(encode, compare, groups, seed))
 
 
@@ -380,7 +375,7 @@ def _closing_words(files: Files, history: History, figures: dict[str, Any] | Non
             f"On {on} classes, {figures['pairs']:,} pairs:",
             f"  verification accuracy  {figures['accuracy']:.4f}   EER {figures['eer']:.4f}",
             f"  {ways:2d}-way one-shot       {figures['one_shot']:.4f}   of {figures['one_shot_trials']:,} trials",
-            f"  identity score f(x, x) {figures['identity_score']:.4f}   outscored by {figures['outscored']:.1%} of genuine pairs",
+            f"  identity score f(x, x) {figures['identity_score']:.4f}   outscored by {figures['outscored']:.1%} of genuine",
         ]
     lines.append(f"Log {files.log}, curves {files.curves}, figures {files.figures}.")
     return "\n".join(lines)

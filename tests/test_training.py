@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -127,17 +128,18 @@ def test_resumed_training_ends_with_the_same_weights(alphabets, tmp_path):
 
 def test_the_model_that_is_kept_is_the_best_on_validation(alphabets, tmp_path):
     kept, rest = data.split_classes(alphabets, 0.3, 0)
-    trainer = small_trainer(kept, steps=12, steps_per_epoch=2, learning_rate=0.05)
-    history, _ = fit.fit(trainer, rest, fit.Files(tmp_path / "model.keras"), "")
-    best = max(history.epochs, key=lambda epoch: epoch.validation_accuracy)
-    assert best.validation_accuracy > history.epochs[-1].validation_accuracy  # else this would prove nothing
+    trainer = small_trainer(kept, steps=8, steps_per_epoch=2, learning_rate=1e-9)
+
+    def ruin(epoch):
+        if epoch.epoch == 2:
+            trainer.encoder.set_weights([np.zeros_like(weights) for weights in trainer.encoder.get_weights()])
+
+    history, _ = fit.fit(trainer, rest, fit.Files(tmp_path / "model.keras"), "", on_epoch=ruin)
+    assert history.best().epoch <= 2 and history.best().validation_eer < history.epochs[-1].validation_eer == 0.5
     model = keras.models.load_model(tmp_path / "model.keras")
-    again = evaluate(
-        lambda images: np.asarray(model.get_layer("encoder")(np.repeat(images, 3, axis=3).astype(np.float32))),
-        lambda left, right: np.asarray(model.get_layer("score")(np.abs(left - right)))[:, 0],
-        rest, 0, 4000, 1,
-    )  # fmt: skip
-    assert again.accuracy == pytest.approx(best.validation_accuracy, abs=1e-3)
+    encode = functools.partial(network.encode, model.get_layer("encoder"))
+    kept_eer = evaluate(encode, functools.partial(network.compare, model.get_layer("score")), rest, 0, 4000, 1).eer
+    assert kept_eer == pytest.approx(history.best().validation_eer, abs=1e-3)
 
 
 def test_patience_ends_training_without_gain(alphabets, tmp_path):
@@ -156,7 +158,7 @@ def test_the_command_trains_on_class_folders(folder, tmp_path, capsys):
     assert train.main(["--images", str(folder), "--output", str(output), "--hold-out", "Held_out", "--turned-classes",
                        "--joined", "0.5", "--invented", "1", "--validation", "0.3", *short()]) == 0  # fmt: skip
     said = capsys.readouterr().out
-    for words in ("held out: 32 images of 8 classes", "epoch   2", "20-way" if False else "8-way one-shot", "Log "):
+    for words in ("held out: 32 images of 8 classes", "epoch   2", "8-way one-shot", "Log "):
         assert words in said
     with zipfile.ZipFile(output) as archive:
         assert "batchverify" not in archive.read("config.json").decode()  # any Keras 3 loads it
@@ -228,7 +230,7 @@ def test_interrupted_training_leaves_a_model_and_goes_on(folder, tmp_path):
         (["--images", "{folder}", "--layer-rate", "dense"], "is not LAYER=NUMBER"),
         (["--images", "{folder}", "--freeze-bias"], "belongs to --head published"),
         (["--images", "{folder}", "--encoder-weights", "none.h5"], "there is no such file"),
-        (["--images", "{folder}", "--resume"], "nothing to resume"),
+        (["--images", "{folder}", "--resume"], "there is no model.checkpoint.npz"),
         (["--images", "{folder}", "--stepps", "3"], "--stepps"),
         (["--images", "{folder}", "--manifest", "x"], "not allowed with"),
         ([], "required"),
@@ -337,7 +339,7 @@ def test_distortions_are_seeded_keep_the_background_and_differ_between_images(al
     assert (first != other).any() and len({image.tobytes() for image in first}) > 8
     assert first.min() >= -1e-3 and first.max() <= 255 + 1e-3
     ink = [(255 - pixels).sum(axis=(1, 2, 3)) for pixels in (images.astype(np.float32), first)]
-    assert (abs(ink[1] / ink[0] - 1) < 0.8).all()
+    assert abs(ink[1].mean() / ink[0].mean() - 1) < 0.3
     grey = np.full((2, SIZE, SIZE, 3), 90, np.uint8)
     np.testing.assert_allclose(distort(grey, tf.constant([1, 2]), kind), grey, atol=1e-3)
 
@@ -377,8 +379,9 @@ def test_fused_batch_normalisation_is_keras_own():
     rng = np.random.default_rng(2)
     x = rng.normal(3, 2, (16, 8, 8, 4)).astype(np.float32)
     plain, fused = keras.layers.BatchNormalization(momentum=0.5), network.FusedBatchNormalization(momentum=0.5)
-    for training in (True, False):
-        np.testing.assert_allclose(plain(x, training=training), fused(x, training=training), atol=1e-4)
+    np.testing.assert_allclose(plain(x, training=True), fused(x, training=True), atol=1e-4)
+    # TensorFlow's kernel takes the moving variance as that of a sample: by n / (n - 1) more, here 1024 / 1023.
+    np.testing.assert_allclose(plain(x, training=False), fused(x, training=False), rtol=1e-3, atol=1e-5)
     for expected, found in zip(plain.get_weights(), fused.get_weights(), strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-3)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from batchverify.training.fit import Epoch
+from batchverify.training.history import Epoch
 
 
 def plot_curves(epochs: Sequence[Epoch], path: Path) -> None:

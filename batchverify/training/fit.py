@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 import os
 import signal
 import time
@@ -19,6 +17,7 @@ from batchverify.config import Refused
 from batchverify.training.curves import plot_curves
 from batchverify.training.data import Group
 from batchverify.training.evaluate import evaluate
+from batchverify.training.history import Epoch, History, write_log
 from batchverify.training.network import assemble
 from batchverify.training.trainer import Trainer
 
@@ -54,67 +53,6 @@ class Files:
     def figures(self) -> Path:
         """The recipe, and what was measured."""
         return self.model.with_suffix(".json")
-
-
-@dataclasses.dataclass(frozen=True)
-class Epoch:
-    """One line of the log: means since the line before, and the validation at its end.
-
-    Attributes:
-        epoch: its number, from 1.
-        step: at its end.
-        loss: mean over its steps.
-        accuracy: mean share of training pairs on the right side of 0.5, as the network is while it learns.
-        validation_accuracy: the same on classes that are not trained on, as the network is at inference; or None.
-        validation_eer: equal error rate on them, or None.
-        seconds: of training so far.
-    """
-
-    epoch: int
-    step: int
-    loss: float
-    accuracy: float
-    validation_accuracy: float | None
-    validation_eer: float | None
-    seconds: float
-
-
-@dataclasses.dataclass
-class History:
-    """What training knows of its past, and takes along in its checkpoint.
-
-    Attributes:
-        epochs: that are done.
-        loss: sum over the steps of the epoch that is not.
-        accuracy: likewise.
-        seconds: of training so far.
-    """
-
-    epochs: list[Epoch] = dataclasses.field(default_factory=list)
-    loss: float = 0.0
-    accuracy: float = 0.0
-    seconds: float = 0.0
-
-    def best(self) -> Epoch | None:
-        """Returns the epoch with the best validation, the first of equals; the last where nothing is validated."""
-        if not self.epochs or self.epochs[-1].validation_accuracy is None:
-            return self.epochs[-1] if self.epochs else None
-        return max(self.epochs, key=lambda epoch: epoch.validation_accuracy or 0.0)
-
-    def epochs_without_gain(self) -> int:
-        """Returns how many epochs ago the best was."""
-        best = self.best()
-        return 0 if best is None else self.epochs[-1].epoch - best.epoch
-
-    def to_json(self) -> str:
-        """Returns all of it as text."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> History:
-        """Returns what `to_json` wrote."""
-        said: dict[str, Any] = json.loads(text)
-        return cls(**{**said, "epochs": [Epoch(**epoch) for epoch in said["epochs"]]})
 
 
 def fit(
@@ -184,7 +122,7 @@ def _end_epoch(trainer: Trainer, history: History, validation: Sequence[Group], 
     history.loss = history.accuracy = 0.0
     if history.best() is epoch:
         _save_model(trainer, files)
-    _write_log(history.epochs, files.log)
+    write_log(history.epochs, files.log)
     plot_curves(history.epochs, files.curves)
 
 
@@ -192,13 +130,6 @@ def _save_model(trainer: Trainer, files: Files) -> None:
     part = files.model.with_suffix(".part.keras")
     assemble(trainer.encoder, trainer.head).save(part)
     os.replace(part, files.model)
-
-
-def _write_log(epochs: Sequence[Epoch], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Epoch)])
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(epoch) for epoch in epochs)
 
 
 def _write_checkpoint(trainer: Trainer, history: History, files: Files, fingerprint: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from batchverify.config import Refused
@@ -30,7 +31,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Keras' batch normalisation, trained by TensorFlow's one kernel for it.
 
     Keras 3 composes it of a dozen operations, each a pass over memory. On two cores a training step of MobileNetV2
-    (width 0.35, 128 images of 96×96) takes 0.40 s with these and 0.21 s with the kernel; `benchmarks/training.py`.
+    (width 0.35, 128 images of 96×96) takes 0.40 s with these and 0.21 s with the kernel; `benchmarks/train_step.py`.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
@@ -75,7 +76,7 @@ def build_encoder(
     x = keras.layers.Dense(320, activation="relu", name="dense")(x)
     x = keras.layers.Dropout(dropout)(x)
     embedding = keras.layers.Dense(EMBEDDING_SIZE, activation="sigmoid", name="embedding")(x)
-    return _with_batch_norm(keras.Model(pixels, embedding, name="encoder"), FusedBatchNormalization)
+    return with_batch_norm(keras.Model(pixels, embedding, name="encoder"), FusedBatchNormalization)
 
 
 def build_head(kind: Head) -> keras.layers.Dense:
@@ -101,7 +102,7 @@ def assemble(encoder: keras.Model, head: keras.layers.Dense) -> keras.Model:
     The head is copied without its constraint and the encoder with Keras' own batch normalisation, so that the saved
     file loads in any Keras 3 with nothing of this package installed.
     """
-    encoder = _with_batch_norm(encoder, keras.layers.BatchNormalization)
+    encoder = with_batch_norm(encoder, keras.layers.BatchNormalization)
     left = keras.Input(encoder.input_shape[1:], name="left")
     right = keras.Input(encoder.input_shape[1:], name="right")
     distance = keras.ops.abs(encoder(left) - encoder(right))
@@ -109,6 +110,17 @@ def assemble(encoder: keras.Model, head: keras.layers.Dense) -> keras.Model:
     model = keras.Model([left, right], plain(distance), name="siamese")
     plain.set_weights(head.get_weights())
     return model
+
+
+def encode(encoder: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Encodes uint8 `(n, size, size, 1 or 3)` as inference does: float32 `(n, 101)`."""
+    pixels = images.astype(np.float32)
+    return np.asarray(encoder(np.broadcast_to(pixels, (*pixels.shape[:3], 3)), training=False))
+
+
+def compare(head: keras.layers.Dense, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Scores pairs of embeddings, `(n, 101)` twice: float32 `(n,)`."""
+    return np.asarray(head(np.abs(left - right)))[:, 0]
 
 
 def read_encoder(path: str, size: int) -> keras.Model:
@@ -123,10 +135,10 @@ def read_encoder(path: str, size: int) -> keras.Model:
         raise Refused(f"--start-from {path}: no model that this command wrote can be read there ({_brief(error)}).") from None
     if encoder.input_shape[1] != size:
         raise Refused(f"--start-from {path}: it takes {encoder.input_shape[1]} pixels, and --size is {size}; give both alike.")
-    return _with_batch_norm(encoder, FusedBatchNormalization)
+    return with_batch_norm(encoder, FusedBatchNormalization)
 
 
-def _with_batch_norm(encoder: keras.Model, kind: type[keras.layers.BatchNormalization]) -> keras.Model:
+def with_batch_norm(encoder: keras.Model, kind: type[keras.layers.BatchNormalization]) -> keras.Model:
     """Returns a copy of `encoder` whose batch normalisation is of this kind."""
 
     def copied(layer: keras.layers.Layer) -> keras.layers.Layer:

@@ -10,9 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from batchverify.config import Refused, VerificationConfig
+from batchverify.demo import characters
 from batchverify.images import Failure, ImageReader, Layout
+from batchverify.manifest import pair_uris, parse_labels, plan_manifest, read_blocks
 from batchverify.training.data import Group
 
 _LOG = logging.getLogger(__name__)
@@ -56,9 +59,6 @@ def read_manifest(config: VerificationConfig, size: int) -> list[Group]:
     Raises:
         Refused: if it has no labels, labels that contradict each other, or no class with two readable images.
     """
-    # Beam is slow to import, and training from folders does without it.
-    from batchverify.manifest import pair_uris, parse_labels, plan_manifest, read_blocks
-
     manifest = plan_manifest(config)
     name = ", ".join(config.manifests)
     if manifest.label_column is None:
@@ -83,10 +83,6 @@ def read_manifest(config: VerificationConfig, size: int) -> list[Group]:
 
 def draw_groups(count: int, classes: int, drawings: int, size: int, seed: int) -> list[Group]:
     """Draws `count` invented alphabets of `classes` characters, `drawings` times each; one channel."""
-    from PIL import Image
-
-    from batchverify.demo import characters
-
     rng = np.random.default_rng(seed)
     groups = []
     for number in range(count):

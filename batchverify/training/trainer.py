@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from batchverify.training import network
 from batchverify.training.data import BatchSampler, Group, PairSampler, batch_shape
 from batchverify.training.distort import distort
-from batchverify.training.network import build_encoder, build_head
 from batchverify.training.optimizers import build_optimizer
 from batchverify.training.recipe import Recipe
 
@@ -37,8 +37,8 @@ class Trainer:
         keras.utils.set_random_seed(recipe.seed)
         self.recipe = recipe
         self.step = 0
-        self.encoder = encoder or build_encoder(recipe.size, recipe.width, recipe.dropout, weights=encoder_weights)
-        self.head = build_head("published" if recipe.head == "published" else "repaired")
+        self.encoder = encoder or network.build_encoder(recipe.size, recipe.width, recipe.dropout, weights=encoder_weights)
+        self.head = network.build_head("published" if recipe.head == "published" else "repaired")
         self._batch_shape = batch_shape(groups, recipe.batch_groups, recipe.batch_classes)
         self._sampler = (
             BatchSampler(groups, *self._batch_shape, recipe.joined)
@@ -75,13 +75,12 @@ class Trainer:
         self.step = int(state["step"])
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Encodes uint8 `(n, size, size, 1 or 3)` as inference does: float32 `(n, 101)`."""
-        pixels = images.astype(np.float32)
-        return np.asarray(self.encoder(np.broadcast_to(pixels, (*pixels.shape[:3], 3)), training=False))
+        """See `network.encode`."""
+        return network.encode(self.encoder, images)
 
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Scores pairs of embeddings: float32 `(n,)`."""
-        return np.asarray(self.head(np.abs(left - right)))[:, 0]
+        """See `network.compare`."""
+        return network.compare(self.head, left, right)
 
     def _layers(self) -> dict[str, list[keras.Variable]]:
         backbone = next(layer for layer in self.encoder.layers if isinstance(layer, keras.Model))
