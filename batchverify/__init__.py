@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from batchverify.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from batchverify.config import Refused, RunFailed, ScoringConfig, VerificationConfig
+    from batchverify.config import Limit, Refused, RunFailed, ScoringConfig, VerificationConfig
     from batchverify.pipeline import RunResult, Verified, VerifyPairs, run
 
 __all__ = [
+    "Limit",
     "Refused",
     "RunFailed",
     "RunResult",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Limit": "config",
     "Refused": "config",
     "RunFailed": "config",
     "ScoringConfig": "config",

@@ -7,9 +7,12 @@ import dataclasses
 import difflib
 import logging
 import os
+import re
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from batchverify.config import (
@@ -20,13 +23,17 @@ from batchverify.config import (
     PIXELS,
     RESIZES,
     THRESHOLD,
+    Limit,
     Refused,
     RunFailed,
     VerificationConfig,
 )
 from batchverify.version import VERSION
 
-DONE, FAILED, REFUSED = 0, 1, 2
+DONE, FAILED, REFUSED, BEYOND_GATE = 0, 1, 2, 3
+
+# The last line of a traceback of ours, or of the operating system's.
+_TOLD_ELSEWHERE = re.compile(rf"^({RunFailed.__module__}\.{RunFailed.__name__}: |\w+Error: \[Errno )", re.M)
 
 _DEST = {"--manifest": "manifests", "--output": "output"}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(VerificationConfig)}
@@ -41,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("No --model given: scoring with the embedded demo model, trained on handwritten characters.")
         from batchverify.pipeline import run
 
-        result = run(config, beam_args)
+        with _swept_when_stopped():
+            result = run(config, beam_args)
     except Refused as refused:
         for problem in refused.problems:
             print(f"batchverify: {problem}", file=sys.stderr)
@@ -50,7 +58,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"batchverify: the run failed: {failed}", file=sys.stderr)
         return FAILED
     print(closing_words(result.output, result.summary))
-    return DONE
+    return BEYOND_GATE if _tell_gates(result.summary) else DONE
+
+
+@contextmanager
+def _swept_when_stopped() -> Iterator[None]:
+    """Ends the process at SIGINT or SIGTERM with its output swept, exit code 130 or 143.
+
+    At once, because Beam's in-process runner would first wait for its workers to end their bundles.
+    """
+    from batchverify.scores import abandon_all
+
+    def stop(number: int, _: Any) -> None:
+        abandon_all()
+        print(f"batchverify: stopped by {signal.Signals(number).name}; the unfinished output is swept.", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + number)
+
+    kept = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _tell_gates(summary: dict[str, Any]) -> bool:
+    """Says which gates are not met, and returns whether there is one."""
+    from batchverify.gates import Gate
+
+    broken = [gate for gate in (Gate(**found) for found in summary["gates"]) if not gate.met]
+    for gate in broken:
+        print(f"batchverify: gate not met: {gate}.", file=sys.stderr)
+    return bool(broken)
 
 
 def parse(argv: Sequence[str]) -> tuple[VerificationConfig, list[str]]:
@@ -125,7 +166,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m batchverify",
         description="Scores the image pairs of a manifest with a trained Siamese network, and checks the network's sanity.",
         epilog="All other options are Beam's own, for instance --runner=DataflowRunner --region=europe-west4. "
-        "Exit codes: 0 done, 1 the run failed, 2 refused before anything ran.",
+        "Exit codes: 0 done, 1 the run failed, 2 refused before anything ran, 3 done, but a gate is not met, 130 and 143 "
+        "stopped by SIGINT and SIGTERM.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -160,6 +202,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="T",
         help="by how much a pair may outscore its own images before it is a fault",
     )
+
+    gates = parser.add_argument_group("gates: beyond them the results are written, and the exit code is 3")
+    for option, text in (
+        ("--max-failed-rows", "rows without a score"),
+        ("--max-identity-faults", "scored rows whose identity check is not sane"),
+    ):
+        _add(gates, option, type=_limit, metavar="N|P%", help=f"{text}: a count, or a percentage such as 0.5%%")
 
     columns = parser.add_argument_group("the manifest's columns")
     _add(columns, "--left-column", metavar="NAME", help="column with the first image's path or URI")
@@ -246,6 +295,15 @@ def model_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(options).items()}
 
 
+def _limit(text: str) -> Limit:
+    try:
+        return Limit.parse(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no limit; give a count such as 100, or a percentage such as 0.5%"
+        ) from None
+
+
 def _image_size(text: str) -> tuple[int, int]:
     sides = text.lower().split("x")
     try:
@@ -304,8 +362,8 @@ def _beam_options() -> list[str]:
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Returns False for the traceback that Beam logs of a failure which `main` tells in a sentence."""
-    told_elsewhere = record.exc_info and isinstance(record.exc_info[1], (RunFailed, Refused))
-    return not told_elsewhere and f"{RunFailed.__module__}.{RunFailed.__name__}: " not in record.getMessage()
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, (RunFailed, Refused, OSError)) and not _TOLD_ELSEWHERE.search(record.getMessage())
 
 
 def quieten_libraries() -> None:

@@ -24,6 +24,39 @@ class RunFailed(RuntimeError):
     """The run began and could not be finished; the output has no `_SUCCESS`."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """So many rows, or such a share of them.
+
+    Attributes:
+        most: a count, or a percentage in [0, 100].
+        is_percentage: which of them.
+    """
+
+    most: float
+    is_percentage: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Limit:
+        """Reads `100` or `0.5%`.
+
+        Raises:
+            ValueError: if it is neither.
+        """
+        number = text.strip().removesuffix("%")
+        limit = cls(float(number), number != text.strip())
+        if not (0 <= limit.most < math.inf) or (limit.most > 100 if limit.is_percentage else limit.most % 1):
+            raise ValueError(text)
+        return limit
+
+    def allows(self, found: int, of: int) -> bool:
+        """Returns whether `found` rows of `of` are within the limit."""
+        return found <= (self.most * of / 100 if self.is_percentage else self.most)
+
+    def __str__(self) -> str:
+        return f"{self.most:g}%" if self.is_percentage else f"{self.most:,.0f}"
+
+
 PIXELS = ("0..255", "0..1", "-1..1", "imagenet", "caffe")
 COLORS = ("rgb", "bgr", "grey")
 RESIZES = (
@@ -155,6 +188,8 @@ class VerificationConfig(ScoringConfig):
         overwrite: whether to replace a finished run in `output`.
         block_rows: at most so many rows travel through the pipeline as one element. An image is sent once to each
             block that names it, so larger blocks shuffle less.
+        max_failed_rows: more rows without a score than this, and the exit code is 3.
+        max_identity_faults: more scored rows than this whose identity check is not `sane`, and the exit code is 3.
         run_id: what this run is called in its own output.
     """
 
@@ -162,6 +197,8 @@ class VerificationConfig(ScoringConfig):
     output: str
     overwrite: bool = False
     block_rows: int = 262_144
+    max_failed_rows: Limit | None = None
+    max_identity_faults: Limit | None = None
     run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def _problems(self):

@@ -17,6 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.runner import PipelineState
 
 from batchverify.config import ModelFacts, Refused, RunFailed, ScoringConfig, VerificationConfig
+from batchverify.gates import judge
 from batchverify.inference import (
     IMAGES,
     ComparePairs,
@@ -121,7 +122,7 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> RunResult:
         RunFailed: if the run cannot be finished; there is no `_SUCCESS`.
     """
     directory = RunDirectory(config.output)
-    directory.refuse_finished(config.overwrite)
+    directory.refuse_taken(config.overwrite)
     config = complete(config)
     manifest = plan_manifest(config)
     # Held to the end of the run: in-process workers share this very network.
@@ -131,11 +132,11 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> RunResult:
     network.check_golden(golden_pairs(config))
     network.prove(manifest.sample)
     config = dataclasses.replace(config, block_rows=_bounded_block_rows(config, network.facts))
-    directory.prepare()
     provenance = _provenance(config, network.facts)
     pipeline = beam.Pipeline(options=_options(beam_args))
     build(pipeline, config, manifest, provenance, loader)
-    counters = _run_to_end(pipeline)
+    with directory.claimed(config.run_id):
+        counters = _run_to_end(pipeline)
     return RunResult(directory.path, directory.read_summary(), counters)
 
 
@@ -155,7 +156,7 @@ def build(
     summary = (
         {"scores": verified.scores, "images": verified.images}
         | "Summarise" >> Summarise(config, manifest.label_column)
-        | "WriteSummary" >> beam.Map(_complete_summary, provenance)
+        | "WriteSummary" >> beam.Map(_complete_summary, provenance, config)
     )
     rows_read = blocks | "RowsRead" >> beam.Map(_rows) | beam.CombineGlobally(sum)
     _ = (
@@ -165,6 +166,7 @@ def build(
         >> beam.Map(
             finish_run,
             directory,
+            config.run_id,
             beam.pvalue.AsSingleton(summary),
             beam.pvalue.AsSingleton(rows_read),
             beam.pvalue.AsIter(files),
@@ -176,8 +178,9 @@ def _rows(element: tuple[str, pa.Table]) -> int:
     return element[1].num_rows
 
 
-def _complete_summary(found: Summary, provenance: dict[str, Any]) -> dict[str, Any]:
-    return {"summary_version": SUMMARY_VERSION, "run": provenance, **found.to_json(provenance["threshold"])}
+def _complete_summary(found: Summary, provenance: dict[str, Any], config: VerificationConfig) -> dict[str, Any]:
+    summary = {"summary_version": SUMMARY_VERSION, "run": provenance, **found.to_json(provenance["threshold"])}
+    return summary | {"gates": [dataclasses.asdict(gate) for gate in judge(config, summary)]}
 
 
 def _bounded_block_rows(config: VerificationConfig, model: ModelFacts) -> int:
@@ -225,7 +228,11 @@ def _run_to_end(pipeline: beam.Pipeline) -> dict[str, int]:
 
 
 def _root_cause(error: BaseException) -> str:
-    """Returns the sentence of a `RunFailed` or `Refused` in a worker, out of the traceback that the runner made of it."""
+    """Returns what went wrong in a worker in a sentence, out of the traceback that the runner made of it."""
     text = str(error).strip() or type(error).__name__
-    ours = re.findall(rf"(?:{RunFailed.__name__}|{Refused.__name__}): (.+)", text)
-    return (ours[-1] if ours else text.splitlines()[0]).split(" [while running")[0]
+    text = re.sub(r" \[while running.*", "", text, flags=re.S)
+    if ours := re.findall(rf"(?:{RunFailed.__name__}|{Refused.__name__}): (.+)", text):
+        return ours[-1]
+    if systems := re.findall(r"\[Errno \d+\] (.+)", text):
+        return f"{systems[-1]}; check --output, its free space, and the space for temporary files."
+    return text.splitlines()[-1 if "Traceback" in text else 0]

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import collections
+import fcntl
 import json
-from collections.abc import Iterable
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import apache_beam as beam
@@ -14,7 +20,11 @@ from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import Refused, RunFailed
 
-_SUCCESS, _SUMMARY, _SCORES = "_SUCCESS", "summary.json", "scores"
+_LOG = logging.getLogger(__name__)
+_SUCCESS, _SUMMARY, _SCORES, _RUNNING = "_SUCCESS", "summary.json", "scores", "_RUNNING"
+# Held while a run is finished and while it is swept away, so that an interrupted run is never left half of each.
+_SETTLING = threading.RLock()
+_CLAIMED: dict[str, RunDirectory] = {}  # by run id
 
 
 class RunDirectory:
@@ -27,52 +37,138 @@ class RunDirectory:
     def __init__(self, path: str):
         self.path = path.rstrip("/") or "/"
 
-    def refuse_finished(self, overwrite: bool) -> None:
-        """Refuses a directory with a finished run in it, unless it may be overwritten; changes nothing.
+    def refuse_taken(self, overwrite: bool) -> None:
+        """Refuses a directory that another run writes to, or has finished in unless it may be overwritten; changes nothing.
 
         Raises:
             Refused: with the remedy.
         """
         try:
-            if not overwrite and FileSystems.exists(self._join(_SUCCESS)):
-                raise Refused(f"--output {self.path} holds a finished run; name another directory, or add --overwrite.")
-        except Refused:
-            raise
+            finished = FileSystems.exists(self._join(_SUCCESS))
         except Exception as error:  # Beam wraps whatever the store's client raises.
             raise Refused(f"--output {self.path} cannot be looked up ({_brief(error)}); check the path.") from None
+        if finished and not overwrite:
+            raise Refused(f"--output {self.path} holds a finished run; name another directory, or add --overwrite.")
+        if os.path.isdir(self.path):
+            os.close(self._lock())
 
-    def prepare(self) -> None:
-        """Makes the directory and sweeps whatever an earlier run left, `_SUCCESS` first.
+    @contextmanager
+    def claimed(self, run_id: str) -> Iterator[None]:
+        """Holds the directory for one run: sweeps what an earlier run left, and at the end this one's if it did not finish.
+
+        On this machine a second run is refused as long as the first one lives. In an object store nothing can be locked;
+        there the later run takes the directory, and the earlier one finds out before it finishes, and fails.
 
         Raises:
+            Refused: if another run writes there.
             RunFailed: if the directory cannot be written to.
         """
         try:
             FileSystems.mkdirs(self.path) if not FileSystems.exists(self.path) else None
-            if FileSystems.exists(self._join(_SUCCESS)):
-                FileSystems.delete([self._join(_SUCCESS)])
-            leftovers = [self._join(_SUMMARY)] if FileSystems.exists(self._join(_SUMMARY)) else []
-            leftovers += [found.path for found in self._match(f"{_SCORES}-*.parquet")]
-            leftovers += [found.path for found in self._match(f"beam-temp-{_SCORES}-*")]
-            leftovers += sorted({found.path.rsplit("/", 1)[0] for found in self._match(f"beam-temp-{_SCORES}-*/*")})
-            FileSystems.delete(sorted(set(leftovers)))
+            lock = self._lock() if os.path.isdir(self.path) else None
+            self._sweep()
+            self._write(_RUNNING, run_id)
+        except Refused:
+            raise
         except Exception as error:  # Beam wraps whatever the store's client raises.
             raise RunFailed(f"--output {self.path} cannot be written ({_brief(error)}); check the path.") from None
+        _CLAIMED[run_id] = self
+        try:
+            yield
+        finally:
+            self.abandon(run_id)
+            del _CLAIMED[run_id]
+            if lock is not None:
+                os.close(lock)
+
+    def abandon(self, run_id: str) -> None:
+        """Sweeps this run if it has not finished; a finished one stays, and so does another's."""
+        with _SETTLING:
+            try:
+                if self._is_ours(run_id):
+                    self._sweep()
+            except Exception as error:  # Beam wraps whatever the store's client raises; what stays, the next run sweeps.
+                _LOG.warning("--output %s cannot be swept (%s).", self.path, _brief(error))
 
     def scores_prefix(self) -> str:
         return self._join(_SCORES)
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Writes the summary, then `_SUCCESS`."""
-        self._write(_SUMMARY, json.dumps(summary, indent=2) + "\n")
-        self._write(_SUCCESS, "")
+    def count_rows(self, run_id: str) -> int:
+        """Returns how many rows the scores have in all, by their footers.
+
+        Raises:
+            RunFailed: if some are another run's.
+        """
+        rows = 0
+        for found in self._match(f"{_SCORES}-*.parquet"):
+            with FileSystems.open(found.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+                footer = pq.read_metadata(file)
+            if (footer.metadata or {}).get(b"batchverify.run_id") != run_id.encode():
+                raise self._taken()
+            rows += footer.num_rows
+        return rows
+
+    def finish(self, run_id: str, summary: dict[str, Any]) -> None:
+        """Writes the summary, then `_SUCCESS`. May be called again, as workers may be.
+
+        Args:
+            run_id: whose files these are.
+            summary: what becomes of `summary.json`.
+
+        Raises:
+            RunFailed: if another run has taken the directory.
+        """
+        with _SETTLING:
+            if self.is_finished() and self._read(_SUCCESS) == run_id:
+                return  # A worker died after it had finished the run, and its bundle was tried again.
+            if not self._is_ours(run_id):
+                raise self._taken()
+            self._sweep_temporary()
+            self._write(_SUMMARY, json.dumps(summary, indent=2) + "\n")
+            FileSystems.delete([self._join(_RUNNING)])
+            self._write(_SUCCESS, run_id)
 
     def read_summary(self) -> dict[str, Any]:
-        with FileSystems.open(self._join(_SUMMARY)) as file:
-            return json.loads(file.read())
+        """Returns what `finish` wrote."""
+        return json.loads(self._read(_SUMMARY))
 
     def is_finished(self) -> bool:
         return FileSystems.exists(self._join(_SUCCESS))
+
+    def _lock(self) -> int:
+        """Locks the directory itself, which leaves no file behind and ends with the process, however that ends."""
+        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise Refused(f"--output {self.path}: another run writes there now; wait for it, or name another one.") from None
+        return handle
+
+    def _taken(self) -> RunFailed:
+        return RunFailed(f"another run has written to --output {self.path} meanwhile; give each run its own directory.")
+
+    def _is_ours(self, run_id: str) -> bool:
+        """Returns whether this run has the directory and has not finished."""
+        return FileSystems.exists(self._join(_RUNNING)) and self._read(_RUNNING) == run_id
+
+    def _sweep(self) -> None:
+        """Deletes a run's files, `_SUCCESS` first."""
+        for name in (_SUCCESS, _RUNNING, _SUMMARY):
+            if FileSystems.exists(self._join(name)):
+                FileSystems.delete([self._join(name)])
+        FileSystems.delete([found.path for found in self._match(f"{_SCORES}-*.parquet")])
+        self._sweep_temporary()
+
+    def _sweep_temporary(self) -> None:
+        """Deletes the folders that Beam writes to first; attempts that failed leave theirs behind."""
+        folders = {found.path for found in self._match(f"beam-temp-{_SCORES}-*")}
+        folders |= {found.path.rsplit("/", 1)[0] for found in self._match(f"beam-temp-{_SCORES}-*/*")}
+        FileSystems.delete(sorted(folders))
+
+    def _read(self, name: str) -> str:
+        with FileSystems.open(self._join(name)) as file:
+            return file.read().decode()
 
     def _join(self, name: str) -> str:
         return FileSystems.join(self.path, name)
@@ -83,6 +179,13 @@ class RunDirectory:
     def _write(self, name: str, text: str) -> None:
         with FileSystems.create(self._join(name), compression_type=CompressionTypes.UNCOMPRESSED) as file:
             file.write(text.encode())
+
+
+def abandon_all() -> None:
+    """Sweeps whatever this process has begun and not finished; nothing can be finished after it."""
+    _SETTLING.acquire()
+    for run_id, directory in _CLAIMED.items():
+        directory.abandon(run_id)
 
 
 class WriteScores(beam.PTransform):
@@ -103,22 +206,27 @@ class WriteScores(beam.PTransform):
         )
 
 
-def count_written_rows(path: str) -> int:
-    """Returns how many rows a finished Parquet file holds, by its footer."""
-    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-        return pq.read_metadata(file).num_rows
-
-
-def finish_run(_, directory: RunDirectory, summary: dict[str, Any], rows_read: int, files: Iterable[str]) -> int:
+def finish_run(
+    _: Any, directory: RunDirectory, run_id: str, summary: dict[str, Any], rows_read: int, files: Iterable[str]
+) -> int:
     """Checks that every row that was read has been written, then finishes the run.
+
+    Args:
+        directory: of the run.
+        run_id: whose scores count.
+        summary: what becomes of `summary.json`.
+        rows_read: how many rows there should be.
+        files: the names that Beam gives of what it wrote. They are only waited for: where a worker dies and Beam moves
+            files into place a second time, it does not name again those that were in place already.
 
     Raises:
         RunFailed: if not; there is no `_SUCCESS` then.
     """
-    rows_written = sum(count_written_rows(path) for path in files)
+    collections.deque(files, maxlen=0)
+    rows_written = directory.count_rows(run_id)
     if not rows_read == rows_written == summary["rows"].get("total", 0):
         raise RunFailed(f"{rows_read} rows were read but {rows_written} written; run again, and report it if it happens again.")
-    directory.finish(summary)
+    directory.finish(run_id, summary)
     return rows_written
 
 

@@ -65,10 +65,10 @@ def main() -> None:
         write_manifest(manifest, options.pairs, options.images)
         config = VerificationConfig(manifests=(str(manifest),), output=f"{folder}/scores")
         started = time.perf_counter()
-        RunDirectory(config.output).prepare()
         pipeline = beam.Pipeline(runner="FnApiRunner")
-        build(pipeline, config, plan_manifest(config), {"threshold": 0.5}, NetworkLoader(NullNetwork))
-        pipeline.run().wait_until_finish()
+        build(pipeline, config, plan_manifest(config), {"threshold": 0.5, "run_id": config.run_id}, NetworkLoader(NullNetwork))
+        with RunDirectory(config.output).claimed(config.run_id):
+            pipeline.run().wait_until_finish()
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{options.pairs:,} pairs over {options.images:,} images: {seconds:.1f} s", end=", ")

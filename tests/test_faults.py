@@ -1,0 +1,167 @@
+"""Runs that are killed, stopped, starved or doubled: an exact account, or nothing."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import batchverify
+from batchverify.cli import main
+from batchverify.scores import RunDirectory
+
+FINISHED = ["_SUCCESS", "scores-00000-of-00001.parquet", "summary.json"]
+
+
+@pytest.fixture
+def arguments(small_model, pictures, tmp_path) -> list[str]:
+    """Of a run of 200 pairs over ten pictures into `out`."""
+    rng = np.random.default_rng(1)
+    names = [f"pictures/p{number}.png" for number in range(10)]
+    frame = pd.DataFrame({side: [names[i] for i in rng.integers(10, size=200)] for side in ("left", "right")})
+    frame.to_csv(tmp_path / "pairs.csv", index=False)
+    return ["--manifest", str(tmp_path / "pairs.csv"), "--output", str(tmp_path / "out"), "--model", small_model]
+
+
+def start(arguments, **settings) -> subprocess.Popen:
+    command = [sys.executable, "-m", "batchverify", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_nothing(number, arguments, tmp_path):
+    process = start([*arguments, "--block-rows", "1"])
+    wait_for(tmp_path / "out" / "_RUNNING", process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"stopped by {number.name}" in said and "Traceback" not in said
+    assert names(tmp_path / "out") == []
+
+
+def test_a_killed_run_is_swept_and_redone(arguments, tmp_path, read_scores):
+    process = start([*arguments, "--block-rows", "1"])
+    wait_for(tmp_path / "out" / "_RUNNING", process)
+    process.kill()
+    process.wait()
+    assert "_RUNNING" in names(tmp_path / "out") and "_SUCCESS" not in names(tmp_path / "out")
+    assert main(arguments) == 0
+    assert names(tmp_path / "out") == FINISHED
+    assert read_scores(tmp_path / "out")["manifest_row"].tolist() == list(range(200))
+
+
+def test_a_second_run_into_one_directory_is_refused(arguments, tmp_path, capsys):
+    with RunDirectory(str(tmp_path / "out")).claimed("first"):
+        assert main(arguments) == 2
+        assert "another run writes there now" in capsys.readouterr().err
+        assert names(tmp_path / "out") == ["_RUNNING"]
+    assert main(arguments) == 0
+
+
+def test_in_a_store_the_run_whose_directory_was_taken_fails(arguments, tmp_path, capsys, monkeypatch):
+    # A store knows no locks; here the marker changes hands while the first run is under way.
+    directory = RunDirectory(str(tmp_path / "out"))
+    finish = RunDirectory.finish
+
+    def finish_late(self, *rest):
+        directory._write("_RUNNING", "of another run")
+        finish(self, *rest)
+
+    monkeypatch.setattr(RunDirectory, "finish", finish_late)
+    assert main(arguments) == 1
+    assert "another run has written to" in capsys.readouterr().err
+    assert "_SUCCESS" not in names(tmp_path / "out") and directory._read("_RUNNING") == "of another run"
+
+
+def test_scores_of_a_stranger_are_not_finished_with(arguments, tmp_path, capsys, monkeypatch):
+    count_rows = RunDirectory.count_rows
+
+    def count_late(self, run_id):
+        pq.write_table(pa.table({"score": [0.5]}), tmp_path / "out" / "scores-00001-of-00002.parquet")
+        return count_rows(self, run_id)
+
+    monkeypatch.setattr(RunDirectory, "count_rows", count_late)
+    assert main(arguments) == 1
+    assert "another run has written to" in capsys.readouterr().err
+    assert names(tmp_path / "out") == []
+
+
+def test_a_full_disk_fails_the_run_in_a_sentence(arguments, tmp_path):
+    # A limit on the size of files is the full disk that a test can have without being root.
+    limited = {"preexec_fn": lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+                                      resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)))}  # fmt: skip
+    process = start(arguments, **limited)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "the run failed: " in said and "File too large" in said and "Traceback" not in said
+    assert names(tmp_path / "out") == []
+
+
+def test_bundles_that_run_twice_change_nothing(arguments, tmp_path, read_scores):
+    # Beam runs every bundle, its writes and all, once more than it needs; so does a runner whose worker dies after it emitted.
+    assert main(arguments) == 0
+    once = read_scores(tmp_path / "out")
+    assert main([*arguments[:3], str(tmp_path / "twice"), *arguments[4:], "--direct_runner_bundle_repeat=1"]) == 0
+    assert names(tmp_path / "twice") == FINISHED
+    pd.testing.assert_frame_equal(once, read_scores(tmp_path / "twice"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_that_may_not_be_written_fails_in_a_sentence(arguments, tmp_path, capsys):
+    (tmp_path / "out").mkdir(mode=0o500)
+    assert main(arguments) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("gates", "code"),
+    [
+        (["--max-failed-rows", "0"], 3),
+        (["--max-failed-rows", "1"], 0),
+        (["--max-failed-rows", "0.4%"], 3),
+        (["--max-failed-rows", "0.5%"], 0),
+        (["--max-identity-faults", "0"], 0),
+        (["--threshold", "1", "--max-identity-faults", "100%"], 0),
+        (["--threshold", "1", "--max-identity-faults", "198"], 3),
+    ],
+)
+def test_gates_set_the_exit_code_and_results_are_written(gates, code, arguments, tmp_path, capsys):
+    path = tmp_path / "pairs.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "pictures/none.png,pictures/p1.png", *lines[2:]]))
+    assert main([*arguments, *gates]) == code
+    assert names(tmp_path / "out") == FINISHED
+    assert ("gate not met: " in capsys.readouterr().err) == (code == 3)
+
+
+@pytest.mark.parametrize("limit", ["-1", "1.5", "101%", "many", "%", "nan"])
+def test_a_gate_that_is_no_limit_is_refused(limit, arguments, capsys):
+    assert main([*arguments, f"--max-failed-rows={limit}"]) == 2
+    assert f"'{limit}' is no limit" in capsys.readouterr().err
+
+
+def test_gates_stand_in_the_summary(arguments, tmp_path):
+    config = batchverify.VerificationConfig(
+        manifests=(arguments[1],), output=arguments[3], model=arguments[5], max_failed_rows=batchverify.Limit.parse("2%")
+    )
+    assert batchverify.run(config).summary["gates"] == [
+        {"option": "--max-failed-rows", "limit": "2%", "found": 0, "rows": 200, "met": True}
+    ]
