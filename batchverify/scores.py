@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -162,8 +163,10 @@ class RunDirectory:
 
     def _sweep_temporary(self) -> None:
         """Deletes the folders that Beam writes to first; attempts that failed leave theirs behind."""
-        folders = {found.path for found in self._match(f"beam-temp-{_SCORES}-*")}
-        folders |= {found.path.rsplit("/", 1)[0] for found in self._match(f"beam-temp-{_SCORES}-*/*")}
+        files = self._match(f"beam-temp-{_SCORES}-*/*")
+        folders = {found.path.rsplit("/", 1)[0] for found in files}
+        # Beam's file systems list files alone; on this machine a folder may be empty.
+        folders |= set(glob.glob(self._join(f"beam-temp-{_SCORES}-*")))
         FileSystems.delete(sorted(folders))
 
     def _read(self, name: str) -> str:
