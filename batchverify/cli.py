@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from batchverify.config import (
+    BAD_ROWS,
     COLORS,
     COMPARES,
     FITS,
+    ON_NAN,
     OUTPUTS,
     PIXELS,
     RESIZES,
@@ -203,6 +205,8 @@ def _parser() -> argparse.ArgumentParser:
         help="by how much a pair may outscore its own images before it is a fault",
     )
 
+    _add(model, "--on-nan", choices=ON_NAN, help="a score that is not a number fails the run, or is kept as a row without one")
+
     gates = parser.add_argument_group("gates: beyond them the results are written, and the exit code is 3")
     for option, text in (
         ("--max-failed-rows", "rows without a score"),
@@ -219,6 +223,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="column with 1 or true for genuine pairs, 0 or false for impostors; '' for none "
         "(default: genuine, if there is such a column)",
+    )
+    _add(
+        columns,
+        "--bad-rows",
+        choices=BAD_ROWS,
+        help="CSV rows of too few or too many fields, or not UTF-8: refuse the manifest, or keep them, with status bad_row",
     )
     _add(columns, "--block-rows", type=int, metavar="N", help="rows that travel through the pipeline together")
 

@@ -65,8 +65,11 @@ RESIZES = (
 )  # fmt: skip
 FITS = ("stretch", "crop", "pad")
 COMPARES = ("cosine", "euclidean", "l1")
+ON_NAN = ("fail", "keep")
+BAD_ROWS = ("refuse", "keep")
 OUTPUTS = ("score", "logit", "distance", "cosine")
-_CHOICES = {"pixels": PIXELS, "color": COLORS, "resize": RESIZES, "fit": FITS, "compare": COMPARES, "output_is": OUTPUTS}
+_CHOICES = {"pixels": PIXELS, "color": COLORS, "resize": RESIZES, "fit": FITS, "compare": COMPARES, "output_is": OUTPUTS,
+            "on_nan": ON_NAN, "bad_rows": BAD_ROWS}  # fmt: skip
 THRESHOLD = 0.5
 
 
@@ -127,7 +130,7 @@ class ModelConfig:
         if not 0 <= self.match_threshold() <= 1:
             yield f"--threshold is {self.threshold}; a score lies in [0, 1], so give a number from 0 to 1."
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in (None, *choices):
+            if getattr(self, name, None) not in (None, *choices):
                 yield f"--{name.replace('_', '-')} is '{getattr(self, name)}'; give one of {', '.join(choices)}."
         if self.image_size is not None and not _is_size(self.image_size):
             yield f"--image-size is {self.image_size}; give height and width in pixels, at least 1x1."
@@ -154,6 +157,7 @@ class ScoringConfig(ModelConfig):
             the manifest's folder, and no confinement.
         max_image_pixels: an image of more pixels is `too_large`, found before it is decoded.
         max_image_bytes: a file of more bytes is `too_large`, found before it is read.
+        on_nan: what becomes of a score that is not a number: it fails the run, or it is kept as a row without a score.
         fetch_threads: images that are fetched and decoded at the same time in one worker process.
     """
 
@@ -164,6 +168,7 @@ class ScoringConfig(ModelConfig):
     image_root: str | None = None
     max_image_pixels: int = 64_000_000
     max_image_bytes: int = 64 * 2**20
+    on_nan: str = "fail"
     fetch_threads: int = 8
 
     def _problems(self):
@@ -188,6 +193,8 @@ class VerificationConfig(ScoringConfig):
         overwrite: whether to replace a finished run in `output`.
         block_rows: at most so many rows travel through the pipeline as one element. An image is sent once to each
             block that names it, so larger blocks shuffle less.
+        bad_rows: what becomes of CSV rows with too few or too many fields or bytes that are not UTF-8: the manifest is
+            refused, or they are kept as rows with the status `bad_row`.
         max_failed_rows: more rows without a score than this, and the exit code is 3.
         max_identity_faults: more scored rows than this whose identity check is not `sane`, and the exit code is 3.
         run_id: what this run is called in its own output.
@@ -197,6 +204,7 @@ class VerificationConfig(ScoringConfig):
     output: str
     overwrite: bool = False
     block_rows: int = 262_144
+    bad_rows: str = "refuse"
     max_failed_rows: Limit | None = None
     max_identity_faults: Limit | None = None
     run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)

@@ -24,11 +24,13 @@ from batchverify.config import Refused, RunFailed, ScoringConfig
 from batchverify.identity import check_identity, is_match
 from batchverify.images import Failure, ImageReader
 from batchverify.manifest import pair_uris
-from batchverify.schema import RESULT_FIELDS, STATUSES, VERDICTS, ImageStatus, category
+from batchverify.schema import BAD_ROW_COLUMN, RESULT_FIELDS, STATUSES, VERDICTS, ImageStatus, category
 from batchverify.sidecar import GoldenPair, complete
 
 _OK = STATUSES.index(ImageStatus.OK)
 _NO_URI = STATUSES.index(ImageStatus.NO_URI)
+_BAD_ROW = STATUSES.index(ImageStatus.BAD_ROW)
+_NOT_A_NUMBER = "the model gave a score that is not a number"
 _LOOKAHEAD_BATCHES = 3
 _GATHERED_BYTES = 64 * 2**20
 IMAGES = "images"
@@ -191,8 +193,8 @@ class EncodeImages(beam.DoFn):
     A second output, `images`, has each distinct image once, without its embedding.
     """
 
-    def __init__(self, loader: NetworkLoader):
-        self._loader = loader
+    def __init__(self, loader: NetworkLoader, config: ScoringConfig):
+        self._loader, self._on_nan = loader, config.on_nan
         self._encoded = Metrics.counter("batchverify", "images_encoded")
         self._failed = Metrics.counter("batchverify", "images_failed")
         self._encodings = Metrics.counter("batchverify", "encodings")
@@ -205,7 +207,8 @@ class EncodeImages(beam.DoFn):
         wanted = [(key, table["uri"].combine_chunks()) for key, table in asked]
         uris = pa.chunked_array([uris for _, uris in wanted], pa.string()).unique()
         images = self._network.encode(uris)
-        _require_finite(images)
+        if self._on_nan == "fail":
+            _require_finite(images)
         encoded = int(np.count_nonzero(images["status"].to_numpy() == _OK))
         self._encoded.inc(encoded)
         self._failed.inc(len(uris) - encoded)
@@ -255,10 +258,21 @@ def request_images(
 
 
 def compare_block(block: pa.Table, images: pa.Table, network: Network, config: ScoringConfig) -> pa.Table:
-    """Returns `block` with the result columns, each row looked up in `images`."""
-    sides = [_Side.find(uris, images) for uris in pair_uris(block, config)]
-    left, right = sides
+    """Returns `block` with the result columns, each row looked up in `images`.
+
+    Raises:
+        RunFailed: at a score that is not a number, unless `config.on_nan` says `keep`.
+    """
+    left, right = (_Side.find(uris, images) for uris in pair_uris(block, config))
     scores = _scores(left, right, images, network)
+    odd = np.isnan(scores) & (left.status == _OK) & (right.status == _OK)
+    if odd.any() and config.on_nan == "fail":
+        raise RunFailed(f"{_NOT_A_NUMBER}; check its weights, or keep such rows without a score with --on-nan keep.")
+    error = _first_error(left, right, odd)
+    if BAD_ROW_COLUMN in block.column_names:
+        bad = block[BAD_ROW_COLUMN]
+        left, right = (side.of_bad_rows(bad.is_valid().to_numpy()) for side in (left, right))
+        error, block = pc.coalesce(bad, error), block.drop_columns([BAD_ROW_COLUMN])
     verdicts = check_identity(scores, left.identity, right.identity, config.match_threshold(), config.identity_tolerance)
     columns = [
         _nullable(scores),
@@ -269,7 +283,7 @@ def compare_block(block: pa.Table, images: pa.Table, network: Network, config: S
         _same_image(left, right, images),
         category(left.status, STATUSES),
         category(right.status, STATUSES),
-        _first_error(left, right),
+        error,
     ]
     for field, column in zip(RESULT_FIELDS, columns, strict=True):
         block = block.append_column(field, column)
@@ -305,6 +319,10 @@ class _Side:
         error = pc.if_else(pc.is_valid(index), images["error"].take(index), "the manifest names no image")
         return cls(uris, place, status, identity, error)
 
+    def of_bad_rows(self, bad: np.ndarray) -> _Side:
+        """Returns the same with the status of rows of the manifest that could not be read, bool `(n,)`."""
+        return dataclasses.replace(self, status=np.where(bad, np.int8(_BAD_ROW), self.status))
+
     def described(self, side: str) -> pa.ChunkedArray:
         """Returns the errors in full, with side and URI; null where there is none."""
         return pc.binary_join_element_wise(f"{side} image ", pc.fill_null(self.uris, "(none)"), ": ", self.error, "")
@@ -319,8 +337,6 @@ def _scores(left: _Side, right: _Side, images: pa.Table, network: Network) -> np
     for start in range(0, len(both), step):
         rows = both[start : start + step]
         scores[rows] = network.compare(embeddings[left.place[rows]], embeddings[right.place[rows]])
-    if np.any(np.isnan(scores[both])):
-        raise RunFailed("the model gave a score that is not a number; check its weights.")
     return scores
 
 
@@ -336,10 +352,10 @@ def _same_image(left: _Side, right: _Side, images: pa.Table) -> pa.Array:
     return pa.array(one == other, mask=(one < 0) | (other < 0))
 
 
-def _first_error(left: _Side, right: _Side) -> pa.ChunkedArray:
-    if np.all(left.status == _OK) and np.all(right.status == _OK):
+def _first_error(left: _Side, right: _Side, odd: np.ndarray) -> pa.ChunkedArray | pa.Array:
+    if np.all(left.status == _OK) and np.all(right.status == _OK) and not odd.any():
         return pa.nulls(len(left.status), pa.string())
-    return pc.coalesce(left.described("left"), right.described("right"))
+    return pc.coalesce(left.described("left"), right.described("right"), pc.if_else(pa.array(odd), _NOT_A_NUMBER, None))
 
 
 def _nullable(values: np.ndarray) -> pa.Array:
@@ -355,4 +371,4 @@ def _require_finite(images: pa.Table) -> None:
     wrong = ok & ~np.isfinite(images["identity"].to_numpy())
     if wrong.any():
         uri = images["uri"][int(np.argmax(wrong))].as_py()
-        raise RunFailed(f"the model gave {uri} an identity score that is not a number; check its weights.")
+        raise RunFailed(f"{_NOT_A_NUMBER} to {uri} against itself; check its weights, or see --on-nan keep.")

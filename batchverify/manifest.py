@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import io
@@ -24,7 +25,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from batchverify import coders  # noqa: F401  registers the coder of pa.Table
 from batchverify.config import Refused, RunFailed, VerificationConfig
-from batchverify.schema import MANIFEST_FILE, MANIFEST_ROW, RESERVED_COLUMNS, is_text
+from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, MANIFEST_ROW, RESERVED_COLUMNS, is_text
 
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _CSV_BLOCK_BYTES = _BLOCK_BYTES = 16 * 2**20
@@ -130,7 +131,7 @@ def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> 
     """
     row = shard.first_row
     try:
-        for batch in _batches(shard):
+        for batch in _batches(shard, keep=config.bad_rows == "keep"):
             rows = _rows_in_block(batch, config.block_rows)
             for start in range(0, batch.num_rows, rows):
                 block = batch.slice(start, rows)
@@ -163,7 +164,10 @@ def pair_uris(block: pa.Table, config) -> tuple[pa.ChunkedArray, pa.ChunkedArray
     base = config.image_root
     if base is None and MANIFEST_FILE in block.column_names and block.num_rows:
         base = _folder(block[MANIFEST_FILE][0].as_py())
-    return tuple(_resolve(block[column], base) for column in (config.left_column, config.right_column))
+    uris = (_resolve(block[column], base) for column in (config.left_column, config.right_column))
+    if BAD_ROW_COLUMN not in block.column_names:
+        return tuple(uris)
+    return tuple(pc.if_else(pc.is_valid(block[BAD_ROW_COLUMN]), None, column) for column in uris)
 
 
 def _resolve(column: pa.ChunkedArray, base: str | None) -> pa.ChunkedArray:
@@ -182,7 +186,7 @@ def _folder(path: str) -> str:
 
 def _read_keyed(shard: Shard, schema: pa.Schema, label: str | None, config: VerificationConfig):
     for block in read_blocks(shard, schema, config):
-        if label is not None and (wrong := _bad_label(block[label], shard.path, block[MANIFEST_ROW][0].as_py())):
+        if label is not None and (wrong := _bad_label(block, label, shard.path, block[MANIFEST_ROW][0].as_py())):
             raise RunFailed(wrong)
         yield f"{shard.path}#{block[MANIFEST_ROW][0].as_py()}", block
 
@@ -242,8 +246,8 @@ class _Inspection:
         started_with, finished = budget.left, True
         try:
             shard = Shard(self.path, tuple(range(self.parquet.num_row_groups)) if self.parquet else None, 0)
-            for batch in _batches(shard, needed):
-                if label and (wrong := _bad_label(batch[label], self.path, self.rows_seen)):
+            for batch in _batches(shard, needed, config.bad_rows == "keep"):
+                if label and (wrong := _bad_label(batch, label, self.path, self.rows_seen)):
                     self.problems.append(wrong)
                     break
                 self.rows_seen += batch.num_rows
@@ -335,8 +339,11 @@ def _label_column(names: list[str], config: VerificationConfig) -> str | None:
     return config.label_column or None
 
 
-def _bad_label(column: pa.ChunkedArray, path: str, first_row: int) -> str | None:
+def _bad_label(block: pa.Table, label: str, path: str, first_row: int) -> str | None:
+    column = block[label]
     _, bad = parse_labels(column)
+    if BAD_ROW_COLUMN in block.column_names:  # whose label may be another field
+        bad &= block[BAD_ROW_COLUMN].is_null().to_numpy()
     if not bad.any():
         return None
     row = int(np.argmax(bad))
@@ -383,14 +390,16 @@ def _common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 # Reading files.
 
 
-def _batches(shard: Shard, columns: list[str] | None = None) -> Iterator[pa.Table]:
+def _batches(shard: Shard, columns: list[str] | None = None, keep: bool = False) -> Iterator[pa.Table]:
     if shard.row_groups is None:
-        yield from _csv_batches(shard.path, columns)
+        yield from _csv_batches(shard.path, columns, keep)
     else:
         yield from _parquet_batches(shard, columns)
 
 
 def _cast(block: pa.Table, schema: pa.Schema) -> pa.Table:
+    if BAD_ROW_COLUMN in block.column_names:
+        schema = schema.append(pa.field(BAD_ROW_COLUMN, pa.string()))
     block = block.select(schema.names)
     return block if block.schema.equals(schema) else block.cast(schema)
 
@@ -462,17 +471,15 @@ def _csv_header(path: str) -> list[str] | None:
             raise Refused(f"{path}, header: it cannot be read ({_brief(error)}); save the file again.") from None
 
 
-def _csv_batches(path: str, columns: list[str] | None) -> Iterator[pa.Table]:
-    """Reads a CSV file with every column as text, just as it stands in the file."""
+def _csv_batches(path: str, columns: list[str] | None, keep: bool) -> Iterator[pa.Table]:
+    """Reads a CSV file with every column as text, just as it stands in the file.
+
+    Rows that don't fit the header or are not UTF-8 are refused, or kept, with what is wrong in `BAD_ROW_COLUMN`.
+    """
     names = _csv_header(path)
     if names is None:
         return
-    misfits: list[Any] = []
-
-    def set_aside(row: Any) -> str:
-        misfits.append(row)
-        return "skip"
-
+    aside = _SetAside(columns or names, names)
     with _open(path) as file:
         stream = _Decompressed(path, file)
         row = 0
@@ -481,36 +488,110 @@ def _csv_batches(path: str, columns: list[str] | None) -> Iterator[pa.Table]:
                 pa.PythonFile(stream, mode="r"),
                 # One thread, because only then does the reader know row numbers; workers read several files.
                 read_options=pa.csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK_BYTES),
-                parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=set_aside),
+                parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=aside),
                 convert_options=pa.csv.ConvertOptions(
                     column_types=dict.fromkeys(names, pa.binary()), null_values=[], strings_can_be_null=False,
                     include_columns=columns or names,
                 ),
             )  # fmt: skip
             for batch in reader:
-                if misfits:
+                if aside.rows and not keep:
                     break
-                yield _as_text(pa.Table.from_batches([batch]), path, row)
-                row += batch.num_rows
+                found = pa.Table.from_batches([batch])
+                found = aside.put_back(_text_or_bad(found), row) if keep else _as_text(found, path, row)
+                yield found
+                row += found.num_rows
         except (pa.ArrowException, OSError) as error:
             if not _is_header_only(error):
-                raise Refused(f"{path}: it cannot be read ({_brief(error)}); save the file again.") from None
-    if misfits:
-        raise Refused([_misfit(path, found) for found in misfits[:_PROBLEMS_TOLD]])
+                raise Refused(f"{path}: {_why_unreadable(error)}.") from None
+    if aside.rows and not keep:
+        raise Refused([_misfit(path, found) for found in list(aside.rows)[:_PROBLEMS_TOLD]])
     if stream.quotes % 2:
         raise Refused(f"{path}: a quote is opened and never closed; close it, or double quotes inside a field.")
+    if aside.rows:
+        yield aside.put_back(aside.nothing(), row)
+
+
+class _SetAside:
+    """Rows whose fields are too few or too many: set aside by Arrow's reader, and put back where they stood.
+
+    Args:
+        columns: that are read.
+        names: that the header names.
+    """
+
+    def __init__(self, columns: list[str], names: list[str]):
+        self._columns, self._names = columns, names
+        self.rows: collections.deque[Any] = collections.deque()
+
+    def __call__(self, row: Any) -> str:
+        self.rows.append(row)
+        return "skip"
+
+    def nothing(self) -> pa.Table:
+        """Returns a table of no rows."""
+        return pa.table({name: pa.array([], pa.string()) for name in (*self._columns, BAD_ROW_COLUMN)})
+
+    def put_back(self, rows: pa.Table, first_row: int) -> pa.Table:
+        """Returns `rows`, of which the first is row `first_row` of the file, and among them those that were set aside."""
+        due: list[Any] = []
+        # Each one that is put back moves the end of this batch by a row; the last batch, of no rows, takes all.
+        while self.rows and (not rows.num_rows or _row_of(self.rows[0]) < first_row + rows.num_rows + len(due)):
+            due.append(self.rows.popleft())
+        if not due:
+            return rows
+        bad = np.zeros(rows.num_rows + len(due), bool)
+        bad[[_row_of(misfit) - first_row for misfit in due]] = True
+        place = np.empty(len(bad), np.int64)
+        place[~bad], place[bad] = np.arange(rows.num_rows), rows.num_rows + np.arange(len(due))
+        return pa.concat_tables([rows, self._as_table(due)]).take(place)
+
+    def _as_table(self, misfits: list[Any]) -> pa.Table:
+        fields = [dict(zip(self._names, next(csv.reader([misfit.text]), []), strict=False)) for misfit in misfits]
+        columns: dict[str, list[str]] = {name: [row.get(name, "") for row in fields] for name in self._columns}
+        columns[BAD_ROW_COLUMN] = [_field_count(misfit) for misfit in misfits]
+        return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+
+def _row_of(misfit: Any) -> int:
+    """Returns the row's number, counted from 0 below the header; Arrow counts from 1, the header too."""
+    return misfit.number - 2
+
+
+def _field_count(misfit: Any) -> str:
+    return f"there are {misfit.actual_columns} fields where the header has {misfit.expected_columns}"
+
+
+def _misfit(path: str, found: Any) -> str:
+    row = f", row {_row_of(found)}" if found.number else ""
+    return f"{path}{row}: {_field_count(found)}; quote fields that hold commas."
 
 
 def _is_header_only(error: Exception) -> bool:
     return "Empty CSV file" in str(error)
 
 
-def _misfit(path: str, found: Any) -> str:
-    row = f", row {found.number - 2}" if found.number else ""
-    return (
-        f"{path}{row}: there are {found.actual_columns} fields where the header has {found.expected_columns}; "
-        "quote fields that hold commas."
-    )
+def _why_unreadable(error: Exception) -> str:
+    if "straddling object" in str(error):
+        most = _CSV_BLOCK_BYTES // 2**20
+        return f"a row is longer than {most} MiB, or a quote is opened and never closed; shorten it, or close the quote"
+    return f"it cannot be read ({_brief(error)}); save the file again"
+
+
+def _text_or_bad(batch: pa.Table) -> pa.Table:
+    """Returns the batch as text; rows that are not UTF-8 have their wrong bytes replaced, and are bad."""
+    text = pa.schema([(name, pa.string()) for name in batch.column_names])
+    wrong: list[str | None] = [None] * batch.num_rows
+    try:
+        batch = batch.cast(text)
+    except pa.ArrowInvalid:
+        columns = {name: [value.decode("utf-8", "replace") for value in batch[name].to_pylist()] for name in text.names}
+        for name in text.names:
+            for row, (value, found) in enumerate(zip(batch[name].to_pylist(), columns[name], strict=True)):
+                if value != found.encode():
+                    wrong[row] = f"column '{name}' is not UTF-8"
+        batch = pa.table(columns, text)
+    return batch.append_column(BAD_ROW_COLUMN, pa.array(wrong, pa.string()))
 
 
 def _as_text(batch: pa.Table, path: str, first_row: int) -> pa.Table:

@@ -77,7 +77,7 @@ class VerifyPairs(beam.PTransform):
             >> beam.FlatMap(request_images, self._config, self._buckets).with_output_types(tuple[int, tuple[str, pa.Table]])
             | beam.GroupByKey()
             | "EncodeImages"
-            >> beam.ParDo(EncodeImages(self._loader))
+            >> beam.ParDo(EncodeImages(self._loader, self._config))
             .with_outputs(IMAGES, main="answers")
             .with_output_types(tuple[str, pa.Table], **{IMAGES: pa.Table})
         )

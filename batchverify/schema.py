@@ -22,6 +22,7 @@ class ImageStatus(enum.StrEnum):
     UNAVAILABLE = "unavailable"
     OUTSIDE_ROOT = "outside_root"
     NO_URI = "no_uri"
+    BAD_ROW = "bad_row"
 
 
 class IdentityCheck(enum.StrEnum):
@@ -36,6 +37,8 @@ class IdentityCheck(enum.StrEnum):
 STATUSES = tuple(ImageStatus)
 VERDICTS = tuple(IdentityCheck)
 
+# Beside a block's columns while it travels: what is wrong with a row that is kept all the same, null where nothing is.
+BAD_ROW_COLUMN = "batchverify.bad_row"
 MANIFEST_FILE, MANIFEST_ROW = "manifest_file", "manifest_row"
 _CATEGORY = pa.dictionary(pa.int8(), pa.string())
 
@@ -54,7 +57,7 @@ RESULT_FIELDS = (
     pa.field("right_status", _CATEGORY, nullable=False),
     pa.field("error", pa.string()),
 )
-RESERVED_COLUMNS = frozenset(field.name for field in PROVENANCE_FIELDS + RESULT_FIELDS)
+RESERVED_COLUMNS = frozenset(field.name for field in PROVENANCE_FIELDS + RESULT_FIELDS) | {BAD_ROW_COLUMN}
 
 
 def output_schema(manifest: pa.Schema, metadata: Mapping[str, str] | None = None) -> pa.Schema:

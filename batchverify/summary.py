@@ -113,6 +113,8 @@ def summarise_rows(table: pa.Table, label_column: str | None) -> Summary:
     counts = collections.Counter({"rows.total": table.num_rows, "rows.failed": table["score"].null_count})
     counts["rows.scored"] = counts["rows.total"] - counts["rows.failed"]
     counts["rows.matches"] = pc.sum(table["match"]).as_py() or 0
+    both = pc.and_(*(pc.equal(table[column].cast(pa.string()), "ok") for column in ("left_status", "right_status")))
+    counts["rows.not_a_number"] = pc.sum(pc.and_(both, table["score"].is_null())).as_py() or 0
     counts["rows.same_image"] = pc.sum(table["same_image"]).as_py() or 0
     for column, name in (("identity_check", "identity"), ("left_status", "rows.left"), ("right_status", "rows.right")):
         for found in pc.value_counts(table[column].cast(pa.string())).to_pylist():
@@ -133,6 +135,7 @@ def summarise_images(table: pa.Table, threshold: float) -> Summary:
     counts["images.total"] = table.num_rows
     ok = table["status"].to_numpy() == STATUSES.index(ImageStatus.OK)
     identity = table["identity"].to_numpy()[ok]
+    identity = identity[np.isfinite(identity)]
     counts["identity.images_below_threshold"] = int(np.count_nonzero(~is_match(identity, threshold)))
     if not len(identity):
         return Summary(counts=counts)

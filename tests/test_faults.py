@@ -1,5 +1,6 @@
 """Runs that are killed, stopped, starved or doubled: an exact account, or nothing."""
 
+import json
 import os
 import resource
 import signal
@@ -8,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import batchverify
 from batchverify.cli import main
@@ -165,3 +168,48 @@ def test_gates_stand_in_the_summary(arguments, tmp_path):
     assert batchverify.run(config).summary["gates"] == [
         {"option": "--max-failed-rows", "limit": "2%", "found": 0, "rows": 200, "met": True}
     ]
+
+
+def test_bad_rows_are_rows_of_the_output(arguments, tmp_path, read_scores, capsys):
+    lines = (tmp_path / "pairs.csv").read_text().splitlines()
+    lines[3:3] = ["pictures/p1.png", "pictures/p1.png,pictures/p2.png,more"]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    assert main(arguments) == 2 and "row 2: there are 1 fields" in capsys.readouterr().err
+    assert main([*arguments, "--bad-rows", "keep", "--max-failed-rows", "2"]) == 0
+    scores = read_scores(tmp_path / "out")
+    assert scores["manifest_row"].tolist() == list(range(202)) and "batchverify.bad_row" not in scores.columns
+    bad = scores[scores["left_status"] == "bad_row"]
+    assert bad["manifest_row"].tolist() == [2, 3] and bad["right_status"].tolist() == ["bad_row"] * 2
+    assert bad["error"].tolist() == [f"there are {n} fields where the header has 2" for n in (1, 3)]
+    assert bad["score"].isna().all() and scores["score"].notna().sum() == 200
+
+
+@pytest.fixture
+def nan_model(tmp_path) -> str:
+    """A network that divides by the brightness of an image, and so by zero for a black one."""
+    keras.utils.set_random_seed(3)
+    pixels = keras.Input((16, 16, 3))
+    x = keras.ops.divide(pixels, keras.ops.mean(pixels, axis=(1, 2, 3), keepdims=True))
+    x = keras.layers.Dense(8, activation="sigmoid")(keras.layers.Flatten()(x))
+    encoder = keras.Model(pixels, x)
+    left, right = keras.Input((16, 16, 3)), keras.Input((16, 16, 3))
+    score = keras.layers.Dense(1, activation="sigmoid")(keras.ops.abs(encoder(left) - encoder(right)))
+    keras.Model([left, right], score).save(tmp_path / "nan.keras")
+    return str(tmp_path / "nan.keras")
+
+
+def test_a_score_that_is_no_number_fails_the_run_or_is_an_error_of_its_row(arguments, nan_model, tmp_path, read_scores, capsys):
+    Image.new("RGB", (16, 16)).save(tmp_path / "pictures" / "p3.png")
+    arguments = [*arguments[:5], nan_model, "--pixels", "0..255"]
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "p3.png against itself; check its weights, or see --on-nan keep" in said and "Traceback" not in said
+    assert main([*arguments, "--on-nan", "keep"]) == 0
+    scores = read_scores(tmp_path / "out")
+    odd = scores["left"].str.endswith("p3.png") | scores["right"].str.endswith("p3.png")
+    assert 20 < odd.sum() < 100
+    assert (scores["error"].eq("the model gave a score that is not a number") == odd).all()
+    assert (scores["score"].isna() == odd).all() and (scores["identity_check"].eq("not_checked") == odd).all()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["rows"]["not_a_number"] == summary["rows"]["failed"] == odd.sum()
+    assert 0 <= summary["identity"]["score_mean"] <= 1

@@ -146,3 +146,75 @@ def test_a_missing_label_column_is_refused_only_when_asked_for(tmp_path):
     path = write(tmp_path / "p.csv", "left,right\na,b\n")
     assert read(path).num_rows == 1
     assert "there is no column 'same'" in problems(path, label_column="same")[0]
+
+
+BAD = "batchverify.bad_row"
+
+
+@pytest.mark.parametrize("good_before", [0, 1, 5])
+@pytest.mark.parametrize("good_after", [0, 3])
+def test_bad_rows_are_kept_where_they_stand(good_before, good_after, tmp_path):
+    rows = [f"a{n},b{n}" for n in range(good_before)] + ["x,y,z", "alone", '"q,""1",t,u'] + ["c,d"] * good_after + ["", "one"]
+    found = read(write(tmp_path / "p.csv", "left,right\n" + "\n".join(rows)), bad_rows="keep")
+    left = [f"a{n}" for n in range(good_before)] + ["x", "alone", 'q,"1'] + ["c"] * good_after + ["one"]
+    right = [f"b{n}" for n in range(good_before)] + ["y", "", "t"] + ["d"] * good_after + [""]
+    assert found["left"].to_pylist() == left and found["right"].to_pylist() == right
+    assert found["manifest_row"].to_pylist() == list(range(len(left)))
+    counts = [None] * good_before + [3, 1, 3] + [None] * good_after + [1]
+    wrong = [n and f"there are {n} fields where the header has 2" for n in counts]
+    assert found[BAD].to_pylist() == wrong
+    uris = pair_uris(found, batchverify.ScoringConfig(image_root="/"))
+    assert all([uri is None for uri in side.to_pylist()] == [n is not None for n in counts] for side in uris)
+
+
+def test_bad_rows_are_put_back_across_the_readers_batches(tmp_path, monkeypatch):
+    # Batches of 4 kB, so that bad rows stand at their ends and beginnings.
+    monkeypatch.setattr("batchverify.manifest._CSV_BLOCK_BYTES", 4096)
+    rng = np.random.default_rng(6)
+    bad = rng.random(3000) < 0.2
+    path = write(tmp_path / "p.csv", "left,right\n" + "".join(f"l{n},r{n}{',x' * int(bad[n])}\n" for n in range(3000)))
+    found = read(path, bad_rows="keep")
+    assert found["left"].to_pylist() == [f"l{n}" for n in range(3000)]
+    assert (found[BAD].is_valid().to_numpy() == bad).all()
+
+
+def test_mixed_encodings_are_kept_or_refused(tmp_path):
+    path = write(tmp_path / "p.csv", b"left,right,genuine\na,b,1\nZ\xfcrich,c,1\nZ\xc3\xbcrich,d,0\n")
+    assert "row 1: column 'left' is not UTF-8" in problems(path)[0]
+    found = read(path, bad_rows="keep")
+    assert found["left"].to_pylist() == ["a", "Z\N{REPLACEMENT CHARACTER}rich", "Z\N{LATIN SMALL LETTER U WITH DIAERESIS}rich"]
+    assert found[BAD].to_pylist() == [None, "column 'left' is not UTF-8", None]
+
+
+def test_the_label_of_a_bad_row_is_not_judged(tmp_path):
+    path = write(tmp_path / "p.csv", "left,right,genuine\na,b,1\nc,d,e,1\n")
+    assert read(path, bad_rows="keep").num_rows == 2
+    assert "the label is 'perhaps'" in problems(write(path, "left,right,genuine\nx\nc,d,perhaps\n"), bad_rows="keep")[0]
+
+
+def test_a_row_of_ten_megabytes_and_nul_bytes_are_read(tmp_path):
+    path = write(tmp_path / "p.csv", "left,right,note\na,b," + "x" * 10_000_000 + "\nc\0d,e,\0\n")
+    found = read(path)
+    assert [len(note) for note in found["note"].to_pylist()] == [10_000_000, 1] and found["left"].to_pylist()[1] == "c\0d"
+
+
+def test_a_row_that_is_too_long_is_refused_in_a_sentence(tmp_path):
+    path = write(tmp_path / "p.csv", "left,right\na,b\nc," + "x" * 40_000_000 + "\n")
+    assert "a row is longer than 16 MiB" in problems(path)[0]
+
+
+def test_repeated_rows_are_kept(tmp_path):
+    assert read(write(tmp_path / "p.csv", "left,right\n" + "a,b\n" * 5)).num_rows == 5
+
+
+@pytest.mark.parametrize("place", [4, 40, -8, -5, -30])
+def test_a_parquet_file_with_a_lying_footer_is_refused_in_a_sentence(place, tmp_path):
+    pq.write_table(pa.table({"left": [f"l{n}" for n in range(1000)], "right": ["r"] * 1000}), tmp_path / "p.parquet")
+    data = bytearray((tmp_path / "p.parquet").read_bytes())
+    data[place] ^= 0xFF
+    try:
+        found = read(write(tmp_path / "p.parquet", bytes(data)))
+    except (batchverify.Refused, batchverify.RunFailed) as refused:
+        assert "p.parquet" in str(refused) and "\n" not in str(refused)
+    else:
+        assert found.num_rows == 1000
