@@ -241,6 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add(images, "--max-image-pixels", type=int, metavar="N", help="an image of more pixels is too_large")
     _add(images, "--max-image-bytes", type=int, metavar="N", help="a file of more bytes is too_large")
+    _add(images, "--image-timeout", type=float, metavar="S", help="seconds that fetching and decoding one image may take")
     _add(images, "--fetch-threads", type=int, metavar="N", help="images fetched and decoded at the same time")
     return parser  # fmt: skip
 

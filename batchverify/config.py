@@ -158,6 +158,7 @@ class ScoringConfig(ModelConfig):
         max_image_pixels: an image of more pixels is `too_large`, found before it is decoded.
         max_image_bytes: a file of more bytes is `too_large`, found before it is read.
         on_nan: what becomes of a score that is not a number: it fails the run, or it is kept as a row without a score.
+        image_timeout: seconds that the fetching and decoding of one image may take; then it is `unavailable`.
         fetch_threads: images that are fetched and decoded at the same time in one worker process.
     """
 
@@ -169,12 +170,15 @@ class ScoringConfig(ModelConfig):
     max_image_pixels: int = 64_000_000
     max_image_bytes: int = 64 * 2**20
     on_nan: str = "fail"
+    image_timeout: float = 60.0
     fetch_threads: int = 8
 
     def _problems(self):
         yield from super()._problems()
         if not (math.isfinite(self.identity_tolerance) and self.identity_tolerance >= 0):
             yield f"--identity-tolerance is {self.identity_tolerance}; give a number that is not negative."
+        if not 0 < self.image_timeout < math.inf:
+            yield f"--image-timeout is {self.image_timeout}; give a number of seconds above 0."
         for name in ("max_image_pixels", "max_image_bytes", "fetch_threads"):
             if getattr(self, name) < 1:
                 yield f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least 1."

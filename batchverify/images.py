@@ -111,8 +111,11 @@ class ImageReader:
 
 def fetch(uri: str, max_bytes: int, root: str | None = None) -> bytes | Failure:
     """Returns the bytes of the file at `uri`: a local path, or a URI of any file system that Beam opens."""
-    if root is not None and not _is_inside(uri, root):
-        return Failure(ImageStatus.OUTSIDE_ROOT, f"it lies outside of {root}")
+    if root is not None:
+        confined = _confined(uri, root)
+        if confined is None:
+            return Failure(ImageStatus.OUTSIDE_ROOT, f"it lies outside of {root}")
+        uri = confined
     pause = _FIRST_PAUSE_S
     for attempt in range(_ATTEMPTS):
         data = _read_store(uri, max_bytes) if "://" in uri else _read_local(uri, max_bytes)
@@ -245,7 +248,10 @@ def _read_local(path: str, max_bytes: int) -> bytes | Failure:
 def _read_store(uri: str, max_bytes: int) -> bytes | Failure:
     try:
         with FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            data = file.read(max_bytes + 1)
+            # A store's client may give less than it was asked for before the end.
+            data = b""
+            while len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
+                data += more
     except Exception as error:  # Beam wraps whatever the store's client raises.
         return _store_failure(uri, error)
     return data if len(data) <= max_bytes else _too_many_bytes(None, max_bytes)
@@ -267,11 +273,15 @@ def _too_many_bytes(size: int | None, max_bytes: int) -> Failure:
     return Failure(ImageStatus.TOO_LARGE, f"{found} (--max-image-bytes)")
 
 
-def _is_inside(uri: str, root: str) -> bool:
+def _confined(uri: str, root: str) -> str | None:
+    """Returns where to open `uri`, every link in it resolved, or None if that is outside of `root`."""
     if "://" in uri:
-        return uri.startswith(root.rstrip("/") + "/") and "/../" not in uri
-    real_root = os.path.realpath(root)
-    return os.path.commonpath([real_root, os.path.realpath(uri)]) == real_root
+        return uri if uri.startswith(root.rstrip("/") + "/") and ".." not in uri.split("/") else None
+    try:
+        real_root, real = os.path.realpath(root), os.path.realpath(uri)
+        return real if "://" not in root and os.path.commonpath([real_root, real]) == real_root else None
+    except ValueError:  # a NUL in the path; there is no such file anywhere
+        return uri
 
 
 def _brief(error: BaseException) -> str:

@@ -6,10 +6,8 @@ them. Both call one `Network`, which a process loads once.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import apache_beam as beam
@@ -24,6 +22,7 @@ from batchverify.config import Refused, RunFailed, ScoringConfig
 from batchverify.identity import check_identity, is_match
 from batchverify.images import Failure, ImageReader
 from batchverify.manifest import pair_uris
+from batchverify.reading import ReadAhead
 from batchverify.schema import BAD_ROW_COLUMN, RESULT_FIELDS, STATUSES, VERDICTS, ImageStatus, category
 from batchverify.sidecar import GoldenPair, complete
 
@@ -97,12 +96,12 @@ class KerasNetwork:
         self.encodings_per_image, self.encodings_per_pair = self.facts.encodings_per_image, self.facts.encodings_per_pair
         layout = self._model.preprocessing.layout()
         self._reader = ImageReader(layout, config.max_image_pixels, config.max_image_bytes, config.image_root)
-        self._threads = ThreadPoolExecutor(config.fetch_threads, "fetch")
+        self._ahead = ReadAhead(self._reader.read, _too_slow(config.image_timeout), config.fetch_threads, config.image_timeout)
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Fetches, decodes and encodes `uris`; see `Network.encode`."""
         read, embeddings, digests = [], [], []
-        for results in self._read_ahead(uris.to_pylist()):
+        for results in self._ahead.batches(uris.to_pylist(), self._config.batch_size, _LOOKAHEAD_BATCHES):
             pixels = [image for image, _ in results if not isinstance(image, Failure)]
             if pixels:
                 embeddings.append(self._model.encode(np.stack(pixels)))
@@ -149,17 +148,6 @@ class KerasNetwork:
                     f"but scores {score:.6g}; check --pixels, --color, --resize, --fit, and that it is the same model."
                 )
 
-    def _read_ahead(self, uris: list[str]) -> Iterator[list[tuple[np.ndarray | Failure, bytes | None]]]:
-        """Yields the images batch by batch, with the next batches on their way."""
-        size = self._config.batch_size
-        under_way: collections.deque[list[Future]] = collections.deque()
-        for start in range(0, len(uris), size):
-            under_way.append([self._threads.submit(self._reader.read, uri) for uri in uris[start : start + size]])
-            if len(under_way) > _LOOKAHEAD_BATCHES:
-                yield [future.result() for future in under_way.popleft()]
-        while under_way:
-            yield [future.result() for future in under_way.popleft()]
-
     def _assemble(self, uris: pa.Array, read: list[Failure | None], embeddings: list[np.ndarray], digests) -> pa.Table:
         encoded = np.array([failure is None for failure in read], bool)
         dtype = np.float32 if not embeddings else embeddings[0].dtype
@@ -170,6 +158,11 @@ class KerasNetwork:
         identity[encoded] = self._model.compare(found, found) if len(found) else []
         status = np.array([_OK if failure is None else STATUSES.index(failure.status) for failure in read], np.int8)
         return encoded_images(uris, status, [failure.error if failure else None for failure in read], digests, identity, spread)
+
+
+def _too_slow(limit_s: float) -> Callable[[str], tuple[Failure, None]]:
+    failure = Failure(ImageStatus.UNAVAILABLE, f"fetching and decoding it took longer than {limit_s:g} s (--image-timeout)")
+    return lambda _: (failure, None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ PACKAGE = Path(batchverify.__file__).parent
 LAYERS = [
     "train", "training.fit", "training.trainer", "training.optimizers", "training.network", "training.distort",
     "training.evaluate", "training.curves", "training.history", "training.sources", "training.data", "training.recipe",
-    "doctor", "cli", "pipeline", "gates", "summary", "scores", "inference", "models", "trials", "certificate", "siamese",
+    "doctor", "cli", "pipeline", "gates", "summary", "scores", "inference", "reading", "models", "trials", "certificate", "siamese",
     "loading", "modelfile", "preprocessing", "comparisons", "sidecar", "manifest", "coders", "images", "identity",
     "metrics", "schema", "config", "version",
 ]  # fmt: skip
