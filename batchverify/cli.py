@@ -25,6 +25,7 @@ from batchverify.config import (
     PIXELS,
     RESIZES,
     THRESHOLD,
+    WORKER_DIED,
     Limit,
     Refused,
     RunFailed,
@@ -34,8 +35,10 @@ from batchverify.version import VERSION
 
 DONE, FAILED, REFUSED, BEYOND_GATE = 0, 1, 2, 3
 
-# The last line of a traceback of ours, or of the operating system's.
-_TOLD_ELSEWHERE = re.compile(rf"^({RunFailed.__module__}\.{RunFailed.__name__}: |\w+Error: \[Errno )", re.M)
+# How the traceback ends of a failure of ours, of the operating system's, or of a worker's death.
+_TOLD_ELSEWHERE = re.compile(
+    rf"^({RunFailed.__module__}\.{RunFailed.__name__}: |\w+Error: \[Errno |\w+Error: {WORKER_DIED})", re.M
+)
 
 _DEST = {"--manifest": "manifests", "--output": "output"}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(VerificationConfig)}
@@ -43,22 +46,26 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Verificat
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job that `argv` asks for and returns its exit code."""
-    try:
-        quieten_libraries()
-        config, beam_args = parse(sys.argv[1:] if argv is None else argv)
-        if config.model is None:
-            print("No --model given: scoring with the embedded demo model, trained on handwritten characters.")
-        from batchverify.pipeline import run
+    with _swept_when_stopped():
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        except Refused as refused:
+            for problem in refused.problems:
+                print(f"batchverify: {problem}", file=sys.stderr)
+            return REFUSED
+        except RunFailed as failed:
+            print(f"batchverify: the run failed: {failed}", file=sys.stderr)
+            return FAILED
 
-        with _swept_when_stopped():
-            result = run(config, beam_args)
-    except Refused as refused:
-        for problem in refused.problems:
-            print(f"batchverify: {problem}", file=sys.stderr)
-        return REFUSED
-    except RunFailed as failed:
-        print(f"batchverify: the run failed: {failed}", file=sys.stderr)
-        return FAILED
+
+def _run(argv: Sequence[str]) -> int:
+    quieten_libraries()
+    config, beam_args = parse(argv)
+    if config.model is None:
+        print("No --model given: scoring with the embedded demo model, trained on handwritten characters.")
+    from batchverify.pipeline import run
+
+    result = run(config, beam_args)
     print(closing_words(result.output, result.summary))
     return BEYOND_GATE if _tell_gates(result.summary) else DONE
 
@@ -69,11 +76,12 @@ def _swept_when_stopped() -> Iterator[None]:
 
     At once, because Beam's in-process runner would first wait for its workers to end their bundles.
     """
-    from batchverify.scores import abandon_all
 
     def stop(number: int, _: Any) -> None:
-        abandon_all()
-        print(f"batchverify: stopped by {signal.Signals(number).name}; the unfinished output is swept.", file=sys.stderr)
+        # Before this module is loaded there is nothing to sweep; to load it takes Beam's two seconds.
+        if abandon_all := getattr(sys.modules.get("batchverify.scores"), "abandon_all", None):
+            abandon_all()
+        print(f"batchverify: stopped by {signal.Signals(number).name}; no unfinished output is left.", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(128 + number)

@@ -24,6 +24,10 @@ class RunFailed(RuntimeError):
     """The run began and could not be finished; the output has no `_SUCCESS`."""
 
 
+# Beam's words for a worker process that is gone.
+WORKER_DIED = "Channel closed prematurely"
+
+
 @dataclasses.dataclass(frozen=True)
 class Limit:
     """So many rows, or such a share of them.

@@ -16,7 +16,7 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineState
 
-from batchverify.config import ModelFacts, Refused, RunFailed, ScoringConfig, VerificationConfig
+from batchverify.config import WORKER_DIED, ModelFacts, Refused, RunFailed, ScoringConfig, VerificationConfig
 from batchverify.gates import judge
 from batchverify.inference import (
     IMAGES,
@@ -233,6 +233,8 @@ def _root_cause(error: BaseException) -> str:
     text = re.sub(r" \[while running.*", "", text, flags=re.S)
     if ours := re.findall(rf"(?:{RunFailed.__name__}|{Refused.__name__}): (.+)", text):
         return ours[-1]
+    if WORKER_DIED in text:
+        return "a worker process died, killed or out of memory; its own log says why, and the run can be started again."
     if systems := re.findall(r"\[Errno \d+\] (.+)", text):
         return f"{systems[-1]}; check --output, its free space, and the space for temporary files."
     return text.splitlines()[-1 if "Traceback" in text else 0]

@@ -1,0 +1,298 @@
+"""The fault campaign: kills, stops, starves and feeds garbage to real runs, and accounts for every row.
+
+    python -m benchmarks.faults --tries 20
+
+Each case ends in a line of a table: how often it was tried, rows asked for and rows written, failures with a type, rows
+lost, doubled, or other than in an undisturbed run. The exit code is 1 if any is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import glob
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from batchverify.config import VerificationConfig
+from batchverify.manifest import plan_manifest, read_blocks
+from benchmarks.hostile_images import write_corpus
+
+DEMO = Path(__file__).parent.parent / "manifests"
+WORKERS = [
+    "--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=beam:env:harness_subprocess_python:v1",
+    f"--environment_config={sys.executable} -m apache_beam.runners.worker.sdk_worker_main",
+]  # fmt: skip
+FINISHED, FAILED, REFUSED = 0, 1, 2
+
+
+@dataclasses.dataclass
+class Outcome:
+    """One line of the table.
+
+    Attributes:
+        case: what was done.
+        tries: how often.
+        rows_in: rows of the manifests.
+        rows_out: rows of the outputs.
+        typed: rows without a score whose status or error says why.
+        lost: rows that were asked for and not written.
+        doubled: rows that were written more than once.
+        wrong: rows other than in an undisturbed run, exit codes and files that should not be.
+    """
+
+    case: str
+    tries: int = 0
+    rows_in: int = 0
+    rows_out: int = 0
+    typed: int = 0
+    lost: int = 0
+    doubled: int = 0
+    wrong: int = 0
+
+    def account(self, asked: int, output: Path, undisturbed: pd.DataFrame | None = None) -> None:
+        """Adds a finished run of `asked` rows."""
+        found = read(output)
+        keys = found[["manifest_file", "manifest_row"]]
+        self.rows_in += asked
+        self.rows_out += len(found)
+        self.lost += asked - len(keys.drop_duplicates())
+        self.doubled += int(keys.duplicated().sum())
+        failed = found["score"].isna()
+        self.typed += int((failed & found["error"].notna()).sum())
+        self.wrong += int((failed & found["error"].isna()).sum())
+        self.wrong += len(names(output) ^ {"_SUCCESS", "summary.json", *scores(output)})
+        if undisturbed is not None:
+            self.wrong += 0 if found.equals(undisturbed) else 1
+
+
+class Campaign:
+    """The cases, each a generator of tries for one `Outcome`.
+
+    Args:
+        folder: to work in.
+        tries: how often the random cases are tried.
+    """
+
+    def __init__(self, folder: Path, tries: int):
+        self.folder, self.tries = folder, tries
+        self.random = random.Random(0)
+        demo = pd.read_csv(DEMO / "demo.csv", dtype=str, keep_default_na=False)
+        self.manifest, self.rows = folder / "pairs.csv", 20 * len(demo)
+        for side in ("left", "right"):
+            demo[side] = [f"{DEMO}/{name}" if name else "" for name in demo[side]]
+        pd.concat([demo] * 20).to_csv(self.manifest, index=False)
+        started = time.monotonic()
+        self.run(folder / "undisturbed")
+        self.seconds = time.monotonic() - started
+        self.undisturbed = read(folder / "undisturbed")
+
+    def kill(self, outcome: Outcome) -> None:
+        """kill -9 at a random moment, then the same command again."""
+        output = self.folder / "killed"
+        for _ in self._tries(outcome, self.tries):
+            process = self.start(output, "--overwrite")
+            time.sleep(self.random.uniform(0, self.seconds))
+            process.kill()
+            process.wait()
+            if "_SUCCESS" in names(output):
+                outcome.account(self.rows, output, self.undisturbed)
+            outcome.wrong += self.run(output, "--overwrite") != FINISHED
+            outcome.account(self.rows, output, self.undisturbed)
+
+    def stop(self, outcome: Outcome) -> None:
+        """SIGTERM or SIGINT at a random moment: nothing is left, or all of it."""
+        output = self.folder / "stopped"
+        for number in self._tries(outcome, self.tries):
+            sent = (signal.SIGTERM, signal.SIGINT)[number % 2]
+            process = self.start(output)
+            time.sleep(self.random.uniform(1, self.seconds))
+            process.send_signal(sent)
+            code = process.wait(120)
+            if "_SUCCESS" in names(output):
+                outcome.account(self.rows, output, self.undisturbed)
+                for path in output.iterdir():
+                    path.unlink()
+            else:
+                outcome.wrong += code != 128 + sent
+                outcome.wrong += len(names(output))
+
+    def kill_worker(self, outcome: Outcome) -> None:
+        """kill -9 of a worker in a process of its own: the run fails clearly, and the next one is whole."""
+        output = self.folder / "worker"
+        for _ in self._tries(outcome, max(1, self.tries // 10)):
+            process = self.start(output, *WORKERS)
+            while not (workers := list(_workers_of(process.pid))):
+                time.sleep(0.1)
+            time.sleep(self.random.uniform(0.5, 4))
+            os.kill(workers[0], signal.SIGKILL)
+            code = process.wait(300)
+            if code == FINISHED:  # the worker was done by then
+                outcome.account(self.rows, output, self.undisturbed)
+            else:
+                outcome.wrong += code != FAILED
+                outcome.wrong += len(names(output))
+            outcome.wrong += self.run(output, "--overwrite") != FINISHED
+            outcome.account(self.rows, output, self.undisturbed)
+
+    def repeat_bundles(self, outcome: Outcome) -> None:
+        """Every bundle is run twice, as if its worker had died after it had emitted and written."""
+        output = self.folder / "repeated"
+        for _ in self._tries(outcome, 1):
+            outcome.wrong += self.run(output, "--direct_runner_bundle_repeat=1") != FINISHED
+            outcome.account(self.rows, output, self.undisturbed)
+
+    def two_at_once(self, outcome: Outcome) -> None:
+        """Two runs into one directory: one of them is refused, at whichever moment it comes."""
+        output = self.folder / "both"
+        for _ in self._tries(outcome, max(1, self.tries // 4)):
+            first = self.start(output, "--overwrite")
+            time.sleep(self.random.uniform(0, 2))
+            codes = {self.run(output, "--overwrite"), first.wait(300)}
+            outcome.wrong += codes not in ({FINISHED}, {FINISHED, REFUSED})  # a second that began late may follow the first
+            outcome.account(self.rows, output, self.undisturbed)
+
+    def hostile_images(self, outcome: Outcome) -> None:
+        """Every image of the adversarial corpus, each beside a good one."""
+        corpus = write_corpus(self.folder / "corpus")
+        good = str(DEMO / "images" / "a0_c0_w0.png")
+        # CSV is UTF-8 and so are Arrow's strings: names of other bytes can't be asked for.
+        uris = [uri for uri in corpus if _is_utf8(uri)]
+        manifest = self.folder / "hostile.parquet"
+        pq.write_table(pa.table({"left": [good] * len(uris), "right": uris}), manifest)
+        output = self.folder / "hostile"
+        for _ in self._tries(outcome, 1):
+            outcome.wrong += self.run(output, "--image-root", "/", manifest=manifest) != FINISHED
+            outcome.account(len(uris), output)
+            found = read(output).sort_values("manifest_row")
+            expected = [corpus[uri] for uri in found["right"]]
+            outcome.wrong += sum(s not in allowed for s, allowed in zip(found["right_status"], expected, strict=True))
+
+    def bad_rows(self, outcome: Outcome) -> None:
+        """A tenth of the rows have a field too few or too many."""
+        lines = self.manifest.read_text().splitlines()
+        bad = [",".join([line, "more"]) if n % 2 else line.split(",")[0] for n, line in enumerate(lines[1:251])]
+        manifest = self.folder / "bad.csv"
+        mixed = lines[1:] + bad
+        self.random.shuffle(mixed)
+        manifest.write_text("\n".join([lines[0], *mixed]))
+        output = self.folder / "bad"
+        for _ in self._tries(outcome, 1):
+            outcome.wrong += self.run(output, manifest=manifest) != REFUSED
+            outcome.wrong += self.run(output, "--bad-rows", "keep", manifest=manifest) != FINISHED
+            outcome.account(len(mixed), output)
+            outcome.wrong += abs(int((read(output)["left_status"] == "bad_row").sum()) - len(bad))
+
+    def ten_million_rows(self, outcome: Outcome) -> None:
+        """A manifest of ten million rows is planned and read in constant memory, under 1 GiB more than before."""
+        manifest = self.folder / "long.csv"
+        rows = 10_000_000
+        left = pa.array([f"images/{number:06d}.jpg" for number in range(100_000)])
+        table = pa.table({"left": left, "right": left})
+        with pa.csv.CSVWriter(manifest, table.schema) as writer:
+            for _ in range(rows // len(table)):
+                writer.write_table(table)
+        config = VerificationConfig(manifests=(str(manifest),), output="-")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in self._tries(outcome, 1):
+            plan = plan_manifest(config)
+            last = -1
+            for block in (block for shard in plan.shards for block in read_blocks(shard, plan.schema, config)):
+                outcome.doubled += int(block["manifest_row"][0].as_py() <= last)
+                last = block["manifest_row"][-1].as_py()
+                outcome.rows_out += block.num_rows
+            outcome.rows_in += rows
+            outcome.lost += rows - outcome.rows_out
+            outcome.wrong += resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before > 2**20
+
+    def start(self, output: Path, *more: str, manifest: Path | None = None) -> subprocess.Popen:
+        """Starts the command in a process group of its own."""
+        command = [sys.executable, "-m", "batchverify", "--manifest", str(manifest or self.manifest), "--output", str(output)]
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen([*command, "--block-rows", "500", *more], start_new_session=True, **silent)  # type: ignore[call-overload]
+
+    def run(self, output: Path, *more: str, manifest: Path | None = None) -> int:
+        """Runs the command to its end and returns its exit code."""
+        return self.start(output, *more, manifest=manifest).wait(900)
+
+    def _tries(self, outcome: Outcome, count: int) -> Iterator[int]:
+        for number in range(count):
+            outcome.tries += 1
+            yield number
+
+
+def names(output: Path) -> set[str]:
+    """Returns the names in a run directory; none if there is no such directory."""
+    return {path.name for path in output.iterdir()} if output.exists() else set()
+
+
+def scores(output: Path) -> set[str]:
+    """Returns the names of its Parquet files."""
+    return {os.path.basename(path) for path in glob.glob(f"{output}/scores-*.parquet")}
+
+
+def read(output: Path) -> pd.DataFrame:
+    """Returns its rows in the manifest's order."""
+    tables = [pq.read_table(output / name) for name in sorted(scores(output))]
+    frame = pa.concat_tables(tables).to_pandas().astype({"left_status": str, "right_status": str, "identity_check": str})
+    return frame.sort_values(["manifest_file", "manifest_row"], ignore_index=True)
+
+
+def _workers_of(launcher: int) -> Iterator[int]:
+    """Yields the process ids of Beam's worker processes that `launcher` started."""
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if words[1:3] == [b"-m", b"apache_beam.runners.worker.sdk_worker_main"] and os.getsid(int(entry.name)) == launcher:
+                yield int(entry.name)
+        except (OSError, ValueError):
+            continue
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Kills, stops and feeds garbage to real runs, and accounts for every row.")
+    parser.add_argument("--tries", type=int, default=20, help="how often the random cases are tried (default 20)")
+    parser.add_argument("--only", nargs="*", help="cases to run (default: all)")
+    options = parser.parse_args()
+    columns = [field.name for field in dataclasses.fields(Outcome)][1:]
+    with tempfile.TemporaryDirectory() as folder:
+        campaign = Campaign(Path(folder), options.tries)
+        cases: list[Callable[[Outcome], None]] = [
+            campaign.hostile_images, campaign.bad_rows, campaign.ten_million_rows, campaign.repeat_bundles,
+            campaign.two_at_once, campaign.kill, campaign.stop, campaign.kill_worker,
+        ]  # fmt: skip
+        print(f"{'':18}" + "".join(f"{name:>12}" for name in columns), flush=True)
+        outcomes = []
+        for case in cases:
+            if options.only and case.__name__ not in options.only:
+                continue
+            outcome = Outcome(case.__name__.replace("_", " "))
+            case(outcome)
+            outcomes.append(outcome)
+            print(f"{outcome.case:18}" + "".join(f"{getattr(outcome, name):>12,}" for name in columns), flush=True)
+    return int(any(outcome.lost or outcome.doubled or outcome.wrong for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
