@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(sys.argv[1:] if argv is None else argv)
         except Refused as refused:
             for problem in refused.problems:
-                print(f"batchverify: {problem}", file=sys.stderr)
+                print(f"batchverify: {printable(problem)}", file=sys.stderr)
             return REFUSED
         except RunFailed as failed:
-            print(f"batchverify: the run failed: {failed}", file=sys.stderr)
+            print(f"batchverify: the run failed: {printable(str(failed))}", file=sys.stderr)
             return FAILED
 
 
@@ -139,6 +139,16 @@ def closing_words(output: str, summary: dict[str, Any]) -> str:
         )
     lines += ["Identity  " + identity_words(summary), f"Files     {output}/scores-*.parquet, {output}/summary.json"]
     return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Returns `text` with what a terminal would act on written out; names in manifests and models come from strangers."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def identity_words(summary: dict[str, Any]) -> str:
@@ -391,7 +401,8 @@ def quieten_libraries() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    logging.basicConfig(level=logging.ERROR)
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_news)
+        handler.setFormatter(_PrintableFormatter())
     logging.getLogger("batchverify").setLevel(logging.INFO)

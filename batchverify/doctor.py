@@ -50,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_sidecar(config, diagnosis)
     except Refused as refused:
         for problem in refused.problems:
-            print(f"batchverify: {problem}", file=sys.stderr)
+            print(f"batchverify: {cli.printable(problem)}", file=sys.stderr)
         return REFUSED
     if options["json"]:
         print(json.dumps({**diagnosis.findings, "sane": not diagnosis.faults, "faults": diagnosis.faults}, indent=2))
     else:
-        print(page(diagnosis))
+        print(cli.printable(page(diagnosis)))
     return NOT_SANE if diagnosis.faults else SANE
 
 

@@ -98,3 +98,10 @@ def test_every_scale_of_pixels_can_be_given():
     for pixels in PIXELS:
         config, _ = parse(["--manifest", "m.csv", "--output", "o", "--pixels", pixels])
         assert config.pixels == pixels
+
+
+def test_names_from_a_manifest_cannot_drive_the_terminal(tmp_path):
+    (tmp_path / "pairs.csv").write_text("left,right,\x1b]0;owned\x07,\x1b]0;owned\x07\n")
+    done = command("--manifest", tmp_path / "pairs.csv", "--output", tmp_path / "out")
+    assert done.returncode == 2 and "column '\\x1b]0;owned\\x07' occurs 2 times" in done.stderr
+    assert "\x1b" not in done.stderr and "\x07" not in done.stderr
