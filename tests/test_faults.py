@@ -1,7 +1,6 @@
 """Runs that are killed, stopped, starved or doubled: an exact account, or nothing."""
 
 import json
-import os
 import resource
 import signal
 import subprocess
