@@ -33,6 +33,6 @@ setup(
     ],
     extras_require={
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
-        "test": ["mypy>=2.0,<3", "pytest>=9.0,<10", "ruff>=0.17,<0.18", "tf-keras>=2.20,<3"],
+        "test": ["hypothesis>=6.130,<7", "mypy>=2.0,<3", "pytest>=9.0,<10", "ruff>=0.17,<0.18", "tf-keras>=2.20,<3"],
     },
 )

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import stat
 import time
 import warnings
@@ -15,13 +16,16 @@ from typing import Protocol
 import numpy as np
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from batchverify.schema import ImageStatus
+from batchverify.traps import find_spacious_trap, find_trap, lacks_strips
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
 _DENIED = {errno.EACCES, errno.EPERM}
+# A URI, as Beam knows one; `/folder/a://b` is a path.
+_URI = re.compile(r"[A-Za-z][-A-Za-z0-9+.]*://")
 _ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.2
 
@@ -118,7 +122,7 @@ def fetch(uri: str, max_bytes: int, root: str | None = None) -> bytes | Failure:
         uri = confined
     pause = _FIRST_PAUSE_S
     for attempt in range(_ATTEMPTS):
-        data = _read_store(uri, max_bytes) if "://" in uri else _read_local(uri, max_bytes)
+        data = _read_store(uri, max_bytes) if _URI.match(uri) else _read_local(uri, max_bytes)
         if isinstance(data, bytes) or data.status is not ImageStatus.UNAVAILABLE:
             break
         if attempt + 1 < _ATTEMPTS:
@@ -142,6 +146,8 @@ def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndar
     Returns:
         uint8 `(height, width, channels)`, or the failure.
     """
+    if trap := find_trap(data):
+        return Failure(ImageStatus.UNREADABLE, trap)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of sizes and of odd metadata; the limits here decide.
@@ -149,14 +155,15 @@ def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndar
                 if image.width * image.height > max_pixels:
                     found = f"{image.width} × {image.height} pixels, more than {max_pixels}"
                     return Failure(ImageStatus.TOO_LARGE, f"{found} (--max-image-pixels)")
+                if trap := find_spacious_trap(image, max_pixels):
+                    return Failure(ImageStatus.TOO_LARGE, trap)
+                if lacks_strips(image):
+                    return Failure(ImageStatus.UNREADABLE, "it cannot be decoded (a part of its pixels is missing)")
                 # JPEG decodes at a half, a quarter, an eighth at a fraction of the cost; twice the wanted size keeps
                 # the result within what the resize filter itself would smooth.
-                width, height = _fitted_size(image.size, layout)
-                if width * height > 2 * max_pixels:
-                    return Failure(ImageStatus.TOO_LARGE, f"padded, it would have {width} × {height} pixels (--fit pad)")
                 if layout.resize.antialias:
                     image.draft(None, (2 * max(layout.height, layout.width),) * 2)
-                return _pixels(image, layout)
+                return _pixels(image, layout, max_pixels)
     except UnidentifiedImageError:
         return _unidentified(data)
     except Image.DecompressionBombError as error:
@@ -167,8 +174,11 @@ def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndar
         return Failure(ImageStatus.UNREADABLE, f"it cannot be decoded ({_brief(error)})")
 
 
-def _pixels(image: Image.Image, layout: Layout) -> np.ndarray | Failure:
-    image = ImageOps.exif_transpose(image)
+def _pixels(image: Image.Image, layout: Layout, max_pixels: int) -> np.ndarray | Failure:
+    image = _upright(image)
+    width, height = _fitted_size(image.size, layout)
+    if width * height > 2 * max_pixels:
+        return Failure(ImageStatus.TOO_LARGE, f"padded, it would have {width} × {height} pixels (--fit pad)")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode == "I" and image.format in (None, "PNG"):  # Pillow's mode for some 16-bit PNG files
@@ -181,6 +191,22 @@ def _pixels(image: Image.Image, layout: Layout) -> np.ndarray | Failure:
     pixels = layout.resize(_fitted(image, layout), (layout.height, layout.width))
     pixels = pixels.reshape(layout.height, layout.width, -1)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] < layout.channels else pixels
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF block says. Pillow's own `exif_transpose` also copies what is not turned."""
+    image.load()
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Of a broken block; the pixels are whole.
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _fitted(image: Image.Image, layout: Layout) -> Image.Image:
@@ -230,7 +256,8 @@ def _read_local(path: str, max_bytes: int) -> bytes | Failure:
             if found.st_size > max_bytes:
                 return _too_many_bytes(found.st_size, max_bytes)
             with open(handle, "rb", closefd=False) as file:
-                return file.read()
+                data = file.read(found.st_size + 2**16)  # It may have grown; and /proc gives all its files a size of 0.
+                return data if len(data) <= max_bytes else _too_many_bytes(None, max_bytes)
         finally:
             os.close(handle)
     except ValueError as error:  # a NUL in the path
@@ -275,12 +302,12 @@ def _too_many_bytes(size: int | None, max_bytes: int) -> Failure:
 
 def _confined(uri: str, root: str) -> str | None:
     """Returns where to open `uri`, every link in it resolved, or None if that is outside of `root`."""
-    if "://" in uri:
+    if _URI.match(uri):
         return uri if uri.startswith(root.rstrip("/") + "/") and ".." not in uri.split("/") else None
     try:
         real_root, real = os.path.realpath(root), os.path.realpath(uri)
-        return real if "://" not in root and os.path.commonpath([real_root, real]) == real_root else None
-    except ValueError:  # a NUL in the path; there is no such file anywhere
+        return real if not _URI.match(root) and os.path.commonpath([real_root, real]) == real_root else None
+    except ValueError:  # a NUL in the path, or what no file name can be; there is no such file anywhere
         return uri
 
 

@@ -9,7 +9,9 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.resources
+import json
 import logging
+import math
 import os
 import re
 import tempfile
@@ -20,14 +22,18 @@ import keras
 import tensorflow as tf
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
+from keras.src.backend.common import global_state
+from keras.src.legacy.saving.saving_utils import model_from_config
+from keras.src.saving.serialization_lib import SafeModeScope
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
 from batchverify.config import ModelConfig, Refused
-from batchverify.modelfile import Kind, ModelFile, open_model_file, prepare_config
+from batchverify.modelfile import Kind, ModelFile, Prepared, open_model_file, prepare_config
 
 _LOG = logging.getLogger(__name__)
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_WEIGHTS_ALWAYS_FINE = 2**22
 _SUFFIX = {Kind.KERAS: "model.keras", Kind.HDF5: "model.h5"}
 
 
@@ -80,7 +86,10 @@ def load_file(options: ModelConfig) -> LoadedModel:
     with local_model(options.model) as local:
         name = options.model or "embedded"
         file = open_model_file(name, local)
-        digest = _digest(local)
+        try:
+            digest = _digest(local)
+        except OSError as error:
+            raise Refused(f"--model {name}: it cannot be read ({error.strerror}); copy it again, whole.") from None
         if options.trust_model_code:
             _LOG.warning("--trust-model-code: whatever code %s holds runs with your rights on every worker.", name)
         if file.kind is Kind.SAVED_MODEL:
@@ -138,9 +147,11 @@ def _digest(path: str) -> str:
         folders.sort()
         for name in sorted(names):
             file_path = os.path.join(folder, name)
+            if not os.path.isfile(file_path):
+                raise Refused(f"--model {path}: {file_path} is no file; copy the folder again, whole.")
             with open(file_path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").digest()
-            together.update(os.path.relpath(file_path, path).encode() + b"\0" + digest)
+            together.update(os.fsencode(os.path.relpath(file_path, path)) + b"\0" + digest)
     return together.hexdigest()
 
 
@@ -149,6 +160,7 @@ def _digest(path: str) -> str:
 
 def _load_keras(file: ModelFile, options: ModelConfig, digest: str) -> LoadedModel:
     prepared = prepare_config(file, options, _is_known, _operation_module)
+    _refuse_more_weights_than_stored(file, prepared, options)
     with tempfile.TemporaryDirectory(prefix="batchverify-") as folder:
         if prepared.changed:
             path = file.rewritten(prepared.config, folder)
@@ -166,6 +178,22 @@ def _load_keras(file: ModelFile, options: ModelConfig, digest: str) -> LoadedMod
         file.name, digest, _keras_call(model), _built_inputs(file.name, model), None,
         f"it is a subclassed model ({type(model).__name__}), whose layers can't be told apart", prepared.notes,
     )  # fmt: skip
+
+
+def _refuse_more_weights_than_stored(file: ModelFile, prepared: Prepared, options: ModelConfig) -> None:
+    """Builds the model without any memory for its weights, to count them: a short config may ask for terabytes."""
+    build = model_from_config if file.kind is Kind.HDF5 else keras.saving.deserialize_keras_object
+    without_memory, as_trusted = keras.StatelessScope(initialize_variables=False), SafeModeScope(not options.trust_model_code)
+    with without_memory, as_trusted, contextlib.suppress(Exception):  # What is wrong, loading will say.
+        build(json.loads(json.dumps(prepared.config)), custom_objects=prepared.custom_objects)
+    waiting = global_state.get_global_attribute("uninitialized_variables") or []
+    numbers = sum(math.prod(variable.shape) for variable in waiting)
+    global_state.set_global_attribute("uninitialized_variables", [])
+    if numbers > 8 * file.weight_bytes + _WEIGHTS_ALWAYS_FINE:
+        raise Refused(
+            f"--model {file.name}: its config asks for {numbers:,} weights, but it has {file.weight_bytes:,} bytes of them, so "
+            "it is a bomb or not whole; don't trust it."
+        )
 
 
 def _keras_load(file: ModelFile, path: str, custom_objects: dict[str, Any], options: ModelConfig) -> keras.Model:

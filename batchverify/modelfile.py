@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import dataclasses
+import errno
 import importlib
+import io
 import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import PurePosixPath
@@ -23,13 +27,15 @@ from typing import Any
 
 import h5py
 
+from batchverify import hdf5probe
 from batchverify.comparisons import KINDS, PAIR_KINDS, SINGLE_KINDS, TENSOR_OPERATIONS
 from batchverify.config import ModelConfig, Refused
 
-_CONFIG, _METADATA = "config.json", "metadata.json"
+_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _MOST_CONFIG_BYTES = 256 * 2**20
 _UNPACKED_BYTES_ALWAYS_FINE = 2**30
 _MOST_EXPANSION = 100
+_PROBE_S = 300
 
 
 class Kind(Enum):
@@ -50,6 +56,7 @@ class ModelFile:
         kind: how it is stored.
         config: Keras' config of the architecture; empty for a SavedModel.
         keras_version: of the Keras that wrote it, as far as it says.
+        weight_bytes: that its weights have, as it says; 0 for a SavedModel.
     """
 
     name: str
@@ -57,6 +64,7 @@ class ModelFile:
     kind: Kind
     config: dict[str, Any]
     keras_version: str
+    weight_bytes: int = 0
 
     def rewritten(self, config: dict[str, Any], folder: str) -> str:
         """Writes the file anew with another config, into `folder`, and returns its path.
@@ -65,12 +73,8 @@ class ModelFile:
             Refused: if the rest of the file cannot be read.
         """
         write = self._rewrite_hdf5 if self.kind is Kind.HDF5 else self._rewrite_archive
-        try:
+        with _refusing(self.name, "the file is damaged", "copy it again, whole"):
             return write(config, folder)
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, KeyError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # Of this machine's disk; the libraries' own complaints of a file's content carry no number.
-            raise Refused(f"--model {self.name}: the file is damaged ({_brief(error)}); copy it again, whole.") from None
 
     def _rewrite_hdf5(self, config: dict[str, Any], folder: str) -> str:
         path = os.path.join(folder, "model.h5")
@@ -116,16 +120,18 @@ def open_model_file(name: str, local: str) -> ModelFile:
     Raises:
         Refused: if it is no model, or one that must not be opened.
     """
-    kind = _identify(name, local)
+    with _refusing(name, "the file cannot be read", "copy it again, whole"):
+        kind = _identify(name, local)
     if kind is Kind.SAVED_MODEL:
         return ModelFile(name, local, kind, {}, "")
-    config, version = (_read_archive if kind is Kind.KERAS else _read_hdf5)(name, local)
+    with _refusing(name, f"the {'file' if kind is Kind.KERAS else 'HDF5 file'} is damaged", "copy it again, whole"):
+        config, version, weight_bytes = (_read_archive if kind is Kind.KERAS else _read_hdf5)(name, local)
     if version.startswith("1."):
         raise Refused(
             f"--model {name}: it was written by Keras {version}, whose format is no longer read; "
             "load it with Keras 2.2 and save it again, with model.save('model.h5')."
         )
-    return ModelFile(name, local, kind, config, version)
+    return ModelFile(name, local, kind, config, version, weight_bytes)
 
 
 def prepare_config(
@@ -142,11 +148,31 @@ def prepare_config(
     Raises:
         Refused: if something in it is not explained by `options`.
     """
-    config = json.loads(json.dumps(file.config))
-    rewriter = _Rewriter(file.name, options, is_known, operation_module)
-    rewriter.rewrite(config)
-    notes = rewriter.notes + _mend(file.name, config, options.mend_shared_encoder)
-    return Prepared(config, config != file.config, rewriter.custom_objects, tuple(notes))
+    with _refusing(file.name, "its config is damaged", "save the model again, with model.save()"):
+        config = json.loads(json.dumps(file.config))
+        rewriter = _Rewriter(file.name, options, is_known, operation_module)
+        rewriter.rewrite(config)
+        notes = rewriter.notes + _mend(file.name, config, options.mend_shared_encoder)
+        return Prepared(config, config != file.config, rewriter.custom_objects, tuple(notes))
+
+
+@contextlib.contextmanager
+def _refusing(name: str, fault: str, remedy: str) -> Iterator[None]:
+    """Turns whatever a broken file leads zipfile, h5py, json or the code here to into a refusal.
+
+    The disk's own errors are no fault of the file, but for those that a file's wrong offsets lead to.
+    """
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise
+        raise Refused(f"--model {name}: {fault} ({_brief(error)}); {remedy}.") from None
+
+
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
 
 
 def lambda_layers(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -205,22 +231,28 @@ def _looks_like(head: bytes) -> str:
     return f"it is a text file, not a model; {_ADVICE}"
 
 
-def _read_archive(name: str, local: str) -> tuple[dict[str, Any], str]:
-    try:
-        with zipfile.ZipFile(local) as archive:
-            _check_archive(name, archive, os.path.getsize(local))
-            config = json.loads(archive.read(_CONFIG))
-            metadata = json.loads(archive.read(_METADATA)) if _METADATA in archive.namelist() else {}
-            return _as_config(name, config), str(metadata.get("keras_version", ""))
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError, RecursionError) as error:
-        if isinstance(error, Refused):
-            raise
-        raise Refused(f"--model {name}: the archive is damaged ({_brief(error)}); copy the file again, whole.") from None
+def _read_archive(name: str, local: str) -> tuple[dict[str, Any], str, int]:
+    with zipfile.ZipFile(local) as archive:
+        _check_archive(name, archive, os.path.getsize(local))
+        config = json.loads(archive.read(_CONFIG))
+        metadata = json.loads(archive.read(_METADATA)) if _METADATA in archive.namelist() else {}
+        version = str(metadata.get("keras_version", "")) if isinstance(metadata, dict) else ""
+        weight_bytes = sum(info.file_size for info in archive.infolist())  # of model.weights.npz, which Keras also reads
+        if _WEIGHTS in archive.namelist():
+            weights = archive.read(_WEIGHTS)
+            _probe_hdf5(name, weights)
+            with h5py.File(io.BytesIO(weights), "r") as file:
+                weight_bytes = _check_group(name, file, set())
+            _check_size(name, weight_bytes, len(weights))
+        return _as_config(name, config), version, weight_bytes
 
 
 def _check_archive(name: str, archive: zipfile.ZipFile, packed: int) -> None:
+    names = {info.filename for info in archive.infolist()}
     for info in archive.infolist():
         path = PurePosixPath(info.filename.replace("\\", "/"))
+        if not path.parts or any(len(part) > 255 for part in path.parts) or any(str(one) in names for one in path.parents):
+            raise Refused(f"--model {name}: its entry {info.filename[:100]!r} cannot be unpacked; copy the file again, whole.")
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or stat.S_ISLNK(info.external_attr >> 16):
             raise Refused(f"--model {name}: its entry {info.filename[:100]!r} points outside of the archive; don't trust it.")
         if info.filename in (_CONFIG, _METADATA) and info.file_size > _MOST_CONFIG_BYTES:
@@ -235,34 +267,46 @@ def _check_size(name: str, unpacked: int, packed: int) -> None:
         )
 
 
-def _read_hdf5(name: str, local: str) -> tuple[dict[str, Any], str]:
-    try:
-        with h5py.File(local, "r") as file:
-            _check_size(name, _check_group(name, file), os.path.getsize(local))
-            config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        if isinstance(error, Refused):
-            raise
-        raise Refused(f"--model {name}: the HDF5 file is damaged ({_brief(error)}); copy it again, whole.") from None
+def _read_hdf5(name: str, local: str) -> tuple[dict[str, Any], str, int]:
+    _probe_hdf5(name, local)
+    with h5py.File(local, "r") as file:
+        weight_bytes = _check_group(name, file, set())
+        _check_size(name, weight_bytes, os.path.getsize(local))
+        config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
     if config is None:
         raise Refused(f"--model {name}: it holds weights without an architecture; save the whole model, with model.save().")
+    with _refusing(name, "its model_config is no JSON", "copy the file again"):
+        return _as_config(name, json.loads(config)), _as_text(version), weight_bytes
+
+
+def _probe_hdf5(name: str, file: str | bytes) -> None:
+    """Reads an HDF5 file, by its path or its bytes, in a process of its own, as the HDF5 library can crash on a broken one."""
+    path, data = (file, None) if isinstance(file, str) else ("-", file)
     try:
-        return _as_config(name, json.loads(config)), _as_text(version)
-    except (ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, Refused):
-            raise
-        raise Refused(f"--model {name}: its model_config is no JSON ({_brief(error)}); copy the file again.") from None
+        done = subprocess.run(
+            [sys.executable, "-I", hdf5probe.__file__, path],
+            input=data, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=_PROBE_S,
+        )  # fmt: skip
+        ended = "crashes" if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        ended = f"is still reading after {_PROBE_S} s"
+    if ended:
+        raise Refused(f"--model {name}: it is damaged such that the HDF5 library {ended}; copy it again, whole.")
 
 
-def _check_group(name: str, group: h5py.Group) -> int:
-    """Returns how many bytes the datasets below `group` say that they have."""
+def _check_group(name: str, group: h5py.Group, seen: set[int]) -> int:
+    """Returns how many bytes the datasets below `group` say that they have; `seen` are the groups that were counted."""
     total = 0
+    address = h5py.h5o.get_info(group.id).addr
+    if address in seen:  # Groups may be within each other, and in many places.
+        return 0
+    seen.add(address)
     for key in group:
         if not isinstance(group.get(key, getlink=True), h5py.HardLink):
             raise Refused(f"--model {name}: its entry {group.name}/{key} links elsewhere; don't trust it.")
         item = group[key]
         if isinstance(item, h5py.Group):
-            total += _check_group(name, item)
+            total += _check_group(name, item, seen)
         elif isinstance(item, h5py.Dataset):
             if item.external or item.is_virtual:
                 raise Refused(f"--model {name}: its entry {item.name} reads other files; don't trust it.")

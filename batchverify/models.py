@@ -28,6 +28,8 @@ _LOG = logging.getLogger(__name__)
 _FLOATS_COMPARED_AT_ONCE = 2**24
 _MOST_PAIRS_AT_ONCE = 8192
 _TRIALS = 12
+_MOST_PIXELS = 2**22
+_NUMBERS_ENCODED_AT_ONCE = 2**28
 
 
 class PairModel:
@@ -47,10 +49,12 @@ class PairModel:
         self, loaded: LoadedModel, preprocessing: Preprocessing, siamese: Siamese | None, plan: _Plan, batch_size: int
     ):
         self.loaded, self.preprocessing, self.siamese, self._plan = loaded, preprocessing, siamese, plan
-        self._encode = plan.encode and FixedShapeCall(_compiled(plan.encode), loaded.inputs[0].batch or batch_size)
+        numbers = preprocessing.height * preprocessing.width * preprocessing.channels
+        rows = loaded.inputs[0].batch or max(1, min(batch_size, _NUMBERS_ENCODED_AT_ONCE // numbers))
+        self._encode = plan.encode and FixedShapeCall(_compiled(plan.encode), rows)
         size, dtype = plan.embedding
         pairs = max(1, min(_MOST_PAIRS_AT_ONCE, _FLOATS_COMPARED_AT_ONCE // size))
-        self._compare = FixedShapeCall(_compiled(plan.compare), pairs if plan.encode else loaded.inputs[0].batch or batch_size)
+        self._compare = FixedShapeCall(_compiled(plan.compare), pairs if plan.encode else rows)
         self.facts = ModelFacts(
             path=loaded.name,
             digest=loaded.digest,
@@ -154,6 +158,18 @@ def load_model(config: ModelConfig) -> PairModel:
     """
     _let_gpu_memory_grow()
     loaded = load_file(config)
+    try:
+        return _ready(loaded, config)
+    except Refused:
+        raise
+    except Exception as error:  # A graph that says what is not so leads Keras, TensorFlow and the code here to anything.
+        raise Refused(
+            f"--model {loaded.name}: it can be loaded but not run ({_first_line(error)}); check that it works where it was "
+            "trained, and save it again."
+        ) from None
+
+
+def _ready(loaded: LoadedModel, config: ModelConfig) -> PairModel:
     name = loaded.name
     if len(loaded.inputs) not in (1, 2):
         found = ", ".join(f"'{one.name}'" for one in loaded.inputs)
@@ -333,11 +349,15 @@ def _trial_call(loaded: LoadedModel, call: Callable[[], Any]) -> Any:
     except Refused:
         raise
     except Exception as error:  # A model raises whatever its layers do.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise Refused(
-            f"--model {loaded.name}: it cannot be called on images of its own input's shape ({lines[0][:200]}); "
+            f"--model {loaded.name}: it cannot be called on images of its own input's shape ({_first_line(error)}); "
             "check that it works where it was trained, and export it again."
         ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[0][:200]
 
 
 # Inputs
@@ -395,6 +415,11 @@ def _image_shape(name: str, inputs: tuple[ModelInput, ...], wanted: tuple[int, i
     if not wanted and (height is None or width is None):
         raise Refused(f"--model {name}: its input leaves the size of the images open; say it, --image-size 160 or 160x120.")
     size = wanted or (height, width)
+    if not 0 < int(size[0] or 0) * int(size[1] or 0) <= _MOST_PIXELS:
+        raise Refused(
+            f"--model {name}: it says that it takes images of {size[0]}x{size[1]}, which is nothing or more than "
+            f"{_MOST_PIXELS:,} pixels; give a model of smaller ones."
+        )
     return int(size[0] or 0), int(size[1] or 0), int(channels or 0)
 
 

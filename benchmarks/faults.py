@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from batchverify.config import VerificationConfig
 from batchverify.manifest import plan_manifest, read_blocks
-from benchmarks.hostile_images import write_corpus
+from benchmarks.hostile_images import MOST_BYTES, MOST_PIXELS, write_corpus
 
 DEMO = Path(__file__).parent.parent / "manifests"
 WORKERS = [
@@ -175,7 +175,8 @@ class Campaign:
         pq.write_table(pa.table({"left": [good] * len(uris), "right": uris}), manifest)
         output = self.folder / "hostile"
         for _ in self._tries(outcome, 1):
-            outcome.wrong += self.run(output, "--image-root", "/", manifest=manifest) != FINISHED
+            limits = (f"--max-image-pixels={MOST_PIXELS}", f"--max-image-bytes={MOST_BYTES}")
+            outcome.wrong += self.run(output, *limits, manifest=manifest) != FINISHED
             outcome.account(len(uris), output)
             found = read(output).sort_values("manifest_row")
             expected = [corpus[uri] for uri in found["right"]]
