@@ -30,6 +30,7 @@ from batchverify.config import (
     Refused,
     RunFailed,
     VerificationConfig,
+    printable,
 )
 from batchverify.version import VERSION
 
@@ -51,10 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(sys.argv[1:] if argv is None else argv)
         except Refused as refused:
             for problem in refused.problems:
-                print(f"batchverify: {printable(problem)}", file=sys.stderr)
+                print(f"batchverify: {problem}", file=sys.stderr)
             return REFUSED
         except RunFailed as failed:
-            print(f"batchverify: the run failed: {printable(str(failed))}", file=sys.stderr)
+            print(f"batchverify: the run failed: {failed}", file=sys.stderr)
             return FAILED
 
 
@@ -141,14 +142,9 @@ def closing_words(output: str, summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def printable(text: str) -> str:
-    """Returns `text` with what a terminal would act on written out; names in manifests and models come from strangers."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
 class _PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(super().format(record), keep="\n")
 
 
 def identity_words(summary: dict[str, Any]) -> str:

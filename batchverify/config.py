@@ -8,6 +8,14 @@ import uuid
 from collections.abc import Sequence
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Returns `text` with all that is not printed written out, but what is in `keep`.
+
+    Names in manifests and models come from strangers; they may hold line breaks, and what drives a terminal.
+    """
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 class Refused(ValueError):
     """The user asked for something that cannot be done; nothing was read or written.
 
@@ -16,12 +24,15 @@ class Refused(ValueError):
     """
 
     def __init__(self, problems: Sequence[str] | str):
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [printable(problem) for problem in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
 
 
 class RunFailed(RuntimeError):
     """The run began and could not be finished; the output has no `_SUCCESS`."""
+
+    def __init__(self, problem: str):
+        super().__init__(printable(problem))
 
 
 # Beam's words for a worker process that is gone.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from batchverify import cli
-from batchverify.config import ModelConfig, Refused, VerificationConfig
+from batchverify.config import ModelConfig, Refused, VerificationConfig, printable
 
 SANE, REFUSED, NOT_SANE = 0, 2, 3
 _MOST_IMAGES = 512
@@ -50,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_sidecar(config, diagnosis)
     except Refused as refused:
         for problem in refused.problems:
-            print(f"batchverify: {cli.printable(problem)}", file=sys.stderr)
+            print(f"batchverify: {problem}", file=sys.stderr)
         return REFUSED
     if options["json"]:
         print(json.dumps({**diagnosis.findings, "sane": not diagnosis.faults, "faults": diagnosis.faults}, indent=2))
     else:
-        print(cli.printable(page(diagnosis)))
+        print(printable(page(diagnosis), keep="\n"))
     return NOT_SANE if diagnosis.faults else SANE
 
 

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(_parser().parse_args(sys.argv[1:] if argv is None else list(argv)))
     except Refused as refused:
         for problem in refused.problems:
-            print(f"batchverify: {cli.printable(problem)}", file=sys.stderr)
+            print(f"batchverify: {problem}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         print("batchverify: interrupted before training began; nothing is lost.", file=sys.stderr)

@@ -267,7 +267,7 @@ def _nested_models(config: dict, depth: int) -> str:
 def mutated_configs(entries, hdf5) -> dict[str, bytes]:
     """Configs with parts that are replaced, removed, copied or doubled."""
     models = {"whole.keras": archive(entries)}
-    for seed in range(24 * ROUNDS):
+    for seed in range(16 * ROUNDS):
         config = _mutated(json.loads(entries[CONFIG]), random.Random(seed))
         models[f"{seed}.keras"] = with_config(entries, config)
     return models
@@ -519,7 +519,7 @@ def _damaged(whole: bytes, seed: int, most: int = 20) -> bytes:
     return bytes(data)
 
 
-def _cuts(whole: bytes, parts: int = 12) -> dict[str, bytes]:
+def _cuts(whole: bytes, parts: int = 8) -> dict[str, bytes]:
     """Returns the beginnings of a file, by name."""
     lengths = [1, 2, 4, 8, 9, 22, 64, 512, *(len(whole) * part // parts for part in range(1, parts)), len(whole) - 22]
     lengths.append(len(whole) - 1)
@@ -540,7 +540,7 @@ def damaged(entries, hdf5) -> dict[str, bytes]:
     whole = archive(entries)
     # With these three seeds, the HDF5 library has been seen to crash.
     models = {"whole.h5": hdf5} | {f"crash-{seed}.h5": _damaged(hdf5, seed) for seed in (38, 317, 951)}
-    for seed in range(8 * ROUNDS):
+    for seed in range(6 * ROUNDS):
         models[f"{seed}.h5"] = _damaged(hdf5, seed)
         # An archive knows the checksums of its members, so that weights are damaged before they are put into one.
         models[f"weights-{seed}.keras"] = archive(entries | {WEIGHTS: _damaged(entries[WEIGHTS], seed)})
