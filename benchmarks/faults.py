@@ -169,8 +169,8 @@ class Campaign:
         """Every image of the adversarial corpus, each beside a good one."""
         corpus = write_corpus(self.folder / "corpus")
         good = str(DEMO / "images" / "a0_c0_w0.png")
-        # CSV is UTF-8 and so are Arrow's strings: names of other bytes can't be asked for.
-        uris = [uri for uri in corpus if _is_utf8(uri)]
+        # Arrow's strings are UTF-8: names of other bytes can't be asked for. A manifest reads "" and file:// in its own way.
+        uris = [uri for uri in corpus if uri and _is_utf8(uri) and not uri.startswith("file:")]
         manifest = self.folder / "hostile.parquet"
         pq.write_table(pa.table({"left": [good] * len(uris), "right": uris}), manifest)
         output = self.folder / "hostile"
