@@ -26,6 +26,7 @@ _MISSING = {errno.ENOENT, errno.ENOTDIR}
 _DENIED = {errno.EACCES, errno.EPERM}
 # A URI, as Beam knows one; `/folder/a://b` is a path.
 _URI = re.compile(r"[A-Za-z][-A-Za-z0-9+.]*://")
+_ABSENT, _FORBIDDEN = re.compile(r"\b404\b|Not Found|NoSuch"), re.compile(r"\b(401|403)\b|Forbidden")
 _ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.2
 
@@ -288,9 +289,11 @@ def _store_failure(uri: str, error: Exception) -> Failure:
     words = _brief(error)
     if isinstance(error, ValueError) and "filesystem" in words.lower():
         return Failure(ImageStatus.UNSUPPORTED, f"no file system is installed for {uri.split('://')[0]}://")
-    if isinstance(error, FileNotFoundError) or any(sign in str(error) for sign in ("404", "Not Found", "NoSuch")):
+    # Numbers in the URI itself, a port or a name, are no status of the store's.
+    said = str(error).replace(uri, "")
+    if isinstance(error, FileNotFoundError) or _ABSENT.search(said):
         return Failure(ImageStatus.MISSING, "there is no such object")
-    if isinstance(error, PermissionError) or any(sign in str(error) for sign in ("403", "401", "Forbidden")):
+    if isinstance(error, PermissionError) or _FORBIDDEN.search(said):
         return Failure(ImageStatus.DENIED, "it may not be read")
     return Failure(ImageStatus.UNAVAILABLE, words)
 

@@ -111,6 +111,12 @@ def test_what_passes_is_tried_again_and_what_lasts_is_not(schedule, expected, as
     assert len(store.asked) == asked
 
 
+@pytest.mark.parametrize("name", ["403.png", "a/404/b.png", "NoSuch.png"])
+def test_what_a_uri_is_called_says_nothing_of_its_failure(name, store):
+    store.schedules[name] = [503]
+    assert fetch(uri(store, name), 100).status == ImageStatus.UNAVAILABLE
+
+
 def test_the_pauses_between_tries_grow(store, monkeypatch):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
