@@ -31,7 +31,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Keras' batch normalisation, trained by TensorFlow's one kernel for it.
 
     Keras 3 composes it of a dozen operations, each a pass over memory. On two cores a training step of MobileNetV2
-    (width 0.35, 128 images of 96×96) takes 0.40 s with these and 0.21 s with the kernel; `benchmarks/train_step.py`.
+    (width 0.35, 128 images of 96×96) takes 0.57 s with these and 0.23 s with the kernel; `benchmarks/train_step.py`.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
