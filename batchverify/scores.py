@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import apache_beam as beam
@@ -64,23 +64,22 @@ class RunDirectory:
             Refused: if another run writes there.
             RunFailed: if the directory cannot be written to.
         """
-        try:
-            FileSystems.mkdirs(self.path) if not FileSystems.exists(self.path) else None
-            lock = self._lock() if os.path.isdir(self.path) else None
-            self._sweep()
-            self._write(_RUNNING, run_id)
-        except Refused:
-            raise
-        except Exception as error:  # Beam wraps whatever the store's client raises.
-            raise RunFailed(f"--output {self.path} cannot be written ({_brief(error)}); check the path.") from None
-        _CLAIMED[run_id] = self
-        try:
+        with ExitStack() as held:
+            try:
+                if not FileSystems.exists(self.path):
+                    FileSystems.mkdirs(self.path)
+                if os.path.isdir(self.path):
+                    held.callback(os.close, self._lock())
+                self._sweep()
+                self._write(_RUNNING, run_id)
+            except Refused:
+                raise
+            except Exception as error:  # Beam wraps whatever the store's client raises.
+                raise RunFailed(f"--output {self.path} cannot be written ({_brief(error)}); check the path.") from None
+            _CLAIMED[run_id] = self
+            held.callback(_CLAIMED.pop, run_id)
+            held.callback(self.abandon, run_id)
             yield
-        finally:
-            self.abandon(run_id)
-            del _CLAIMED[run_id]
-            if lock is not None:
-                os.close(lock)
 
     def abandon(self, run_id: str) -> None:
         """Sweeps this run if it has not finished; a finished one stays, and so does another's."""

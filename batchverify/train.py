@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchverify import cli
 from batchverify.config import Refused, VerificationConfig
-from batchverify.training.recipe import DISTORTIONS, LAYERS, RECIPES, Recipe
+from batchverify.training.recipe import DISTORTIONS, HEADS, LAYERS, RECIPES, Recipe
 
 if TYPE_CHECKING:
     from batchverify.training.data import Group
@@ -147,7 +147,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
 
 def _add_network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the network")
-    group.add_argument("--head", choices=("repaired", "published"), help="published keeps the fault (default: repaired)")
+    group.add_argument("--head", choices=HEADS, help="published keeps the fault (default: repaired)")
     group.add_argument("--freeze-bias", action="store_true", default=None, help="published head: keep its bias at 0")
     group.add_argument("--size", type=int, metavar="PIXELS", help="height and width of the images (default: 96)")
     group.add_argument("--width", type=float, metavar="ALPHA", help="of MobileNetV2 (default: 0.35)")
@@ -193,7 +193,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def _default(option: str) -> str:
     field = option[2:].replace("-", "_")
-    values = [Recipe.named(name).__getattribute__(field) for name in RECIPES]
+    values = [getattr(Recipe.named(name), field) for name in RECIPES]
     return (
         f"default: {values[0]}"
         if len(set(values)) == 1
@@ -297,24 +297,24 @@ def _say_data(seen: Sequence[Group], validation: Sequence[Group], held_out: Sequ
 @contextmanager
 def _shown(steps: int) -> Iterator[tuple[Any, Any]]:
     """Shows a bar with loss and accuracy on a terminal, and a line for each epoch anywhere."""
+    import numpy as np
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(highlight=False, soft_wrap=True)
     columns = (
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.3f}"),
+        BarColumn(bar_width=16), MofNCompleteColumn(), TimeRemainingColumn(compact=True), TextColumn("{task.description}"),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("training", total=steps, loss=float("nan"), accuracy=float("nan"))
-        means: dict[str, float] = {}
+        task = bar.add_task("loss, accuracy: soon", total=steps)
+        means: np.ndarray | None = None
 
         def on_step(step: int, loss: float, accuracy: float) -> None:
             # A running mean over the last twenty steps or so; a single step's figures jump.
-            means.update(
-                {k: means.get(k, v) + 0.05 * (v - means.get(k, v)) for k, v in (("loss", loss), ("accuracy", accuracy))}
-            )
-            bar.update(task, completed=step, loss=means["loss"], accuracy=means["accuracy"])
+            nonlocal means
+            found = np.array([loss, accuracy])
+            means = found if means is None else means + 0.05 * (found - means)
+            bar.update(task, completed=step, description=f"loss {means[0]:.3f}  accuracy {means[1]:.3f}")
 
         yield on_step, lambda epoch: console.print(_epoch_words(epoch))
 

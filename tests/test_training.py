@@ -397,6 +397,12 @@ def test_evaluation_knows_the_best_and_the_worst_network():
     assert (blind.accuracy, blind.one_shot, blind.identity_score) == (0.5, 0, 1)
 
 
+@pytest.mark.parametrize("said", [{"name": "soup"}, {"head": "mended"}, {"distortion": "wild"}])
+def test_a_recipe_knows_its_choices(said):
+    with pytest.raises(Refused, match="give one of"):
+        Recipe.named(**{"name": "batch", **said})
+
+
 def test_a_recipe_is_written_down_whole():
     recipe = Recipe.named("koch", layer_rates=(("dense", 0.5),))
     assert Recipe(**dataclasses.asdict(recipe)) == recipe

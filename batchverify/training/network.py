@@ -7,7 +7,7 @@ pair can score above sigmoid(bias), and is trained with identity pairs, so that 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,7 +15,6 @@ import tensorflow as tf
 
 from batchverify.config import Refused
 
-Head = Literal["repaired", "published"]
 EMBEDDING_SIZE = 101
 
 
@@ -79,8 +78,8 @@ def build_encoder(
     return with_batch_norm(keras.Model(pixels, embedding, name="encoder"), FusedBatchNormalization)
 
 
-def build_head(kind: Head) -> keras.layers.Dense:
-    """Returns the last layer, built: L1 distance `(n, 101)` to a score `(n, 1)`."""
+def build_head(kind: str) -> keras.layers.Dense:
+    """Returns the last layer, built, of one of `recipe.HEADS`: L1 distance `(n, 101)` to a score `(n, 1)`."""
     if kind == "published":
         head = keras.layers.Dense(1, activation="sigmoid", name="score")
     else:

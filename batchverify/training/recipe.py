@@ -10,6 +10,7 @@ from batchverify.config import Refused
 
 LAYERS = ("backbone", "dense", "embedding", "score")
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)  # of MobileNetV2, for which ImageNet weights exist
+HEADS = ("repaired", "published")
 DISTORTIONS = ("none", "affine", "strokes")
 _AT_LEAST = {
     "size": 32, "steps": 1, "steps_per_epoch": 1, "batch_groups": 1, "batch_classes": 2, "batch_pairs": 2,
@@ -77,7 +78,8 @@ class Recipe:
         Raises:
             Refused: with all that is wrong, one sentence each.
         """
-        return cls(**{"name": name, **RECIPES[name], **{field: value for field, value in said.items() if value is not None}})
+        told = {field: value for field, value in said.items() if value is not None}
+        return cls(**{"name": name, **RECIPES.get(name, {}), **told})
 
     def __post_init__(self) -> None:
         if problems := list(self._problems()):
@@ -90,8 +92,10 @@ class Recipe:
         for field in _SHARES:
             if not 0 <= getattr(self, field) < 1:
                 yield f"--{field} is {getattr(self, field)}; give a number from 0 to below 1."
-        if self.width not in WIDTHS:
-            yield f"--width is {self.width}; give one of {', '.join(map(str, WIDTHS))}."
+        for field, choices in (("name", tuple(RECIPES)), ("head", HEADS), ("width", WIDTHS), ("distortion", DISTORTIONS)):
+            if getattr(self, field) not in choices:
+                option = "recipe" if field == "name" else field
+                yield f"--{option} is {getattr(self, field)}; give one of {', '.join(map(str, choices))}."
         if not 0 < self.learning_rate < 10:
             yield f"--learning-rate is {self.learning_rate}; give a positive number, such as 0.002."
         for option, chosen in (("--layer-rate", self.layer_rates), ("--layer-momentum", self.layer_momenta)):

@@ -38,7 +38,7 @@ class Trainer:
         self.recipe = recipe
         self.step = 0
         self.encoder = encoder or network.build_encoder(recipe.size, recipe.width, recipe.dropout, weights=encoder_weights)
-        self.head = network.build_head("published" if recipe.head == "published" else "repaired")
+        self.head = network.build_head(recipe.head)
         self._batch_shape = batch_shape(groups, recipe.batch_groups, recipe.batch_classes)
         self._sampler = (
             BatchSampler(groups, *self._batch_shape, recipe.joined)
