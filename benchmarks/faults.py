@@ -139,12 +139,16 @@ class Campaign:
                 time.sleep(0.1)
             time.sleep(self.random.uniform(0.5, 4))
             os.kill(workers[0], signal.SIGKILL)
-            code = process.wait(300)
+            try:
+                code = process.wait(120)
+            except subprocess.TimeoutExpired:  # neither recovered nor failed
+                os.killpg(process.pid, signal.SIGKILL)
+                code = process.wait()
             if code == FINISHED:  # the worker was done by then
                 outcome.account(self.rows, output, self.undisturbed)
             else:
                 outcome.wrong += code != FAILED
-                outcome.wrong += len(names(output))
+                outcome.wrong += len(names(output)) if code == FAILED else 0  # what was killed is swept below
             outcome.wrong += self.run(output, "--overwrite") != FINISHED
             outcome.account(self.rows, output, self.undisturbed)
 
