@@ -1,8 +1,6 @@
 """`python -m batchverify`. Kept empty: what stands in `__main__` is pickled to every worker."""
 
-import sys
-
-from batchverify.cli import main
+from batchverify.cli import run_as_process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_process()

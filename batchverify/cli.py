@@ -59,6 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return FAILED
 
 
+def run_as_process() -> NoReturn:
+    """Runs the job of this process's arguments, and ends the process with its exit code."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == FAILED:
+        os._exit(code)  # The runner may have threads that wait for ever for a worker that is gone.
+    sys.exit(code)
+
+
 def _run(argv: Sequence[str]) -> int:
     quieten_libraries()
     config, beam_args = parse(argv)

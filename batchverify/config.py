@@ -234,6 +234,8 @@ class VerificationConfig(ScoringConfig):
             yield f"manifests is {self.manifests!r}; give one --manifest or more."
         if not self.output:
             yield "--output is empty; name a directory."
+        if set(self.output) & set("*?["):
+            yield f"--output {self.output} holds one of * ? [, which file systems here take for a pattern; name another directory."
         if self.block_rows < 1:
             yield f"--block-rows is {self.block_rows}; give at least 1."
 

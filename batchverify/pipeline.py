@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import datetime
 import functools
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-from apache_beam.runners.runner import PipelineState
 
-from batchverify.config import WORKER_DIED, ModelFacts, Refused, RunFailed, ScoringConfig, VerificationConfig
+from batchverify.config import ModelFacts, ScoringConfig, VerificationConfig
 from batchverify.gates import judge
 from batchverify.inference import (
     IMAGES,
@@ -27,6 +23,7 @@ from batchverify.inference import (
     request_images,
 )
 from batchverify.manifest import Manifest, ReadManifest, plan_manifest
+from batchverify.running import run_to_end
 from batchverify.schema import output_schema
 from batchverify.scores import RunDirectory, WriteScores, finish_run
 from batchverify.sidecar import complete, golden_pairs
@@ -136,7 +133,7 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> RunResult:
     pipeline = beam.Pipeline(options=_options(beam_args))
     build(pipeline, config, manifest, provenance, loader)
     with directory.claimed(config.run_id):
-        counters = _run_to_end(pipeline)
+        counters = run_to_end(pipeline)
     return RunResult(directory.path, directory.read_summary(), counters)
 
 
@@ -210,31 +207,3 @@ def _options(beam_args: Sequence[str]) -> PipelineOptions:
     if standard.runner in (None, "DirectRunner"):
         standard.runner = _IN_PROCESS_RUNNER
     return options
-
-
-def _run_to_end(pipeline: beam.Pipeline) -> dict[str, int]:
-    try:
-        result = pipeline.run()
-        state = result.wait_until_finish()
-    except Exception as error:  # A runner raises whatever its workers raised, in its own wrapping.
-        raise RunFailed(_root_cause(error)) from error
-    if state not in (None, PipelineState.DONE):
-        raise RunFailed(f"the runner ended in state {state}; its own log says why.")
-    ours = MetricsFilter().with_namespace("batchverify")
-    totals: collections.Counter[str] = collections.Counter()
-    for counter in result.metrics().query(ours)["counters"]:  # one for each step that counts
-        totals[counter.key.metric.name] += counter.result or 0
-    return dict(totals)
-
-
-def _root_cause(error: BaseException) -> str:
-    """Returns what went wrong in a worker in a sentence, out of the traceback that the runner made of it."""
-    text = str(error).strip() or type(error).__name__
-    text = re.sub(r" \[while running.*", "", text, flags=re.S)
-    if ours := re.findall(rf"(?:{RunFailed.__name__}|{Refused.__name__}): (.+)", text):
-        return ours[-1]
-    if WORKER_DIED in text:
-        return "a worker process died, killed or out of memory; its own log says why, and the run can be started again."
-    if systems := re.findall(r"\[Errno \d+\] (.+)", text):
-        return f"{systems[-1]}; check --output, its free space, and the space for temporary files."
-    return text.splitlines()[-1 if "Traceback" in text else 0]

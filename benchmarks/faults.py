@@ -133,11 +133,11 @@ class Campaign:
     def kill_worker(self, outcome: Outcome) -> None:
         """kill -9 of a worker in a process of its own: the run fails clearly, and the next one is whole."""
         output = self.folder / "worker"
-        for _ in self._tries(outcome, max(1, self.tries // 10)):
+        for _ in self._tries(outcome, max(1, self.tries // 4)):
             process = self.start(output, *WORKERS)
             while not (workers := list(_workers_of(process.pid))):
                 time.sleep(0.1)
-            time.sleep(self.random.uniform(0.5, 4))
+            time.sleep(self.random.uniform(0, 6))
             os.kill(workers[0], signal.SIGKILL)
             try:
                 code = process.wait(120)

@@ -31,6 +31,7 @@ def test_a_run_says_what_it_did(demo, tmp_path):
         (["--manifest", "x", "--outptu", "{out}"], "no option --outptu; did you mean --output?"),
         (["--manifest", "x", "--output", "{out}", "--runer=y"], "no option --runer; did you mean --runner?"),
         (["--manifest", "x"], "--output is missing"),
+        (["--manifest", "x", "--output", "{out}[1]"], "[1] holds one of * ? ["),
         (["--manifest", "x", "--output", "{out}", "--threshold", "7"], "--threshold is 7.0"),
         (["--manifest", "x", "--output", "{out}", "--threshold", "high"], "invalid float value: 'high'"),
         (["--manifest", "{demo}", "--output", "{out}", "--model", "none.keras"], "none.keras: there is no such file"),

@@ -248,3 +248,18 @@ def test_a_device_out_of_memory_gets_smaller_batches_and_completes(arguments, tm
     assert "out of memory; from here on it is given 16 rows at once" in caplog.text
     scores = [read_scores(tmp_path / name)["score"] for name in ("out", "greedy")]
     np.testing.assert_allclose(*scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("command", ["false", "exec kill -9 $$"])
+def test_a_worker_that_dies_before_it_connects_fails_the_run_in_a_sentence(command, arguments, tmp_path):
+    workers = [
+        "--runner=PortableRunner",
+        "--job_endpoint=embed",
+        "--environment_type=beam:env:harness_subprocess_python:v1",
+        f"--environment_config=sh -c '{command}'",
+    ]
+    process = start([*arguments, *workers])
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "the run failed: a worker process died" in said and "Traceback" not in said
+    assert names(tmp_path / "out") == []

@@ -11,7 +11,7 @@ PACKAGE = Path(batchverify.__file__).parent
 LAYERS = [
     "train", "training.fit", "training.trainer", "training.optimizers", "training.network", "training.distort",
     "training.evaluate", "training.curves", "training.history", "training.sources", "training.data", "training.recipe",
-    "doctor", "cli", "pipeline", "gates", "summary", "scores", "inference", "reading", "models", "trials",
+    "doctor", "cli", "pipeline", "running", "gates", "summary", "scores", "inference", "reading", "models", "trials",
     "certificate", "siamese", "loading", "modelfile", "hdf5probe", "preprocessing", "comparisons", "sidecar",
     "manifest", "coders", "images", "traps", "identity", "metrics", "schema", "config", "version",
 ]  # fmt: skip
