@@ -235,7 +235,7 @@ class VerificationConfig(ScoringConfig):
         if not self.output:
             yield "--output is empty; name a directory."
         if set(self.output) & set("*?["):
-            yield f"--output {self.output} holds one of * ? [, which file systems here take for a pattern; name another directory."
+            yield f"--output {self.output} holds one of * ? [, which Beam takes for a pattern; name another directory."
         if self.block_rows < 1:
             yield f"--block-rows is {self.block_rows}; give at least 1."
 

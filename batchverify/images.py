@@ -150,21 +150,19 @@ def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndar
     if trap := find_trap(data):
         return Failure(ImageStatus.UNREADABLE, trap)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of sizes and of odd metadata; the limits here decide.
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                if image.width * image.height > max_pixels:
-                    found = f"{image.width} × {image.height} pixels, more than {max_pixels}"
-                    return Failure(ImageStatus.TOO_LARGE, f"{found} (--max-image-pixels)")
-                if trap := find_spacious_trap(image, max_pixels):
-                    return Failure(ImageStatus.TOO_LARGE, trap)
-                if lacks_strips(image):
-                    return Failure(ImageStatus.UNREADABLE, "it cannot be decoded (a part of its pixels is missing)")
-                # JPEG decodes at a half, a quarter, an eighth at a fraction of the cost; twice the wanted size keeps
-                # the result within what the resize filter itself would smooth.
-                if layout.resize.antialias:
-                    image.draft(None, (2 * max(layout.height, layout.width),) * 2)
-                return _pixels(image, layout, max_pixels)
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                found = f"{image.width} × {image.height} pixels, more than {max_pixels}"
+                return Failure(ImageStatus.TOO_LARGE, f"{found} (--max-image-pixels)")
+            if trap := find_spacious_trap(image, max_pixels):
+                return Failure(ImageStatus.TOO_LARGE, trap)
+            if lacks_strips(image):
+                return Failure(ImageStatus.UNREADABLE, "it cannot be decoded (a part of its pixels is missing)")
+            # JPEG decodes at a half, a quarter, an eighth at a fraction of the cost; twice the wanted size keeps
+            # the result within what the resize filter itself would smooth.
+            if layout.resize.antialias:
+                image.draft(None, (2 * max(layout.height, layout.width),) * 2)
+            return _pixels(image, layout, max_pixels)
     except UnidentifiedImageError:
         return _unidentified(data)
     except Image.DecompressionBombError as error:
@@ -318,6 +316,8 @@ def _brief(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
+# It warns of sizes and of odd metadata; the limits here decide. For the whole process, as decoding runs in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 # Pillow's own limit only guesses; the header is checked against --max-image-pixels before anything is allocated.
 Image.MAX_IMAGE_PIXELS = None
 # A truncated file must fail, not come back half grey; this is Pillow's default, and other libraries change it.
