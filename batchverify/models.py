@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from batchverify.comparisons import SCORE_FORMULAS, as_score, compare_embeddings
 from batchverify.config import ModelConfig, ModelFacts, Refused
+from batchverify.freezing import FrozenFunction
 from batchverify.loading import LoadedModel, ModelInput, load_file
 from batchverify.preprocessing import Preprocessing, contradiction, decide_preprocessing, pixels_in_graph
 from batchverify.siamese import CannotSplit, IgnoresInput, Siamese, prove, split_siamese
@@ -51,10 +52,10 @@ class PairModel:
         self.loaded, self.preprocessing, self.siamese, self._plan = loaded, preprocessing, siamese, plan
         numbers = preprocessing.height * preprocessing.width * preprocessing.channels
         rows = loaded.inputs[0].batch or max(1, min(batch_size, _NUMBERS_ENCODED_AT_ONCE // numbers))
-        self._encode = plan.encode and FixedShapeCall(_compiled(plan.encode), rows)
+        self._encode = plan.encode and FixedShapeCall(FrozenFunction(plan.encode), rows)
         size, dtype = plan.embedding
         pairs = max(1, min(_MOST_PAIRS_AT_ONCE, _FLOATS_COMPARED_AT_ONCE // size))
-        self._compare = FixedShapeCall(_compiled(plan.compare), pairs if plan.encode else rows)
+        self._compare = FixedShapeCall(FrozenFunction(plan.compare), pairs if plan.encode else rows)
         self.facts = ModelFacts(
             path=loaded.name,
             digest=loaded.digest,
@@ -442,11 +443,6 @@ def _blank(loaded: LoadedModel, preprocessing: Preprocessing) -> np.ndarray:
 
 
 # Arrays and tensors
-
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., np.ndarray]:
-    traced = tf.function(function, reduce_retracing=False, autograph=False)
-    return lambda *arrays: traced(*(tf.constant(array) for array in arrays)).numpy()
 
 
 def _count_operations(function: Callable[..., Any], *arguments: tf.TensorSpec) -> int:
