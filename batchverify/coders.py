@@ -21,6 +21,10 @@ class ArrowTableCoder(beam.coders.Coder):
     def decode(self, encoded: bytes) -> pa.Table:
         return pa.ipc.open_stream(encoded).read_all()
 
+    def estimate_size(self, value: pa.Table) -> int:
+        """Returns about how many bytes `encode` makes; Beam asks often, and would encode to find out."""
+        return value.nbytes
+
     def is_deterministic(self) -> bool:
         return False
 

@@ -7,6 +7,7 @@ them. Both call one `Network`, which a process loads once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -180,23 +181,69 @@ class NetworkLoader:
         return self._shared.acquire(self.load)
 
 
+class ImageTable:
+    """All encoded images of a run, by bucket, for workers that share one process: they need not travel to each block.
+
+    Args:
+        buckets: how many there are.
+    """
+
+    def __init__(self, buckets: int):
+        self._by_bucket: list[pa.Table | None] = [None] * buckets
+
+    def put(self, bucket: int, images: pa.Table) -> None:
+        """Keeps the encoded images of one bucket."""
+        self._by_bucket[bucket] = images
+
+    def find(self, uris: pa.Array) -> pa.Table:
+        """Returns the encoded images of distinct `uris`, in another order."""
+        found = []
+        for bucket, theirs in _by_bucket(uris, len(self._by_bucket)):
+            images = self._by_bucket[bucket]
+            if images is None:
+                raise RunFailed("a block is compared before its images are encoded; this is a fault of this program.")
+            found.append(images.take(pc.index_in(theirs, value_set=images["uri"])))
+        return pa.concat_tables(found).combine_chunks() if found else _no_images()
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTableLoader:
+    """Makes one `ImageTable` in a process and shares it between threads and DoFns; it lives as long as somebody holds it.
+
+    Attributes:
+        buckets: how many there are.
+    """
+
+    buckets: int
+    _shared: Shared = dataclasses.field(default_factory=Shared)
+
+    def get(self) -> ImageTable:
+        return self._shared.acquire(functools.partial(ImageTable, self.buckets))
+
+
 class EncodeImages(beam.DoFn):
     """`(bucket, [(block key, table of URIs)])` to `(block key, encoded images)` for every block that asked.
 
     A second output, `images`, has each distinct image once, without its embedding.
+
+    Args:
+        loader: of the network.
+        config: what becomes of scores that are no numbers.
+        table: where the images are put instead of into the answers, which are empty then.
     """
 
-    def __init__(self, loader: NetworkLoader, config: ScoringConfig):
-        self._loader, self._on_nan = loader, config.on_nan
+    def __init__(self, loader: NetworkLoader, config: ScoringConfig, table: ImageTableLoader | None = None):
+        self._loader, self._on_nan, self._table_loader = loader, config.on_nan, table
         self._encoded = Metrics.counter("batchverify", "images_encoded")
         self._failed = Metrics.counter("batchverify", "images_failed")
         self._encodings = Metrics.counter("batchverify", "encodings")
 
     def setup(self) -> None:
         self._network = self._loader.get()
+        self._table = self._table_loader and self._table_loader.get()
 
     def process(self, request: tuple[int, Iterable[tuple[str, pa.Table]]]) -> Iterator[Any]:
-        _, asked = request
+        bucket, asked = request
         wanted = [(key, table["uri"].combine_chunks()) for key, table in asked]
         uris = pa.chunked_array([uris for _, uris in wanted], pa.string()).unique()
         images = self._network.encode(uris)
@@ -207,32 +254,47 @@ class EncodeImages(beam.DoFn):
         self._failed.inc(len(uris) - encoded)
         self._encodings.inc(encoded * self._network.encodings_per_image)
         yield beam.pvalue.TaggedOutput(IMAGES, images.drop_columns(["embedding"]))
+        if self._table is not None:
+            self._table.put(bucket, images)
+            yield from ((key, _no_images()) for key, _ in wanted)
+            return
         for key, theirs in wanted:
             yield key, images.take(pc.index_in(theirs, value_set=uris))
 
 
 class ComparePairs(beam.DoFn):
-    """`(block key, {blocks, images})` to the block with the result columns of the output contract."""
+    """`(block key, {blocks, images})` to the block with the result columns of the output contract.
 
-    def __init__(self, loader: NetworkLoader, config: ScoringConfig):
-        self._loader, self._config = loader, config
+    Args:
+        loader: of the network.
+        config: columns, threshold and tolerance.
+        table: where `EncodeImages` has put the images, if it has.
+    """
+
+    def __init__(self, loader: NetworkLoader, config: ScoringConfig, table: ImageTableLoader | None = None):
+        self._loader, self._config, self._table_loader = loader, config, table
         self._scored = Metrics.counter("batchverify", "rows_scored")
         self._encodings = Metrics.counter("batchverify", "encodings")
 
     def setup(self) -> None:
         self._network = self._loader.get()
+        self._table = self._table_loader and self._table_loader.get()
 
     def process(self, element: tuple[str, dict[str, list[pa.Table]]]) -> Iterator[pa.Table]:
         key, found = element
         if len(found["blocks"]) != 1:
             raise RunFailed(f"{len(found['blocks'])} blocks have the key {key}; give every block a key of its own.")
         (block,) = found["blocks"]
-        images = pa.concat_tables(found["images"]).combine_chunks() if found["images"] else _no_images()
-        scored = compare_block(block, images, self._network, self._config)
+        scored = compare_block(block, self._images(block, found["images"]), self._network, self._config)
         rows = scored.num_rows - scored["score"].null_count
         self._scored.inc(rows)
         self._encodings.inc(rows * self._network.encodings_per_pair)
         yield scored
+
+    def _images(self, block: pa.Table, answers: list[pa.Table]) -> pa.Table:
+        if self._table is not None:
+            return self._table.find(_distinct_uris(block, self._config))
+        return pa.concat_tables(answers).combine_chunks() if answers else _no_images()
 
 
 def request_images(
@@ -240,14 +302,22 @@ def request_images(
 ) -> Iterator[tuple[int, tuple[str, pa.Table]]]:
     """Asks for the distinct images of a block, each in the bucket that its URI belongs to."""
     key, block = element
+    for bucket, uris in _by_bucket(_distinct_uris(block, config), buckets):
+        yield bucket, (key, pa.table({"uri": uris}))
+
+
+def _distinct_uris(block: pa.Table, config: ScoringConfig) -> pa.Array:
     left, right = pair_uris(block, config)
-    uris = pa.chunked_array([*left.chunks, *right.chunks], pa.string()).unique().drop_null()
+    return pa.chunked_array([*left.chunks, *right.chunks], pa.string()).unique().drop_null()
+
+
+def _by_bucket(uris: pa.Array, buckets: int) -> Iterator[tuple[int, pa.Array]]:
+    """Splits distinct URIs by the bucket that each belongs to."""
     bucket = pd.util.hash_array(uris.to_numpy(zero_copy_only=False), categorize=False) % buckets
     order = np.argsort(bucket, kind="stable")
     bounds = np.searchsorted(bucket[order], np.arange(buckets + 1))
     for number in np.unique(bucket):
-        chosen = order[bounds[number] : bounds[number + 1]]
-        yield int(number), (key, pa.table({"uri": uris.take(pa.array(chosen))}))
+        yield int(number), uris.take(pa.array(order[bounds[number] : bounds[number + 1]]))
 
 
 def compare_block(block: pa.Table, images: pa.Table, network: Network, config: ScoringConfig) -> pa.Table:

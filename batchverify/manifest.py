@@ -197,7 +197,8 @@ def _rows_in_block(batch: pa.Table, most: int) -> int:
 
 
 def _with_provenance(block: pa.Table, path: str, row: int) -> pa.Table:
-    files = pa.repeat(pa.scalar(path), block.num_rows)
+    # As a dictionary of one while it travels; the output has it as text.
+    files = pa.DictionaryArray.from_arrays(np.zeros(block.num_rows, np.int8), [path])
     return block.append_column(MANIFEST_FILE, files).append_column(MANIFEST_ROW, pa.array(np.arange(row, row + block.num_rows)))
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from batchverify.config import ModelFacts, ScoringConfig, VerificationConfig
 from batchverify.gates import judge
@@ -18,6 +18,7 @@ from batchverify.inference import (
     IMAGES,
     ComparePairs,
     EncodeImages,
+    ImageTableLoader,
     KerasNetwork,
     NetworkLoader,
     request_images,
@@ -59,13 +60,20 @@ class VerifyPairs(beam.PTransform):
         config: model, threshold, columns and limits.
         expected_images: about how many distinct images there are; decides how many groups they are encoded in.
         loader: loads the network in each worker process; a Keras model as `config` says, unless given.
+        table: holds the encoded images where all workers share one process; without it they travel to each block.
     """
 
-    def __init__(self, config: ScoringConfig, expected_images: int = 100_000, loader: NetworkLoader | None = None):
+    def __init__(
+        self,
+        config: ScoringConfig,
+        expected_images: int = 100_000,
+        loader: NetworkLoader | None = None,
+        table: ImageTableLoader | None = None,
+    ):
         super().__init__()
         self._config = config = complete(config)
-        self._buckets = max(1, min(_MOST_BUCKETS, -(-expected_images // _IMAGES_PER_BUCKET)))
-        self._loader = loader or keras_loader(config)
+        self._buckets = table.buckets if table else buckets_for(expected_images)
+        self._loader, self._table = loader or keras_loader(config), table
 
     def expand(self, blocks: beam.PCollection[tuple[str, pa.Table]]) -> Verified:
         encoded = (
@@ -74,16 +82,21 @@ class VerifyPairs(beam.PTransform):
             >> beam.FlatMap(request_images, self._config, self._buckets).with_output_types(tuple[int, tuple[str, pa.Table]])
             | beam.GroupByKey()
             | "EncodeImages"
-            >> beam.ParDo(EncodeImages(self._loader, self._config))
+            >> beam.ParDo(EncodeImages(self._loader, self._config, self._table))
             .with_outputs(IMAGES, main="answers")
             .with_output_types(tuple[str, pa.Table], **{IMAGES: pa.Table})
         )
         scored = (
             {"blocks": blocks, "images": encoded.answers}
             | beam.CoGroupByKey()
-            | "ComparePairs" >> beam.ParDo(ComparePairs(self._loader, self._config)).with_output_types(pa.Table)
+            | "ComparePairs" >> beam.ParDo(ComparePairs(self._loader, self._config, self._table)).with_output_types(pa.Table)
         )
         return Verified(scored, encoded[IMAGES])
+
+
+def buckets_for(images: int) -> int:
+    """Returns in how many groups so many distinct images are encoded."""
+    return max(1, min(_MOST_BUCKETS, -(-images // _IMAGES_PER_BUCKET)))
 
 
 def keras_loader(config: ScoringConfig) -> NetworkLoader:
@@ -131,10 +144,26 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> RunResult:
     config = dataclasses.replace(config, block_rows=_bounded_block_rows(config, network.facts))
     provenance = _provenance(config, network.facts)
     pipeline = beam.Pipeline(options=_options(beam_args))
-    build(pipeline, config, manifest, provenance, loader)
+    table = image_table(pipeline, manifest)
+    held = table and table.get()
+    build(pipeline, config, manifest, provenance, loader, table)
     with directory.claimed(config.run_id):
         counters = run_to_end(pipeline)
+    del held
     return RunResult(directory.path, directory.read_summary(), counters)
+
+
+def image_table(pipeline: beam.Pipeline, manifest: Manifest) -> ImageTableLoader | None:
+    """Returns the table that the workers of `pipeline` share, or None where they are in several processes.
+
+    Somebody must hold the table itself while the pipeline runs.
+    """
+    options = pipeline.options
+    if options.view_as(StandardOptions).runner != _IN_PROCESS_RUNNER:
+        return None
+    if options.view_as(DirectOptions).direct_running_mode == "multi_processing":
+        return None
+    return ImageTableLoader(buckets_for(manifest.expected_images))
 
 
 def build(
@@ -143,12 +172,13 @@ def build(
     manifest: Manifest,
     provenance: dict[str, Any],
     loader: NetworkLoader,
+    table: ImageTableLoader | None = None,
 ) -> None:
     """Adds the whole job to `pipeline`."""
     directory = RunDirectory(config.output)
     schema = output_schema(manifest.schema, {key: str(value) for key, value in provenance.items()})
     blocks = pipeline | "ReadManifest" >> ReadManifest(manifest, config)
-    verified = blocks | "VerifyPairs" >> VerifyPairs(config, manifest.expected_images, loader)
+    verified = blocks | "VerifyPairs" >> VerifyPairs(config, manifest.expected_images, loader, table)
     files = verified.scores | "WriteScores" >> WriteScores(directory, schema)
     summary = (
         {"scores": verified.scores, "images": verified.images}

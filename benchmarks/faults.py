@@ -134,11 +134,12 @@ class Campaign:
         """kill -9 of a worker in a process of its own: the run fails clearly, and the next one is whole."""
         output = self.folder / "worker"
         for _ in self._tries(outcome, max(1, self.tries // 4)):
-            process = self.start(output, *WORKERS)
-            while not (workers := list(_workers_of(process.pid))):
+            process = self.start(output, "--overwrite", *WORKERS)
+            while not (workers := list(_workers_of(process.pid))) and process.poll() is None:
                 time.sleep(0.1)
             time.sleep(self.random.uniform(0, 6))
-            os.kill(workers[0], signal.SIGKILL)
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
             try:
                 code = process.wait(120)
             except subprocess.TimeoutExpired:  # neither recovered nor failed

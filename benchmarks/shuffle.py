@@ -23,7 +23,7 @@ import pyarrow.csv
 from batchverify.config import VerificationConfig
 from batchverify.inference import NetworkLoader, encoded_images
 from batchverify.manifest import plan_manifest
-from batchverify.pipeline import build
+from batchverify.pipeline import build, image_table
 from batchverify.scores import RunDirectory
 
 EMBEDDING_SIZE = 101
@@ -65,11 +65,15 @@ def main() -> None:
         write_manifest(manifest, options.pairs, options.images)
         config = VerificationConfig(manifests=(str(manifest),), output=f"{folder}/scores")
         started = time.perf_counter()
-        pipeline = beam.Pipeline(runner="FnApiRunner")
-        build(pipeline, config, plan_manifest(config), {"threshold": 0.5, "run_id": config.run_id}, NetworkLoader(NullNetwork))
+        pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
+        plan = plan_manifest(config)
+        table = image_table(pipeline, plan)
+        held = table and table.get()
+        build(pipeline, config, plan, {"threshold": 0.5, "run_id": config.run_id}, NetworkLoader(NullNetwork), table)
         with RunDirectory(config.output).claimed(config.run_id):
             pipeline.run().wait_until_finish()
         seconds = time.perf_counter() - started
+        del held
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{options.pairs:,} pairs over {options.images:,} images: {seconds:.1f} s", end=", ")
     print(f"{options.pairs / seconds:,.0f} rows/s, peak {peak:.2f} GiB")
