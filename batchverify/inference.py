@@ -33,7 +33,7 @@ _BAD_ROW = STATUSES.index(ImageStatus.BAD_ROW)
 _NOT_A_NUMBER = "the model gave a score that is not a number"
 _LOOKAHEAD_BATCHES = 3
 _GATHERED_BYTES = 64 * 2**20
-IMAGES = "images"
+BLOCK, IMAGES = "block", "images"
 
 
 class Network(Protocol):
@@ -263,7 +263,7 @@ class EncodeImages(beam.DoFn):
 
 
 class ComparePairs(beam.DoFn):
-    """`(block key, {blocks, images})` to the block with the result columns of the output contract.
+    """`(block key, [(BLOCK, block), (IMAGES, encoded images), …])` to the block with the result columns of the output contract.
 
     Args:
         loader: of the network.
@@ -280,12 +280,15 @@ class ComparePairs(beam.DoFn):
         self._network = self._loader.get()
         self._table = self._table_loader and self._table_loader.get()
 
-    def process(self, element: tuple[str, dict[str, list[pa.Table]]]) -> Iterator[pa.Table]:
+    def process(self, element: tuple[str, Iterable[tuple[str, pa.Table]]]) -> Iterator[pa.Table]:
         key, found = element
-        if len(found["blocks"]) != 1:
-            raise RunFailed(f"{len(found['blocks'])} blocks have the key {key}; give every block a key of its own.")
-        (block,) = found["blocks"]
-        scored = compare_block(block, self._images(block, found["images"]), self._network, self._config)
+        by_kind: dict[str, list[pa.Table]] = {BLOCK: [], IMAGES: []}
+        for kind, table in found:
+            by_kind[kind].append(table)
+        if len(by_kind[BLOCK]) != 1:
+            raise RunFailed(f"{len(by_kind[BLOCK])} blocks have the key {key}; give every block a key of its own.")
+        (block,) = by_kind[BLOCK]
+        scored = compare_block(block, self._images(block, by_kind[IMAGES]), self._network, self._config)
         rows = scored.num_rows - scored["score"].null_count
         self._scored.inc(rows)
         self._encodings.inc(rows * self._network.encodings_per_pair)

@@ -15,6 +15,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from batchverify.config import ModelFacts, ScoringConfig, VerificationConfig
 from batchverify.gates import judge
 from batchverify.inference import (
+    BLOCK,
     IMAGES,
     ComparePairs,
     EncodeImages,
@@ -86,9 +87,16 @@ class VerifyPairs(beam.PTransform):
             .with_outputs(IMAGES, main="answers")
             .with_output_types(tuple[str, pa.Table], **{IMAGES: pa.Table})
         )
+        # Not CoGroupByKey, which forgets the elements' types: Beam would pickle the tables.
+        by_block = tuple[str, tuple[str, pa.Table]]
         scored = (
-            {"blocks": blocks, "images": encoded.answers}
-            | beam.CoGroupByKey()
+            (
+                blocks | "Blocks" >> beam.MapTuple(lambda key, block: (key, (BLOCK, block))).with_output_types(by_block),
+                encoded.answers
+                | "Answers" >> beam.MapTuple(lambda key, images: (key, (IMAGES, images))).with_output_types(by_block),
+            )
+            | beam.Flatten()
+            | "GroupByBlock" >> beam.GroupByKey()
             | "ComparePairs" >> beam.ParDo(ComparePairs(self._loader, self._config, self._table)).with_output_types(pa.Table)
         )
         return Verified(scored, encoded[IMAGES])
