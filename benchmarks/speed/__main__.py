@@ -21,7 +21,7 @@ from benchmarks.speed.contenders import CONTENDERS, OURS, Contender, with_option
 from benchmarks.speed.images import SIZES, ensure_images
 from benchmarks.speed.manifests import CASES, Pairs, build_pairs
 from benchmarks.speed.networks import CALIBRATION_IMAGES, NETWORKS, ensure_network
-from benchmarks.speed.runner import Course, Record, compete
+from benchmarks.speed.runner import Course, compete
 
 _USUAL = ("published", "runinference", "limit-tfdata", "limit-threads", OURS)
 
@@ -31,13 +31,13 @@ def main() -> int:
     options = parse()
     pairs = build_pairs(options.case, options.scale, options.seed)
     words = (
-        f"{options.case}: {len(pairs):,} pairs over {pairs.images:,} images of {options.image_size}, network {options.network}; "
-        f"six encodings a pair against one for each image: {pairs.arithmetic:.2f}"
+        f"{options.case}: {len(pairs):,} pairs over {pairs.images:,} images of {options.image_size}, network "
+        f"{options.network}; six encodings a pair against one for each image: {pairs.arithmetic:.2f}"
     )
     print(words, file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="batchverify-speed-") as folder:
         course = prepare(options, pairs, Path(folder))
-        records = compete(options.contenders, course, options.rounds, not options.check_only, _tell)
+        records = compete(options.contenders, course, options.rounds, options.tolerance, not options.check_only, _tell)
     rows = report.summarise(records, pairs)
     machine = report.describe_machine()
     if options.output:
@@ -67,6 +67,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=cache, help="folder of the images and networks, which are made once")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file of all figures")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-3,
+        help="how far scores may lie apart (default: 1e-3); the table shows how far they do",
+    )
     parser.add_argument("--check-only", action="store_true", help="compare the answers, and quote no time")
     options = parser.parse_args()
     if not options.scale > 0 or options.rounds < 1:

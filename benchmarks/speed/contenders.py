@@ -42,9 +42,7 @@ class Contender:
 
     def command(self, manifest: Path, model: Path, output: Path) -> list[str]:
         """Returns the command that scores `manifest` into `output`: a Parquet file, or batchverify's directory."""
-        start = (
-            ["batchverify", "--overwrite"] if self.script is None else ["benchmarks.speed.scripts", self.script]
-        )
+        start = ["batchverify", "--overwrite"] if self.script is None else ["benchmarks.speed.scripts", self.script]
         files = ["--manifest", str(manifest), "--model", str(model), "--output", str(output)]
         return [sys.executable, "-m", *start, *files, *self.options]
 
@@ -85,7 +83,7 @@ def with_options(options: str, variants: list[str]) -> dict[str, Contender]:
 
 
 def read_answer(output: Path) -> np.ndarray:
-    """Returns a contender's scores in the manifest's order, float64 `(3, n)`, as `COLUMNS` has them; NaN where there is none."""
+    """Returns a contender's `COLUMNS` in the manifest's order, float64 `(3, n)`; NaN where there is no score."""
     if output.is_dir():
         table = pa.concat_tables([pq.read_table(path) for path in sorted(output.glob("scores-*.parquet"))]).sort_by("pair")
     else:

@@ -16,7 +16,6 @@ import numpy as np
 from batchverify.config import printable
 from benchmarks.speed.contenders import Contender, difference, read_answer
 
-TOLERANCE = 1e-3
 _ROOT = Path(__file__).parent.parent.parent
 
 
@@ -72,7 +71,12 @@ class Course:
 
 
 def compete(
-    contenders: Sequence[Contender], course: Course, rounds: int, warm: bool, tell: Callable[[str], None]
+    contenders: Sequence[Contender],
+    course: Course,
+    rounds: int,
+    tolerance: float,
+    warm: bool,
+    tell: Callable[[str], None],
 ) -> list[Record]:
     """Runs the contenders in turn, each round in another order.
 
@@ -82,6 +86,7 @@ def compete(
         contenders: at least one.
         course: what they run on.
         rounds: how often.
+        tolerance: by how much a score may differ from the first contender's.
         warm: whether each runs on two pairs first, which shows what its start-up takes.
         tell: is given a line after each run.
 
@@ -110,7 +115,7 @@ def compete(
             reference = answer if reference is None else reference
             record.rounds.append(measured)
             record.difference = max(record.difference, difference(answer, reference))
-            if not record.difference <= TOLERANCE:
+            if not record.difference <= tolerance:
                 record.problem = f"its scores differ by {record.difference:.2g}"
             tell(f"round {number + 1}: {record.contender.name} {record.problem or f'{measured.seconds:.1f} s'}")
     return records

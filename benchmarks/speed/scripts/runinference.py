@@ -45,9 +45,7 @@ def score(task: Task) -> Scores:
     return Scores(*(found[question].to_numpy() for question in ("pair", "left", "right")))
 
 
-def read_three(
-    element: tuple[int, tuple[str, str]], size: tuple[int, int]
-) -> Iterator[tuple[tuple[int, str], np.ndarray]]:
+def read_three(element: tuple[int, tuple[str, str]], size: tuple[int, int]) -> Iterator[tuple[tuple[int, str], np.ndarray]]:
     """Reads a pair's images once and asks the network three times, uint8 `(2, height, width, 3)` each."""
     number, paths = element
     left, right = (pixels(path, size).numpy() for path in paths)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -16,6 +18,7 @@ _COLUMNS = ("score", "identity_left", "identity_right")
 
 def score(task: Task) -> Scores:
     """Scores the pairs of a task."""
+    os.environ["PYSPARK_PYTHON"] = sys.executable  # its workers would take the first python3 on the path
     spark = SparkSession.builder.master("local[*]").appName("pairs").getOrCreate()
     model = task.model
 
