@@ -68,6 +68,7 @@ def _row(record: Record, pairs: Pairs, ours: Record | None, limit: Record | None
         "meaning": record.contender.meaning,
         "problem": record.problem,
         "difference": record.difference if record.rounds else None,
+        "scores": record.scores,
     }
     if record.problem or not record.rounds:
         return row

@@ -43,6 +43,7 @@ class Record:
         start_up: the run on two pairs that comes first, or None.
         rounds: one measurement for each round.
         difference: the largest one to the reference's answer, over all rounds.
+        scores: the lowest and the highest of the last answer's pairs; alike, they would agree whatever was computed.
         problem: why there are no times, or None.
     """
 
@@ -50,6 +51,7 @@ class Record:
     start_up: Measured | None = None
     rounds: list[Measured] = dataclasses.field(default_factory=list)
     difference: float = 0.0
+    scores: tuple[float, float] | None = None
     problem: str | None = None
 
 
@@ -114,6 +116,7 @@ def compete(
                 continue
             reference = answer if reference is None else reference
             record.rounds.append(measured)
+            record.scores = float(answer[0].min()), float(answer[0].max())
             record.difference = max(record.difference, difference(answer, reference))
             if not record.difference <= tolerance:
                 record.problem = f"its scores differ by {record.difference:.2g}"

@@ -65,4 +65,4 @@ def call_model(
 def to_row(key: tuple[int, str], result: PredictionResult) -> dict[str, Any]:
     """Returns a row of `_ROW`, without the images."""
     number, question = key
-    return {"pair": number, "question": question, "score": float(result.inference)}
+    return {"pair": number, "question": question, "score": float(np.asarray(result.inference))}
