@@ -33,7 +33,7 @@ def read_ahead(paths: list[str], size: tuple[int, int], batch_size: int) -> Iter
         for start in range(0, len(paths), batch_size):
             chosen = paths[start : start + batch_size]
             batch = np.empty((len(chosen), *size, 3), np.uint8)
-            under_way.append((batch, [threads.submit(_read_into, batch[row], path) for row, path in enumerate(chosen)]))
+            under_way.append((batch, [threads.submit(read_into, batch[row], path) for row, path in enumerate(chosen)]))
             if len(under_way) > _AHEAD:
                 yield _filled(*under_way.popleft())
         while under_way:
@@ -46,7 +46,8 @@ def _filled(batch: np.ndarray, reading: list[Future[None]]) -> np.ndarray:
     return batch
 
 
-def _read_into(place: np.ndarray, path: str) -> None:
+def read_into(place: np.ndarray, path: str) -> None:
+    """Decodes and resizes an image into `place`, uint8 `(height, width, 3)`."""
     with Image.open(path) as image, tf.device("CPU"):
         pixels = np.asarray(image.convert("RGB"))[None]
         resized = tf.raw_ops.ResizeBilinear(images=pixels, size=place.shape[:2], half_pixel_centers=True)
