@@ -46,7 +46,7 @@ def main() -> int:
         for row in rows:
             print(f"{row['contender']}:", row["problem"] or f"differs by {row['difference']:.1g}")
     else:
-        print(f"{words}; {options.rounds} rounds.\n\n{report.table(rows)}\n\n{report.machine_words(machine)}")
+        print(f"{words}; rounds: {options.rounds}.\n\n{report.table(rows)}\n\n{report.machine_words(machine)}")
     return int(any(record.problem and not record.contender.missing() for record in records))
 
 
