@@ -37,12 +37,17 @@ def main() -> None:
     images = ensure_images(options.cache, SIZES[options.image_size], CALIBRATION_IMAGES, seed=0)
     parts = Parts(str(ensure_network(Path(images[0]).parent, options.network, images)))
     batch = np.empty((_BATCH, *parts.size, 3), np.uint8)
-    decode = processor_seconds(lambda: [read_into(*work) for work in zip(batch, images, strict=False)]) / _BATCH
+    decode = processor_seconds(lambda: _decode_all(batch, images)) / _BATCH
     encode = processor_seconds(lambda: parts.encode(batch)) / _BATCH
     print(f"decode {options.image_size} to {parts.size[0]}x{parts.size[1]}: {1000 * decode:.2f} ms, {1 / decode:,.0f}/s a core")
     print(f"encode ({options.network}): {1000 * encode:.2f} ms, {1 / encode:,.0f}/s a core")
     print(f"limit on {options.cores} cores, both on them: {options.cores / (decode + encode):,.0f} images/s", end="; ")
     print(f"with the encoder on a device: {options.cores / decode:,.0f} images/s, or what the device encodes")
+
+
+def _decode_all(batch: np.ndarray, paths: list[str]) -> None:
+    for place, path in zip(batch, paths, strict=False):
+        read_into(place, path)
 
 
 def processor_seconds(call: Callable[[], object]) -> float:
