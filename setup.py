@@ -32,7 +32,15 @@ setup(
         "tensorflow>=2.20,<3",
     ],
     extras_require={
+        "bench": ["pyspark>=4.0,<5", "ray[data]>=2.50,<3", "tensorflow-hub>=0.16,<0.17"],
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
-        "test": ["hypothesis>=6.130,<7", "mypy>=2.0,<3", "pytest>=9.0,<10", "ruff>=0.17,<0.18", "tf-keras>=2.20,<3"],
+        "test": [
+            "hypothesis>=6.130,<7",
+            "mypy>=2.0,<3",
+            "pytest>=9.0,<10",
+            "ruff>=0.17,<0.18",
+            "tensorflow-hub>=0.16,<0.17",  # Beam's handler for TensorFlow imports it
+            "tf-keras>=2.20,<3",
+        ],
     },
 )

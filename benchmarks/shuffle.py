@@ -1,7 +1,9 @@
 """The pipeline without its network: how many rows a second the two shuffles pass, and in how much memory.
 
     python -m benchmarks.shuffle --pairs 1000000 --images 50000
+    python -m benchmarks.shuffle --pairs 1000000 --images 50000 --grow 10
 
+The second also measures ten times as many of both, each size in a process of its own, and prints the ratio of the times.
 Every image gets an embedding made from its URI, nothing is fetched; reading, both shuffles, comparison (one dot
 product a row), the identity check, Parquet and the summary are the real ones.
 """
@@ -9,9 +11,12 @@ product a row), the identity check, Parquet and the summary are the real ones.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import multiprocessing
 import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import apache_beam as beam
@@ -55,14 +60,34 @@ def write_manifest(path: Path, pairs: int, images: int, seed: int = 0) -> None:
     pa.csv.write_csv(pa.table({"left": left, "right": right}), path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Rows a second through the shuffles, with a null network.")
-    parser.add_argument("--pairs", type=int, default=1_000_000)
-    parser.add_argument("--images", type=int, default=50_000)
-    options = parser.parse_args()
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One run.
+
+    Attributes:
+        pairs: rows of the manifest.
+        images: that they were drawn from.
+        seconds: from planning the manifest to the finished run.
+        peak_gib: resident memory of the process at its most.
+    """
+
+    pairs: int
+    images: int
+    seconds: float
+    peak_gib: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.pairs:,} pairs over {self.images:,} images: {self.seconds:.1f} s, {self.pairs / self.seconds:,.0f} rows/s, "
+            f"peak {self.peak_gib:.2f} GiB"
+        )
+
+
+def measure(pairs: int, images: int) -> Measured:
+    """Runs the pipeline once in this process."""
     with tempfile.TemporaryDirectory() as folder:
         manifest = Path(folder) / "pairs.csv"
-        write_manifest(manifest, options.pairs, options.images)
+        write_manifest(manifest, pairs, images)
         config = VerificationConfig(manifests=(str(manifest),), output=f"{folder}/scores")
         started = time.perf_counter()
         pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
@@ -74,9 +99,25 @@ def main() -> None:
             pipeline.run().wait_until_finish()
         seconds = time.perf_counter() - started
         del held
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{options.pairs:,} pairs over {options.images:,} images: {seconds:.1f} s", end=", ")
-    print(f"{options.pairs / seconds:,.0f} rows/s, peak {peak:.2f} GiB")
+    return Measured(pairs, images, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def main() -> None:
+    """Measures one size, or two and their ratio."""
+    parser = argparse.ArgumentParser(description="Rows a second through the shuffles, with a null network.")
+    parser.add_argument("--pairs", type=int, default=1_000_000)
+    parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--grow", type=int, metavar="N", help="measure N times as many too, and print the ratio of the times")
+    options = parser.parse_args()
+    # A process of its own for each size: what is measured is the most memory that the process ever had.
+    sizes = [(options.pairs * times, options.images * times) for times in (1, *([options.grow] if options.grow else []))]
+    found = []
+    for pairs, images in sizes:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            found.append(process.submit(measure, pairs, images).result())
+        print(found[-1], flush=True)
+    if options.grow:
+        print(f"{options.grow} times as many take {found[1].seconds / found[0].seconds:.1f} times as long")
 
 
 if __name__ == "__main__":

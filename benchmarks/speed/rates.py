@@ -1,0 +1,65 @@
+"""What an image costs this machine, for the arithmetic of the limit: processor time to decode it, and to encode it.
+
+    python -m benchmarks.speed.rates --network demo --image-size 250x250
+
+Processor time, not wall time, multiplies by the cores. Other work on the machine still slows it, as it takes caches and
+memory: 0.66 ms to decode on a quiet machine were 1.07 ms on a busy one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.speed.images import SIZES, ensure_images
+from benchmarks.speed.networks import CALIBRATION_IMAGES, NETWORKS, ensure_network
+from benchmarks.speed.scripts.encoder import Parts
+from benchmarks.speed.scripts.limit_threads import read_into
+
+_BATCH = 64
+_CALLS = 8
+
+
+def main() -> None:
+    """Prints both times, and the rates that they allow."""
+    parser = argparse.ArgumentParser(description="Processor time to decode and to encode an image.")
+    parser.add_argument("--network", choices=NETWORKS, default="demo")
+    parser.add_argument("--image-size", choices=SIZES, default="250x250")
+    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "batchverify-benchmark")
+    options = parser.parse_args()
+    images = ensure_images(options.cache, SIZES[options.image_size], CALIBRATION_IMAGES, seed=0)
+    parts = Parts(str(ensure_network(Path(images[0]).parent, options.network, images)))
+    batch = np.empty((_BATCH, *parts.size, 3), np.uint8)
+    decode = processor_seconds(lambda: _decode_all(batch, images)) / _BATCH
+    encode = processor_seconds(lambda: parts.encode(batch)) / _BATCH
+    print(f"decode {options.image_size} to {parts.size[0]}x{parts.size[1]}: {1000 * decode:.2f} ms, {1 / decode:,.0f}/s a core")
+    print(f"encode ({options.network}): {1000 * encode:.2f} ms, {1 / encode:,.0f}/s a core")
+    print(f"limit on {options.cores} cores, both on them: {options.cores / (decode + encode):,.0f} images/s", end="; ")
+    print(f"with the encoder on a device: {options.cores / decode:,.0f} images/s, or what the device encodes")
+
+
+def _decode_all(batch: np.ndarray, paths: list[str]) -> None:
+    for place, path in zip(batch, paths, strict=False):
+        read_into(place, path)
+
+
+def processor_seconds(call: Callable[[], object]) -> float:
+    """Returns the processor time of a call, over all threads; the median of several, after one that warms up."""
+    found = []
+    for _ in range(_CALLS + 1):
+        started = time.process_time()
+        call()
+        found.append(time.process_time() - started)
+    return statistics.median(found[1:])
+
+
+if __name__ == "__main__":
+    main()

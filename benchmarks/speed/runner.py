@@ -1,0 +1,164 @@
+"""Runs contenders in processes of their own, in turn, and measures whole processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from batchverify.config import printable
+from benchmarks.speed.contenders import Contender, difference, read_answer
+
+_ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One process, from its start to its end.
+
+    Attributes:
+        seconds: of wall time.
+        cpu_seconds: of the process and of the children that it waited for.
+        peak_gib: resident memory of the largest of these processes.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_gib: float
+
+
+@dataclasses.dataclass
+class Record:
+    """All that is known of a contender.
+
+    Attributes:
+        contender: which.
+        start_up: the run on two pairs that comes first, or None.
+        rounds: one measurement for each round.
+        difference: the largest one to the reference's answer, over all rounds.
+        scores: the lowest and the highest of the last answer's pairs; alike, they would agree whatever was computed.
+        problem: why there are no times, or None.
+    """
+
+    contender: Contender
+    start_up: Measured | None = None
+    rounds: list[Measured] = dataclasses.field(default_factory=list)
+    difference: float = 0.0
+    scores: tuple[float, float] | None = None
+    problem: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """What the contenders run on.
+
+    Attributes:
+        manifest: with all pairs.
+        short_manifest: with two of them.
+        model: `.keras` file.
+        folder: to write answers to.
+    """
+
+    manifest: Path
+    short_manifest: Path
+    model: Path
+    folder: Path
+
+
+def compete(
+    contenders: Sequence[Contender],
+    course: Course,
+    rounds: int,
+    tolerance: float,
+    warm: bool,
+    tell: Callable[[str], None],
+) -> list[Record]:
+    """Runs the contenders in turn, each round in another order.
+
+    The first contender's first answer is what all answers are compared with.
+
+    Args:
+        contenders: at least one.
+        course: what they run on.
+        rounds: how often.
+        tolerance: by how much a score may differ from the first contender's.
+        warm: whether each runs on two pairs first, which shows what its start-up takes.
+        tell: is given a line after each run.
+
+    Returns:
+        one record for each contender; one that fails or answers otherwise runs no further.
+    """
+    records = [Record(contender) for contender in contenders]
+    for record in records:
+        if missing := record.contender.missing():
+            record.problem = f"skipped: {', '.join(missing)} is not installed"
+    reference: np.ndarray | None = None
+    for number in range(-1 if warm else 0, rounds):
+        turn = max(0, number) % len(records)
+        for record in records[turn:] + records[:turn] if reference is not None else records:
+            if record.problem:
+                tell(f"{record.contender.name}: {record.problem}")
+                continue
+            measured, answer = _run(record, course, number)
+            if answer is None or measured is None:
+                tell(f"{record.contender.name}: {record.problem}")
+                continue
+            if number < 0:
+                record.start_up = measured
+                tell(f"start-up: {record.contender.name} {measured.seconds:.1f} s")
+                continue
+            reference = answer if reference is None else reference
+            record.rounds.append(measured)
+            record.scores = float(answer[0].min()), float(answer[0].max())
+            record.difference = max(record.difference, difference(answer, reference))
+            if not record.difference <= tolerance:
+                record.problem = f"its scores differ by {record.difference:.2g}"
+            tell(f"round {number + 1}: {record.contender.name} {record.problem or f'{measured.seconds:.1f} s'}")
+    return records
+
+
+def _run(record: Record, course: Course, number: int) -> tuple[Measured | None, np.ndarray | None]:
+    output = course.folder / f"answer-{record.contender.name}"
+    _remove(output)
+    manifest = course.short_manifest if number < 0 else course.manifest
+    code, measured, words = measure(record.contender.command(manifest, course.model, output))
+    if code != 0:
+        record.problem = f"failed with exit code {code}: {words}"
+        return None, None
+    try:
+        return measured, read_answer(output)
+    finally:
+        _remove(output)
+
+
+def measure(command: Sequence[str]) -> tuple[int, Measured, str]:
+    """Runs a command to its end.
+
+    Returns:
+        its exit code, what it took, and the last line that it said.
+    """
+    surroundings = os.environ | {"PYTHONPATH": str(_ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as said:  # not a pipe, which nobody would empty while it runs
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=surroundings)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        lines = said.read().decode(errors="replace").split("\n")
+    words = next((printable(line.strip()) for line in reversed(lines) if line.strip()), "")
+    measured = Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20)
+    return process.returncode, measured, words[:200]
+
+
+def _remove(output: Path) -> None:
+    if output.is_dir():
+        shutil.rmtree(output)
+    output.unlink(missing_ok=True)

@@ -1,0 +1,32 @@
+"""The network taken apart by hand, for the two scripts that measure the limit."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class Parts:
+    """Encoder and head of a network that `benchmarks.speed.networks` made.
+
+    Args:
+        path: of its `.keras` file.
+
+    Attributes:
+        size: height and width of its images in pixels.
+    """
+
+    def __init__(self, path: str):
+        model = keras.models.load_model(path, compile=False)
+        self._encoder, self._head = model.get_layer("encoder"), model.get_layer("score")
+        self.size = self._encoder.input_shape[1:3]
+        images = tf.TensorSpec((None, *self.size, 3), tf.uint8)
+        self.encode = tf.function(self._embed, input_signature=[images], autograph=False)
+
+    def _embed(self, images: tf.Tensor) -> tf.Tensor:
+        return self._encoder(tf.cast(images, tf.float32), training=False)
+
+    def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Returns scores, float32 `(n,)`, of embeddings `(n, d)` twice, all in one call."""
+        return self._head(tf.abs(left - right)).numpy()[:, 0]

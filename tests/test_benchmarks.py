@@ -1,0 +1,87 @@
+"""The contenders of the speed benchmark do the same work, and one that does not is found out. Times decide nothing here."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.speed.contenders import CONTENDERS, difference, read_answer
+from benchmarks.speed.images import SIZES, Camera
+from benchmarks.speed.manifests import CASES, build_pairs
+from benchmarks.speed.report import ratio
+
+ROOT = Path(__file__).parent.parent
+ALL = ["published", "runinference", "limit-tfdata", "limit-threads", "batchverify"]
+
+
+def test_all_contenders_give_the_same_scores(tmp_path):
+    output = tmp_path / "found.json"
+    command = [sys.executable, "-m", "benchmarks.speed", "--network", "demo", "--scale", "0.00667", "--rounds", "1"]
+    command += ["--check-only", "--contenders", *ALL, "--cache", str(tmp_path), "--output", str(output)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads(output.read_text())
+    assert (found["pairs"], found["images"]) == (40, 51)
+    assert {row["contender"]: row["problem"] for row in found["contenders"]} == dict.fromkeys(ALL)
+    assert all(row["difference"] <= 1e-3 for row in found["contenders"])
+    assert all(row["scores"][0] < 0.3 and row["scores"][1] > 0.7 for row in found["contenders"]), (
+        "scores that are all alike agree whatever the contenders do"
+    )
+
+
+def test_an_answer_that_is_shifted_swapped_or_incomplete_differs(tmp_path):
+    rng = np.random.default_rng(1)
+    columns = {name: rng.random(50, np.float32) for name in ("score", "identity_left", "identity_right")}
+    wrong = [columns | {"score": columns["score"] + np.float32(2e-3)}, columns | {"score": columns["score"][::-1]},
+             columns | {"identity_left": columns["identity_right"]},
+             columns | {"score": np.where(np.arange(50) == 7, np.float32(np.nan), columns["score"])},
+             {name: values[:-1] for name, values in columns.items()}]  # fmt: skip
+    reference, *answers = (_written(tmp_path / f"{n}.parquet", answer) for n, answer in enumerate([columns, *wrong]))
+    assert difference(reference, reference) == 0
+    assert all(difference(answer, reference) > 1e-3 for answer in answers)
+
+
+def _written(path, columns) -> np.ndarray:
+    pq.write_table(pa.table(columns), path)
+    return read_answer(path)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("scale", [0.01, 0.1, 1.0])
+def test_manifests_have_the_shape_they_are_named_for(case, scale):
+    pairs = build_pairs(case, scale, seed=3)
+    named = np.bincount(np.concatenate([pairs.left, pairs.right]), minlength=pairs.images)
+    assert len(named) == pairs.images and named.min() >= 1
+    assert not np.any(pairs.left == pairs.right)
+    assert pairs.arithmetic == pytest.approx({"lfw": 4.67, "gallery": 60, "distinct": 3}[case], rel=0.01)
+    if case != "lfw":
+        assert set(named) == ({20} if case == "gallery" else {1})
+
+
+def test_pictures_are_distinct_repeatable_and_as_large_as_photos(tmp_path):
+    first, again = (Camera(SIZES["250x250"], seed=2) for _ in range(2))
+    paths = [tmp_path / f"{number}.jpg" for number in range(40)]
+    for number, path in enumerate(paths):
+        first.save(number, path)
+    files = [path.read_bytes() for path in paths]
+    again.save(17, tmp_path / "again.jpg")
+    assert (tmp_path / "again.jpg").read_bytes() == files[17]
+    assert len(set(files)) == 40
+    bits_per_pixel = [8 * len(data) / np.prod(SIZES["250x250"]) for data in files]
+    assert min(bits_per_pixel) > 1.0 and max(bits_per_pixel) < 2.6
+
+
+def test_ratios_are_taken_round_by_round():
+    # A machine that is slow for a whole round slows both.
+    found = ratio([2.0, 20.0, 4.2], [1.0, 10.0, 2.0])
+    assert (found.median, found.least, found.most) == (2.0, 2.0, 2.1)
+
+
+def test_a_contender_whose_package_is_missing_says_so():
+    assert dataclasses.replace(CONTENDERS["spark"], needs=("no_such_package", "numpy")).missing() == ["no_such_package"]
