@@ -33,6 +33,15 @@ setup(
     ],
     extras_require={
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
-        "test": ["hypothesis>=6.130,<7", "mypy>=2.0,<3", "pytest>=9.0,<10", "ruff>=0.17,<0.18", "tf-keras>=2.20,<3"],
+        "test": [
+            "duckdb>=1.4,<3",
+            "hypothesis>=6.130,<7",
+            "mypy>=2.0,<3",
+            "pyeer>=0.5.6,<0.6",
+            "pytest>=9.0,<10",
+            "ruff>=0.17,<0.18",
+            "scipy>=1.15,<2",
+            "tf-keras>=2.20,<3",
+        ],
     },
 )

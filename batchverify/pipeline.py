@@ -16,7 +16,9 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineState
 
+from batchverify.baseline import read_baseline
 from batchverify.config import WORKER_DIED, ModelFacts, Refused, RunFailed, ScoringConfig, VerificationConfig
+from batchverify.drift import Night, compare_nights
 from batchverify.gates import judge
 from batchverify.inference import (
     IMAGES,
@@ -37,7 +39,7 @@ _IMAGES_PER_BUCKET = 4096
 _MOST_BUCKETS = 4096
 _EMBEDDING_BYTES_PER_BLOCK = 256 * 2**20
 # Beam's own DirectRunner first looks for another runner on the network, without a time-out.
-_IN_PROCESS_RUNNER = "FnApiRunner"
+IN_PROCESS_RUNNER = "FnApiRunner"
 
 
 class Verified(NamedTuple):
@@ -67,7 +69,7 @@ class VerifyPairs(beam.PTransform):
     def __init__(self, config: ScoringConfig, expected_images: int = 100_000, loader: NetworkLoader | None = None):
         super().__init__()
         self._config = config = complete(config)
-        self._buckets = max(1, min(_MOST_BUCKETS, -(-expected_images // _IMAGES_PER_BUCKET)))
+        self._buckets = bucket_count(expected_images)
         self._loader = loader or keras_loader(config)
 
     def expand(self, blocks: beam.PCollection[tuple[str, pa.Table]]) -> Verified:
@@ -87,6 +89,11 @@ class VerifyPairs(beam.PTransform):
             | "ComparePairs" >> beam.ParDo(ComparePairs(self._loader, self._config)).with_output_types(pa.Table)
         )
         return Verified(scored, encoded[IMAGES])
+
+
+def bucket_count(expected_images: int) -> int:
+    """Returns in how many groups so many distinct images are encoded."""
+    return max(1, min(_MOST_BUCKETS, -(-expected_images // _IMAGES_PER_BUCKET)))
 
 
 def keras_loader(config: ScoringConfig) -> NetworkLoader:
@@ -121,23 +128,53 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> RunResult:
         Refused: if manifest, model or output directory cannot be used; nothing has been written.
         RunFailed: if the run cannot be finished; there is no `_SUCCESS`.
     """
+    prepared = prepare(config)
+    config = prepared.config
+    provenance = _provenance(config, prepared.network.facts)
+    pipeline = beam.Pipeline(options=pipeline_options(beam_args))
+    build(pipeline, config, prepared.manifest, provenance, prepared.loader, prepared.baseline)
     directory = RunDirectory(config.output)
-    directory.refuse_taken(config.overwrite)
+    with directory.claimed(config.run_id):
+        counters = _run_to_end(pipeline)
+    return RunResult(directory.path, directory.read_summary(), counters)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """All that is needed to run, found to be in order.
+
+    Attributes:
+        config: what to do, with what the model's sidecar says.
+        manifest: looked through.
+        loader: of the network. Held to the end of the run: in-process workers share this very network.
+        network: loaded and proven.
+        baseline: the run to compare with, or None.
+    """
+
+    config: VerificationConfig
+    manifest: Manifest
+    loader: NetworkLoader
+    network: KerasNetwork
+    baseline: Night | None
+
+
+def prepare(config: VerificationConfig) -> Prepared:
+    """Looks at everything that a run needs before anything is written.
+
+    Raises:
+        Refused: if manifest, model, baseline or output directory cannot be used.
+    """
+    RunDirectory(config.output).refuse_taken(config.overwrite)
+    baseline = read_baseline(config)
     config = complete(config)
     manifest = plan_manifest(config)
-    # Held to the end of the run: in-process workers share this very network.
     loader = keras_loader(config)
     network = loader.get()
     assert isinstance(network, KerasNetwork)
     network.check_golden(golden_pairs(config))
     network.prove(manifest.sample)
     config = dataclasses.replace(config, block_rows=_bounded_block_rows(config, network.facts))
-    provenance = _provenance(config, network.facts)
-    pipeline = beam.Pipeline(options=_options(beam_args))
-    build(pipeline, config, manifest, provenance, loader)
-    with directory.claimed(config.run_id):
-        counters = _run_to_end(pipeline)
-    return RunResult(directory.path, directory.read_summary(), counters)
+    return Prepared(config, manifest, loader, network, baseline)
 
 
 def build(
@@ -146,17 +183,18 @@ def build(
     manifest: Manifest,
     provenance: dict[str, Any],
     loader: NetworkLoader,
+    baseline: Night | None = None,
 ) -> None:
     """Adds the whole job to `pipeline`."""
     directory = RunDirectory(config.output)
-    schema = output_schema(manifest.schema, {key: str(value) for key, value in provenance.items()})
+    schema = output_schema(manifest.schema, {key: str(value) for key, value in provenance.items() if value is not None})
     blocks = pipeline | "ReadManifest" >> ReadManifest(manifest, config)
     verified = blocks | "VerifyPairs" >> VerifyPairs(config, manifest.expected_images, loader)
     files = verified.scores | "WriteScores" >> WriteScores(directory, schema)
     summary = (
         {"scores": verified.scores, "images": verified.images}
         | "Summarise" >> Summarise(config, manifest.label_column)
-        | "WriteSummary" >> beam.Map(_complete_summary, provenance, config)
+        | "WriteSummary" >> beam.Map(_complete_summary, provenance, config, baseline)
     )
     rows_read = blocks | "RowsRead" >> beam.Map(_rows) | beam.CombineGlobally(sum)
     _ = (
@@ -178,8 +216,11 @@ def _rows(element: tuple[str, pa.Table]) -> int:
     return element[1].num_rows
 
 
-def _complete_summary(found: Summary, provenance: dict[str, Any], config: VerificationConfig) -> dict[str, Any]:
+def _complete_summary(
+    found: Summary, provenance: dict[str, Any], config: VerificationConfig, baseline: Night | None
+) -> dict[str, Any]:
     summary = {"summary_version": SUMMARY_VERSION, "run": provenance, **found.to_json(provenance["threshold"])}
+    summary["baseline"] = baseline and {"path": config.baseline, **compare_nights(baseline, Night.of(summary))}
     return summary | {"gates": [dataclasses.asdict(gate) for gate in judge(config, summary)]}
 
 
@@ -194,6 +235,7 @@ def _provenance(config: VerificationConfig, model: ModelFacts) -> dict[str, Any]
         "run_id": config.run_id,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "manifest": list(config.manifests),
+        "limit": config.limit,
         "model": model.path,
         "model_digest": f"sha256:{model.digest}",
         "threshold": config.match_threshold(),
@@ -204,11 +246,12 @@ def _provenance(config: VerificationConfig, model: ModelFacts) -> dict[str, Any]
     }
 
 
-def _options(beam_args: Sequence[str]) -> PipelineOptions:
+def pipeline_options(beam_args: Sequence[str]) -> PipelineOptions:
+    """Returns Beam's options, with the runner that is this process where nobody names another."""
     options = PipelineOptions(list(beam_args), save_main_session=False)
     standard = options.view_as(StandardOptions)
     if standard.runner in (None, "DirectRunner"):
-        standard.runner = _IN_PROCESS_RUNNER
+        standard.runner = IN_PROCESS_RUNNER
     return options
 
 
