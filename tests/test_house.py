@@ -11,8 +11,8 @@ PACKAGE = Path(batchverify.__file__).parent
 LAYERS = [
     "train", "training.fit", "training.trainer", "training.optimizers", "training.network", "training.distort",
     "training.evaluate", "training.curves", "training.history", "training.sources", "training.data", "training.recipe",
-    "doctor", "cli", "check", "pipeline", "gates", "baseline", "drift", "summary", "scores", "inference", "reading", "models",
-    "trials", "certificate", "siamese", "loading", "modelfile", "hdf5probe", "preprocessing", "comparisons", "sidecar",
+    "doctor", "convert", "cli", "check", "pipeline", "gates", "baseline", "drift", "summary", "scores", "inference", "reading",
+    "models", "trials", "certificate", "siamese", "loading", "modelfile", "hdf5probe", "preprocessing", "comparisons", "sidecar",
     "manifest", "coders", "images", "traps", "identity", "metrics", "schema", "config", "version",
 ]  # fmt: skip
 HEAVY = {"apache_beam", "keras", "tensorflow"}
