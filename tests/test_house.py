@@ -12,8 +12,8 @@ LAYERS = [
     "train", "training.fit", "training.trainer", "training.optimizers", "training.network", "training.distort",
     "training.evaluate", "training.curves", "training.history", "training.sources", "training.data", "training.recipe",
     "doctor", "convert", "cli", "check", "pipeline", "gates", "baseline", "drift", "summary", "scores", "inference", "reading",
-    "models", "trials", "certificate", "siamese", "loading", "modelfile", "hdf5probe", "preprocessing", "comparisons", "sidecar",
-    "manifest", "coders", "images", "traps", "identity", "metrics", "schema", "config", "version",
+    "models", "trials", "certificate", "siamese", "loading", "modelfile", "hdf5probe", "preprocessing", "comparisons",
+    "sidecar", "manifest", "coders", "images", "traps", "identity", "metrics", "schema", "config", "version",
 ]  # fmt: skip
 HEAVY = {"apache_beam", "keras", "tensorflow"}
 MAY_IMPORT_TENSORFLOW = {"models", "siamese", "certificate", "loading", "preprocessing", "comparisons", "training.trainer",
