@@ -44,7 +44,7 @@ def read_baseline(config: VerificationConfig) -> Night | None:
         )
     try:
         return Night.of(summary)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         words = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise Refused(f"--baseline {path}: it is no summary of a finished run ({words:.200}); name another run.") from None
 

@@ -161,10 +161,11 @@ def baseline_words(baseline: dict[str, Any]) -> str:
     model = "ANOTHER MODEL" if baseline["model_changed"] else "the same model"
     one, other = baseline["threshold"]
     threshold = "" if one == other else f"; threshold {one:g} before, {other:g} now"
-    return (
-        f"against {printable(baseline['path'])}: {shift_words(baseline['psi'])}, with {model}{threshold};\n"
+    told = (
+        f"against {baseline['path']}: {shift_words(baseline['psi'])}, with {model}{threshold};\n"
         f"          matches {before} before, {now} now; failures {', '.join(changed) or 'as before'}"
     )
+    return printable(told, keep="\n")  # The earlier summary may be a stranger's.
 
 
 class _PrintableFormatter(logging.Formatter):

@@ -104,7 +104,7 @@ class Night:
         """Reads what `summary.json` says.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: if it lacks something or says what cannot be.
+            KeyError, TypeError, ValueError, AttributeError, ArithmeticError: if it lacks something or says what cannot be.
         """
         run, rows, identity = summary["run"], summary["rows"], summary["identity"]
         scores = _all_scores(summary["score_histograms"])

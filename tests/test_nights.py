@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import keras
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -16,7 +17,7 @@ import batchverify
 from batchverify import manifest as manifests
 from batchverify.baseline import read_baseline
 from batchverify.check import DistinctTexts, survey_manifest
-from batchverify.cli import main
+from batchverify.cli import baseline_words, main
 from batchverify.manifest import plan_manifest, read_blocks
 from batchverify.summary import SUMMARY_VERSION
 
@@ -213,6 +214,22 @@ def test_a_check_knows_the_runner_and_the_limit(folder, small_model, tmp_path, c
     assert main(arguments(folder, small_model, tmp_path / "out", "--check", "--limit", 9, "--runner=DataflowRunner")) == 0
     told = capsys.readouterr().out
     assert "9 rows (the first 9, --limit)" in told and "runner: DataflowRunner" in told and "for each worker process" in told
+
+
+def test_a_check_of_a_model_that_runs_whole_times_its_pairs(folder, tmp_path, capsys):
+    left, right = keras.Input((16, 16, 3)), keras.Input((16, 16, 3))
+    mixed = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(keras.ops.abs(left - right)))
+    whole = keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(mixed))
+    whole.save(tmp_path / "whole.keras")
+    assert main(arguments(folder, str(tmp_path / "whole.keras"), tmp_path / "out", "--check", "--pixels", "0..255")) == 0
+    told = capsys.readouterr().out
+    assert "whole: " in told and "pairs/s were measured" in told
+
+
+def test_names_in_a_baseline_cannot_drive_the_terminal():
+    changed = {"path": "b", "psi": 0.5, "match_rate": [None, 1], "failures": {"\x1b[2J": [1, 0]}, "model_changed": True}
+    told = baseline_words({**changed, "threshold": [0.5, 0.5]})
+    assert "\x1b" not in told and "have moved a lot (PSI 0.500), with ANOTHER MODEL" in told
 
 
 def test_a_check_refuses_what_a_run_refuses(folder, night, small_model, tmp_path, capsys):
