@@ -34,7 +34,7 @@ setup(
     extras_require={
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
         "test": [
-            "duckdb>=1.4,<3",
+            "duckdb>=2.0,<3",
             "hypothesis>=6.130,<7",
             "mypy>=2.0,<3",
             "pytest>=9.0,<10",
