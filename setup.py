@@ -35,10 +35,12 @@ setup(
         "bench": ["pyspark>=4.0,<5", "ray[data]>=2.50,<3", "tensorflow-hub>=0.16,<0.17"],
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
         "test": [
+            "duckdb>=2.0,<3",
             "hypothesis>=6.130,<7",
             "mypy>=2.0,<3",
             "pytest>=9.0,<10",
             "ruff>=0.17,<0.18",
+            "scipy>=1.15,<2",
             "tensorflow-hub>=0.16,<0.17",  # Beam's handler for TensorFlow imports it
             "tf-keras>=2.20,<3",
         ],

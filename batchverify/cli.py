@@ -74,6 +74,11 @@ def _run(argv: Sequence[str]) -> int:
     config, beam_args = parse(argv)
     if config.model is None:
         print("No --model given: scoring with the embedded demo model, trained on handwritten characters.")
+    if "--check" in argv:
+        from batchverify.check import check_run, words
+
+        print(words(check_run(config, beam_args)))
+        return DONE
     from batchverify.pipeline import run
 
     result = run(config, beam_args)
@@ -127,7 +132,9 @@ def parse(argv: Sequence[str]) -> tuple[VerificationConfig, list[str]]:
     # Not argparse's `required`, which would speak of a missing --output before a misspelt --outptu.
     if missing := [f"{name} is missing; see --help." for name in ("--manifest", "--output") if not vars(options)[_DEST[name]]]:
         raise Refused(missing)
-    return VerificationConfig(**model_settings(options)), others
+    settings = model_settings(options)
+    del settings["check"]  # says whether to run, and nothing of the run
+    return VerificationConfig(**settings), others
 
 
 def closing_words(output: str, summary: dict[str, Any]) -> str:
@@ -137,7 +144,8 @@ def closing_words(output: str, summary: dict[str, Any]) -> str:
     kinds = ", ".join(f"{n} {kind}" for kind, n in images.items() if kind not in ("total", "ok"))
     lines = [
         "",
-        f"Rows      {rows.get('total', 0):,}: {rows.get('scored', 0):,} scored, {rows.get('failed', 0):,} without a score",
+        f"Rows      {rows.get('total', 0):,}: {rows.get('scored', 0):,} scored, {rows.get('failed', 0):,} without a score"
+        + (f" (of the first {summary['run']['limit']:,}, --limit)" if summary["run"].get("limit") else ""),
         f"Images    {images.get('total', 0):,} distinct: {images.get('ok', 0):,} encoded, {failed:,} failed"
         + (f" ({kinds})" if kinds else ""),
         f"Matches   {rows.get('matches', 0):,} at threshold {summary['run']['threshold']:g}",
@@ -148,8 +156,26 @@ def closing_words(output: str, summary: dict[str, Any]) -> str:
             f"Labels    {rates['genuine']:,} genuine, {rates['impostor']:,} impostor: "
             + ", ".join(f"{name} {value:.2%}" for name, value in known)
         )
+    if baseline := summary.get("baseline"):
+        lines.append("Baseline  " + baseline_words(baseline))
     lines += ["Identity  " + identity_words(summary), f"Files     {output}/scores-*.parquet, {output}/summary.json"]
     return "\n".join(lines)
+
+
+def baseline_words(baseline: dict[str, Any]) -> str:
+    """Returns what changed since the earlier run, in two lines."""
+    from batchverify.drift import shift_words
+
+    before, now = (f"{rate:.2%}" if rate is not None else "none" for rate in baseline["match_rate"])
+    changed = [f"{now - before:+,} {status}" for status, (before, now) in baseline["failures"].items() if now != before]
+    model = "ANOTHER MODEL" if baseline["model_changed"] else "the same model"
+    one, other = baseline["threshold"]
+    threshold = "" if one == other else f"; threshold {one:g} before, {other:g} now"
+    told = (
+        f"against {baseline['path']}: {shift_words(baseline['psi'])}, with {model}{threshold};\n"
+        f"          matches {before} before, {now} now; failures {', '.join(changed) or 'as before'}"
+    )
+    return printable(told, keep="\n")  # The earlier summary may be a stranger's.
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -211,6 +237,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     job.add_argument("--output", metavar="DIR", default="", help="directory to write the scores to")
     _add(job, "--overwrite", action="store_true", help="replace the finished run in --output")
+    job.add_argument("--check", action="store_true", help="do everything but the work: look at all of it, and print the plan")
+    _add(job, "--limit", type=int, metavar="N", help="score only the first N rows of the manifest")
+    _add(job, "--baseline", metavar="DIR", help="an earlier run, its directory or summary.json, to compare this one with")
+    _add(
+        job,
+        "--baseline-optional",
+        action="store_true",
+        help="go on without --baseline where it holds no finished run, as on the first night",
+    )
 
     add_model_options(parser)
     model = parser.add_argument_group("the decisions")
@@ -237,6 +272,8 @@ def _parser() -> argparse.ArgumentParser:
         ("--max-identity-faults", "scored rows whose identity check is not sane"),
     ):
         _add(gates, option, type=_limit, metavar="N|P%", help=f"{text}: a count, or a percentage such as 0.5%%")
+
+    _add(gates, "--max-drift", type=float, metavar="PSI", help="population stability index of the scores against --baseline")
 
     columns = parser.add_argument_group("the manifest's columns")
     _add(columns, "--left-column", metavar="NAME", help="column with the first image's path or URI")

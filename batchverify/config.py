@@ -216,6 +216,10 @@ class VerificationConfig(ScoringConfig):
             refused, or they are kept as rows with the status `bad_row`.
         max_failed_rows: more rows without a score than this, and the exit code is 3.
         max_identity_faults: more scored rows than this whose identity check is not `sane`, and the exit code is 3.
+        limit: only so many rows are scored, the first of the manifest's in the order of its files; None for all.
+        baseline: run directory, or a `summary.json`, of an earlier run that this one is compared with.
+        baseline_optional: whether to go on without it where there is no finished run there.
+        max_drift: a higher population stability index of the scores against the baseline's, and the exit code is 3.
         run_id: what this run is called in its own output.
     """
 
@@ -226,6 +230,10 @@ class VerificationConfig(ScoringConfig):
     bad_rows: str = "refuse"
     max_failed_rows: Limit | None = None
     max_identity_faults: Limit | None = None
+    limit: int | None = None
+    baseline: str | None = None
+    baseline_optional: bool = False
+    max_drift: float | None = None
     run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def _problems(self):
@@ -238,6 +246,15 @@ class VerificationConfig(ScoringConfig):
             yield f"--output {self.output} holds one of * ? [, which Beam takes for a pattern; name another directory."
         if self.block_rows < 1:
             yield f"--block-rows is {self.block_rows}; give at least 1."
+        if self.limit is not None and self.limit < 1:
+            yield f"--limit is {self.limit}; give at least 1."
+        if self.baseline == "":
+            yield "--baseline is empty; name a run directory or a summary.json."
+        if self.baseline is None and (self.baseline_optional or self.max_drift is not None):
+            option = "--baseline-optional" if self.baseline_optional else "--max-drift"
+            yield f"{option} speaks of a baseline, and there is none; add --baseline DIR."
+        if self.max_drift is not None and not 0 <= self.max_drift < math.inf:
+            yield f"--max-drift is {self.max_drift}; give a population stability index such as 0.25."
 
 
 def _is_size(size: Sequence[int]) -> bool:

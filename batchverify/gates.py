@@ -7,6 +7,8 @@ from typing import Any
 
 from batchverify.config import Limit, VerificationConfig
 
+_DRIFT = "--max-drift"
+
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
@@ -15,18 +17,21 @@ class Gate:
     Attributes:
         option: the option that set it.
         limit: as it was set.
-        found: how many rows are at fault.
-        rows: of how many.
+        found: how many rows are at fault; of `--max-drift`, the population stability index, or None where there is none.
+        rows: of how many; of `--max-drift`, how many were compared.
         met: whether they are within the limit.
     """
 
     option: str
     limit: str
-    found: int
+    found: int | float | None
     rows: int
     met: bool
 
     def __str__(self) -> str:
+        if self.option == _DRIFT:
+            found = "no index, as a run has no scores" if self.found is None else f"an index of {self.found:.3g}"
+            return f"the drift of {self.rows:,} scores from the baseline's has {found}, where {_DRIFT} allows {self.limit}"
         return f"{self.found:,} of {self.rows:,} rows, where {self.option} allows {self.limit}"
 
 
@@ -39,6 +44,11 @@ def judge(config: VerificationConfig, summary: dict[str, Any]) -> list[Gate]:
         _judge("--max-failed-rows", config.max_failed_rows, rows.get("failed", 0), total),
         _judge("--max-identity-faults", config.max_identity_faults, faults, scored),
     ]
+    if config.max_drift is not None and summary.get("baseline"):
+        psi = summary["baseline"]["psi"]
+        # What cannot be compared is not known to have stayed: a night without a score must not pass for a quiet one.
+        met = psi is not None and psi <= config.max_drift
+        gates.append(Gate(_DRIFT, f"{config.max_drift:g}", psi, scored, met))
     return [gate for gate in gates if gate is not None]
 
 

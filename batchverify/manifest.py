@@ -44,11 +44,13 @@ class Shard:
         path: the file.
         row_groups: which of a Parquet file's row groups; None for the whole of a CSV file.
         first_row: the number of the first row, counted from 0 in its file.
+        most_rows: only so many rows are read, the first ones; None for all.
     """
 
     path: str
     row_groups: tuple[int, ...] | None
     first_row: int
+    most_rows: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,7 @@ class ReadManifest(beam.PTransform):
             | "Spread" >> beam.Reshuffle()
             | "Read"
             >> beam.FlatMap(
-                _read_keyed, schema=self._manifest.schema, label=self._manifest.label_column, config=self._config
+                read_keyed, schema=self._manifest.schema, label=self._manifest.label_column, config=self._config
             ).with_output_types(tuple[str, pa.Table])
         )
 
@@ -94,11 +96,13 @@ class ReadManifest(beam.PTransform):
 def plan_manifest(config: VerificationConfig, sample: int = 12) -> Manifest:
     """Looks through every manifest file of `config`, and keeps about `sample` URIs.
 
+    With `config.limit`, files and row groups beyond it are only looked at for their columns.
+
     Raises:
         Refused: with all that is wrong, one sentence each.
     """
     paths, problems = _match(config.manifests)
-    budget = _Budget(_VALIDATION_BYTES)
+    budget = _Budget(_VALIDATION_BYTES, config.limit)
     seen = []
     for path in paths:
         try:
@@ -112,7 +116,7 @@ def plan_manifest(config: VerificationConfig, sample: int = 12) -> Manifest:
         raise Refused(problems)
     rows = sum(inspection.expected_rows for inspection in seen)
     distinct = _distinct(seen)
-    looked_at, images = sum(inspection.rows_seen for inspection in seen), len(distinct)
+    looked_at, images = sum(inspection.rows_sampled for inspection in seen), len(distinct)
     return Manifest(
         shards=tuple(shard for inspection in seen for shard in inspection.shards(config.block_rows)),
         schema=schema,
@@ -131,7 +135,7 @@ def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> 
     """
     row = shard.first_row
     try:
-        for batch in _batches(shard, keep=config.bad_rows == "keep"):
+        for batch in _first_rows(_batches(shard, keep=config.bad_rows == "keep"), shard.most_rows):
             rows = _rows_in_block(batch, config.block_rows)
             for start in range(0, batch.num_rows, rows):
                 block = batch.slice(start, rows)
@@ -184,7 +188,14 @@ def _folder(path: str) -> str:
     return path.rsplit("/", 1)[0] if "://" in path else os.path.dirname(os.path.abspath(path))
 
 
-def _read_keyed(shard: Shard, schema: pa.Schema, label: str | None, config: VerificationConfig):
+def read_keyed(
+    shard: Shard, schema: pa.Schema, label: str | None, config: VerificationConfig
+) -> Iterator[tuple[str, pa.Table]]:
+    """Yields the blocks of `read_blocks`, each with its key and its labels checked.
+
+    Raises:
+        RunFailed: as `read_blocks`, and at a label that is none.
+    """
     for block in read_blocks(shard, schema, config):
         if label is not None and (wrong := _bad_label(block, label, shard.path, block[MANIFEST_ROW][0].as_py())):
             raise RunFailed(wrong)
@@ -206,10 +217,10 @@ def _with_provenance(block: pa.Table, path: str, row: int) -> pa.Table:
 
 
 class _Budget:
-    """How many more bytes may be read for validation."""
+    """How many more bytes may be read for validation, and how many more rows are wanted at all; None for every row."""
 
-    def __init__(self, left: int):
-        self.left = left
+    def __init__(self, left: int, rows_left: int | None):
+        self.left, self.rows_left = left, rows_left
 
 
 class _Inspection:
@@ -221,24 +232,42 @@ class _Inspection:
         self.parquet = _parquet_footer(path)
         self.schema = self.parquet.schema_arrow.remove_metadata() if self.parquet else _csv_schema(path, config)
         self.problems += _column_problems(path, self.schema, config)
-        self.rows_seen, self.expected_rows = 0, 0
+        self.rows_seen, self.rows_sampled, self.expected_rows = 0, 0, 0
         self.images: list[pa.Array] = []
-        if not self.problems:
+        self._most_rows = budget.rows_left
+        if not self.problems and budget.rows_left != 0:
             self._look_through(config, budget)
+        if budget.rows_left is not None:
+            budget.rows_left -= self.expected_rows
 
     def shards(self, block_rows: int) -> Iterator[Shard]:
-        if self.parquet is None:
-            yield Shard(self.path, None, 0)
+        if self._most_rows == 0:
             return
-        groups, first, rows = [], 0, 0
-        for group in range(self.parquet.num_row_groups):
+        if self.parquet is None:
+            yield Shard(self.path, None, 0, self._most_rows)
+            return
+        groups: list[int] = []
+        first, rows = 0, 0
+        for group in self._wanted_groups():
             groups.append(group)
             rows += self.parquet.row_group(group).num_rows
             if rows >= block_rows:
-                yield Shard(self.path, tuple(groups), first)
+                yield Shard(self.path, tuple(groups), first, self._most_rows_from(first))
                 groups, first, rows = [], first + rows, 0
         if groups:
-            yield Shard(self.path, tuple(groups), first)
+            yield Shard(self.path, tuple(groups), first, self._most_rows_from(first))
+
+    def _wanted_groups(self) -> Iterator[int]:
+        """Yields the row groups of a Parquet file that hold wanted rows."""
+        assert self.parquet is not None
+        first = 0
+        for group in range(self.parquet.num_row_groups):
+            if self._most_rows is None or first < self._most_rows:
+                yield group
+            first += self.parquet.row_group(group).num_rows
+
+    def _most_rows_from(self, first: int) -> int | None:
+        return None if self._most_rows is None else self._most_rows - first
 
     def _look_through(self, config: VerificationConfig, budget: _Budget) -> None:
         """Reads rows for bad labels and undecodable bytes, and to count rows and images."""
@@ -246,15 +275,18 @@ class _Inspection:
         needed = [config.left_column, config.right_column, *([label] if label else [])]
         started_with, finished = budget.left, True
         try:
-            shard = Shard(self.path, tuple(range(self.parquet.num_row_groups)) if self.parquet else None, 0)
-            for batch in _batches(shard, needed, config.bad_rows == "keep"):
+            shard = Shard(self.path, tuple(self._wanted_groups()) if self.parquet else None, 0)
+            for batch in _first_rows(_batches(shard, needed, config.bad_rows == "keep"), self._most_rows):
                 if label and (wrong := _bad_label(batch, label, self.path, self.rows_seen)):
                     self.problems.append(wrong)
                     break
                 self.rows_seen += batch.num_rows
+                if budget.left > 0:
+                    self.rows_sampled += batch.num_rows
+                    self.images += [image.combine_chunks().unique() for image in pair_uris(batch, config)]
                 budget.left -= batch.nbytes
-                self.images += [image.combine_chunks().unique() for image in pair_uris(batch, config)]
-                if budget.left <= 0:
+                # To know how many rows of a limit are left to later files, those of a CSV file must be counted.
+                if budget.left <= 0 and (self.parquet or self._most_rows is None):
                     finished = False
                     break
         except Refused as refused:
@@ -263,7 +295,7 @@ class _Inspection:
 
     def _expect_rows(self, finished: bool, bytes_seen: int) -> int:
         if self.parquet:
-            return self.parquet.num_rows
+            return self.parquet.num_rows if self._most_rows is None else min(self.parquet.num_rows, self._most_rows)
         if finished or not bytes_seen:
             return self.rows_seen
         size = FileSystems.match([self.path])[0].metadata_list[0].size_in_bytes
@@ -396,6 +428,15 @@ def _batches(shard: Shard, columns: list[str] | None = None, keep: bool = False)
         yield from _csv_batches(shard.path, columns, keep)
     else:
         yield from _parquet_batches(shard, columns)
+
+
+def _first_rows(batches: Iterator[pa.Table], most: int | None) -> Iterator[pa.Table]:
+    """Yields the first `most` rows, and reads no further batch than they need; all rows, if it is None."""
+    left = most
+    for batch in batches:
+        yield batch if left is None else batch.slice(0, left)
+        if left is not None and (left := left - batch.num_rows) <= 0:
+            return
 
 
 def _cast(block: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -12,7 +12,9 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
+from batchverify.baseline import read_baseline
 from batchverify.config import ModelFacts, ScoringConfig, VerificationConfig
+from batchverify.drift import Night, compare_nights
 from batchverify.gates import judge
 from batchverify.inference import (
     BLOCK,
@@ -36,7 +38,7 @@ _IMAGES_PER_BUCKET = 4096
 _MOST_BUCKETS = 4096
 _EMBEDDING_BYTES_PER_BLOCK = 256 * 2**20
 # Beam's own DirectRunner first looks for another runner on the network, without a time-out.
-_IN_PROCESS_RUNNER = "FnApiRunner"
+IN_PROCESS_RUNNER = "FnApiRunner"
 
 
 class Verified(NamedTuple):
@@ -73,7 +75,7 @@ class VerifyPairs(beam.PTransform):
     ):
         super().__init__()
         self._config = config = complete(config)
-        self._buckets = table.buckets if table else buckets_for(expected_images)
+        self._buckets = table.buckets if table else bucket_count(expected_images)
         self._loader, self._table = loader or keras_loader(config), table
 
     def expand(self, blocks: beam.PCollection[tuple[str, pa.Table]]) -> Verified:
@@ -102,9 +104,9 @@ class VerifyPairs(beam.PTransform):
         return Verified(scored, encoded[IMAGES])
 
 
-def buckets_for(images: int) -> int:
+def bucket_count(expected_images: int) -> int:
     """Returns in how many groups so many distinct images are encoded."""
-    return max(1, min(_MOST_BUCKETS, -(-images // _IMAGES_PER_BUCKET)))
+    return max(1, min(_MOST_BUCKETS, -(-expected_images // _IMAGES_PER_BUCKET)))
 
 
 def keras_loader(config: ScoringConfig) -> NetworkLoader:
@@ -139,26 +141,56 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> RunResult:
         Refused: if manifest, model or output directory cannot be used; nothing has been written.
         RunFailed: if the run cannot be finished; there is no `_SUCCESS`.
     """
+    prepared = prepare(config)
+    config = prepared.config
+    provenance = _provenance(config, prepared.network.facts)
+    pipeline = beam.Pipeline(options=pipeline_options(beam_args))
+    table = image_table(pipeline, prepared.manifest)
+    held = table and table.get()
+    build(pipeline, config, prepared.manifest, provenance, prepared.loader, table, prepared.baseline)
     directory = RunDirectory(config.output)
-    directory.refuse_taken(config.overwrite)
+    with directory.claimed(config.run_id):
+        counters = run_to_end(pipeline)
+    del held
+    return RunResult(directory.path, directory.read_summary(), counters)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """All that is needed to run, found to be in order.
+
+    Attributes:
+        config: what to do, with what the model's sidecar says.
+        manifest: looked through.
+        loader: of the network. Held to the end of the run: in-process workers share this very network.
+        network: loaded and proven.
+        baseline: the run to compare with, or None.
+    """
+
+    config: VerificationConfig
+    manifest: Manifest
+    loader: NetworkLoader
+    network: KerasNetwork
+    baseline: Night | None
+
+
+def prepare(config: VerificationConfig) -> Prepared:
+    """Looks at everything that a run needs before anything is written.
+
+    Raises:
+        Refused: if manifest, model, baseline or output directory cannot be used.
+    """
+    RunDirectory(config.output).refuse_taken(config.overwrite)
+    baseline = read_baseline(config)
     config = complete(config)
     manifest = plan_manifest(config)
-    # Held to the end of the run: in-process workers share this very network.
     loader = keras_loader(config)
     network = loader.get()
     assert isinstance(network, KerasNetwork)
     network.check_golden(golden_pairs(config))
     network.prove(manifest.sample)
     config = dataclasses.replace(config, block_rows=_bounded_block_rows(config, network.facts))
-    provenance = _provenance(config, network.facts)
-    pipeline = beam.Pipeline(options=_options(beam_args))
-    table = image_table(pipeline, manifest)
-    held = table and table.get()
-    build(pipeline, config, manifest, provenance, loader, table)
-    with directory.claimed(config.run_id):
-        counters = run_to_end(pipeline)
-    del held
-    return RunResult(directory.path, directory.read_summary(), counters)
+    return Prepared(config, manifest, loader, network, baseline)
 
 
 def image_table(pipeline: beam.Pipeline, manifest: Manifest) -> ImageTableLoader | None:
@@ -167,11 +199,11 @@ def image_table(pipeline: beam.Pipeline, manifest: Manifest) -> ImageTableLoader
     Somebody must hold the table itself while the pipeline runs.
     """
     options = pipeline.options
-    if options.view_as(StandardOptions).runner != _IN_PROCESS_RUNNER:
+    if options.view_as(StandardOptions).runner != IN_PROCESS_RUNNER:
         return None
     if options.view_as(DirectOptions).direct_running_mode == "multi_processing":
         return None
-    return ImageTableLoader(buckets_for(manifest.expected_images))
+    return ImageTableLoader(bucket_count(manifest.expected_images))
 
 
 def build(
@@ -181,17 +213,18 @@ def build(
     provenance: dict[str, Any],
     loader: NetworkLoader,
     table: ImageTableLoader | None = None,
+    baseline: Night | None = None,
 ) -> None:
     """Adds the whole job to `pipeline`."""
     directory = RunDirectory(config.output)
-    schema = output_schema(manifest.schema, {key: str(value) for key, value in provenance.items()})
+    schema = output_schema(manifest.schema, {key: str(value) for key, value in provenance.items() if value is not None})
     blocks = pipeline | "ReadManifest" >> ReadManifest(manifest, config)
     verified = blocks | "VerifyPairs" >> VerifyPairs(config, manifest.expected_images, loader, table)
     files = verified.scores | "WriteScores" >> WriteScores(directory, schema)
     summary = (
         {"scores": verified.scores, "images": verified.images}
         | "Summarise" >> Summarise(config, manifest.label_column)
-        | "WriteSummary" >> beam.Map(_complete_summary, provenance, config)
+        | "WriteSummary" >> beam.Map(_complete_summary, provenance, config, baseline)
     )
     rows_read = blocks | "RowsRead" >> beam.Map(_rows) | beam.CombineGlobally(sum)
     _ = (
@@ -213,8 +246,11 @@ def _rows(element: tuple[str, pa.Table]) -> int:
     return element[1].num_rows
 
 
-def _complete_summary(found: Summary, provenance: dict[str, Any], config: VerificationConfig) -> dict[str, Any]:
+def _complete_summary(
+    found: Summary, provenance: dict[str, Any], config: VerificationConfig, baseline: Night | None
+) -> dict[str, Any]:
     summary = {"summary_version": SUMMARY_VERSION, "run": provenance, **found.to_json(provenance["threshold"])}
+    summary["baseline"] = baseline and {"path": config.baseline, **compare_nights(baseline, Night.of(summary))}
     return summary | {"gates": [dataclasses.asdict(gate) for gate in judge(config, summary)]}
 
 
@@ -229,6 +265,7 @@ def _provenance(config: VerificationConfig, model: ModelFacts) -> dict[str, Any]
         "run_id": config.run_id,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "manifest": list(config.manifests),
+        "limit": config.limit,
         "model": model.path,
         "model_digest": f"sha256:{model.digest}",
         "threshold": config.match_threshold(),
@@ -239,9 +276,10 @@ def _provenance(config: VerificationConfig, model: ModelFacts) -> dict[str, Any]
     }
 
 
-def _options(beam_args: Sequence[str]) -> PipelineOptions:
+def pipeline_options(beam_args: Sequence[str]) -> PipelineOptions:
+    """Returns Beam's options, with the runner that is this process where nobody names another."""
     options = PipelineOptions(list(beam_args), save_main_session=False)
     standard = options.view_as(StandardOptions)
     if standard.runner in (None, "DirectRunner"):
-        standard.runner = _IN_PROCESS_RUNNER
+        standard.runner = IN_PROCESS_RUNNER
     return options

@@ -1,0 +1,312 @@
+"""`--check`: everything that a run does but the work, and a look at all that the work will meet. Writes nothing."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import resource
+import time
+import timeit
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.options.pipeline_options import StandardOptions
+
+from batchverify.config import ModelFacts, Refused, RunFailed, VerificationConfig, printable
+from batchverify.drift import Night
+from batchverify.inference import KerasNetwork
+from batchverify.manifest import Manifest, pair_uris, read_keyed
+from batchverify.pipeline import IN_PROCESS_RUNNER, Prepared, bucket_count, pipeline_options, prepare
+from batchverify.schema import BAD_ROW_COLUMN, STATUSES
+from batchverify.sidecar import golden_pairs
+
+_HASHES = 65_536
+_SAMPLE = 256
+_PROBLEMS_TOLD = 20
+_PAIRS_TIMED, _FLOATS_TIMED, _WHOLE_PAIRS_TIMED = 8192, 2**24, 256
+# Measured: in this process Beam holds all that every stage gives, as tables and as bytes. A million rows over 2,000, 50,000
+# and 200,000 images came to 7 times the blocks and 7 times the embeddings that they asked for.
+_COPIES = 7
+_BYTES_BESIDE_EMBEDDING = 120
+
+
+class DistinctTexts:
+    """How many different texts there were, and some of them, in constant memory.
+
+    It keeps the smallest hashes. Up to `most` distinct texts the count is exact; beyond, it is the estimate
+    (k - 1) / U of Beyer et al., "On synopses for distinct-value estimation" (2007), where U is the k-th smallest hash as
+    a share of all: for 65,536 hashes off by 0.4% (standard deviation). The texts of the smallest hashes are a
+    sample in which each distinct text is as likely as any other.
+
+    Args:
+        most: hashes kept.
+        sample: texts kept.
+    """
+
+    def __init__(self, most: int = _HASHES, sample: int = _SAMPLE):
+        self._most, self._sample = most, sample
+        self._hashes = np.zeros(0, np.uint64)
+        self._texts: dict[int, str] = {}
+
+    def add(self, texts: pa.Array) -> None:
+        """Takes in texts `(n,)`, without nulls, each of them once."""
+        hashes = pd.util.hash_array(texts.to_numpy(zero_copy_only=False), categorize=False)
+        lowest = np.argsort(hashes)[: self._sample]
+        self._texts |= {int(hashes[place]): texts[int(place)].as_py() for place in lowest}
+        self._texts = dict(sorted(self._texts.items())[: self._sample])
+        self._hashes = np.union1d(self._hashes, hashes)[: self._most]
+
+    def count(self) -> int:
+        """Returns how many different texts there were, exact if `is_exact`."""
+        if self.is_exact():
+            return len(self._hashes)
+        return round((self._most - 1) / ((float(self._hashes[-1]) + 1) / 2**64))
+
+    def is_exact(self) -> bool:
+        return len(self._hashes) < self._most
+
+    def sample(self) -> list[str]:
+        """Returns some of the texts, all of them if they are few."""
+        return list(self._texts.values())
+
+
+@dataclasses.dataclass
+class Survey:
+    """What stands in a whole manifest.
+
+    Attributes:
+        files: that have rows to read.
+        rows: in all.
+        bad_rows: of these, kept as `bad_row`.
+        blocks: that they travel in.
+        bytes: of all blocks.
+        largest_block: bytes of the largest.
+        requests: images that blocks ask for, each once a block.
+        most_requests: of one block.
+        images: the distinct ones.
+        seconds: that it took to read.
+    """
+
+    files: int = 0
+    rows: int = 0
+    bad_rows: int = 0
+    blocks: int = 0
+    bytes: int = 0
+    largest_block: int = 0
+    requests: int = 0
+    most_requests: int = 0
+    images: DistinctTexts = dataclasses.field(default_factory=DistinctTexts)
+    seconds: float = 0.0
+
+    def add(self, block: pa.Table, config: VerificationConfig) -> None:
+        """Takes in one block."""
+        left, right = pair_uris(block, config)
+        wanted = pa.chunked_array([*left.chunks, *right.chunks], pa.string()).unique().drop_null()
+        self.images.add(wanted)
+        self.rows += block.num_rows
+        if BAD_ROW_COLUMN in block.column_names:
+            self.bad_rows += block.num_rows - block[BAD_ROW_COLUMN].null_count
+        self.blocks += 1
+        self.bytes += block.nbytes
+        self.largest_block = max(self.largest_block, block.nbytes)
+        self.requests += len(wanted)
+        self.most_requests = max(self.most_requests, len(wanted))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What became of a sample of the images.
+
+    Attributes:
+        statuses: how many came to which status.
+        examples: for each status but `ok`, one URI and what was wrong with it.
+        images_per_second: fetched, decoded and encoded, by this process; None without an image.
+        pairs_per_second: compared; None without an image.
+    """
+
+    statuses: dict[str, int]
+    examples: dict[str, str]
+    images_per_second: float | None
+    pairs_per_second: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What a check found, all of it in order.
+
+    Attributes:
+        config: of the run, with what the model's sidecar says.
+        survey: of the manifest.
+        model: its facts.
+        golden: how many golden pairs came out as they should.
+        sample: of the images.
+        baseline: the run to compare with, or None.
+        buckets: groups that the images are encoded in.
+        runner: Beam's name of it.
+        seconds: estimate of a run in one process like this, without shuffling and writing; None without an image.
+        memory: estimate in bytes, of the run in this process, or of each worker of another runner.
+    """
+
+    config: VerificationConfig
+    survey: Survey
+    model: ModelFacts
+    golden: int
+    sample: Sample
+    baseline: Night | None
+    buckets: int
+    runner: str
+    seconds: float | None
+    memory: int
+
+
+def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Check:
+    """Does all of a run but the work.
+
+    Raises:
+        Refused: as the run, and at a mistake anywhere in the manifest.
+        RunFailed: if the output directory could not be written.
+    """
+    prepared = prepare(config)
+    _require_writable(prepared.config.output)
+    survey = survey_manifest(prepared.manifest, prepared.config)
+    sample = try_images(prepared.network, survey.images.sample())
+    runner = str(pipeline_options(beam_args).view_as(StandardOptions).runner)
+    return Check(
+        config=prepared.config,
+        survey=survey,
+        model=prepared.network.facts,
+        golden=len(golden_pairs(prepared.config)),
+        sample=sample,
+        baseline=prepared.baseline,
+        buckets=bucket_count(prepared.manifest.expected_images),
+        runner=runner,
+        seconds=_seconds(survey, sample),
+        memory=_memory(prepared, survey, runner == IN_PROCESS_RUNNER),
+    )
+
+
+def survey_manifest(manifest: Manifest, config: VerificationConfig) -> Survey:
+    """Reads the whole manifest just as the run will, in constant memory.
+
+    Raises:
+        Refused: with the first mistake of each part of it.
+    """
+    survey, problems, started = Survey(), [], time.monotonic()
+    survey.files = len({shard.path for shard in manifest.shards})
+    for shard in manifest.shards:
+        try:
+            for _, block in read_keyed(shard, manifest.schema, manifest.label_column, config):
+                survey.add(block, config)
+        except RunFailed as failed:
+            problems += str(failed).splitlines()
+    if problems:
+        raise Refused(problems[:_PROBLEMS_TOLD])
+    survey.seconds = time.monotonic() - started
+    return survey
+
+
+def try_images(network: KerasNetwork, uris: list[str]) -> Sample:
+    """Fetches, decodes and encodes images, and compares some of them, with a clock beside it."""
+    if not uris:
+        return Sample({}, {}, None, None)
+    network.encode(pa.array(uris[:1]))  # The first call compiles.
+    started = time.monotonic()
+    images = network.encode(pa.array(uris))
+    seconds = time.monotonic() - started
+    words = [str(STATUSES[code]) for code in images["status"].to_pylist()]
+    failed = [(word, uri, error) for word, uri, error in zip(words, uris, images["error"].to_pylist(), strict=True) if error]
+    return Sample(
+        statuses=dict(collections.Counter(words).most_common()),
+        examples={word: f"{uri}: {error}" for word, uri, error in reversed(failed)},
+        images_per_second=len(uris) / seconds,
+        pairs_per_second=_pairs_per_second(network, images) if "ok" in words else None,
+    )
+
+
+def words(check: Check) -> str:
+    """Returns what a check found, for the terminal."""
+    survey, sample, facts = check.survey, check.sample, check.model
+    about = "" if survey.images.is_exact() else "about "
+    limited = f" (the first {check.config.limit:,}, --limit)" if check.config.limit else ""
+    bad = f", {survey.bad_rows:,} of them bad" if survey.bad_rows else ""
+    found = ", ".join(f"{number:,} {status}" for status, number in sample.statuses.items()) or "none named"
+    lines = [
+        "",
+        f"Manifest  {survey.rows:,} rows{bad}{limited} in {survey.files:,} files",
+        f"          {about}{survey.images.count():,} distinct images",
+        f"Model     {facts.path}: {facts.structure}",
+        *([f"          {check.golden} golden pairs score as they should"] if check.golden else []),
+        f"Images    {sum(sample.statuses.values()):,} tried: {found}",
+        *(f"          {status}: {example}" for status, example in sample.examples.items()),
+        *([f"Baseline  {check.config.baseline}: {check.baseline.scored:,} scored rows"] if check.baseline else []),
+        f"Output    {check.config.output} {_output_words(check.config.output)}",
+        f"Plan      blocks of rows: {survey.blocks:,}, buckets of images: {check.buckets:,}, runner: {_runner_words(check)}",
+        f"Time      {_time_words(check)}",
+        f"Memory    about {check.memory / 2**30:.1f} GiB"
+        + ("" if check.runner == IN_PROCESS_RUNNER else " for each worker process"),
+        "",
+        "Nothing is wrong, and nothing was written.",
+    ]
+    return "\n".join(map(printable, lines))
+
+
+def _runner_words(check: Check) -> str:
+    return f"{check.runner}, in this process" if check.runner == IN_PROCESS_RUNNER else check.runner
+
+
+def _time_words(check: Check) -> str:
+    sample = check.sample
+    if check.seconds is None or not sample.images_per_second or not sample.pairs_per_second:
+        return "unknown, as no image of the sample could be encoded"
+    return (
+        f"about {_duration(check.seconds)} in one process like this, and what shuffling and writing take: "
+        f"{sample.images_per_second:,.0f} images/s and {sample.pairs_per_second:,.0f} pairs/s were measured"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _pairs_per_second(network: KerasNetwork, images: pa.Table) -> float:
+    embeddings = images.filter(pc.equal(images["status"], 0))["embedding"].combine_chunks()
+    matrix = embeddings.flatten().to_numpy().reshape(len(embeddings), -1)
+    most = _WHOLE_PAIRS_TIMED if network.encodings_per_pair else min(_PAIRS_TIMED, _FLOATS_TIMED // matrix.shape[1])
+    places = np.arange(max(1, most)) % len(matrix)
+    left, right = matrix[places], matrix[np.roll(places, 1)]
+    return len(places) / min(timeit.repeat(lambda: network.compare(left, right), number=1, repeat=3))
+
+
+def _seconds(survey: Survey, sample: Sample) -> float | None:
+    if not sample.images_per_second or not sample.pairs_per_second:
+        return None
+    return survey.seconds + survey.images.count() / sample.images_per_second + survey.rows / sample.pairs_per_second
+
+
+def _memory(prepared: Prepared, survey: Survey, in_process: bool) -> int:
+    """Returns what this process has come to with the model in use, and what the data adds: all of it, or a block's."""
+    answer = prepared.network.facts.embedding_bytes + _BYTES_BESIDE_EMBEDDING
+    rows, requests = (survey.bytes, survey.requests) if in_process else (survey.largest_block, survey.most_requests)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + _COPIES * (rows + requests * answer)
+
+
+def _require_writable(output: str) -> None:
+    if "://" in output:
+        return
+    folder = os.path.abspath(output)
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder):
+        raise RunFailed(f"--output {output} cannot be written ({folder} is not a folder); check the path.")
+    if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
+        raise RunFailed(f"--output {output} cannot be written ({folder} takes no new files); check the path and your rights.")
+
+
+def _output_words(output: str) -> str:
+    return "lies in a store, and whether it takes files was not tried" if "://" in output else "can be written"

@@ -1,0 +1,51 @@
+"""The night's job under Airflow 3: one task a day, into `dt=` of its logical date, compared with the day before.
+
+The environment of the workers names PAIRS, SCORES, MODEL and PYTHON, as for `nightly.sh`, which is looked for beside this
+file, or where NIGHTLY says. PYTHON is the interpreter of batchverify's own environment, not Airflow's.
+"""
+
+import os
+import subprocess
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from airflow.providers.smtp.notifications.smtp import SmtpNotifier
+from airflow.sdk import dag, task
+from airflow.sdk.exceptions import AirflowFailException
+
+NIGHTLY = os.environ.get("NIGHTLY", str(Path(__file__).with_name("nightly.sh")))
+ON_CALL = os.environ.get("ON_CALL")
+# Another try would end in the same way, so these fail the task at once; all others are tried again.
+FINAL = {
+    2: "refused before anything ran: manifest, model, baseline or an option; the log says which",
+    3: "done and written, but a gate is not met: look at the scores before anybody uses them",
+}
+
+
+@dag(
+    dag_id="batchverify",
+    schedule="15 2 * * *",
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    default_args={
+        "retries": 2,
+        "retry_delay": timedelta(minutes=15),
+        "execution_timeout": timedelta(hours=18),
+        "on_failure_callback": [SmtpNotifier(to=ON_CALL, subject="batchverify failed for {{ ds }}")] if ON_CALL else [],
+    },
+)
+def batchverify():
+    @task
+    def score(day: str) -> None:
+        # A task that is cleared does its day again.
+        done = subprocess.run([NIGHTLY, "--overwrite"], env={**os.environ, "DAY": day}, check=False)
+        if done.returncode in FINAL:
+            raise AirflowFailException(f"exit code {done.returncode}: {FINAL[done.returncode]}")
+        if done.returncode:
+            raise RuntimeError(f"exit code {done.returncode}: the run failed, and left nothing; it is tried again")
+
+    score("{{ ds }}")
+
+
+batchverify()

@@ -1,0 +1,17 @@
+#!/bin/sh
+# One night's job: scores the pairs of one day into a directory of that day, compared with the day before.
+#
+#   PAIRS=/srv/verification/pairs SCORES=/srv/verification/scores MODEL=/srv/verification/model.keras nightly.sh [options]
+#
+# DAY (default: today in UTC) says which day; PYTHON which interpreter. Options go on to python -m batchverify: --overwrite
+# does a day again. The exit code is the job's own, see README.md.
+set -eu
+: "${PAIRS:?is not set: the folder with dt=YYYY-MM-DD/*.parquet}" "${SCORES:?is not set}" "${MODEL:?is not set}"
+
+DAY=${DAY:-$(date -u +%F)}
+BEFORE=$(date -u -d "$DAY - 1 day" +%F)
+
+exec "${PYTHON:-python3}" -m batchverify \
+    --manifest "$PAIRS/dt=$DAY/*.parquet" --output "$SCORES/dt=$DAY" --model "$MODEL" \
+    --baseline "$SCORES/dt=$BEFORE" --baseline-optional --max-drift 0.25 \
+    --max-failed-rows 1% --max-identity-faults 0 "$@"
