@@ -18,10 +18,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["batchverify", "batchverify.*"]),
-    package_data={"batchverify.demo": ["*.keras", "*.json", "*.md"]},
+    package_data={"batchverify": ["report.html.j2"], "batchverify.demo": ["*.keras", "*.json", "*.md"]},
     install_requires=[
         "apache-beam>=2.77,<2.80",
         "h5py>=3.11,<4",
+        "jinja2>=3.1.6,<4",
         "keras>=3.15,<4",
         "matplotlib>=3.10,<4",
         "numpy>=2.0,<3",
@@ -33,6 +34,14 @@ setup(
     ],
     extras_require={
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
-        "test": ["hypothesis>=6.130,<7", "mypy>=2.0,<3", "pytest>=9.0,<10", "ruff>=0.17,<0.18", "tf-keras>=2.20,<3"],
+        "test": [
+            "hypothesis>=6.130,<7",
+            "mypy>=2.0,<3",
+            "pytest>=9.0,<10",
+            "ruff>=0.17,<0.18",
+            "scikit-learn>=1.7,<2",
+            "selenium>=4.30,<5",
+            "tf-keras>=2.20,<3",
+        ],
     },
 )
