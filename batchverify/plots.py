@@ -182,9 +182,9 @@ def _brief_count(value: float) -> str:
 
 
 def _note(axes: Axes, at: float, text: str) -> None:
-    """Writes beside a vertical line, above the axes, on the side where there is room."""
-    side = "right" if at > 0.5 else "left"
-    axes.annotate(text, (at, 1), (-3 if side == "right" else 3, 4), ha=side, va="bottom", fontsize=8, color=INK,
+    """Writes beside a vertical line, inside the axes, on the side where there is room."""
+    side = "right" if at >= 0.5 else "left"
+    axes.annotate(text, (at, 1), (-4 if side == "right" else 4, 0), ha=side, va="top", fontsize=8, color=INK,
                   xycoords=("data", "axes fraction"), textcoords="offset points")  # fmt: skip
 
 
@@ -193,7 +193,8 @@ def _mark(axes: Axes, x: float, y: float, eer: float | None, at: float, sign: in
     if eer is not None:
         axes.plot([at], [at if sign > 0 else 1 - at], marker="D", color=INK, markersize=5, fillstyle="none", linestyle="",
                   label=f"EER {eer:.2%}")  # fmt: skip
-    axes.legend(loc="upper right" if sign > 0 else "lower right", fontsize=8)
+    axes.legend(loc="best", fontsize=8, frameon=True, facecolor=PAPER, framealpha=1,
+                edgecolor=GRID)  # fmt: skip
 
 
 @contextmanager

@@ -155,6 +155,7 @@ def render(summary: dict[str, Any]) -> str:
         run=run,
         rates=rates,
         verdict=judge_run(summary),
+        sanity=_sanity(summary),
         plots=_plots(summary),
         gallery=_gallery(summary),
         failures=_failures(summary),
@@ -168,7 +169,7 @@ def render(summary: dict[str, Any]) -> str:
 def judge_run(summary: dict[str, Any]) -> Verdict:
     """Returns whether a run is to be believed, in words for somebody who never heard of the identity check."""
     identity = _identity_point(summary)
-    points = [identity, *_gate_points(summary), *_row_points(summary), *_baseline_points(summary)]
+    points = [identity, *_certificate_points(summary), *_gate_points(summary), *_row_points(summary), *_baseline_points(summary)]
     broken = any(not gate["met"] for gate in summary["gates"])
     if summary["rows"].get("total", 0) == 0:
         return Verdict("warn", "The manifest had no rows, so there is nothing to judge.", tuple(points))
@@ -178,6 +179,8 @@ def judge_run(summary: dict[str, Any]) -> Verdict:
         headline = "Nothing could be judged: no image could be read."
     elif broken:
         headline = "The model is sane, but a limit that you set is not met."
+    elif failed := summary["rows"].get("failed", 0):
+        headline = f"The model is sane, and the run is complete, but {_counted(failed, 'row has', 'rows have')} no score."
     else:
         headline = "The model is sane, and the run is complete."
     level = "bad" if broken or identity.level == "bad" else "warn" if any(p.level in ("warn", "bad") for p in points) else "good"
@@ -185,7 +188,7 @@ def judge_run(summary: dict[str, Any]) -> Verdict:
 
 
 def command_of(run: dict[str, Any]) -> str:
-    """Returns the command line that does this run again; empty where the summary is too old to say."""
+    """Returns what a shell is told to do this run again; empty where the summary is too old to say."""
     words = []
     for name, value in run.get("options", {}).items():
         option = f"--{_OPTIONS.get(name, name).replace('_', '-')}"
@@ -196,7 +199,9 @@ def command_of(run: dict[str, Any]) -> str:
         else:
             # With "=", so that a value that begins with a dash is none of the options.
             words += [shlex.quote(f"{option}={each}") for each in (value if isinstance(value, list) else [value])]
-    return " \\\n    ".join(["python -m batchverify", *words]) if words else ""
+    if not words:
+        return ""
+    return f"cd {shlex.quote(run['working_directory'])}\n" + " \\\n    ".join(["python -m batchverify", *words])
 
 
 def _identity_point(summary: dict[str, Any]) -> Point:
@@ -226,11 +231,38 @@ def _identity_point(summary: dict[str, Any]) -> Point:
     )
 
 
+def _certificate_points(summary: dict[str, Any]) -> Iterator[Point]:
+    certificate = summary["run"].get("certificate")
+    if certificate and certificate["holds"] is False and not summary["identity"]["outscored"]:
+        yield Point(
+            "warn",
+            f"{certificate['positive_weights']:,} of {certificate['weights']:,} weights of the head are positive, so that a pair "
+            "can outscore an image against itself, though none did in this run.",
+        )
+
+
+def _sanity(summary: dict[str, Any]) -> Point:
+    """Returns the doctor's verdict on the model, from what this run saw of it."""
+    identity, certificate = _identity_point(summary), summary["run"].get("certificate")
+    if identity.level == "warn":
+        return Point("warn", "Not to be told: no image could be encoded.")
+    if identity.level == "bad" or (certificate and certificate["holds"] is False):
+        return Point("bad", "Not sane: an image compared with itself is not, or need not be, the most alike that there is.")
+    if certificate and certificate["holds"]:
+        return Point("good", "Sane, and proven so by its weights: no pair can outscore an image compared with itself.")
+    return Point("good", "Sane on all pairs of this run; its weights don’t prove it for others.")
+
+
+def _counted(count: int, one: str, more: str) -> str:
+    return f"{count:,} {one if count == 1 else more}"
+
+
 def _gate_points(summary: dict[str, Any]) -> Iterator[Point]:
     if not summary["gates"]:
         yield Point("plain", "No gates were set (--max-failed-rows, --max-identity-faults).")
     for gate in summary["gates"]:
-        words = f"{gate['option']} {gate['limit']}: found {_shown(gate['found'])} of {gate['rows']:,} rows"
+        words = f"{gate['option']} {gate['limit']}: found {_shown(gate['found'])}"
+        words += f" of {gate['rows']:,} rows" if gate.get("rows") else ""
         yield Point("good" if gate["met"] else "bad", f"Gate {'met' if gate['met'] else 'not met'}: {words}.")
 
 
@@ -317,7 +349,9 @@ def _failures(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def list_failed(status: str) -> str:
-    """Returns the pandas expression that lists the rows that failed in one way."""
+    """Returns the pandas expression that lists the rows with an image of one status."""
+    if status == "ok":
+        return 'scores[(scores.left_status == "ok") & (scores.right_status == "ok")]'
     if status == "not_a_number":
         return 'scores[scores.error == "the model gave a score that is not a number"]'
     return f'scores[(scores.left_status == "{status}") | (scores.right_status == "{status}")]'
@@ -407,7 +441,7 @@ def _shown(value: Any) -> str:
 def _percent(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.2%}" if value == 0 or value >= 1e-3 else f"{value:.2g}".replace("e-0", "e-")
+    return f"{value:.2%}" if value == 0 or value >= 1e-3 else f"{100 * value:.2g}%"
 
 
 def _interval(bounds: Sequence[float] | None) -> str:
