@@ -139,7 +139,10 @@ def closing_words(output: str, summary: dict[str, Any]) -> str:
             + ", ".join(f"{name} {value:.2%}" for name, value in known)
         )
         lines += [f"Suggest   {words}" for words in threshold_words(rates)]
-    lines += ["Identity  " + identity_words(summary), f"Files     {output}/scores-*.parquet, {output}/summary.json, {output}/report.html"]
+    lines += [
+        "Identity  " + identity_words(summary),
+        f"Files     {output}/scores-*.parquet, {output}/summary.json, {output}/report.html",
+    ]
     return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ class Extremes:
 
     Attributes:
         kinds: tables of at most `PAIRS_OF_A_KIND` rows, by what they show: `highest_impostors`, `lowest_genuines`,
-            `highest_unlabelled`, `lowest_unlabelled`, `identity_faults`, and for rows without a score `failed.STATUS`.
+            `highest_unlabelled`, `lowest_unlabelled`, `identity_faults`, and for rows without a score `failed_STATUS`.
     """
 
     kinds: dict[str, pa.Table] = dataclasses.field(default_factory=dict)
@@ -88,7 +88,7 @@ def _ranked(table: pa.Table, labels: np.ndarray, threshold: float) -> Iterator[t
     if not scored.all():
         status = _failure(table)
         for word in pc.unique(status.filter(pa.array(~scored))).to_pylist():
-            yield f"failed.{word}", ~scored & pc.equal(status, word).to_numpy(zero_copy_only=False), None
+            yield f"failed_{word}", ~scored & pc.equal(status, word).to_numpy(zero_copy_only=False), None
 
 
 def _failure(table: pa.Table) -> pa.ChunkedArray:

@@ -88,9 +88,7 @@ def identity_plot(
         )
 
 
-def det_plot(
-    fmr: np.ndarray, fnmr: np.ndarray, pairs: tuple[int, int], eer: float | None, point: tuple[float, float]
-) -> str:
+def det_plot(fmr: np.ndarray, fnmr: np.ndarray, pairs: tuple[int, int], eer: float | None, point: tuple[float, float]) -> str:
     """Draws the DET curve on normal-deviate axes.
 
     Args:
@@ -108,7 +106,9 @@ def det_plot(
     with _figure(3.4, 3.6) as (figure, finish):
         axes = figure.subplots()
         axes.plot(deviates(fmr, least[0]), deviates(fnmr, least[1]), color=NEUTRAL, linewidth=1.8)
-        for set_ticks, set_limits, floor in zip((axes.set_xticks, axes.set_yticks), (axes.set_xlim, axes.set_ylim), least, strict=True):
+        for set_ticks, set_limits, floor in zip(
+            (axes.set_xticks, axes.set_yticks), (axes.set_xlim, axes.set_ylim), least, strict=True
+        ):
             ticks = [tick for tick in _DET_TICKS if tick >= floor]
             set_ticks(deviates(ticks, 1e-9), [f"{100 * tick:g}" for tick in ticks])
             set_limits(NormalDist().inv_cdf(floor) - 0.15, NormalDist().inv_cdf(max(0.6, 1.2 * floor)))

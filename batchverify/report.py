@@ -169,7 +169,13 @@ def render(summary: dict[str, Any]) -> str:
 def judge_run(summary: dict[str, Any]) -> Verdict:
     """Returns whether a run is to be believed, in words for somebody who never heard of the identity check."""
     identity = _identity_point(summary)
-    points = [identity, *_certificate_points(summary), *_gate_points(summary), *_row_points(summary), *_baseline_points(summary)]
+    points = [
+        identity,
+        *_certificate_points(summary),
+        *_gate_points(summary),
+        *_row_points(summary),
+        *_baseline_points(summary),
+    ]
     broken = any(not gate["met"] for gate in summary["gates"])
     if summary["rows"].get("total", 0) == 0:
         return Verdict("warn", "The manifest had no rows, so there is nothing to judge.", tuple(points))
@@ -183,7 +189,9 @@ def judge_run(summary: dict[str, Any]) -> Verdict:
         headline = f"The model is sane, and the run is complete, but {_counted(failed, 'row has', 'rows have')} no score."
     else:
         headline = "The model is sane, and the run is complete."
-    level = "bad" if broken or identity.level == "bad" else "warn" if any(p.level in ("warn", "bad") for p in points) else "good"
+    level = (
+        "bad" if broken or identity.level == "bad" else "warn" if any(p.level in ("warn", "bad") for p in points) else "good"
+    )
     return Verdict(level, headline, tuple(points))
 
 
@@ -271,7 +279,10 @@ def _row_points(summary: dict[str, Any]) -> Iterator[Point]:
     total, failed = rows.get("total", 0), rows.get("failed", 0)
     yield Point("good", f"Rows in = rows out: {total:,} read, {total:,} written.")
     if failed:
-        yield Point("warn", f"{failed:,} of {total:,} rows ({failed / total:.2%}) have no score; they count as neither match nor non-match.")
+        yield Point(
+            "warn",
+            f"{failed:,} of {total:,} rows ({failed / total:.2%}) have no score; they count as neither match nor non-match.",
+        )
     elif total:
         yield Point("good", "Every row has a score.")
 
@@ -284,7 +295,9 @@ def _baseline_points(summary: dict[str, Any]) -> Iterator[Point]:
         yield Point("warn", "The model is another one than in the run that this one is compared with.")
     if baseline.get("psi") is not None:
         level, words = _psi_words(baseline["psi"])
-        yield Point(level, f"Against the earlier run, the scores show {words} (population stability index {baseline['psi']:.3f}).")
+        yield Point(
+            level, f"Against the earlier run, the scores show {words} (population stability index {baseline['psi']:.3f})."
+        )
 
 
 def _psi_words(psi: float) -> tuple[str, str]:
@@ -292,15 +305,16 @@ def _psi_words(psi: float) -> tuple[str, str]:
 
 
 def _plots(summary: dict[str, Any]) -> dict[str, str]:
-    """Returns SVG elements by name; those that there is nothing to show in are missing."""
+    """Returns SVG elements by name, empty where there is nothing to show."""
     from batchverify import plots
 
     rates, histograms = summary["error_rates"], summary["score_histograms"]
     genuine, impostor, unlabelled, identity, faults = (
-        metrics.dense(histograms.get(kind) or []) for kind in ("genuine", "impostor", "unlabelled", "identity", "identity_faults")
+        metrics.dense(histograms.get(kind) or [])
+        for kind in ("genuine", "impostor", "unlabelled", "identity", "identity_faults")
     )
     threshold, all_pairs = summary["run"]["threshold"], genuine + impostor + unlabelled
-    drawn = {}
+    drawn = dict.fromkeys(("scores", "identity", "det", "roc", "time"), "")
     if all_pairs.sum():
         kinds = {"genuine": genuine, "impostor": impostor, "unlabelled": unlabelled}
         drawn["scores"] = plots.score_plot(kinds, threshold)
@@ -326,7 +340,9 @@ def _gallery(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "kind": kind,
-            "pairs": [{**pair, "pictures": next(pictures), "fault": kind == "identity_faults"} for pair in extremes[kind][:_PICTURED]],
+            "pairs": [
+                {**pair, "pictures": next(pictures), "fault": kind == "identity_faults"} for pair in extremes[kind][:_PICTURED]
+            ],
         }
         for kind in kinds
     ]
@@ -344,8 +360,8 @@ def _pictures(pairs: list[dict[str, Any]], run: dict[str, Any]) -> list[Any]:
 
 def _failures(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the statuses of rows without a score, with examples and a line of pandas that lists all."""
-    kinds = [kind.removeprefix("failed.") for kind in summary["extremes"] if kind.startswith("failed.")]
-    return [{"status": kind, "pairs": summary["extremes"][f"failed.{kind}"], "list": list_failed(kind)} for kind in kinds]
+    kinds = [kind.removeprefix("failed_") for kind in summary["extremes"] if kind.startswith("failed_")]
+    return [{"status": kind, "pairs": summary["extremes"][f"failed_{kind}"], "list": list_failed(kind)} for kind in kinds]
 
 
 def list_failed(status: str) -> str:

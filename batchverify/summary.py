@@ -37,6 +37,7 @@ in [0, 1], with `…_interval` the bounds of Wilson's 95% interval; null stands 
 | error_rates.fmr, error_rates.fnmr, error_rates.accuracy, error_rates.eer, error_rates.eer_threshold | float? | of pairs with a score |
 | error_rates.generalised_fmr, error_rates.generalised_fnmr | float? | of all: a genuine pair that failed is a false non-match |
 | error_rates.*_interval | list? | |
+| error_rates.at_fmr | list | empty without impostor pairs |
 | error_rates.at_fmr[].target | float | an FMR |
 | error_rates.at_fmr[].threshold | float? | the lowest that gives it |
 | error_rates.at_fmr[].fmr, error_rates.at_fmr[].fnmr | float? | found there |
@@ -44,6 +45,7 @@ in [0, 1], with `…_interval` the bounds of Wilson's 95% interval; null stands 
 | error_rates.at_fmr[].evidence | str | `enough`, `rough` or `too_few`; see `metrics.OperatingPoint` |
 | error_rates.folds | dict? | null without folds; LFW's protocol, see `metrics.fold_accuracies` |
 | error_rates.folds.accuracy_mean, error_rates.folds.accuracy_standard_error | float | |
+| error_rates.folds.each | list | |
 | error_rates.folds.each[].fold | str | |
 | error_rates.folds.each[].pairs | int | |
 | error_rates.folds.each[].threshold, error_rates.folds.each[].accuracy | float | |
@@ -59,6 +61,7 @@ in [0, 1], with `…_interval` the bounds of Wilson's 95% interval; null stands 
 | extremes.*[].manifest_row | int | |
 | extremes.*[].score, extremes.*[].identity_left, extremes.*[].identity_right | float? | |
 | extremes.*[].label | bool? | true for a genuine pair |
+| gates | list | empty where none is set |
 | gates[].option, gates[].limit | str | |
 | gates[].found, gates[].rows | int | |
 | gates[].met | bool | |

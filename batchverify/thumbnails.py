@@ -60,7 +60,9 @@ def pair_thumbnails(pairs: Sequence[dict[str, Any]], run: dict[str, Any]) -> lis
         config.fetch_threads,
         min(_LONGEST_WAIT_S, config.image_timeout),
     )
-    found = dict(zip(wanted, (picture for batch in ahead.batches(wanted, max(1, len(wanted)), 0) for picture in batch), strict=True))
+    found = dict(
+        zip(wanted, (picture for batch in ahead.batches(wanted, max(1, len(wanted)), 0) for picture in batch), strict=True)
+    )
     return [(_of(left, found), _of(right, found)) for left, right in uris]
 
 

@@ -11,7 +11,7 @@ PACKAGE = Path(batchverify.__file__).parent
 LAYERS = [
     "train", "training.fit", "training.trainer", "training.optimizers", "training.network", "training.distort",
     "training.evaluate", "training.curves", "training.history", "training.sources", "training.data", "training.recipe",
-    "doctor", "cli", "pipeline", "gates", "summary", "scores", "inference", "reading", "models", "trials",
+    "doctor", "cli", "pipeline", "report", "plots", "thumbnails", "gates", "summary", "extremes", "scores", "inference", "reading", "models", "trials",
     "certificate", "siamese", "loading", "modelfile", "hdf5probe", "preprocessing", "comparisons", "sidecar",
     "manifest", "coders", "images", "traps", "identity", "metrics", "schema", "config", "version",
 ]  # fmt: skip
@@ -50,7 +50,7 @@ def test_tensorflow_only_where_a_model_is_loaded(name):
     assert not heavy or name in MAY_IMPORT_TENSORFLOW
 
 
-@pytest.mark.parametrize("name", ["metrics", "schema", "config", "identity", "version"])
+@pytest.mark.parametrize("name", ["metrics", "schema", "config", "identity", "version", "report", "plots"])
 def test_the_light_modules_import_nothing_heavy(name):
     assert not {module.split(".")[0] for module in imported(name)} & HEAVY
 
