@@ -1,4 +1,4 @@
-"""The most telling pairs of a run, a few of each kind, for the report. Mergeable: the same ones in whatever order parts come."""
+"""The most telling pairs of a run, a few of each kind, for the report. Mergeable: the same ones in any order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report's plots: Matplotlib's SVG, made fit to stand inside a page. Colours are the page's own, so that light and dark work."""
+"""The report's plots: Matplotlib's SVG, made fit to stand inside a page. Its colours are the page's: light or dark."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KIND_COLOURS = {"genuine": GENUINE, "impostor": IMPOSTOR, "unlabelled": NEUTRAL
 _BARS = 50
 _WIDTH_IN = 5.6
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED,
     "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK,
     "ytick.labelcolor": INK, "grid.color": GRID, "axes.titlesize": 9, "axes.titlelocation": "left", "axes.grid": True,
@@ -106,12 +106,11 @@ def det_plot(fmr: np.ndarray, fnmr: np.ndarray, pairs: tuple[int, int], eer: flo
     with _figure(3.4, 3.6) as (figure, finish):
         axes = figure.subplots()
         axes.plot(deviates(fmr, least[0]), deviates(fnmr, least[1]), color=NEUTRAL, linewidth=1.8)
-        for set_ticks, set_limits, floor in zip(
-            (axes.set_xticks, axes.set_yticks), (axes.set_xlim, axes.set_ylim), least, strict=True
-        ):
+        for axis, floor in zip("xy", least, strict=True):
             ticks = [tick for tick in _DET_TICKS if tick >= floor]
-            set_ticks(deviates(ticks, 1e-9), [f"{100 * tick:g}" for tick in ticks])
-            set_limits(NormalDist().inv_cdf(floor) - 0.15, NormalDist().inv_cdf(max(0.6, 1.2 * floor)))
+            limits = NormalDist().inv_cdf(floor) - 0.15, NormalDist().inv_cdf(0.6)
+            axes.set(**{f"{axis}ticks": deviates(ticks, 1e-9), f"{axis}lim": limits})
+            axes.set(**{f"{axis}ticklabels": [f"{100 * tick:g}" for tick in ticks]})
         axes.axline((0, 0), slope=1, color=MUTED, linewidth=0.8, linestyle=":")
         _mark(axes, deviates(point[0], least[0])[0], deviates(point[1], least[1])[0], eer, deviates(eer or 0.5, 1e-9)[0], 1)
         axes.set(xlabel="FMR in %", ylabel="FNMR in %")
@@ -200,7 +199,7 @@ def _mark(axes: Axes, x: float, y: float, eer: float | None, at: float, sign: in
 @contextmanager
 def _figure(height: float, width: float = _WIDTH_IN) -> Iterator[tuple[Figure, Any]]:
     """Gives a figure, and what makes of it an SVG element with a name and a description."""
-    with matplotlib.rc_context({**_STYLE}):
+    with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
 
         def finish(name: str, words: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.resources
-import json
 import logging
 import math
 import shlex
@@ -244,8 +243,8 @@ def _certificate_points(summary: dict[str, Any]) -> Iterator[Point]:
     if certificate and certificate["holds"] is False and not summary["identity"]["outscored"]:
         yield Point(
             "warn",
-            f"{certificate['positive_weights']:,} of {certificate['weights']:,} weights of the head are positive, so that a pair "
-            "can outscore an image against itself, though none did in this run.",
+            f"{certificate['positive_weights']:,} of {certificate['weights']:,} weights of the head are positive, so that a "
+            "pair can outscore an image against itself, though none did in this run.",
         )
 
 

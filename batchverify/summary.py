@@ -34,7 +34,8 @@ in [0, 1], with `…_interval` the bounds of Wilson's 95% interval; null stands 
 | error_rates.threshold | float | |
 | error_rates.genuine, error_rates.impostor | int | pairs with a score |
 | error_rates.genuine_failed, error_rates.impostor_failed | int | pairs without |
-| error_rates.fmr, error_rates.fnmr, error_rates.accuracy, error_rates.eer, error_rates.eer_threshold | float? | of pairs with a score |
+| error_rates.fmr, error_rates.fnmr, error_rates.accuracy | float? | of pairs with a score |
+| error_rates.eer, error_rates.eer_threshold | float? | of pairs with a score |
 | error_rates.generalised_fmr, error_rates.generalised_fnmr | float? | of all: a genuine pair that failed is a false non-match |
 | error_rates.*_interval | list? | |
 | error_rates.at_fmr | list | empty without impostor pairs |

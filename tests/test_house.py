@@ -11,9 +11,9 @@ PACKAGE = Path(batchverify.__file__).parent
 LAYERS = [
     "train", "training.fit", "training.trainer", "training.optimizers", "training.network", "training.distort",
     "training.evaluate", "training.curves", "training.history", "training.sources", "training.data", "training.recipe",
-    "doctor", "cli", "pipeline", "report", "plots", "thumbnails", "gates", "summary", "extremes", "scores", "inference", "reading", "models", "trials",
-    "certificate", "siamese", "loading", "modelfile", "hdf5probe", "preprocessing", "comparisons", "sidecar",
-    "manifest", "coders", "images", "traps", "identity", "metrics", "schema", "config", "version",
+    "doctor", "cli", "pipeline", "report", "plots", "thumbnails", "gates", "summary", "extremes", "scores", "inference",
+    "reading", "models", "trials", "certificate", "siamese", "loading", "modelfile", "hdf5probe", "preprocessing",
+    "comparisons", "sidecar", "manifest", "coders", "images", "traps", "identity", "metrics", "schema", "config", "version",
 ]  # fmt: skip
 HEAVY = {"apache_beam", "keras", "tensorflow"}
 MAY_IMPORT_TENSORFLOW = {"models", "siamese", "certificate", "loading", "preprocessing", "comparisons", "training.trainer",

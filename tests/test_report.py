@@ -1,6 +1,7 @@
 """The report as a reader meets it: in a browser, against the rows that it speaks of."""
 
 import dataclasses
+import itertools
 import json
 import shlex
 import shutil
@@ -189,7 +190,7 @@ def test_it_can_be_heard_and_walked_through(faulty, visit):
     labels = page.execute_script("return [...document.querySelectorAll('svg')].map(s => [s.getAttribute('role'), s.ariaLabel])")
     assert len(labels) == 4 and all(role == "img" and len(label) > 20 for role, label in labels)
     levels = page.execute_script("return [...document.querySelectorAll('h1,h2,h3')].map(h => +h.tagName[1])")
-    assert levels[0] == 1 and all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert levels[0] == 1 and all(after - before <= 1 for before, after in itertools.pairwise(levels))
     ids = page.execute_script("return [...document.querySelectorAll('[id]')].map(e => e.id)")
     anchors = page.execute_script("return [...document.querySelectorAll('a')].map(a => a.getAttribute('href').slice(1))")
     assert len(ids) == len(set(ids)) and len(anchors) >= 7 and set(anchors) <= set(ids)
