@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
@@ -27,7 +28,7 @@ _STYLE: Any = {
     "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED,
     "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK,
     "ytick.labelcolor": INK, "grid.color": GRID, "axes.titlesize": 9, "axes.titlelocation": "left", "axes.grid": True,
-    "axes.axisbelow": True, "legend.frameon": False,
+    "axes.axisbelow": True, "legend.frameon": False, "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
 _DET_TICKS = (1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99)
 
@@ -43,7 +44,7 @@ def score_plot(histograms: dict[str, np.ndarray], threshold: float) -> str:
     words = "Histogram of pair scores from 0 to 1, one panel each for " + ", ".join(
         f"{int(counts.sum())} {kind} pairs" for kind, counts in shown.items()
     )
-    with _figure(0.4 + 1.35 * len(shown)) as (figure, finish):
+    with _figure(0.4 + 1.4 * len(shown)) as (figure, finish):
         panels = np.atleast_1d(figure.subplots(len(shown), 1, sharex=True))
         for axes, (kind, counts) in zip(panels, shown.items(), strict=True):
             _bars(axes, counts, _KIND_COLOURS[kind])
@@ -135,12 +136,12 @@ def roc_plot(fmr: np.ndarray, fnmr: np.ndarray, eer: float | None, point: tuple[
 
 def time_plot(seconds: dict[str, float]) -> str:
     """Draws a bar for each kind of work."""
-    with _figure(0.5 + 0.28 * len(seconds)) as (figure, finish):
+    with _figure(0.7 + 0.28 * len(seconds), left=1.1) as (figure, finish):
         axes = figure.subplots()
         names, values = list(seconds)[::-1], list(seconds.values())[::-1]
         axes.barh(names, values, color=NEUTRAL, height=0.7)
         for row, value in enumerate(values):
-            axes.text(value, row, f" {value:,.1f} s", va="center", fontsize=8)
+            axes.annotate(f"{value:,.1f} s", (value, row), (3, 0), textcoords="offset points", va="center", fontsize=8)
         axes.margins(x=0.12)
         axes.grid(visible=False)
         axes.xaxis.set_visible(False)
@@ -150,8 +151,8 @@ def time_plot(seconds: dict[str, float]) -> str:
 
 def _bars(axes: Axes, counts: np.ndarray, colour: str, hatch: str | None = None) -> None:
     bars = counts.reshape(_BARS, -1).sum(axis=1)
-    edges = np.arange(_BARS) / _BARS
-    axes.bar(edges, bars, 1 / _BARS, align="edge", color=colour, hatch=hatch, edgecolor=PAPER, linewidth=0.3)
+    # One path, which is drawn several times faster than fifty bars.
+    axes.stairs(bars, np.linspace(0, 1, _BARS + 1), fill=True, facecolor=colour, hatch=hatch, edgecolor=PAPER, linewidth=0)
     axes.set_xlim(0, 1)
     axes.set_ylabel("count")
     axes.grid(axis="x", visible=False)
@@ -197,17 +198,18 @@ def _mark(axes: Axes, x: float, y: float, eer: float | None, at: float, sign: in
 
 
 @contextmanager
-def _figure(height: float, width: float = _WIDTH_IN) -> Iterator[tuple[Figure, Any]]:
+def _figure(height: float, width: float = _WIDTH_IN, left: float = 0.65) -> Iterator[tuple[Figure, Any]]:
     """Gives a figure, and what makes of it an SVG element with a name and a description."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+        figure = Figure(figsize=(width, height))
+        # Margins by hand: to have them found out takes as long as all the drawing.
+        across = {"left": left / width, "right": 1 - 0.12 / width}
+        figure.subplots_adjust(**across, bottom=0.45 / height, top=1 - 0.25 / height, hspace=0.42)
 
         def finish(name: str, words: str) -> str:
-            for axes in figure.axes:
-                axes.set_facecolor("none")
             file = io.StringIO()
             with matplotlib.rc_context({"svg.hashsalt": name}):
-                figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+                FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
             return _inline(file.getvalue(), name, words)
 
         yield figure, finish
