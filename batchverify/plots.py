@@ -30,7 +30,7 @@ _STYLE: Any = {
     "ytick.labelcolor": INK, "grid.color": GRID, "axes.titlesize": 9, "axes.titlelocation": "left", "axes.grid": True,
     "axes.axisbelow": True, "legend.frameon": False, "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
-_DET_TICKS = (1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99)
+_DET_TICKS = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 0.05, 0.2, 0.5)
 
 
 def score_plot(histograms: dict[str, np.ndarray], threshold: float) -> str:
@@ -79,7 +79,7 @@ def identity_plot(
         below.set_title(title, fontweight="bold", color=FAULT if faults.sum() else INK)
         for axes in (above, below):
             axes.axvline(threshold, color=INK, linestyle="--", linewidth=1.2)
-            axes.axvspan(*span, color=INK, alpha=0.25, linewidth=1.5)
+            axes.axvspan(*span, color=INK, alpha=0.12, linewidth=1.5)
         _note(above, threshold, f"threshold {threshold:g}")
         below.set_xlabel("score")
         return finish(
@@ -110,7 +110,7 @@ def det_plot(fmr: np.ndarray, fnmr: np.ndarray, pairs: tuple[int, int], eer: flo
         for axis, floor in zip("xy", least, strict=True):
             ticks = [tick for tick in _DET_TICKS if tick >= floor]
             limits = NormalDist().inv_cdf(floor) - 0.15, NormalDist().inv_cdf(0.6)
-            axes.set(**{f"{axis}ticks": deviates(ticks, 1e-9), f"{axis}lim": limits})
+            axes.set(**{f"{axis}ticks": deviates(ticks, 1e-12), f"{axis}lim": limits})
             axes.set(**{f"{axis}ticklabels": [f"{100 * tick:g}" for tick in ticks]})
         axes.axline((0, 0), slope=1, color=MUTED, linewidth=0.8, linestyle=":")
         _mark(axes, deviates(point[0], least[0])[0], deviates(point[1], least[1])[0], eer, deviates(eer or 0.5, 1e-9)[0], 1)
@@ -193,7 +193,7 @@ def _mark(axes: Axes, x: float, y: float, eer: float | None, at: float, sign: in
     if eer is not None:
         axes.plot([at], [at if sign > 0 else 1 - at], marker="D", color=INK, markersize=5, fillstyle="none", linestyle="",
                   label=f"EER {eer:.2%}")  # fmt: skip
-    axes.legend(loc="best", fontsize=8, frameon=True, facecolor=PAPER, framealpha=1,
+    axes.legend(loc="best" if sign > 0 else "lower right", fontsize=8, frameon=True, facecolor=PAPER, framealpha=1,
                 edgecolor=GRID)  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def _figure(height: float, width: float = _WIDTH_IN, left: float = 0.65) -> Iter
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height))
         # Margins by hand: to have them found out takes as long as all the drawing.
-        across = {"left": left / width, "right": 1 - 0.12 / width}
+        across = {"left": left / width, "right": 1 - 0.2 / width}
         figure.subplots_adjust(**across, bottom=0.45 / height, top=1 - 0.25 / height, hspace=0.42)
 
         def finish(name: str, words: str) -> str:

@@ -456,7 +456,7 @@ def _shown(value: Any) -> str:
 def _percent(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.2%}" if value == 0 or value >= 1e-3 else f"{100 * value:.2g}%"
+    return f"{value:.2%}" if value == 0 or value >= 1e-3 else f"{100 * value:.3g}%"
 
 
 def _interval(bounds: Sequence[float] | None) -> str:
