@@ -110,6 +110,8 @@ def rebuild(directory: str, output: str | None = None) -> str:
         raise Refused(f"{directory}: summary.json cannot be read ({error}); run the job again.") from None
     if summary is None:
         raise Refused(f"{directory} holds no finished run; name the --output of one.")
+    if not isinstance(summary, dict) or "summary_version" not in summary:
+        raise Refused(f"{directory}: its summary.json is not one that batchverify wrote; run the job again.")
     page = render(summary)
     try:
         if output is None:

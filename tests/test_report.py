@@ -307,6 +307,11 @@ def test_the_summary_of_an_older_version_has_a_report(sane, tmp_path, capsys):
 def test_a_directory_without_a_finished_run_is_refused(tmp_path, capsys):
     assert report.main([str(tmp_path / "none")]) == report.REFUSED
     assert "holds no finished run" in capsys.readouterr().err
+    (tmp_path / "_SUCCESS").touch()
+    for text, told in (("{", "cannot be read"), ("[]", "is not one that batchverify wrote")):
+        (tmp_path / "summary.json").write_text(text)
+        assert report.main([str(tmp_path)]) == report.REFUSED and told in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_a_report_that_cannot_be_made_says_so_and_fails_no_run(caplog):
