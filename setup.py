@@ -18,10 +18,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["batchverify", "batchverify.*"]),
-    package_data={"batchverify.demo": ["*.keras", "*.json", "*.md"]},
+    package_data={"batchverify": ["report.html.j2"], "batchverify.demo": ["*.keras", "*.json", "*.md"]},
     install_requires=[
         "apache-beam>=2.77,<2.80",
         "h5py>=3.11,<4",
+        "jinja2>=3.1.6,<4",
         "keras>=3.15,<4",
         "matplotlib>=3.10,<4",
         "numpy>=2.0,<3",
@@ -40,7 +41,9 @@ setup(
             "mypy>=2.0,<3",
             "pytest>=9.0,<10",
             "ruff>=0.17,<0.18",
+            "scikit-learn>=1.7,<2",
             "scipy>=1.15,<2",
+            "selenium>=4.30,<5",
             "tensorflow-hub>=0.16,<0.17",  # Beam's handler for TensorFlow imports it
             "tf-keras>=2.20,<3",
         ],

@@ -156,9 +156,13 @@ def closing_words(output: str, summary: dict[str, Any]) -> str:
             f"Labels    {rates['genuine']:,} genuine, {rates['impostor']:,} impostor: "
             + ", ".join(f"{name} {value:.2%}" for name, value in known)
         )
+        lines += [f"Suggest   {words}" for words in threshold_words(rates)]
     if baseline := summary.get("baseline"):
         lines.append("Baseline  " + baseline_words(baseline))
-    lines += ["Identity  " + identity_words(summary), f"Files     {output}/scores-*.parquet, {output}/summary.json"]
+    lines += [
+        "Identity  " + identity_words(summary),
+        f"Files     {output}/scores-*.parquet, {output}/summary.json, {output}/report.html",
+    ]
     return "\n".join(lines)
 
 
@@ -181,6 +185,22 @@ def baseline_words(baseline: dict[str, Any]) -> str:
 class _PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), keep="\n")
+
+
+def threshold_words(rates: dict[str, Any]) -> list[str]:
+    """Returns the thresholds that a run's labels suggest, a line each, and how far they are to be trusted."""
+    lines = []
+    if rates.get("eer_threshold") is not None:
+        lines.append(f"threshold {rates['eer_threshold']:.4f} for the EER of {rates['eer']:.2%}")
+    for point in rates.get("at_fmr", []):
+        if point["threshold"] is None:
+            lines.append(f"no threshold gives an FMR of {point['target']:g}")
+            continue
+        fnmr = "" if point["fnmr"] is None else f", FNMR {point['fnmr']:.2%}"
+        needed = {"enough": 0, "rough": 30, "too_few": 3}[point["evidence"]] / point["target"]
+        doubt = f" ({point['evidence'].replace('_', ' ')}: it takes {needed:,.0f} impostor pairs to show)" if needed else ""
+        lines.append(f"threshold {point['threshold']:.4f} for FMR {point['target']:g}{fnmr}{doubt}")
+    return lines
 
 
 def identity_words(summary: dict[str, Any]) -> str:
@@ -284,6 +304,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="column with 1 or true for genuine pairs, 0 or false for impostors; '' for none "
         "(default: genuine, if there is such a column)",
+    )
+    _add(
+        columns,
+        "--fold-column",
+        metavar="NAME",
+        help="column with a benchmark's fold, for the accuracy of LFW's protocol; '' for none (default: fold, if there is one)",
     )
     _add(
         columns,

@@ -168,6 +168,8 @@ class ScoringConfig(ModelConfig):
         right_column: manifest column with the second image's URI.
         label_column: column that says whether the pair is genuine; None takes `genuine` where it exists, and
             the empty string takes none.
+        fold_column: column that says to which fold of a benchmark such as LFW the pair belongs; None takes `fold` where it
+            exists, and the empty string takes none.
         image_root: folder that relative URIs start from, and that no image may lie outside of; None means
             the manifest's folder, and no confinement.
         max_image_pixels: an image of more pixels is `too_large`, found before it is decoded.
@@ -181,6 +183,7 @@ class ScoringConfig(ModelConfig):
     left_column: str = "left"
     right_column: str = "right"
     label_column: str | None = None
+    fold_column: str | None = None
     image_root: str | None = None
     max_image_pixels: int = 64_000_000
     max_image_bytes: int = 64 * 2**20
@@ -197,9 +200,9 @@ class ScoringConfig(ModelConfig):
         for name in ("max_image_pixels", "max_image_bytes", "fetch_threads"):
             if getattr(self, name) < 1:
                 yield f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least 1."
-        columns = [self.left_column, self.right_column, *([self.label_column] if self.label_column else [])]
+        columns = [self.left_column, self.right_column, *filter(None, (self.label_column, self.fold_column))]
         for column in {column for column in columns if columns.count(column) > 1}:
-            yield f"column '{column}' is given for two things; left, right and label are three different columns."
+            yield f"column '{column}' is given for two things; left, right, label and fold are different columns."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

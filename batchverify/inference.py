@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import apache_beam as beam
 import numpy as np
@@ -26,6 +26,9 @@ from batchverify.manifest import pair_uris
 from batchverify.reading import ReadAhead
 from batchverify.schema import BAD_ROW_COLUMN, RESULT_FIELDS, STATUSES, VERDICTS, ImageStatus, category
 from batchverify.sidecar import GoldenPair, complete
+
+if TYPE_CHECKING:
+    from batchverify.certificate import Certificate
 
 _OK = STATUSES.index(ImageStatus.OK)
 _NO_URI = STATUSES.index(ImageStatus.NO_URI)
@@ -113,6 +116,12 @@ class KerasNetwork:
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """See `Network.compare`."""
         return self._model.compare(left, right)
+
+    def certificate(self) -> Certificate | None:
+        """Returns what the head's weights prove; None where the model could not be taken apart."""
+        from batchverify.certificate import certify
+
+        return certify(self._model.siamese) if self._model.siamese else None
 
     def prove(self, uris: Sequence[str]) -> None:
         """Compares the network's parts with the whole on images at `uris`, as many as can be read.

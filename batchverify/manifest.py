@@ -33,7 +33,7 @@ _CSV_BLOCK_BYTES = _BLOCK_BYTES = 16 * 2**20
 _VALIDATION_BYTES = 64 * 2**20
 _PARQUET_ROWS = 262_144
 _PROBLEMS_TOLD = 20
-DEFAULT_LABEL = "genuine"
+DEFAULT_LABEL, DEFAULT_FOLD = "genuine", "fold"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Manifest:
         shards: the parts to read.
         schema: the columns that pass through, as they will be written.
         label_column: the column with labels, or None.
+        fold_column: the column with folds, or None.
         expected_rows: how many rows there are; an estimate where a CSV file is huge.
         expected_images: how many distinct images there are at most; an estimate likewise.
         sample: some of their URIs.
@@ -69,6 +70,7 @@ class Manifest:
     shards: tuple[Shard, ...]
     schema: pa.Schema
     label_column: str | None
+    fold_column: str | None
     expected_rows: int
     expected_images: int
     sample: tuple[str, ...]
@@ -121,6 +123,7 @@ def plan_manifest(config: VerificationConfig, sample: int = 12) -> Manifest:
         shards=tuple(shard for inspection in seen for shard in inspection.shards(config.block_rows)),
         schema=schema,
         label_column=_label_column(schema.names, config),
+        fold_column=_fold_column(schema.names, config),
         expected_rows=rows,
         expected_images=images if looked_at >= rows else int(np.ceil(images * rows / max(1, looked_at))),
         sample=_sample(seen, config, sample),
@@ -344,17 +347,19 @@ def _column_problems(path: str, schema: pa.Schema, config: VerificationConfig) -
     wanted = [("--left-column", config.left_column), ("--right-column", config.right_column)]
     if config.label_column:
         wanted.append(("--label-column", config.label_column))
+    if config.fold_column:
+        wanted.append(("--fold-column", config.fold_column))
     for option, name in wanted:
         if name not in names:
             yield f"{path}: there is no column '{name}', only {_list(names)}; name the right one with {option}."
-        elif option != "--label-column" and not _holds_uris(schema.field(name).type):
+        elif option in ("--left-column", "--right-column") and not _holds_uris(schema.field(name).type):
             yield f"{path}: column '{name}' holds {schema.field(name).type}, not text; give paths or URIs."
-    label = _label_column(names, config)
-    if label in names and not _holds_labels(schema.field(label).type):
-        yield (
-            f"{path}: column '{label}' holds {schema.field(label).type}, not labels; "
-            "name another with --label-column, or none with --label-column ''."
-        )
+    for what, column in (("label", _label_column(names, config)), ("fold", _fold_column(names, config))):
+        if column in names and not _holds_labels(schema.field(column).type):
+            yield (
+                f"{path}: column '{column}' holds {schema.field(column).type}, not {what}s; "
+                f"name another with --{what}-column, or none with --{what}-column ''."
+            )
 
 
 def _holds_uris(kind: pa.DataType) -> bool:
@@ -370,6 +375,12 @@ def _label_column(names: list[str], config: VerificationConfig) -> str | None:
     if config.label_column is None:
         return DEFAULT_LABEL if DEFAULT_LABEL in names else None
     return config.label_column or None
+
+
+def _fold_column(names: list[str], config: VerificationConfig) -> str | None:
+    if config.fold_column is None:
+        return DEFAULT_FOLD if DEFAULT_FOLD in names else None
+    return config.fold_column or None
 
 
 def _bad_label(block: pa.Table, label: str, path: str, first_row: int) -> str | None:

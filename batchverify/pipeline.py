@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import importlib.metadata
+import os
+import platform
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +16,7 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from batchverify.baseline import read_baseline
-from batchverify.config import ModelFacts, ScoringConfig, VerificationConfig
+from batchverify.config import Limit, ModelFacts, ScoringConfig, VerificationConfig
 from batchverify.drift import Night, compare_nights
 from batchverify.gates import judge
 from batchverify.inference import (
@@ -27,6 +30,7 @@ from batchverify.inference import (
     request_images,
 )
 from batchverify.manifest import Manifest, ReadManifest, plan_manifest
+from batchverify.report import make_report
 from batchverify.running import run_to_end
 from batchverify.schema import output_schema
 from batchverify.scores import RunDirectory, WriteScores, finish_run
@@ -39,6 +43,9 @@ _MOST_BUCKETS = 4096
 _EMBEDDING_BYTES_PER_BLOCK = 256 * 2**20
 # Beam's own DirectRunner first looks for another runner on the network, without a time-out.
 IN_PROCESS_RUNNER = "FnApiRunner"
+_LIBRARIES = ("apache-beam", "keras", "numpy", "pillow", "pyarrow", "tensorflow")
+# What the summary says of a run, and the Parquet files need not.
+_DETAILS = ("label_column", "fold_column", "working_directory", "options", "versions", "certificate")
 
 
 class Verified(NamedTuple):
@@ -143,7 +150,7 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> RunResult:
     """
     prepared = prepare(config)
     config = prepared.config
-    provenance = _provenance(config, prepared.network.facts)
+    provenance = _provenance(config, prepared.network, prepared.manifest)
     pipeline = beam.Pipeline(options=pipeline_options(beam_args))
     table = image_table(pipeline, prepared.manifest)
     held = table and table.get()
@@ -217,15 +224,17 @@ def build(
 ) -> None:
     """Adds the whole job to `pipeline`."""
     directory = RunDirectory(config.output)
-    schema = output_schema(manifest.schema, {key: str(value) for key, value in provenance.items() if value is not None})
+    told = {key: str(value) for key, value in provenance.items() if key not in _DETAILS and value is not None}
+    schema = output_schema(manifest.schema, told)
     blocks = pipeline | "ReadManifest" >> ReadManifest(manifest, config)
     verified = blocks | "VerifyPairs" >> VerifyPairs(config, manifest.expected_images, loader, table)
     files = verified.scores | "WriteScores" >> WriteScores(directory, schema)
     summary = (
         {"scores": verified.scores, "images": verified.images}
-        | "Summarise" >> Summarise(config, manifest.label_column)
+        | "Summarise" >> Summarise(config, manifest.label_column, manifest.fold_column)
         | "WriteSummary" >> beam.Map(_complete_summary, provenance, config, baseline)
     )
+    report = summary | "MakeReport" >> beam.Map(make_report)
     rows_read = blocks | "RowsRead" >> beam.Map(_rows) | beam.CombineGlobally(sum)
     _ = (
         pipeline
@@ -236,6 +245,7 @@ def build(
             directory,
             config.run_id,
             beam.pvalue.AsSingleton(summary),
+            beam.pvalue.AsSingleton(report),
             beam.pvalue.AsSingleton(rows_read),
             beam.pvalue.AsIter(files),
         )
@@ -259,7 +269,8 @@ def _bounded_block_rows(config: VerificationConfig, model: ModelFacts) -> int:
     return max(1, min(config.block_rows, _EMBEDDING_BYTES_PER_BLOCK // (2 * model.embedding_bytes)))
 
 
-def _provenance(config: VerificationConfig, model: ModelFacts) -> dict[str, Any]:
+def _provenance(config: VerificationConfig, network: KerasNetwork, manifest: Manifest) -> dict[str, Any]:
+    model = network.facts
     return {
         "version": VERSION,
         "run_id": config.run_id,
@@ -273,7 +284,31 @@ def _provenance(config: VerificationConfig, model: ModelFacts) -> dict[str, Any]
         "model_structure": model.structure,
         "model_notes": list(model.notes),
         "preprocessing": model.preprocessing,
+        "label_column": manifest.label_column,
+        "fold_column": manifest.fold_column,
+        "working_directory": os.getcwd(),
+        "options": _options_given(config),
+        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "certificate": _certificate(network),
     }
+
+
+def _options_given(config: VerificationConfig) -> dict[str, Any]:
+    """Returns what of `config` is not at its default, as JSON has it, but the run id."""
+    given = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name != "run_id" and value != field.default:
+            given[field.name] = str(value) if isinstance(value, Limit) else list(value) if isinstance(value, tuple) else value
+    return given
+
+
+def _certificate(network: KerasNetwork) -> dict[str, Any] | None:
+    certificate = network.certificate()
+    if certificate is None:
+        return None
+    positive = sum(float(weight) > 0 for weight in certificate.weights)
+    return dataclasses.asdict(certificate) | {"weights": len(certificate.weights), "positive_weights": positive}
 
 
 def pipeline_options(beam_args: Sequence[str]) -> PipelineOptions:

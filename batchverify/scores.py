@@ -8,6 +8,7 @@ import glob
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,7 @@ from apache_beam.io.filesystems import FileSystems
 from batchverify.config import Refused, RunFailed
 
 _LOG = logging.getLogger(__name__)
-_SUCCESS, _SUMMARY, _SCORES, _RUNNING = "_SUCCESS", "summary.json", "scores", "_RUNNING"
+_SUCCESS, _SUMMARY, _REPORT, _SCORES, _RUNNING = "_SUCCESS", "summary.json", "report.html", "scores", "_RUNNING"
 # Held while a run is finished and while it is swept away, so that an interrupted run is never left half of each.
 _SETTLING = threading.RLock()
 _CLAIMED: dict[str, RunDirectory] = {}  # by run id
@@ -108,12 +109,13 @@ class RunDirectory:
             rows += footer.num_rows
         return rows
 
-    def finish(self, run_id: str, summary: dict[str, Any]) -> None:
-        """Writes the summary, then `_SUCCESS`. May be called again, as workers may be.
+    def finish(self, run_id: str, summary: dict[str, Any], report: str) -> None:
+        """Writes summary and report, then `_SUCCESS`. May be called again, as workers may be.
 
         Args:
             run_id: whose files these are.
             summary: what becomes of `summary.json`.
+            report: what becomes of `report.html`.
 
         Raises:
             RunFailed: if another run has taken the directory.
@@ -124,13 +126,19 @@ class RunDirectory:
             if not self._is_ours(run_id):
                 raise self._taken()
             self._sweep_temporary()
-            self._write(_SUMMARY, json.dumps(summary, indent=2) + "\n")
+            self._write(_SUMMARY, _as_json(summary))
+            self._write(_REPORT, report)
             FileSystems.delete([self._join(_RUNNING)])
             self._write(_SUCCESS, run_id)
 
     def read_summary(self) -> dict[str, Any]:
         """Returns what `finish` wrote."""
         return json.loads(self._read(_SUMMARY))
+
+    def write_report(self, report: str) -> str:
+        """Replaces the report of a finished run, and returns where it stands."""
+        self._write(_REPORT, report)
+        return self._join(_REPORT)
 
     def is_finished(self) -> bool:
         return FileSystems.exists(self._join(_SUCCESS))
@@ -154,7 +162,7 @@ class RunDirectory:
 
     def _sweep(self) -> None:
         """Deletes a run's files, `_SUCCESS` first."""
-        for name in (_SUCCESS, _RUNNING, _SUMMARY):
+        for name in (_SUCCESS, _RUNNING, _SUMMARY, _REPORT):
             if FileSystems.exists(self._join(name)):
                 FileSystems.delete([self._join(name)])
         FileSystems.delete([found.path for found in self._match(f"{_SCORES}-*.parquet")])
@@ -209,7 +217,13 @@ class WriteScores(beam.PTransform):
 
 
 def finish_run(
-    _: Any, directory: RunDirectory, run_id: str, summary: dict[str, Any], rows_read: int, files: Iterable[str]
+    _: Any,
+    directory: RunDirectory,
+    run_id: str,
+    summary: dict[str, Any],
+    report: str,
+    rows_read: int,
+    files: Iterable[str],
 ) -> int:
     """Checks that every row that was read has been written, then finishes the run.
 
@@ -217,6 +231,7 @@ def finish_run(
         directory: of the run.
         run_id: whose scores count.
         summary: what becomes of `summary.json`.
+        report: what becomes of `report.html`.
         rows_read: how many rows there should be.
         files: the names that Beam gives of what it wrote. They are only waited for: where a worker dies and Beam moves
             files into place a second time, it does not name again those that were in place already.
@@ -228,8 +243,13 @@ def finish_run(
     rows_written = directory.count_rows(run_id)
     if not rows_read == rows_written == summary["rows"].get("total", 0):
         raise RunFailed(f"{rows_read} rows were read but {rows_written} written; run again, and report it if it happens again.")
-    directory.finish(run_id, summary)
+    directory.finish(run_id, summary, report)
     return rows_written
+
+
+def _as_json(summary: dict[str, Any]) -> str:
+    """Returns `summary` as indented JSON, the bins of histograms on one line each."""
+    return re.sub(r"\[\n\s+(\d+),\n\s+(\d+)\n\s+\]", r"[\1, \2]", json.dumps(summary, indent=2)) + "\n"
 
 
 def _brief(error: BaseException) -> str:

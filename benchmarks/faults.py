@@ -74,7 +74,7 @@ class Outcome:
         failed = found["score"].isna()
         self.typed += int((failed & found["error"].notna()).sum())
         self.wrong += int((failed & found["error"].isna()).sum())
-        self.wrong += len(names(output) ^ {"_SUCCESS", "summary.json", *scores(output)})
+        self.wrong += len(names(output) ^ {"_SUCCESS", "report.html", "summary.json", *scores(output)})
         if undisturbed is not None:
             self.wrong += 0 if found.equals(undisturbed) else 1
 

@@ -18,7 +18,16 @@ def command(*arguments) -> subprocess.CompletedProcess:
 def test_a_run_says_what_it_did(demo, tmp_path):
     done = command("--manifest", demo / "demo.csv", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    for words in ("embedded demo model", "125: 122 scored, 3 without", "1 missing, 1 unreadable", "SANE", "scores-*.parquet"):
+    for words in (
+        "embedded demo model",
+        "125: 122 scored, 3 without",
+        "1 missing, 1 unreadable",
+        "SANE",
+        "scores-*.parquet",
+        "threshold 0.9102 for FMR 0.01, FNMR 14.52% (too few: it takes 300",
+        "for the EER of 3.28%",
+        "report.html",
+    ):
         assert words in done.stdout
     again = command("--manifest", demo / "demo.csv", "--output", tmp_path / "out")
     assert again.returncode == 2 and "--overwrite" in again.stderr and "Traceback" not in again.stderr

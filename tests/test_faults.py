@@ -20,7 +20,7 @@ import batchverify
 from batchverify.cli import main
 from batchverify.scores import RunDirectory
 
-FINISHED = ["_SUCCESS", "scores-00000-of-00001.parquet", "summary.json"]
+FINISHED = ["_SUCCESS", "report.html", "scores-00000-of-00001.parquet", "summary.json"]
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ PACKAGE = Path(batchverify.__file__).parent
 LAYERS = [
     "train", "training.fit", "training.trainer", "training.optimizers", "training.network", "training.distort",
     "training.evaluate", "training.curves", "training.history", "training.sources", "training.data", "training.recipe",
-    "doctor", "convert", "cli", "check", "pipeline", "running", "gates", "baseline", "drift", "summary", "scores", "inference",
-    "reading", "models", "freezing", "trials", "certificate", "siamese", "loading", "modelfile", "hdf5probe", "preprocessing",
+    "doctor", "convert", "cli", "check", "pipeline", "running", "report", "plots", "thumbnails", "gates", "baseline", "drift",
+    "summary", "extremes", "scores", "inference", "reading", "models", "freezing", "trials", "certificate", "siamese",
+    "loading", "modelfile", "hdf5probe", "preprocessing",
     "comparisons", "sidecar", "manifest", "coders", "images", "traps", "identity", "metrics", "schema", "config", "version",
 ]  # fmt: skip
 HEAVY = {"apache_beam", "keras", "tensorflow"}
@@ -51,6 +52,7 @@ def test_tensorflow_only_where_a_model_is_loaded(name):
 
 
 @pytest.mark.parametrize("name", ["metrics", "drift", "schema", "config", "identity", "version"])
+@pytest.mark.parametrize("name", ["metrics", "schema", "config", "identity", "version", "report", "plots"])
 def test_the_light_modules_import_nothing_heavy(name):
     assert not {module.split(".")[0] for module in imported(name)} & HEAVY
 

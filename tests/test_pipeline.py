@@ -158,7 +158,7 @@ def test_a_run_directory_is_whole_or_not_at_all(small_model, pictures, tmp_path,
     config = batchverify.VerificationConfig(manifests=(str(manifest),), output=str(output), model=small_model)
     batchverify.run(config)
     assert sorted(path.name for path in output.iterdir()) == [
-        "_SUCCESS", "notes.txt", "scores-00000-of-00001.parquet", "summary.json",
+        "_SUCCESS", "notes.txt", "report.html", "scores-00000-of-00001.parquet", "summary.json",
     ]  # fmt: skip
     with pytest.raises(batchverify.Refused, match="--overwrite"):
         batchverify.run(config)

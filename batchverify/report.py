@@ -1,0 +1,473 @@
+"""`python -m batchverify.report DIR`: a run's summary as one HTML file, to be looked at in the morning.
+
+The run itself writes `report.html`; this makes it again, for a run of an older version or where images have come back.
+Nothing of the scores is read: all that is shown stands in `summary.json`, but the thumbnails, which are fetched again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.resources
+import logging
+import math
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from batchverify import metrics
+from batchverify.config import Refused, RunFailed, printable
+
+DONE, FAILED, REFUSED = 0, 1, 2
+_LOG = logging.getLogger(__name__)
+_NEWEST = 2
+_PICTURED = 10  # pairs of a kind; with three kinds at most 60 images
+_LABELLED = ("identity_faults", "highest_impostors", "lowest_genuines")
+_UNLABELLED = ("identity_faults", "highest_unlabelled", "lowest_unlabelled")
+_OPTIONS = {"manifests": "manifest", "lambdas": "lambda", "custom_objects": "custom-object"}
+_MARKS = {"good": "✓", "warn": "!", "bad": "✗", "plain": "–"}
+# Words for a shift of the population stability index, as is the custom (Siddiqi, "Credit Risk Scorecards", 2006).
+_PSI_WORDS = ((0.1, "good", "hardly any shift"), (0.25, "warn", "some shift"), (math.inf, "bad", "a large shift"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One thing that a verdict rests on.
+
+    Attributes:
+        level: `good`, `warn`, `bad` or `plain`.
+        text: the same in words.
+    """
+
+    level: str
+    text: str
+
+    @property
+    def mark(self) -> str:
+        return _MARKS[self.level]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Whether to believe a run.
+
+    Attributes:
+        level: as of a `Point`.
+        headline: one short sentence.
+        points: what it rests on.
+    """
+
+    level: str
+    headline: str
+    points: tuple[Point, ...]
+
+    @property
+    def mark(self) -> str:
+        return _MARKS[self.level]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Makes the report of the run directory that `argv` names, and returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m batchverify.report",
+        description="Makes the report of a finished run from its summary.json, as one HTML file.",
+        epilog="Exit codes: 0 done, 1 it could not be written, 2 refused.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("directory", metavar="DIR", help="run directory: the --output of a finished run")
+    parser.add_argument("--output", metavar="FILE", help="file to write (default: report.html in DIR)")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.ERROR)  # Beam warns of clients that are not installed.
+    try:
+        print(printable(rebuild(options.directory, options.output)))
+    except Refused as refused:
+        for problem in refused.problems:
+            print(f"batchverify: {problem}", file=sys.stderr)
+        return REFUSED
+    except RunFailed as failed:
+        print(f"batchverify: {failed}", file=sys.stderr)
+        return FAILED
+    return DONE
+
+
+def rebuild(directory: str, output: str | None = None) -> str:
+    """Makes the report of a finished run again, and returns where it stands.
+
+    Raises:
+        Refused: if there is no finished run, or its summary is newer than this program.
+        RunFailed: if the file cannot be written.
+    """
+    from batchverify.scores import RunDirectory
+
+    run = RunDirectory(directory)
+    try:
+        summary = run.read_summary() if run.is_finished() else None
+    except (OSError, ValueError) as error:
+        raise Refused(f"{directory}: summary.json cannot be read ({error}); run the job again.") from None
+    if summary is None:
+        raise Refused(f"{directory} holds no finished run; name the --output of one.")
+    if not isinstance(summary, dict) or "summary_version" not in summary:
+        raise Refused(f"{directory}: its summary.json is not one that batchverify wrote; run the job again.")
+    page = render(summary)
+    try:
+        if output is None:
+            return run.write_report(page)
+        with open(output, "w", encoding="utf-8") as file:
+            file.write(page)
+    except OSError as error:
+        raise RunFailed(f"the report cannot be written ({error}); name another --output.") from None
+    return output
+
+
+def make_report(summary: dict[str, Any]) -> str:
+    """Returns the report of a run; a page that says why there is none, where it cannot be made.
+
+    A night's scores are worth more than their report, so that no fault of it may fail the run.
+    """
+    try:
+        return render(summary)
+    except Exception as error:  # whatever it is
+        _LOG.error("the report could not be made (%s: %s); the scores are whole.", type(error).__name__, error)
+        words = f"This report could not be made ({type(error).__name__}: {error}). The scores are whole."
+        return _environment().from_string(
+            '<!doctype html><html lang="en"><meta charset="utf-8"><title>No report</title><p>{{ words }}</p></html>'
+        ).render(words=words)  # fmt: skip
+
+
+def render(summary: dict[str, Any]) -> str:
+    """Returns the page of a summary.
+
+    Raises:
+        Refused: if the summary is newer than this program.
+    """
+    if summary.get("summary_version", 0) > _NEWEST:
+        raise Refused(f"summary.json has version {summary['summary_version']}; update batchverify, which knows {_NEWEST}.")
+    if summary.get("summary_version") == 1:
+        summary = _of_version_1(summary)
+    summary = {"profile": None, "baseline": None, **summary}  # sections that not every run has
+    template = importlib.resources.files("batchverify").joinpath("report.html.j2").read_text(encoding="utf-8")
+    rates, run = summary["error_rates"], summary["run"]
+    return _environment().from_string(template).render(
+        summary=summary,
+        run=run,
+        rates=rates,
+        verdict=judge_run(summary),
+        sanity=_sanity(summary),
+        plots=_plots(summary),
+        gallery=_gallery(summary),
+        failures=_failures(summary),
+        suggestions=_suggestions(rates) if rates else [],
+        drift=_drift(summary["baseline"]) if summary.get("baseline") else None,
+        command=command_of(run),
+        statuses=_statuses(summary),
+    )  # fmt: skip
+
+
+def judge_run(summary: dict[str, Any]) -> Verdict:
+    """Returns whether a run is to be believed, in words for somebody who never heard of the identity check."""
+    identity = _identity_point(summary)
+    points = [
+        identity,
+        *_certificate_points(summary),
+        *_gate_points(summary),
+        *_row_points(summary),
+        *_baseline_points(summary),
+    ]
+    broken = any(not gate["met"] for gate in summary["gates"])
+    if summary["rows"].get("total", 0) == 0:
+        return Verdict("warn", "The manifest had no rows, so there is nothing to judge.", tuple(points))
+    if identity.level == "bad":
+        headline = "Don’t trust these scores: the model fails the identity check."
+    elif identity.level == "warn":
+        headline = "Nothing could be judged: no image could be read."
+    elif broken:
+        headline = "The model is sane, but a limit that you set is not met."
+    elif failed := summary["rows"].get("failed", 0):
+        headline = f"The model is sane, and the run is complete, but {_counted(failed, 'row has', 'rows have')} no score."
+    else:
+        headline = "The model is sane, and the run is complete."
+    level = (
+        "bad" if broken or identity.level == "bad" else "warn" if any(p.level in ("warn", "bad") for p in points) else "good"
+    )
+    return Verdict(level, headline, tuple(points))
+
+
+def command_of(run: dict[str, Any]) -> str:
+    """Returns what a shell is told to do this run again; empty where the summary is too old to say."""
+    words = []
+    for name, value in run.get("options", {}).items():
+        option = f"--{_OPTIONS.get(name, name).replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        elif name == "image_size":
+            words.append(f"{option} {value[0]}x{value[1]}")
+        else:
+            # With "=", so that a value that begins with a dash is none of the options.
+            words += [shlex.quote(f"{option}={each}") for each in (value if isinstance(value, list) else [value])]
+    if not words:
+        return ""
+    return f"cd {shlex.quote(run['working_directory'])}\n" + " \\\n    ".join(["python -m batchverify", *words])
+
+
+def _identity_point(summary: dict[str, Any]) -> Point:
+    identity, threshold = summary["identity"], summary["run"]["threshold"]
+    compared = summary["images"].get("ok", 0)
+    if identity["score_min"] is None:
+        return Point("warn", "Identity check: no image could be encoded, so none was compared with itself.")
+    low, high = identity["score_min"], identity["score_max"]
+    scale = f"{low:.4f}" if f"{low:.4f}" == f"{high:.4f}" else f"{low:.4f} to {high:.4f}"
+    refused, outscored = identity["images_below_threshold"], identity["outscored"]
+    if not refused and not outscored:
+        return Point(
+            "good",
+            f"Identity check passed: each of {compared:,} images, compared with itself, scored {scale}; none fell below the "
+            f"threshold {threshold:g}, and no pair scored higher than its own images do.",
+        )
+    seen = []
+    if refused:
+        seen.append(f"{refused:,} of {compared:,} images, compared with themselves, fall below the threshold {threshold:g}")
+    if outscored:
+        seen.append(f"{outscored:,} of {summary['rows'].get('scored', 0):,} pairs score higher than an image against itself")
+    return Point(
+        "bad",
+        f"Identity check failed: {'; '.join(seen)}. An image compared with itself scores {scale}; nothing can be more "
+        "alike, so it should be near 1. The model is at fault, not the images: retrain its head with weights that can’t be "
+        "positive and with identity pairs.",
+    )
+
+
+def _certificate_points(summary: dict[str, Any]) -> Iterator[Point]:
+    certificate = summary["run"].get("certificate")
+    if certificate and certificate["holds"] is False and not summary["identity"]["outscored"]:
+        yield Point(
+            "warn",
+            f"{certificate['positive_weights']:,} of {certificate['weights']:,} weights of the head are positive, so that a "
+            "pair can outscore an image against itself, though none did in this run.",
+        )
+
+
+def _sanity(summary: dict[str, Any]) -> Point:
+    """Returns the doctor's verdict on the model, from what this run saw of it."""
+    identity, certificate = _identity_point(summary), summary["run"].get("certificate")
+    if identity.level == "warn":
+        return Point("warn", "Not to be told: no image could be encoded.")
+    if identity.level == "bad" or (certificate and certificate["holds"] is False):
+        return Point("bad", "Not sane: an image compared with itself is not, or need not be, the most alike that there is.")
+    if certificate and certificate["holds"]:
+        return Point("good", "Sane, and proven so by its weights: no pair can outscore an image compared with itself.")
+    return Point("good", "Sane on all pairs of this run; its weights don’t prove it for others.")
+
+
+def _counted(count: int, one: str, more: str) -> str:
+    return f"{count:,} {one if count == 1 else more}"
+
+
+def _gate_points(summary: dict[str, Any]) -> Iterator[Point]:
+    if not summary["gates"]:
+        yield Point("plain", "No gates were set (--max-failed-rows, --max-identity-faults).")
+    for gate in summary["gates"]:
+        words = f"{gate['option']} {gate['limit']}: found {_shown(gate['found'])}"
+        words += f" of {gate['rows']:,} rows" if gate.get("rows") else ""
+        yield Point("good" if gate["met"] else "bad", f"Gate {'met' if gate['met'] else 'not met'}: {words}.")
+
+
+def _row_points(summary: dict[str, Any]) -> Iterator[Point]:
+    rows = summary["rows"]
+    total, failed = rows.get("total", 0), rows.get("failed", 0)
+    yield Point("good", f"Rows in = rows out: {total:,} read, {total:,} written.")
+    if failed:
+        yield Point(
+            "warn",
+            f"{failed:,} of {total:,} rows ({failed / total:.2%}) have no score; they count as neither match nor non-match.",
+        )
+    elif total:
+        yield Point("good", "Every row has a score.")
+
+
+def _baseline_points(summary: dict[str, Any]) -> Iterator[Point]:
+    baseline = summary.get("baseline")
+    if not baseline:
+        return
+    if baseline.get("model_changed"):
+        yield Point("warn", "The model is another one than in the run that this one is compared with.")
+    if baseline.get("psi") is not None:
+        level, words = _psi_words(baseline["psi"])
+        yield Point(
+            level, f"Against the earlier run, the scores show {words} (population stability index {baseline['psi']:.3f})."
+        )
+
+
+def _psi_words(psi: float) -> tuple[str, str]:
+    return next((level, words) for most, level, words in _PSI_WORDS if psi < most or most == math.inf)
+
+
+def _plots(summary: dict[str, Any]) -> dict[str, str]:
+    """Returns SVG elements by name, empty where there is nothing to show."""
+    from batchverify import plots
+
+    rates, histograms = summary["error_rates"], summary["score_histograms"]
+    genuine, impostor, unlabelled, identity, faults = (
+        metrics.dense(histograms.get(kind) or [])
+        for kind in ("genuine", "impostor", "unlabelled", "identity", "identity_faults")
+    )
+    threshold, all_pairs = summary["run"]["threshold"], genuine + impostor + unlabelled
+    drawn = dict.fromkeys(("scores", "identity", "det", "roc", "time"), "")
+    if all_pairs.sum():
+        kinds = {"genuine": genuine, "impostor": impostor, "unlabelled": unlabelled}
+        drawn["scores"] = plots.score_plot(kinds, threshold)
+    if identity.sum():
+        span = summary["identity"]["score_min"], summary["identity"]["score_max"]
+        drawn["identity"] = plots.identity_plot(identity, all_pairs, faults, span, threshold)
+    if rates and rates["genuine"] and rates["impostor"]:
+        _, fmr, fnmr = metrics.det_points(genuine, impostor)
+        point, pairs = (rates["fmr"], rates["fnmr"]), (rates["impostor"], rates["genuine"])
+        drawn["det"] = plots.det_plot(fmr, fnmr, pairs, rates["eer"], point)
+        drawn["roc"] = plots.roc_plot(fmr, fnmr, rates["eer"], point)
+    if seconds := {name: value for name, value in (summary.get("profile") or {}).get("seconds", {}).items() if value}:
+        drawn["time"] = plots.time_plot(seconds)
+    return {name: Markup(svg) for name, svg in drawn.items()}
+
+
+def _gallery(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the kinds of telling pairs, each with its pairs and their pictures."""
+    extremes = summary["extremes"]
+    kinds = [kind for kind in (_LABELLED if summary["error_rates"] else _UNLABELLED) if extremes.get(kind)]
+    chosen = [pair for kind in kinds for pair in extremes[kind][:_PICTURED]]
+    pictures = iter(_pictures(chosen, summary["run"]))
+    return [
+        {
+            "kind": kind,
+            "pairs": [
+                {**pair, "pictures": next(pictures), "fault": kind == "identity_faults"} for pair in extremes[kind][:_PICTURED]
+            ],
+        }
+        for kind in kinds
+    ]
+
+
+def _pictures(pairs: list[dict[str, Any]], run: dict[str, Any]) -> list[Any]:
+    from batchverify.thumbnails import Thumbnail, pair_thumbnails
+
+    try:
+        return pair_thumbnails(pairs, run)
+    except Exception as error:  # Pictures are the least of a report; whatever it is, it must not cost the rest.
+        _LOG.warning("thumbnails could not be made (%s: %s).", type(error).__name__, error)
+        return [(Thumbnail("", "not shown"),) * 2] * len(pairs)
+
+
+def _failures(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the statuses of rows without a score, with examples and a line of pandas that lists all."""
+    kinds = [kind.removeprefix("failed_") for kind in summary["extremes"] if kind.startswith("failed_")]
+    return [{"status": kind, "pairs": summary["extremes"][f"failed_{kind}"], "list": list_failed(kind)} for kind in kinds]
+
+
+def list_failed(status: str) -> str:
+    """Returns the pandas expression that lists the rows with an image of one status."""
+    if status == "ok":
+        return 'scores[(scores.left_status == "ok") & (scores.right_status == "ok")]'
+    if status == "not_a_number":
+        return 'scores[scores.error == "the model gave a score that is not a number"]'
+    return f'scores[(scores.left_status == "{status}") | (scores.right_status == "{status}")]'
+
+
+def _statuses(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns a row of the table of images for each status that occurred."""
+    rows, images = summary["rows"], summary["images"]
+    names = {name for name in images if name != "total"}
+    names |= {name.split(".", 1)[1] for name in rows if name.startswith(("left.", "right."))}
+    return [
+        {
+            "status": name,
+            "images": images.get(name, 0),
+            "left": rows.get(f"left.{name}", 0),
+            "right": rows.get(f"right.{name}", 0),
+            "list": list_failed(name),
+        }
+        for name in sorted(names, key=lambda name: (name != "ok", name))
+    ]
+
+
+def _suggestions(rates: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns each operating point, with a remark where there are too few impostor pairs to show its FMR."""
+    needed = {"rough": (30, "rule of 30"), "too_few": (3, "rule of 3")}
+    found = []
+    for point in rates["at_fmr"]:
+        remark = ""
+        if point["evidence"] in needed:
+            times, rule = needed[point["evidence"]]
+            kind = "shows such an FMR" if times == 3 else "shows it to within 30%"
+            remark = f"too few: it takes {times / point['target']:,.0f} impostor pairs before a run {kind} ({rule})"
+        found.append({**point, "remark": remark})
+    return found
+
+
+def _drift(baseline: dict[str, Any]) -> dict[str, Any]:
+    """Returns the comparison with an earlier run as rows of before and now."""
+    rows = [(name.replace("_", " "), *baseline[name]) for name in ("match_rate", "score_mean") if baseline.get(name)]
+    for group, title in (("failures", "failed"), ("identity", "identity")):
+        rows += [(f"{title}: {name.replace('_', ' ')}", *pair) for name, pair in (baseline.get(group) or {}).items()]
+    words = _psi_words(baseline["psi"])[1] if baseline.get("psi") is not None else ""
+    return {"rows": rows, "words": words, **{name: baseline.get(name) for name in ("path", "psi", "ks", "model_changed")}}
+
+
+def _of_version_1(summary: dict[str, Any]) -> dict[str, Any]:
+    """Returns a summary of version 1 as one of version 2, without what it does not know."""
+    rates, histograms = summary["error_rates"], summary["score_histograms"]
+    if rates:
+        genuine, impostor = (metrics.dense(histograms[kind]) for kind in ("genuine", "impostor"))
+        matches = (round((1 - (rates["fnmr"] or 0)) * rates["genuine"]), round((rates["fmr"] or 0) * rates["impostor"]))
+        rates = metrics.describe(genuine, impostor, rates["threshold"], matches, (0, 0))
+        rates |= {"folds": None, "generalised_fmr": None, "generalised_fnmr": None}
+    images = summary["images"]
+    failed = metrics.Rate(images.get("total", 0) - images.get("ok", 0), images.get("total", 0))
+    return {
+        **summary,
+        "error_rates": rates,
+        "failure_to_acquire": {"rate": failed.value, "interval": failed.interval},
+        "extremes": {},
+    }
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalized
+    )
+    environment.filters |= {"shown": _shown, "percent": _percent, "interval": _interval, "words": _words}
+    return environment
+
+
+def _finalized(value: Any) -> Any:
+    """Writes out what is not printed, such as marks that turn the direction of a line, in strings that come from strangers."""
+    return printable(value, keep="\n") if type(value) is str else value
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _percent(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2%}" if value == 0 or value >= 1e-3 else f"{100 * value:.3g}%"
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else f"{_percent(bounds[0])} to {_percent(bounds[1])}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
