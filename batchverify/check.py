@@ -20,7 +20,9 @@ from batchverify.config import ModelFacts, Refused, RunFailed, VerificationConfi
 from batchverify.drift import Night
 from batchverify.inference import KerasNetwork
 from batchverify.manifest import Manifest, pair_uris, read_keyed
-from batchverify.pipeline import IN_PROCESS_RUNNER, Prepared, bucket_count, pipeline_options, prepare
+from batchverify.memory import process_bytes, worker_bytes
+from batchverify.pipeline import IN_PROCESS_RUNNER, Prepared, bucket_count, prepare
+from batchverify.progress import duration
 from batchverify.schema import BAD_ROW_COLUMN, STATUSES
 from batchverify.sidecar import golden_pairs
 
@@ -28,10 +30,6 @@ _HASHES = 65_536
 _SAMPLE = 256
 _PROBLEMS_TOLD = 20
 _PAIRS_TIMED, _FLOATS_TIMED, _WHOLE_PAIRS_TIMED = 8192, 2**24, 256
-# Measured: in this process Beam holds all that every stage gives, as tables and as bytes. A million rows over 2,000, 50,000
-# and 200,000 images came to 7 times the blocks and 7 times the embeddings that they asked for.
-_COPIES = 7
-_BYTES_BESIDE_EMBEDDING = 120
 
 
 class DistinctTexts:
@@ -170,11 +168,10 @@ def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Chec
         Refused: as the run, and at a mistake anywhere in the manifest.
         RunFailed: if the output directory could not be written.
     """
-    prepared = prepare(config)
+    prepared = prepare(config, beam_args)
     _require_writable(prepared.config.output)
     survey = survey_manifest(prepared.manifest, prepared.config)
     sample = try_images(prepared.network, survey.images.sample())
-    runner = str(pipeline_options(beam_args).view_as(StandardOptions).runner)
     return Check(
         config=prepared.config,
         survey=survey,
@@ -183,9 +180,9 @@ def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Chec
         sample=sample,
         baseline=prepared.baseline,
         buckets=bucket_count(prepared.manifest.expected_images),
-        runner=runner,
+        runner=str(prepared.options.view_as(StandardOptions).runner),
         seconds=_seconds(survey, sample),
-        memory=_memory(prepared, survey, runner == IN_PROCESS_RUNNER),
+        memory=_memory(prepared, survey),
     )
 
 
@@ -263,15 +260,9 @@ def _time_words(check: Check) -> str:
     if check.seconds is None or not sample.images_per_second or not sample.pairs_per_second:
         return "unknown, as no image of the sample could be encoded"
     return (
-        f"about {_duration(check.seconds)} in one process like this, and what shuffling and writing take: "
+        f"about {duration(check.seconds)} in one process like this, and what shuffling and writing take: "
         f"{sample.images_per_second:,.0f} images/s and {sample.pairs_per_second:,.0f} pairs/s were measured"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _pairs_per_second(network: KerasNetwork, images: pa.Table) -> float:
@@ -289,11 +280,11 @@ def _seconds(survey: Survey, sample: Sample) -> float | None:
     return survey.seconds + survey.images.count() / sample.images_per_second + survey.rows / sample.pairs_per_second
 
 
-def _memory(prepared: Prepared, survey: Survey, in_process: bool) -> int:
-    """Returns what this process has come to with the model in use, and what the data adds: all of it, or a block's."""
-    answer = prepared.network.facts.embedding_bytes + _BYTES_BESIDE_EMBEDDING
-    rows, requests = (survey.bytes, survey.requests) if in_process else (survey.largest_block, survey.most_requests)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + _COPIES * (rows + requests * answer)
+def _memory(prepared: Prepared, survey: Survey) -> int:
+    used, of_image = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, prepared.network.facts.embedding_bytes
+    if prepared.table is None:
+        return used + worker_bytes(survey.largest_block, survey.most_requests, of_image)
+    return used + process_bytes(survey.bytes, survey.images.count(), of_image)
 
 
 def _require_writable(output: str) -> None:

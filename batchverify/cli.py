@@ -12,7 +12,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 
 from batchverify.config import (
@@ -72,7 +72,7 @@ def run_as_process() -> NoReturn:
 def _run(argv: Sequence[str]) -> int:
     quieten_libraries()
     config, beam_args = parse(argv)
-    if config.model is None:
+    if config.model is None and "--quiet" not in argv:
         print("No --model given: scoring with the embedded demo model, trained on handwritten characters.")
     if "--check" in argv:
         from batchverify.check import check_run, words
@@ -80,9 +80,15 @@ def _run(argv: Sequence[str]) -> int:
         print(words(check_run(config, beam_args)))
         return DONE
     from batchverify.pipeline import run
+    from batchverify.progress import watcher
 
-    result = run(config, beam_args)
-    print(closing_words(result.output, result.summary))
+    quiet = "--quiet" in argv
+    if quiet:
+        logging.getLogger("batchverify").setLevel(logging.WARNING)
+    with ExitStack() as stack:
+        result = run(config, beam_args, None if quiet else watcher(stack))
+    if not quiet:
+        print(closing_words(result.output, result.summary))
     return BEYOND_GATE if _tell_gates(result.summary) else DONE
 
 
@@ -97,6 +103,8 @@ def _swept_when_stopped() -> Iterator[None]:
         # Before this module is loaded there is nothing to sweep; to load it takes Beam's two seconds.
         if abandon_all := getattr(sys.modules.get("batchverify.scores"), "abandon_all", None):
             abandon_all()
+        if sweep := getattr(sys.modules.get("batchverify.tally"), "sweep", None):
+            sweep()
         print(f"batchverify: stopped by {signal.Signals(number).name}; no unfinished output is left.", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -133,7 +141,8 @@ def parse(argv: Sequence[str]) -> tuple[VerificationConfig, list[str]]:
     if missing := [f"{name} is missing; see --help." for name in ("--manifest", "--output") if not vars(options)[_DEST[name]]]:
         raise Refused(missing)
     settings = model_settings(options)
-    del settings["check"]  # says whether to run, and nothing of the run
+    for flag in ("check", "quiet"):  # they say how to run, and nothing of the run
+        del settings[flag]
     return VerificationConfig(**settings), others
 
 
@@ -159,6 +168,8 @@ def closing_words(output: str, summary: dict[str, Any]) -> str:
         lines += [f"Suggest   {words}" for words in threshold_words(rates)]
     if baseline := summary.get("baseline"):
         lines.append("Baseline  " + baseline_words(baseline))
+    if profile := summary.get("profile"):
+        lines.append("Time      " + profile_words(profile))
     lines += [
         "Identity  " + identity_words(summary),
         f"Files     {output}/scores-*.parquet, {output}/summary.json, {output}/report.html",
@@ -180,6 +191,19 @@ def baseline_words(baseline: dict[str, Any]) -> str:
         f"          matches {before} before, {now} now; failures {', '.join(changed) or 'as before'}"
     )
     return printable(told, keep="\n")  # The earlier summary may be a stranger's.
+
+
+def profile_words(profile: dict[str, Any]) -> str:
+    """Returns where a run's time went, the larger shares first, and beside it what its reading threads did meanwhile."""
+    wall, seconds = profile["wall_seconds"], profile["seconds"]
+    alone = sorted(((seconds[name], name) for name in seconds if name not in ("fetch", "decode")), reverse=True)
+    shares = ", ".join(f"{name} {spent / wall:.0%}" for spent, name in alone if spent >= wall / 200)
+    idle = profile["device_idle_share"]
+    return (
+        f"{wall:,.1f} s, {profile['images_per_second']:,.0f} images/s, {profile['rows_per_second']:,.0f} rows/s: {shares}\n"
+        f"          in threads meanwhile: fetch {seconds['fetch']:,.1f} s, decode {seconds['decode']:,.1f} s"
+        + (f"; the device was idle for {idle:.0%}" if idle is not None else "")
+    )
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -257,6 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     job.add_argument("--output", metavar="DIR", default="", help="directory to write the scores to")
     _add(job, "--overwrite", action="store_true", help="replace the finished run in --output")
+    job.add_argument("--quiet", action="store_true", help="show nothing but errors and gates that are not met")
     job.add_argument("--check", action="store_true", help="do everything but the work: look at all of it, and print the plan")
     _add(job, "--limit", type=int, metavar="N", help="score only the first N rows of the manifest")
     _add(job, "--baseline", metavar="DIR", help="an earlier run, its directory or summary.json, to compare this one with")

@@ -229,7 +229,7 @@ class VerificationConfig(ScoringConfig):
     manifests: tuple[str, ...]
     output: str
     overwrite: bool = False
-    block_rows: int = 262_144
+    block_rows: int = 1_048_576
     bad_rows: str = "refuse"
     max_failed_rows: Limit | None = None
     max_identity_faults: Limit | None = None

@@ -19,6 +19,7 @@ from apache_beam.io.filesystems import FileSystems
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from batchverify.schema import ImageStatus
+from batchverify.tally import Tally
 from batchverify.traps import find_spacious_trap, find_trap, lacks_strips
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
@@ -98,20 +99,24 @@ class ImageReader:
         max_pixels: an image of more is `too_large`.
         max_bytes: a file of more is `too_large`.
         root: folder outside of which nothing is opened, or None.
+        tally: is told how long it took.
     """
 
     layout: Layout
     max_pixels: int
     max_bytes: int
     root: str | None = None
+    tally: Tally = dataclasses.field(default_factory=Tally)
 
     def read(self, uri: str) -> tuple[np.ndarray | Failure, bytes | None]:
         """Returns uint8 pixels `(height, width, channels)` or a failure, and the 16-byte digest of the file's bytes."""
-        data = fetch(uri, self.max_bytes, self.root)
+        with self.tally.timed("fetch"):
+            data = fetch(uri, self.max_bytes, self.root)
         if isinstance(data, Failure):
             return data, None
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-        return decode(data, self.layout, self.max_pixels), digest
+        with self.tally.timed("decode"):
+            digest = hashlib.blake2b(data, digest_size=16).digest()
+            return decode(data, self.layout, self.max_pixels), digest
 
 
 def fetch(uri: str, max_bytes: int, root: str | None = None) -> bytes | Failure:

@@ -24,8 +24,18 @@ from batchverify.identity import check_identity, is_match
 from batchverify.images import Failure, ImageReader
 from batchverify.manifest import pair_uris
 from batchverify.reading import ReadAhead
-from batchverify.schema import BAD_ROW_COLUMN, RESULT_FIELDS, STATUSES, VERDICTS, ImageStatus, category
+from batchverify.schema import (
+    BAD_ROW_COLUMN,
+    MANIFEST_FILE,
+    PROVENANCE_FIELDS,
+    RESULT_FIELDS,
+    STATUSES,
+    VERDICTS,
+    ImageStatus,
+    category,
+)
 from batchverify.sidecar import GoldenPair, complete
+from batchverify.tally import Tally
 
 if TYPE_CHECKING:
     from batchverify.certificate import Certificate
@@ -89,29 +99,42 @@ def encoded_images(
 
 
 class KerasNetwork:
-    """A trained Siamese network that fetches and decodes its images itself, in threads, while the device works."""
+    """A trained Siamese network that fetches and decodes its images itself, in threads, while the device works.
 
-    def __init__(self, config: ScoringConfig):
+    Args:
+        config: which model, and the limits of its images.
+        tally: is told how far it is.
+    """
+
+    def __init__(self, config: ScoringConfig, tally: Tally | None = None):
         from batchverify.models import load_model
 
         self._config = config = complete(config)
+        self._tally = tally = tally or Tally()
         self._model = load_model(config)
         self.facts = self._model.facts
         self.encodings_per_image, self.encodings_per_pair = self.facts.encodings_per_image, self.facts.encodings_per_pair
         layout = self._model.preprocessing.layout()
-        self._reader = ImageReader(layout, config.max_image_pixels, config.max_image_bytes, config.image_root)
+        self._reader = ImageReader(layout, config.max_image_pixels, config.max_image_bytes, config.image_root, tally)
         self._ahead = ReadAhead(self._reader.read, _too_slow(config.image_timeout), config.fetch_threads, config.image_timeout)
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Fetches, decodes and encodes `uris`; see `Network.encode`."""
         read, embeddings, digests = [], [], []
-        for results in self._ahead.batches(uris.to_pylist(), self._config.batch_size, _LOOKAHEAD_BATCHES):
+        batches = self._ahead.batches(uris.to_pylist(), self._config.batch_size, _LOOKAHEAD_BATCHES)
+        while results := self._await(batches):
             pixels = [image for image, _ in results if not isinstance(image, Failure)]
             if pixels:
-                embeddings.append(self._model.encode(np.stack(pixels)))
+                with self._tally.timed("encode"):
+                    embeddings.append(self._model.encode(np.stack(pixels)))
+            self._tally.add(images_encoded=len(pixels), images_failed=len(results) - len(pixels))
             read += [None if not isinstance(image, Failure) else image for image, _ in results]
             digests += [digest for _, digest in results]
         return self._assemble(uris, read, embeddings, digests)
+
+    def _await(self, batches: Iterator[list]) -> list | None:
+        with self._tally.timed("wait"):
+            return next(batches, None)
 
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """See `Network.compare`."""
@@ -249,7 +272,7 @@ class EncodeImages(beam.DoFn):
 
     def setup(self) -> None:
         self._network = self._loader.get()
-        self._table = self._table_loader and self._table_loader.get()
+        self._table = None if self._table_loader is None else self._table_loader.get()
 
     def process(self, request: tuple[int, Iterable[tuple[str, pa.Table]]]) -> Iterator[Any]:
         bucket, asked = request
@@ -278,16 +301,23 @@ class ComparePairs(beam.DoFn):
         loader: of the network.
         config: columns, threshold and tolerance.
         table: where `EncodeImages` has put the images, if it has.
+        tally: is told how far it is.
     """
 
-    def __init__(self, loader: NetworkLoader, config: ScoringConfig, table: ImageTableLoader | None = None):
-        self._loader, self._config, self._table_loader = loader, config, table
+    def __init__(
+        self,
+        loader: NetworkLoader,
+        config: ScoringConfig,
+        table: ImageTableLoader | None = None,
+        tally: Tally | None = None,
+    ):
+        self._loader, self._config, self._table_loader, self._tally = loader, config, table, tally or Tally()
         self._scored = Metrics.counter("batchverify", "rows_scored")
         self._encodings = Metrics.counter("batchverify", "encodings")
 
     def setup(self) -> None:
         self._network = self._loader.get()
-        self._table = self._table_loader and self._table_loader.get()
+        self._table = None if self._table_loader is None else self._table_loader.get()
 
     def process(self, element: tuple[str, Iterable[tuple[str, pa.Table]]]) -> Iterator[pa.Table]:
         key, found = element
@@ -297,11 +327,15 @@ class ComparePairs(beam.DoFn):
         if len(by_kind[BLOCK]) != 1:
             raise RunFailed(f"{len(by_kind[BLOCK])} blocks have the key {key}; give every block a key of its own.")
         (block,) = by_kind[BLOCK]
-        scored = compare_block(block, self._images(block, by_kind[IMAGES]), self._network, self._config)
-        rows = scored.num_rows - scored["score"].null_count
+        with self._tally.timed("compare"):
+            scored = compare_block(block, self._images(block, by_kind[IMAGES]), self._network, self._config)
+        failed = scored["score"].null_count
+        rows = scored.num_rows - failed
         self._scored.inc(rows)
         self._encodings.inc(rows * self._network.encodings_per_pair)
-        yield scored
+        with self._tally.timed("write"):  # Beam runs what comes next before it comes back for more.
+            yield scored
+        self._tally.add(rows_scored=rows, rows_failed=failed)
 
     def _images(self, block: pa.Table, answers: list[pa.Table]) -> pa.Table:
         if self._table is not None:
@@ -348,6 +382,9 @@ def compare_block(block: pa.Table, images: pa.Table, network: Network, config: S
         bad = block[BAD_ROW_COLUMN]
         left, right = (side.of_bad_rows(bad.is_valid().to_numpy()) for side in (left, right))
         error, block = pc.coalesce(bad, error), block.drop_columns([BAD_ROW_COLUMN])
+    if MANIFEST_FILE in block.column_names:
+        place = block.column_names.index(MANIFEST_FILE)
+        block = block.set_column(place, PROVENANCE_FIELDS[0], block[MANIFEST_FILE].cast(pa.string()))
     verdicts = check_identity(scores, left.identity, right.identity, config.match_threshold(), config.identity_tolerance)
     columns = [
         _nullable(scores),

@@ -26,11 +26,14 @@ from apache_beam.io.filesystems import FileSystems
 from batchverify import coders  # noqa: F401  registers the coder of pa.Table
 from batchverify.config import Refused, RunFailed, VerificationConfig
 from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, MANIFEST_ROW, RESERVED_COLUMNS, is_text
+from batchverify.tally import Tally
 
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-_CSV_BLOCK_BYTES = _BLOCK_BYTES = 16 * 2**20
+_CSV_BLOCK_BYTES = _BLOCK_BYTES = 64 * 2**20
 # What is read before a run to find mistakes: all of most manifests, and a few seconds' worth of a huge one.
 _VALIDATION_BYTES = 64 * 2**20
+# A row's number and the place of its file's name.
+_PROVENANCE_BYTES = 9
 _PARQUET_ROWS = 262_144
 _PROBLEMS_TOLD = 20
 DEFAULT_LABEL, DEFAULT_FOLD = "genuine", "fold"
@@ -63,6 +66,7 @@ class Manifest:
         label_column: the column with labels, or None.
         fold_column: the column with folds, or None.
         expected_rows: how many rows there are; an estimate where a CSV file is huge.
+        expected_bytes: what the rows take in memory; an estimate.
         expected_images: how many distinct images there are at most; an estimate likewise.
         sample: some of their URIs.
     """
@@ -72,6 +76,7 @@ class Manifest:
     label_column: str | None
     fold_column: str | None
     expected_rows: int
+    expected_bytes: int
     expected_images: int
     sample: tuple[str, ...]
 
@@ -79,9 +84,9 @@ class Manifest:
 class ReadManifest(beam.PTransform):
     """Reads a manifest: `(block key, pa.Table)` with the manifest's columns, its file and its row number."""
 
-    def __init__(self, manifest: Manifest, config: VerificationConfig):
+    def __init__(self, manifest: Manifest, config: VerificationConfig, tally: Tally | None = None):
         super().__init__()
-        self._manifest, self._config = manifest, config
+        self._manifest, self._config, self._tally = manifest, config, tally or Tally()
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[tuple[str, pa.Table]]:
         return (
@@ -90,7 +95,7 @@ class ReadManifest(beam.PTransform):
             | "Spread" >> beam.Reshuffle()
             | "Read"
             >> beam.FlatMap(
-                read_keyed, schema=self._manifest.schema, label=self._manifest.label_column, config=self._config
+                _read_timed, self._tally, self._manifest.schema, self._manifest.label_column, self._config
             ).with_output_types(tuple[str, pa.Table])
         )
 
@@ -125,6 +130,7 @@ def plan_manifest(config: VerificationConfig, sample: int = 12) -> Manifest:
         label_column=_label_column(schema.names, config),
         fold_column=_fold_column(schema.names, config),
         expected_rows=rows,
+        expected_bytes=sum(inspection.expected_bytes() for inspection in seen),
         expected_images=images if looked_at >= rows else int(np.ceil(images * rows / max(1, looked_at))),
         sample=_sample(seen, config, sample),
     )
@@ -191,6 +197,18 @@ def _folder(path: str) -> str:
     return path.rsplit("/", 1)[0] if "://" in path else os.path.dirname(os.path.abspath(path))
 
 
+def _read_timed(
+    shard: Shard, tally: Tally, schema: pa.Schema, label: str | None, config: VerificationConfig
+) -> Iterator[tuple[str, pa.Table]]:
+    blocks = read_keyed(shard, schema, label, config)
+    while True:
+        with tally.timed("read"):
+            block = next(blocks, None)
+        if block is None:
+            return
+        yield block
+
+
 def read_keyed(
     shard: Shard, schema: pa.Schema, label: str | None, config: VerificationConfig
 ) -> Iterator[tuple[str, pa.Table]]:
@@ -236,6 +254,7 @@ class _Inspection:
         self.schema = self.parquet.schema_arrow.remove_metadata() if self.parquet else _csv_schema(path, config)
         self.problems += _column_problems(path, self.schema, config)
         self.rows_seen, self.rows_sampled, self.expected_rows = 0, 0, 0
+        self._bytes_seen = 0
         self.images: list[pa.Array] = []
         self._most_rows = budget.rows_left
         if not self.problems and budget.rows_left != 0:
@@ -294,7 +313,18 @@ class _Inspection:
                     break
         except Refused as refused:
             self.problems += refused.problems
-        self.expected_rows = self._expect_rows(finished, started_with - budget.left)
+        self._bytes_seen = started_with - budget.left
+        self.expected_rows = self._expect_rows(finished, self._bytes_seen)
+
+    def expected_bytes(self) -> int:
+        """Returns about what the rows take in memory, which is what they take in the file, or more where that is compressed."""
+        if self.parquet:
+            stored = sum(self.parquet.row_group(group).total_byte_size for group in self._wanted_groups())
+        else:
+            size = FileSystems.match([self.path])[0].metadata_list[0].size_in_bytes
+            stored = size if self._most_rows is None else 0
+        pairs = self._bytes_seen * self.expected_rows // max(1, self.rows_seen)
+        return max(stored, pairs) + _PROVENANCE_BYTES * self.expected_rows
 
     def _expect_rows(self, finished: bool, bytes_seen: int) -> int:
         if self.parquet:

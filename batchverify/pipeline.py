@@ -6,9 +6,11 @@ import dataclasses
 import datetime
 import functools
 import importlib.metadata
+import logging
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -30,14 +32,18 @@ from batchverify.inference import (
     request_images,
 )
 from batchverify.manifest import Manifest, ReadManifest, plan_manifest
+from batchverify.memory import available_bytes, process_bytes
+from batchverify.progress import Watcher
 from batchverify.report import make_report
 from batchverify.running import run_to_end
 from batchverify.schema import output_schema
 from batchverify.scores import RunDirectory, WriteScores, finish_run
 from batchverify.sidecar import complete, golden_pairs
 from batchverify.summary import SUMMARY_VERSION, Summarise, Summary
+from batchverify.tally import Tally, profile, read_totals, tally_folder
 from batchverify.version import VERSION
 
+_LOG = logging.getLogger(__name__)
 _IMAGES_PER_BUCKET = 4096
 _MOST_BUCKETS = 4096
 _EMBEDDING_BYTES_PER_BLOCK = 256 * 2**20
@@ -71,6 +77,7 @@ class VerifyPairs(beam.PTransform):
         expected_images: about how many distinct images there are; decides how many groups they are encoded in.
         loader: loads the network in each worker process; a Keras model as `config` says, unless given.
         table: holds the encoded images where all workers share one process; without it they travel to each block.
+        tally: is told how far the workers of this machine are.
     """
 
     def __init__(
@@ -79,11 +86,12 @@ class VerifyPairs(beam.PTransform):
         expected_images: int = 100_000,
         loader: NetworkLoader | None = None,
         table: ImageTableLoader | None = None,
+        tally: Tally | None = None,
     ):
         super().__init__()
         self._config = config = complete(config)
         self._buckets = table.buckets if table else bucket_count(expected_images)
-        self._loader, self._table = loader or keras_loader(config), table
+        self._loader, self._table, self._tally = loader or keras_loader(config), table, tally
 
     def expand(self, blocks: beam.PCollection[tuple[str, pa.Table]]) -> Verified:
         encoded = (
@@ -106,7 +114,8 @@ class VerifyPairs(beam.PTransform):
             )
             | beam.Flatten()
             | "GroupByBlock" >> beam.GroupByKey()
-            | "ComparePairs" >> beam.ParDo(ComparePairs(self._loader, self._config, self._table)).with_output_types(pa.Table)
+            | "ComparePairs"
+            >> beam.ParDo(ComparePairs(self._loader, self._config, self._table, self._tally)).with_output_types(pa.Table)
         )
         return Verified(scored, encoded[IMAGES])
 
@@ -116,9 +125,9 @@ def bucket_count(expected_images: int) -> int:
     return max(1, min(_MOST_BUCKETS, -(-expected_images // _IMAGES_PER_BUCKET)))
 
 
-def keras_loader(config: ScoringConfig) -> NetworkLoader:
+def keras_loader(config: ScoringConfig, tally: Tally | None = None) -> NetworkLoader:
     """Returns what loads the network that `config` names."""
-    return NetworkLoader(functools.partial(KerasNetwork, config))
+    return NetworkLoader(functools.partial(KerasNetwork, config, tally))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,29 +146,38 @@ class RunResult:
     counters: dict[str, int]
 
 
-def run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> RunResult:
+def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watcher | None = None) -> RunResult:
     """Runs the job and waits for its end.
 
     Args:
         config: what to do.
         beam_args: Beam's own arguments, `--runner=…` and so on; in this process without them.
+        watch: is told how far the run is, where its workers are on this machine.
 
     Raises:
         Refused: if manifest, model or output directory cannot be used; nothing has been written.
         RunFailed: if the run cannot be finished; there is no `_SUCCESS`.
     """
-    prepared = prepare(config)
-    config = prepared.config
-    provenance = _provenance(config, prepared.network, prepared.manifest)
-    pipeline = beam.Pipeline(options=pipeline_options(beam_args))
-    table = image_table(pipeline, prepared.manifest)
-    held = table and table.get()
-    build(pipeline, config, prepared.manifest, provenance, prepared.loader, table, prepared.baseline)
-    directory = RunDirectory(config.output)
-    with directory.claimed(config.run_id):
-        counters = run_to_end(pipeline)
-    del held
+    with tally_folder() as folder:
+        prepared = prepare(config, beam_args, Tally(folder))
+        _tell_if_too_large(prepared)
+        config, manifest = prepared.config, prepared.manifest
+        provenance = _provenance(config, prepared.network, manifest)
+        pipeline = beam.Pipeline(options=prepared.options)
+        held = prepared.table and prepared.table.get()
+        build(
+            pipeline, config, manifest, provenance, prepared.loader, prepared.table, prepared.baseline, prepared.tally
+        )  # fmt: skip
+        directory = RunDirectory(config.output)
+        with directory.claimed(config.run_id):
+            counters = run_to_end(pipeline, functools.partial(_tell, watch, folder, manifest))
+        del held
     return RunResult(directory.path, directory.read_summary(), counters)
+
+
+def _tell(watch: Watcher | None, folder: str, manifest: Manifest) -> None:
+    if watch is not None:
+        watch(read_totals(folder), manifest.expected_images, manifest.expected_rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +190,9 @@ class Prepared:
         loader: of the network. Held to the end of the run: in-process workers share this very network.
         network: loaded and proven.
         baseline: the run to compare with, or None.
+        options: Beam's.
+        table: what workers that share this process keep the encoded images in; None for other workers.
+        tally: is told how far the workers of this machine are.
     """
 
     config: VerificationConfig
@@ -179,10 +200,18 @@ class Prepared:
     loader: NetworkLoader
     network: KerasNetwork
     baseline: Night | None
+    options: PipelineOptions
+    table: ImageTableLoader | None
+    tally: Tally
 
 
-def prepare(config: VerificationConfig) -> Prepared:
+def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Tally | None = None) -> Prepared:
     """Looks at everything that a run needs before anything is written.
+
+    Args:
+        config: what to do.
+        beam_args: Beam's own arguments.
+        tally: is told how far the run is.
 
     Raises:
         Refused: if manifest, model, baseline or output directory cannot be used.
@@ -191,21 +220,36 @@ def prepare(config: VerificationConfig) -> Prepared:
     baseline = read_baseline(config)
     config = complete(config)
     manifest = plan_manifest(config)
-    loader = keras_loader(config)
+    tally = tally or Tally()
+    loader = keras_loader(config, tally)
     network = loader.get()
     assert isinstance(network, KerasNetwork)
     network.check_golden(golden_pairs(config))
     network.prove(manifest.sample)
-    config = dataclasses.replace(config, block_rows=_bounded_block_rows(config, network.facts))
-    return Prepared(config, manifest, loader, network, baseline)
+    options = pipeline_options(beam_args)
+    table = image_table(options, manifest)
+    if table is None:
+        config = dataclasses.replace(config, block_rows=_bounded_block_rows(config, network.facts))
+    return Prepared(config, manifest, loader, network, baseline, options, table, tally)
 
 
-def image_table(pipeline: beam.Pipeline, manifest: Manifest) -> ImageTableLoader | None:
-    """Returns the table that the workers of `pipeline` share, or None where they are in several processes.
+def _tell_if_too_large(prepared: Prepared) -> None:
+    """Warns of a run in this process that the machine's memory does not hold, by the estimate."""
+    manifest, left = prepared.manifest, available_bytes()
+    needed = process_bytes(manifest.expected_bytes, manifest.expected_images, prepared.network.facts.embedding_bytes)
+    if prepared.table is not None and left is not None and needed > left:
+        _LOG.warning(
+            "This run needs about %.1f GiB of memory, and %.1f GiB are left: %s rows and %s images are held in this process. "
+            "Run the manifest in parts, or on a distributed runner (--runner=DataflowRunner), which holds a block at a time.",
+            needed / 2**30, left / 2**30, f"{manifest.expected_rows:,}", f"{manifest.expected_images:,}",
+        )  # fmt: skip
+
+
+def image_table(options: PipelineOptions, manifest: Manifest) -> ImageTableLoader | None:
+    """Returns the table that the workers of a run with `options` share, or None where they are in several processes.
 
     Somebody must hold the table itself while the pipeline runs.
     """
-    options = pipeline.options
     if options.view_as(StandardOptions).runner != IN_PROCESS_RUNNER:
         return None
     if options.view_as(DirectOptions).direct_running_mode == "multi_processing":
@@ -221,18 +265,21 @@ def build(
     loader: NetworkLoader,
     table: ImageTableLoader | None = None,
     baseline: Night | None = None,
+    tally: Tally | None = None,
 ) -> None:
-    """Adds the whole job to `pipeline`."""
+    """Adds the whole job to `pipeline`; see `Prepared` for the arguments."""
+    tally = tally or Tally()
     directory = RunDirectory(config.output)
     told = {key: str(value) for key, value in provenance.items() if key not in _DETAILS and value is not None}
     schema = output_schema(manifest.schema, told)
-    blocks = pipeline | "ReadManifest" >> ReadManifest(manifest, config)
-    verified = blocks | "VerifyPairs" >> VerifyPairs(config, manifest.expected_images, loader, table)
+    blocks = pipeline | "ReadManifest" >> ReadManifest(manifest, config, tally)
+    verified = blocks | "VerifyPairs" >> VerifyPairs(config, manifest.expected_images, loader, table, tally)
     files = verified.scores | "WriteScores" >> WriteScores(directory, schema)
+    profiled = functools.partial(_profile, tally, time.time(), table is not None)
     summary = (
         {"scores": verified.scores, "images": verified.images}
         | "Summarise" >> Summarise(config, manifest.label_column, manifest.fold_column)
-        | "WriteSummary" >> beam.Map(_complete_summary, provenance, config, baseline)
+        | "WriteSummary" >> beam.Map(_complete_summary, provenance, config, baseline, profiled)
     )
     report = summary | "MakeReport" >> beam.Map(make_report)
     rows_read = blocks | "RowsRead" >> beam.Map(_rows) | beam.CombineGlobally(sum)
@@ -257,15 +304,27 @@ def _rows(element: tuple[str, pa.Table]) -> int:
 
 
 def _complete_summary(
-    found: Summary, provenance: dict[str, Any], config: VerificationConfig, baseline: Night | None
+    found: Summary,
+    provenance: dict[str, Any],
+    config: VerificationConfig,
+    baseline: Night | None,
+    profiled: Callable[[], dict[str, Any] | None],
 ) -> dict[str, Any]:
     summary = {"summary_version": SUMMARY_VERSION, "run": provenance, **found.to_json(provenance["threshold"])}
     summary["baseline"] = baseline and {"path": config.baseline, **compare_nights(baseline, Night.of(summary))}
+    summary["profile"] = profiled()
     return summary | {"gates": [dataclasses.asdict(gate) for gate in judge(config, summary)]}
 
 
+def _profile(tally: Tally, began: float, in_process: bool) -> dict[str, Any] | None:
+    """Returns where the time went, or None on another machine than the launcher's."""
+    if tally.folder is None or not os.path.isdir(tally.folder):
+        return None
+    return profile(tally.folder, time.time() - began, in_process)
+
+
 def _bounded_block_rows(config: VerificationConfig, model: ModelFacts) -> int:
-    """Returns how many rows a block may have so that the embeddings it asks for, two a row at most, stay in bounds."""
+    """Returns how many rows a block may have so that the embeddings that are sent to it, two a row at most, stay in bounds."""
     return max(1, min(config.block_rows, _EMBEDDING_BYTES_PER_BLOCK // (2 * model.embedding_bytes)))
 
 

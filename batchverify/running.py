@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import collections
+import logging
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
+from apache_beam.options.pipeline_options import GoogleCloudOptions
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from batchverify.config import WORKER_DIED, Refused, RunFailed
 
+_LOG = logging.getLogger(__name__)
 # How a local runner's thread says that the worker process which it watches over has ended.
 _WORKER_EXITED = "Worker subprocess exited"
 _LOST_WORKER = "a worker process died, killed or out of memory; its own log says why, and the run can be started again."
-_LOOK_AGAIN_S = 0.5
+_LOOK_AGAIN_S = 0.25
 # A runner that is connected to a worker notices its end at once; one that still waits for it to connect, never.
 _GRACE_S = 10.0
 
 
-def run_to_end(pipeline: beam.Pipeline) -> dict[str, int]:
+def run_to_end(pipeline: beam.Pipeline, tick: Callable[[], None] = lambda: None) -> dict[str, int]:
     """Runs a pipeline and returns its counters of the namespace `batchverify`, each summed over its steps.
+
+    Args:
+        pipeline: to run.
+        tick: is called some times a second meanwhile.
 
     Raises:
         RunFailed: if it did not end well. Where a worker died that the runner waits for, the runner's threads go on
@@ -34,7 +41,7 @@ def run_to_end(pipeline: beam.Pipeline) -> dict[str, int]:
     with _worker_deaths() as died:
         threading.Thread(target=_settle, args=(pipeline, ended), name="run-pipeline", daemon=True).start()
         try:
-            result = _wait_for(ended, died)
+            result = _wait_for(ended, died, tick)
         except RunFailed:
             raise
         except Exception as error:  # A runner raises whatever its workers raised, in its own wrapping.
@@ -47,10 +54,21 @@ def run_to_end(pipeline: beam.Pipeline) -> dict[str, int]:
 def _settle(pipeline: beam.Pipeline, ended: Future[PipelineResult]) -> None:
     try:
         result = pipeline.run()
+        if link := _job_link(pipeline, result):
+            _LOG.info("The job: %s", link)
         result.wait_until_finish()
         ended.set_result(result)
     except BaseException as error:
         ended.set_exception(error)
+
+
+def _job_link(pipeline: beam.Pipeline, result: PipelineResult) -> str | None:
+    """Returns where Dataflow shows a job, with the counters that a local run's bar shows; None for other runners."""
+    cloud = pipeline.options.view_as(GoogleCloudOptions)
+    job = getattr(result, "job_id", None)
+    if not callable(job) or not cloud.project or not cloud.region:
+        return None
+    return f"https://console.cloud.google.com/dataflow/jobs/{cloud.region}/{job()}?project={cloud.project}"
 
 
 @contextmanager
@@ -71,8 +89,9 @@ def _worker_deaths() -> Iterator[threading.Event]:
         threading.excepthook = otherwise
 
 
-def _wait_for(ended: Future[PipelineResult], died: threading.Event) -> PipelineResult:
+def _wait_for(ended: Future[PipelineResult], died: threading.Event, tick: Callable[[], None]) -> PipelineResult:
     while not died.is_set():
+        tick()
         if wait([ended], _LOOK_AGAIN_S).done:
             return ended.result()
     if wait([ended], _GRACE_S).done:

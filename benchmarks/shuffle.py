@@ -92,7 +92,7 @@ def measure(pairs: int, images: int) -> Measured:
         started = time.perf_counter()
         pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
         plan = plan_manifest(config)
-        table = image_table(pipeline, plan)
+        table = image_table(pipeline.options, plan)
         held = table and table.get()
         build(pipeline, config, plan, {"threshold": 0.5, "run_id": config.run_id}, NetworkLoader(NullNetwork), table)
         with RunDirectory(config.output).claimed(config.run_id):
