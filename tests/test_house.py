@@ -51,8 +51,7 @@ def test_tensorflow_only_where_a_model_is_loaded(name):
     assert not heavy or name in MAY_IMPORT_TENSORFLOW
 
 
-@pytest.mark.parametrize("name", ["metrics", "drift", "schema", "config", "identity", "version"])
-@pytest.mark.parametrize("name", ["metrics", "schema", "config", "identity", "version", "report", "plots"])
+@pytest.mark.parametrize("name", ["metrics", "drift", "schema", "config", "identity", "version", "report", "plots", "tally"])
 def test_the_light_modules_import_nothing_heavy(name):
     assert not {module.split(".")[0] for module in imported(name)} & HEAVY
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 
 class Parts:
@@ -22,7 +23,13 @@ class Parts:
         self._encoder, self._head = model.get_layer("encoder"), model.get_layer("score")
         self.size = self._encoder.input_shape[1:3]
         images = tf.TensorSpec((None, *self.size, 3), tf.uint8)
-        self.encode = tf.function(self._embed, input_signature=[images], autograph=False)
+        traced = tf.function(self._embed, input_signature=[images], autograph=False)
+        # Weights that are constants let TensorFlow merge batch normalisation into the convolutions, about twice as fast.
+        self._frozen = convert_variables_to_constants_v2(traced.get_concrete_function())
+
+    def encode(self, images: np.ndarray | tf.Tensor) -> tf.Tensor:
+        """Returns embeddings, float32 `(n, d)`, of uint8 images `(n, height, width, 3)`."""
+        return self._frozen(tf.convert_to_tensor(images))[0]
 
     def _embed(self, images: tf.Tensor) -> tf.Tensor:
         return self._encoder(tf.cast(images, tf.float32), training=False)

@@ -1,0 +1,111 @@
+"""Images a second through the encoder alone: as Keras calls it, traced, frozen as in a run, and in less precision.
+
+    python -m benchmarks.encoder --network full --rounds 6
+
+The ways take turns; rates are medians over the rounds and ratios to the traced one are taken within each. Differences are
+of scores of the network's own head, against those in float32. OpenVINO takes part where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from batchverify.freezing import FrozenFunction
+from benchmarks.speed.images import SIZES, ensure_images
+from benchmarks.speed.networks import CALIBRATION_IMAGES, NETWORKS, ensure_network
+from benchmarks.speed.scripts.limit_threads import read_ahead
+
+Encode = Callable[[np.ndarray], np.ndarray]
+_BATCHES = 4
+
+
+def ways(encoder: keras.Model, images: np.ndarray) -> Iterator[tuple[str, Encode]]:
+    """Yields what encodes uint8 `images` `(n, height, width, 3)`, by name."""
+
+    def embed(pixels: Any) -> Any:
+        return encoder(tf.cast(pixels, tf.float32), training=False)
+
+    traced = tf.function(embed, autograph=False)
+    yield "traced", lambda pixels: traced(tf.constant(pixels)).numpy()
+    yield "predict", lambda pixels: encoder.predict(pixels, batch_size=len(pixels), verbose=0)
+    yield "frozen", _made(FrozenFunction(embed), images)
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": True})
+    yield "frozen, bfloat16", _made(FrozenFunction(embed), images)
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": False})
+    if importlib.util.find_spec("openvino"):
+        for precision in ("f32", "bf16"):
+            yield f"OpenVINO, {precision}", _openvino(embed, images, precision)
+
+
+def _made(encode: Encode, images: np.ndarray) -> Encode:
+    encode(images)  # TensorFlow's options count when the graph is first run.
+    return encode
+
+
+def _openvino(embed: Callable[[Any], Any], images: np.ndarray, precision: str) -> Encode:
+    import openvino
+
+    spec = tf.TensorSpec(images.shape, tf.uint8)
+    model = openvino.convert_model(tf.function(embed, autograph=False).get_concrete_function(spec))
+    settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    return lambda pixels: request.infer([pixels])[0].copy()
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description="Images a second through the encoder alone.")
+    parser.add_argument("--network", choices=NETWORKS, default="full", help="MobileNetV2: 0.35 at 96, or 1.0 at 224 pixels")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--batch-size", type=int, default=64)
+    cache = Path(tempfile.gettempdir()) / "batchverify-benchmark"
+    parser.add_argument("--cache", type=Path, default=cache, help="folder of the images and networks, which are made once")
+    options = parser.parse_args()
+
+    paths = ensure_images(options.cache, SIZES["250x250"], CALIBRATION_IMAGES, 0)
+    model = keras.models.load_model(ensure_network(Path(paths[0]).parent, options.network, paths), compile=False)
+    encoder, head = model.get_layer("encoder"), model.get_layer("score")
+    images = next(iter(read_ahead(list(paths[: options.batch_size]), encoder.input_shape[1:3], options.batch_size)))
+    found = dict(ways(encoder, images))
+    scores = {name: _scores(head, encode(images)) for name, encode in found.items()}
+    rates = _race(found, images, options.rounds)
+
+    print(f"{options.network}, {options.batch_size} images at once, {options.rounds} rounds")
+    print(f"{'':20}{'images/s':>10}{'ratio':>8}{'least':>8}{'most':>8}{'largest difference of a score':>32}")
+    for name, rate in rates.items():
+        ratio = rate / rates["traced"]
+        difference = np.abs(scores[name] - scores["traced"]).max()
+        print(
+            f"{name:20}{np.median(rate):>10,.0f}{np.median(ratio):>8.2f}{ratio.min():>8.2f}{ratio.max():>8.2f}{difference:>32.1g}"
+        )
+
+
+def _race(found: dict[str, Encode], images: np.ndarray, rounds: int) -> dict[str, np.ndarray]:
+    """Returns images a second of each way in each round."""
+    rates: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(rounds):
+        for name, encode in found.items():
+            started = time.perf_counter()
+            for _ in range(_BATCHES):
+                encode(images)
+            rates[name].append(_BATCHES * len(images) / (time.perf_counter() - started))
+    return {name: np.array(each) for name, each in rates.items()}
+
+
+def _scores(head: Any, embeddings: np.ndarray) -> np.ndarray:
+    left, right = (embeddings[place] for place in np.triu_indices(len(embeddings)))
+    return head(np.abs(left - right)).numpy()[:, 0]
+
+
+if __name__ == "__main__":
+    main()
