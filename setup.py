@@ -34,11 +34,13 @@ setup(
     ],
     extras_require={
         "bench": ["pyspark>=4.0,<5", "ray[data]>=2.50,<3", "tensorflow-hub>=0.16,<0.17"],
+        "openvino": ["openvino>=2026.2,<2027"],
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
         "test": [
             "duckdb>=2.0,<3",
             "hypothesis>=6.130,<7",
             "mypy>=2.0,<3",
+            "openvino>=2026.2,<2027",
             "pytest>=9.0,<10",
             "ruff>=0.17,<0.18",
             "scikit-learn>=1.7,<2",

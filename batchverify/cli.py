@@ -23,7 +23,9 @@ from batchverify.config import (
     ON_NAN,
     OUTPUTS,
     PIXELS,
+    PRECISIONS,
     RESIZES,
+    RUNTIMES,
     THRESHOLD,
     WORKER_DIED,
     Limit,
@@ -368,6 +370,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="a .keras or .h5 file or a SavedModel folder: two images in, one score out (default: embedded)",
     )
     _add(model, "--batch-size", type=int, metavar="N", help="images encoded at once")
+    _add(model, "--runtime", choices=RUNTIMES, help="what runs the network; openvino is an extra, for processors")
+    _add(model, "--precision", choices=PRECISIONS, help="what OpenVINO computes in; the log says by how much scores change")
     _add(model, "--signature", metavar="NAME", help="of a SavedModel: which signature to call (default: serving_default)")
     _add(model, "--compare", choices=COMPARES, help="of a model with one input, an encoder: how embeddings become a score")
     _add(model, "--output-is", choices=OUTPUTS, help="what the model's output means (default: score)")

@@ -82,9 +82,11 @@ FITS = ("stretch", "crop", "pad")
 COMPARES = ("cosine", "euclidean", "l1")
 ON_NAN = ("fail", "keep")
 BAD_ROWS = ("refuse", "keep")
+RUNTIMES = ("tensorflow", "openvino")
+PRECISIONS = ("float32", "bfloat16")
 OUTPUTS = ("score", "logit", "distance", "cosine")
 _CHOICES = {"pixels": PIXELS, "color": COLORS, "resize": RESIZES, "fit": FITS, "compare": COMPARES, "output_is": OUTPUTS,
-            "on_nan": ON_NAN, "bad_rows": BAD_ROWS}  # fmt: skip
+            "on_nan": ON_NAN, "bad_rows": BAD_ROWS, "runtime": RUNTIMES, "precision": PRECISIONS}  # fmt: skip
 THRESHOLD = 0.5
 
 
@@ -114,6 +116,8 @@ class ModelConfig:
         output_is: what the model's output means, one of `OUTPUTS`.
         match_column: which of two softmax columns is the probability of a match, 0 or 1.
         batch_size: images that the encoder is given at once.
+        runtime: what runs the network, one of `RUNTIMES`; OpenVINO is an extra, and runs on the processor.
+        precision: what OpenVINO computes in, one of `PRECISIONS`; embeddings and scores are float32 in any case.
     """
 
     model: str | None = None
@@ -132,6 +136,8 @@ class ModelConfig:
     output_is: str | None = None
     match_column: int | None = None
     batch_size: int = 64
+    runtime: str = "tensorflow"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if problems := list(self._problems()):
@@ -156,6 +162,8 @@ class ModelConfig:
                 yield f"--custom-object is '{option}'; give CLASS=KIND or CLASS=module:attribute."
         if self.batch_size < 1:
             yield f"--batch-size is {self.batch_size}; give at least 1."
+        if self.precision != "float32" and self.runtime == "tensorflow":
+            yield f"--precision {self.precision} is for --runtime openvino; TensorFlow runs the network as it was saved."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -47,8 +47,13 @@ class FrozenFunction:
             if concrete.variables and not self._by_shape:
                 _LOG.info("The network's weights stay variables: %s.", reason)
             return concrete
-        frozen = convert_variables_to_constants_v2(concrete, lower_control_flow=False)
+        frozen = freeze(concrete)
         return lambda *tensors: frozen(*tensors)[0]
+
+
+def freeze(concrete: Any) -> Any:
+    """Returns a concrete function with its variables turned into constants."""
+    return convert_variables_to_constants_v2(concrete, lower_control_flow=False)
 
 
 def _why_not(concrete: Any) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -46,6 +47,7 @@ _BAD_ROW = STATUSES.index(ImageStatus.BAD_ROW)
 _NOT_A_NUMBER = "the model gave a score that is not a number"
 _LOOKAHEAD_BATCHES = 3
 _GATHERED_BYTES = 64 * 2**20
+_LOG = logging.getLogger(__name__)
 BLOCK, IMAGES = "block", "images"
 
 
@@ -157,6 +159,8 @@ class KerasNetwork:
             self._model.prove(np.stack(images) if images else np.zeros((0,)))
         except ValueError as error:
             raise Refused(f"--model {self.facts.path}: on images of the manifest {error}; export it again.") from None
+        if images and (found := self._model.judge_runtime(np.stack(images))):
+            _LOG.info("Of the manifest: %s", found)
 
     def check_golden(self, pairs: Sequence[GoldenPair]) -> None:
         """Scores pairs whose scores are known.

@@ -22,6 +22,7 @@ from batchverify.config import ModelConfig, ModelFacts, Refused
 from batchverify.freezing import FrozenFunction
 from batchverify.loading import LoadedModel, ModelInput, load_file
 from batchverify.preprocessing import Preprocessing, contradiction, decide_preprocessing, pixels_in_graph
+from batchverify.runtimes import on_runtime
 from batchverify.siamese import CannotSplit, IgnoresInput, Siamese, prove, split_siamese
 from batchverify.trials import trial_images
 
@@ -29,6 +30,7 @@ _LOG = logging.getLogger(__name__)
 _FLOATS_COMPARED_AT_ONCE = 2**24
 _MOST_PAIRS_AT_ONCE = 8192
 _TRIALS = 12
+_MOST_DIFFERENCE = 1e-3
 _MOST_PIXELS = 2**22
 _NUMBERS_ENCODED_AT_ONCE = 2**28
 
@@ -47,15 +49,17 @@ class PairModel:
     """
 
     def __init__(
-        self, loaded: LoadedModel, preprocessing: Preprocessing, siamese: Siamese | None, plan: _Plan, batch_size: int
+        self, loaded: LoadedModel, preprocessing: Preprocessing, siamese: Siamese | None, plan: _Plan, config: ModelConfig
     ):
         self.loaded, self.preprocessing, self.siamese, self._plan = loaded, preprocessing, siamese, plan
+        self._runtime = config.runtime, config.precision
         numbers = preprocessing.height * preprocessing.width * preprocessing.channels
-        rows = loaded.inputs[0].batch or max(1, min(batch_size, _NUMBERS_ENCODED_AT_ONCE // numbers))
-        self._encode = plan.encode and FixedShapeCall(FrozenFunction(plan.encode), rows)
+        rows = loaded.inputs[0].batch or max(1, min(config.batch_size, _NUMBERS_ENCODED_AT_ONCE // numbers))
+        self._encode = plan.encode and FixedShapeCall(on_runtime(plan.encode, config), rows)
         size, dtype = plan.embedding
         pairs = max(1, min(_MOST_PAIRS_AT_ONCE, _FLOATS_COMPARED_AT_ONCE // size))
-        self._compare = FixedShapeCall(FrozenFunction(plan.compare), pairs if plan.encode else rows)
+        compare = FrozenFunction(plan.compare) if plan.encode else on_runtime(plan.compare, config)
+        self._compare = FixedShapeCall(compare, pairs if plan.encode else rows)
         self.facts = ModelFacts(
             path=loaded.name,
             digest=loaded.digest,
@@ -85,6 +89,36 @@ class PairModel:
             _count_operations(self._plan.encode, images) if self._plan.encode else 0,
             _count_operations(self._plan.compare, kept, kept),
         )
+
+    def judge_runtime(self, images: np.ndarray) -> str | None:
+        """Compares another runtime's scores with TensorFlow's own on uint8 images `(n, height, width, channels)`, n > 0.
+
+        Returns:
+            By how much they differ, in words; None where TensorFlow runs the network.
+
+        Raises:
+            Refused: if they differ by more than rounding does and no less precision was asked for.
+        """
+        runtime, precision = self._runtime
+        if runtime == "tensorflow":
+            return None
+        difference = self._difference(images)
+        if precision == "float32" and not difference <= _MOST_DIFFERENCE:
+            raise Refused(
+                f"--runtime {runtime}: its scores differ from TensorFlow's by {difference:.2g}, "
+                f"more than {_MOST_DIFFERENCE:g}; leave --runtime out."
+            )
+        return (
+            f"Run by {runtime} in {precision}: on {len(images)} images its scores differ from TensorFlow's by {difference:.1g}."
+        )
+
+    def _difference(self, images: np.ndarray) -> float:
+
+        def scores(encode: Callable[[Any], Any] | None, compare: Callable[[Any, Any], Any]) -> np.ndarray:
+            kept = np.asarray(encode(images)) if encode else images.reshape(len(images), -1)
+            return np.stack([np.asarray(compare(kept, np.roll(kept, shift, axis=0))) for shift in range(min(3, len(images)))])
+
+        return float(np.nanmax(np.abs(scores(self._encode, self._compare) - scores(self._plan.encode, self._plan.compare))))
 
     def prove(self, images: np.ndarray) -> None:
         """Compares the parts with the whole network on uint8 images `(n, height, width, channels)`.
@@ -183,6 +217,7 @@ def _ready(loaded: LoadedModel, config: ModelConfig) -> PairModel:
     model = _assemble(loaded, preprocessing, config)
     notes = [*model.facts.notes, *filter(None, [contradiction(config, found_scale)])]
     notes += _try_out(model, config)
+    notes += filter(None, [model.judge_runtime(trial_images(model.facts.image_shape, _TRIALS, seed=2))])
     model.facts = dataclasses.replace(model.facts, notes=tuple(notes))
     _LOG.info("Images: %s.", preprocessing)
     for note in notes:
@@ -193,7 +228,7 @@ def _ready(loaded: LoadedModel, config: ModelConfig) -> PairModel:
 def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelConfig) -> PairModel:
     if len(loaded.inputs) == 1:
         plan = _embedding_plan(loaded, preprocessing, config)
-        return PairModel(loaded, preprocessing, None, plan, config.batch_size)
+        return PairModel(loaded, preprocessing, None, plan, config)
     if config.compare:
         raise Refused(f"--compare is for a model with one input, but --model {loaded.name} has two and a head of its own.")
     reason = loaded.opaque
@@ -201,7 +236,7 @@ def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelCo
         try:
             siamese = split_siamese(loaded.graph)
             plan = _split_plan(loaded, preprocessing, config, siamese)
-            model = PairModel(loaded, preprocessing, siamese, plan, config.batch_size)
+            model = PairModel(loaded, preprocessing, siamese, plan, config)
             model.prove(trial_images(model.facts.image_shape, _TRIALS))
             return model
         except IgnoresInput as error:
@@ -213,7 +248,7 @@ def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelCo
             reason = str(error)
     _LOG.info("The network runs whole, twice for each pair and once more for each image: %s.", reason)
     plan = _whole_plan(loaded, preprocessing, config, reason)
-    return PairModel(loaded, preprocessing, None, plan, config.batch_size)
+    return PairModel(loaded, preprocessing, None, plan, config)
 
 
 def _split_plan(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelConfig, siamese: Siamese) -> _Plan:

@@ -20,7 +20,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from batchverify.config import PRECISIONS
 from batchverify.freezing import FrozenFunction
+from batchverify.runtimes import OpenVinoFunction
 from benchmarks.speed.images import SIZES, ensure_images
 from benchmarks.speed.networks import CALIBRATION_IMAGES, NETWORKS, ensure_network
 from benchmarks.speed.scripts.limit_threads import read_ahead
@@ -43,23 +45,13 @@ def ways(encoder: keras.Model, images: np.ndarray) -> Iterator[tuple[str, Encode
     yield "frozen, bfloat16", _made(FrozenFunction(embed), images)
     tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": False})
     if importlib.util.find_spec("openvino"):
-        for precision in ("f32", "bf16"):
-            yield f"OpenVINO, {precision}", _openvino(embed, images, precision)
+        for precision in PRECISIONS:
+            yield f"OpenVINO, {precision}", OpenVinoFunction(embed, precision)
 
 
 def _made(encode: Encode, images: np.ndarray) -> Encode:
     encode(images)  # TensorFlow's options count when the graph is first run.
     return encode
-
-
-def _openvino(embed: Callable[[Any], Any], images: np.ndarray, precision: str) -> Encode:
-    import openvino
-
-    spec = tf.TensorSpec(images.shape, tf.uint8)
-    model = openvino.convert_model(tf.function(embed, autograph=False).get_concrete_function(spec))
-    settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
-    return lambda pixels: request.infer([pixels])[0].copy()
 
 
 def main() -> None:
