@@ -9,6 +9,7 @@ of the two cumulative distributions.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -152,12 +153,23 @@ def compare_nights(before: Night, now: Night) -> dict[str, Any]:
     }
 
 
+class Shift(enum.StrEnum):
+    """How far scores have moved, by the custom for the population stability index (Siddiqi, "Credit Risk Scorecards", 2006)."""
+
+    LITTLE = "have hardly moved"
+    SOME = "have moved somewhat"
+    LARGE = "have moved a lot"
+
+    @classmethod
+    def of(cls, psi: float) -> Shift:
+        return cls.LITTLE if psi < _LITTLE else cls.SOME if psi < _SOME else cls.LARGE
+
+
 def shift_words(psi: float | None) -> str:
     """Returns what a population stability index means, in a few words."""
     if psi is None:
         return "the scores cannot be compared, as one of the two runs has none"
-    size = "have hardly moved" if psi < _LITTLE else "have moved somewhat" if psi < _SOME else "have moved a lot"
-    return f"the scores {size} (PSI {psi:.3f})"
+    return f"the scores {Shift.of(psi)} (PSI {psi:.3f})"
 
 
 def _smoothed_shares(counts: np.ndarray) -> np.ndarray:

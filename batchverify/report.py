@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import importlib.resources
 import logging
-import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from markupsafe import Markup
 
 from batchverify import metrics
 from batchverify.config import Refused, RunFailed, printable
+from batchverify.drift import Shift, shift_words
 
 DONE, FAILED, REFUSED = 0, 1, 2
 _LOG = logging.getLogger(__name__)
@@ -30,8 +30,7 @@ _LABELLED = ("identity_faults", "highest_impostors", "lowest_genuines")
 _UNLABELLED = ("identity_faults", "highest_unlabelled", "lowest_unlabelled")
 _OPTIONS = {"manifests": "manifest", "lambdas": "lambda", "custom_objects": "custom-object"}
 _MARKS = {"good": "✓", "warn": "!", "bad": "✗", "plain": "–"}
-# Words for a shift of the population stability index, as is the custom (Siddiqi, "Credit Risk Scorecards", 2006).
-_PSI_WORDS = ((0.1, "good", "hardly any shift"), (0.25, "warn", "some shift"), (math.inf, "bad", "a large shift"))
+_SHIFTS = {Shift.LITTLE: "good", Shift.SOME: "warn", Shift.LARGE: "bad"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,15 +293,8 @@ def _baseline_points(summary: dict[str, Any]) -> Iterator[Point]:
         return
     if baseline.get("model_changed"):
         yield Point("warn", "The model is another one than in the run that this one is compared with.")
-    if baseline.get("psi") is not None:
-        level, words = _psi_words(baseline["psi"])
-        yield Point(
-            level, f"Against the earlier run, the scores show {words} (population stability index {baseline['psi']:.3f})."
-        )
-
-
-def _psi_words(psi: float) -> tuple[str, str]:
-    return next((level, words) for most, level, words in _PSI_WORDS if psi < most or most == math.inf)
+    psi = baseline.get("psi")
+    yield Point("warn" if psi is None else _SHIFTS[Shift.of(psi)], f"Against the earlier run, {shift_words(psi)}.")
 
 
 def _plots(summary: dict[str, Any]) -> dict[str, str]:
@@ -410,8 +402,11 @@ def _drift(baseline: dict[str, Any]) -> dict[str, Any]:
     rows = [(name.replace("_", " "), *baseline[name]) for name in ("match_rate", "score_mean") if baseline.get(name)]
     for group, title in (("failures", "failed"), ("identity", "identity")):
         rows += [(f"{title}: {name.replace('_', ' ')}", *pair) for name, pair in (baseline.get(group) or {}).items()]
-    words = _psi_words(baseline["psi"])[1] if baseline.get("psi") is not None else ""
-    return {"rows": rows, "words": words, **{name: baseline.get(name) for name in ("path", "psi", "ks", "model_changed")}}
+    return {
+        "rows": rows,
+        "words": shift_words(baseline.get("psi")),
+        **{name: baseline.get(name) for name in ("path", "psi", "ks", "model_changed")},
+    }
 
 
 def _of_version_1(summary: dict[str, Any]) -> dict[str, Any]:

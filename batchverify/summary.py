@@ -10,6 +10,7 @@ in [0, 1], with `…_interval` the bounds of Wilson's 95% interval; null stands 
 | run.version, run.run_id, run.started | str | of this program, of the run, in UTC |
 | run.manifest | list | as it was given |
 | run.model, run.model_digest, run.model_structure, run.preprocessing | str | |
+| run.limit | int? | only so many rows were asked for |
 | run.model_notes | list | sentences |
 | run.threshold, run.identity_tolerance | float | |
 | run.label_column, run.fold_column | str? | the columns in use, null for none |
@@ -62,9 +63,21 @@ in [0, 1], with `…_interval` the bounds of Wilson's 95% interval; null stands 
 | extremes.*[].manifest_row | int | |
 | extremes.*[].score, extremes.*[].identity_left, extremes.*[].identity_right | float? | |
 | extremes.*[].label | bool? | true for a genuine pair |
+| baseline | dict? | the run compared with; null without one; else as in the rows below, `[before, now]` |
+| baseline.path, baseline.run_id | str | |
+| baseline.psi, baseline.ks | float? | see `drift`; null where a run has no scores |
+| baseline.match_rate, baseline.score_mean, baseline.threshold | list | |
+| baseline.failures.*, baseline.identity.* | list | by status; by what `identity` has |
+| baseline.model_changed | bool | |
+| profile | dict? | where the time went; null where workers were on other machines; else as in the rows below |
+| profile.wall_seconds | float | since the pipeline began, to the summary |
+| profile.seconds.* | float | of all workers; `fetch` and `decode` in threads meanwhile; `shuffle` is the rest |
+| profile.images_per_second, profile.rows_per_second | float | |
+| profile.device_idle_share | float? | share of wall_seconds in which the encoder did nothing; null with several processes |
 | gates | list | empty where none is set |
 | gates[].option, gates[].limit | str | |
-| gates[].found, gates[].rows | int | |
+| gates[].found | float? | rows at fault, or the population stability index, null where there is nothing to compare |
+| gates[].rows | int | |
 | gates[].met | bool | |
 """
 
