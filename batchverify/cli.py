@@ -356,7 +356,13 @@ def _parser() -> argparse.ArgumentParser:
     _add(images, "--max-image-pixels", type=int, metavar="N", help="an image of more pixels is too_large")
     _add(images, "--max-image-bytes", type=int, metavar="N", help="a file of more bytes is too_large")
     _add(images, "--image-timeout", type=float, metavar="S", help="seconds that fetching and decoding one image may take")
-    _add(images, "--fetch-threads", type=int, metavar="N", help="images fetched and decoded at the same time")
+    _add(
+        images,
+        "--fetch-threads",
+        type=int,
+        metavar="N",
+        help="images read at the same time (default: one a core, or 16 from a store)",
+    )
     return parser  # fmt: skip
 
 
@@ -467,7 +473,7 @@ def _refuse_unknown(others: list[str], parser: argparse.ArgumentParser) -> None:
     for name in names:
         if name in beams:
             continue
-        near = difflib.get_close_matches(name, ours, 1, 0.6) or difflib.get_close_matches(name, beams, 1, 0.75)
+        near = difflib.get_close_matches(name, [*ours, *beams], 1, 0.75) or difflib.get_close_matches(name, ours, 1, 0.6)
         problems.append(f"there is no option {name}" + (f"; did you mean {near[0]}?" if near else "; see --help."))
     if others and not others[0].startswith("-"):
         problems.append(f"'{others[0]}' is no option; options begin with --, see --help.")

@@ -184,7 +184,8 @@ class ScoringConfig(ModelConfig):
         max_image_bytes: a file of more bytes is `too_large`, found before it is read.
         on_nan: what becomes of a score that is not a number: it fails the run, or it is kept as a row without a score.
         image_timeout: seconds that the fetching and decoding of one image may take; then it is `unavailable`.
-        fetch_threads: images that are fetched and decoded at the same time in one worker process.
+        fetch_threads: images that are fetched and decoded at the same time in one worker process; None for one a core,
+            or 16 where images lie in a store, as those wait more than they work.
     """
 
     identity_tolerance: float = 1e-4
@@ -197,7 +198,7 @@ class ScoringConfig(ModelConfig):
     max_image_bytes: int = 64 * 2**20
     on_nan: str = "fail"
     image_timeout: float = 60.0
-    fetch_threads: int = 8
+    fetch_threads: int | None = None
 
     def _problems(self):
         yield from super()._problems()
@@ -206,7 +207,7 @@ class ScoringConfig(ModelConfig):
         if not 0 < self.image_timeout < math.inf:
             yield f"--image-timeout is {self.image_timeout}; give a number of seconds above 0."
         for name in ("max_image_pixels", "max_image_bytes", "fetch_threads"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 yield f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least 1."
         columns = [self.left_column, self.right_column, *filter(None, (self.label_column, self.fold_column))]
         for column in {column for column in columns if columns.count(column) > 1}:

@@ -110,13 +110,21 @@ class ImageReader:
 
     def read(self, uri: str) -> tuple[np.ndarray | Failure, bytes | None]:
         """Returns uint8 pixels `(height, width, channels)` or a failure, and the 16-byte digest of the file's bytes."""
-        with self.tally.timed("fetch"):
-            data = fetch(uri, self.max_bytes, self.root)
+        started = time.perf_counter()
+        data = fetch(uri, self.max_bytes, self.root)
+        fetched = time.perf_counter()
+        self.tally.collect("fetch", fetched - started)
         if isinstance(data, Failure):
             return data, None
-        with self.tally.timed("decode"):
-            digest = hashlib.blake2b(data, digest_size=16).digest()
-            return decode(data, self.layout, self.max_pixels), digest
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        image = decode(data, self.layout, self.max_pixels)
+        self.tally.collect("decode", time.perf_counter() - fetched)
+        return image, digest
+
+
+def in_store(uri: str) -> bool:
+    """Returns whether a URI is one of a store, and not a path on this machine."""
+    return _URI.match(uri) is not None
 
 
 def fetch(uri: str, max_bytes: int, root: str | None = None) -> bytes | Failure:
@@ -128,7 +136,7 @@ def fetch(uri: str, max_bytes: int, root: str | None = None) -> bytes | Failure:
         uri = confined
     pause = _FIRST_PAUSE_S
     for attempt in range(_ATTEMPTS):
-        data = _read_store(uri, max_bytes) if _URI.match(uri) else _read_local(uri, max_bytes)
+        data = _read_store(uri, max_bytes) if in_store(uri) else _read_local(uri, max_bytes)
         if isinstance(data, bytes) or data.status is not ImageStatus.UNAVAILABLE:
             break
         if attempt + 1 < _ATTEMPTS:
@@ -191,7 +199,8 @@ def _pixels(image: Image.Image, layout: Layout, max_pixels: int) -> np.ndarray |
         return Failure(ImageStatus.UNSUPPORTED, f"pixels of kind {image.mode} have no agreed scale; store 8 or 16 bits")
     if image.has_transparency_data:
         image = _on_white(image)
-    image = image.convert("L" if layout.grey or layout.channels == 1 else "RGB")
+    mode = "L" if layout.grey or layout.channels == 1 else "RGB"
+    image = image if image.mode == mode else image.convert(mode)  # which copies all the same
     pixels = layout.resize(_fitted(image, layout), (layout.height, layout.width))
     pixels = pixels.reshape(layout.height, layout.width, -1)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] < layout.channels else pixels
@@ -308,11 +317,11 @@ def _too_many_bytes(size: int | None, max_bytes: int) -> Failure:
 
 def _confined(uri: str, root: str) -> str | None:
     """Returns where to open `uri`, every link in it resolved, or None if that is outside of `root`."""
-    if _URI.match(uri):
+    if in_store(uri):
         return uri if uri.startswith(root.rstrip("/") + "/") and ".." not in uri.split("/") else None
     try:
         real_root, real = os.path.realpath(root), os.path.realpath(uri)
-        return real if not _URI.match(root) and os.path.commonpath([real_root, real]) == real_root else None
+        return real if not in_store(root) and os.path.commonpath([real_root, real]) == real_root else None
     except ValueError:  # a NUL in the path, or what no file name can be; there is no such file anywhere
         return uri
 

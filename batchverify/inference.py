@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +23,7 @@ from apache_beam.utils.shared import Shared
 
 from batchverify.config import Refused, RunFailed, ScoringConfig
 from batchverify.identity import check_identity, is_match
-from batchverify.images import Failure, ImageReader
+from batchverify.images import Failure, ImageReader, in_store
 from batchverify.manifest import pair_uris
 from batchverify.reading import ReadAhead
 from batchverify.schema import (
@@ -46,6 +47,9 @@ _NO_URI = STATUSES.index(ImageStatus.NO_URI)
 _BAD_ROW = STATUSES.index(ImageStatus.BAD_ROW)
 _NOT_A_NUMBER = "the model gave a score that is not a number"
 _LOOKAHEAD_BATCHES = 3
+# Of local images, more threads than cores take the processor from one another: on two cores, 8 read and encoded 760 images a
+# second, and 2 of them 1,124.
+_STORE_THREADS = 16
 _GATHERED_BYTES = 64 * 2**20
 _LOG = logging.getLogger(__name__)
 BLOCK, IMAGES = "block", "images"
@@ -118,12 +122,13 @@ class KerasNetwork:
         self.encodings_per_image, self.encodings_per_pair = self.facts.encodings_per_image, self.facts.encodings_per_pair
         layout = self._model.preprocessing.layout()
         self._reader = ImageReader(layout, config.max_image_pixels, config.max_image_bytes, config.image_root, tally)
-        self._ahead = ReadAhead(self._reader.read, _too_slow(config.image_timeout), config.fetch_threads, config.image_timeout)
+        self._ahead: ReadAhead | None = None
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Fetches, decodes and encodes `uris`; see `Network.encode`."""
         read, embeddings, digests = [], [], []
-        batches = self._ahead.batches(uris.to_pylist(), self._config.batch_size, _LOOKAHEAD_BATCHES)
+        names = uris.to_pylist()
+        batches = self._read_ahead(names).batches(names, self._config.batch_size, _LOOKAHEAD_BATCHES)
         while results := self._await(batches):
             pixels = [image for image, _ in results if not isinstance(image, Failure)]
             if pixels:
@@ -133,6 +138,14 @@ class KerasNetwork:
             read += [None if not isinstance(image, Failure) else image for image, _ in results]
             digests += [digest for _, digest in results]
         return self._assemble(uris, read, embeddings, digests)
+
+    def _read_ahead(self, uris: Sequence[str]) -> ReadAhead:
+        """Returns the threads that read; how many there are is decided by the first images that are asked for."""
+        if self._ahead is None:
+            limit_s = self._config.image_timeout
+            threads = self._config.fetch_threads or (_STORE_THREADS if any(map(in_store, uris)) else _cores())
+            self._ahead = ReadAhead(self._reader.read, _too_slow(limit_s), threads, limit_s)
+        return self._ahead
 
     def _await(self, batches: Iterator[list]) -> list | None:
         with self._tally.timed("wait"):
@@ -195,6 +208,10 @@ class KerasNetwork:
         identity[encoded] = self._model.compare(found, found) if len(found) else []
         status = np.array([_OK if failure is None else STATUSES.index(failure.status) for failure in read], np.int8)
         return encoded_images(uris, status, [failure.error if failure else None for failure in read], digests, identity, spread)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _too_slow(limit_s: float) -> Callable[[str], tuple[Failure, None]]:

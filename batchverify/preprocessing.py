@@ -24,6 +24,8 @@ _PILLOW = {
     "bicubic-antialias": Image.Resampling.BICUBIC,
     "lanczos3-antialias": Image.Resampling.LANCZOS,
 }
+# Methods whose result lies between the pixels that it is made of.
+_WITHIN = ("bilinear", "nearest", "area")
 _SMOOTHING = ("gaussian", "mitchellcubic")  # change an image even where its size stays
 _MEANINGS = {
     "0..255": "0 to 255, as decoded",
@@ -104,12 +106,15 @@ class TensorFlowResize:
         if pixels.shape[:2] == size and self._method not in _SMOOTHING:
             return pixels
         with tf.device("CPU"):
-            batch = tf.constant(pixels.reshape(1, *pixels.shape[:2], -1))
+            batch = pixels.reshape(1, *pixels.shape[:2], -1)
             if self._method == "bilinear":  # what tf.image.resize comes down to, at a fraction of its calling cost
                 resized = tf.raw_ops.ResizeBilinear(images=batch, size=size, half_pixel_centers=True)
             else:
                 resized = tf.image.resize(batch, size, method=self._method)
-            return np.clip(np.rint(resized.numpy()[0]), 0, 255).astype(np.uint8)
+            resized = resized.numpy()[0]
+        if self._method not in _WITHIN:
+            resized = np.clip(resized, 0, 255)
+        return np.rint(resized).astype(np.uint8)
 
 
 def decide_preprocessing(

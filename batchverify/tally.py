@@ -40,16 +40,17 @@ class Tally:
         return Tally, (self.folder,)
 
     def add(self, **amounts: float) -> None:
-        """Adds to what has been counted; names are those of `COUNTS` and `SECONDS`."""
-        if self.folder is None:
-            return
+        """Adds to what has been counted, and shows it; names are those of `COUNTS` and `SECONDS`."""
+        if self.folder is not None:
+            with self._lock:
+                for name, amount in amounts.items():
+                    self._amounts[name] += amount
+                self._show()
+
+    def collect(self, name: str, seconds: float) -> None:
+        """Adds seconds without showing them yet: for what happens thousands of times a second, in many threads."""
         with self._lock:
-            for name, amount in amounts.items():
-                self._amounts[name] += amount
-            if self._file is None:
-                self._open()
-            if self._file is not None:
-                os.pwrite(self._file, _RECORD.pack(*self._amounts.values()), 0)
+            self._amounts[name] += seconds
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -59,6 +60,12 @@ class Tally:
             yield
         finally:
             self.add(**{name: time.perf_counter() - started})
+
+    def _show(self) -> None:
+        if self._file is None:
+            self._open()
+        if self._file is not None:
+            os.pwrite(self._file, _RECORD.pack(*self._amounts.values()), 0)
 
     def _open(self) -> None:
         assert self.folder is not None

@@ -20,6 +20,7 @@ from batchverify.reading import ReadAhead
 from batchverify.schema import MANIFEST_FILE, ImageStatus
 
 _SIDE = 128
+_THREADS = 8
 _LONGEST_WAIT_S = 5.0
 _SETTINGS = ("left_column", "right_column", "image_root", "max_image_pixels", "max_image_bytes", "image_timeout")
 
@@ -57,7 +58,7 @@ def pair_thumbnails(pairs: Sequence[dict[str, Any]], run: dict[str, Any]) -> lis
     ahead = ReadAhead(
         lambda uri: _thumbnail(uri, config),
         lambda _: Thumbnail("", ImageStatus.UNAVAILABLE),
-        config.fetch_threads,
+        _THREADS,
         min(_LONGEST_WAIT_S, config.image_timeout),
     )
     found = dict(
