@@ -90,7 +90,7 @@ def _run(argv: Sequence[str]) -> int:
     with ExitStack() as stack:
         result = run(config, beam_args, None if quiet else watcher(stack))
     if not quiet:
-        print(closing_words(result.output, result.summary))
+        show(closing_words(result.output, result.summary))
     return BEYOND_GATE if _tell_gates(result.summary) else DONE
 
 
@@ -146,6 +146,18 @@ def parse(argv: Sequence[str]) -> tuple[VerificationConfig, list[str]]:
     for flag in ("check", "quiet"):  # they say how to run, and nothing of the run
         del settings[flag]
     return VerificationConfig(**settings), others
+
+
+def show(words: str) -> None:
+    """Prints closing words, their verdict and labels set off where the terminal can."""
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text(words)
+    text.highlight_regex(r"(?m)^[A-Z][a-z]+(?=  )", "bold")
+    text.highlight_words(["SANE."], "bold green")
+    text.highlight_words(["FAULT.", "NOT CHECKED."], "bold red")
+    Console(soft_wrap=True, highlight=False).print(text)
 
 
 def closing_words(output: str, summary: dict[str, Any]) -> str:
