@@ -167,7 +167,8 @@ class KerasNetwork:
         Raises:
             Refused: if they differ.
         """
-        images = [image for image, _ in map(self._reader.read, uris) if not isinstance(image, Failure)]
+        read = self._read_ahead(uris).batches(uris, max(1, len(uris)), 0)
+        images = [image for batch in read for image, _ in batch if not isinstance(image, Failure)]
         try:
             self._model.prove(np.stack(images) if images else np.zeros((0,)))
         except ValueError as error:
