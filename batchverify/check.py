@@ -83,8 +83,7 @@ class Survey:
         blocks: that they travel in.
         bytes: of all blocks.
         largest_block: bytes of the largest.
-        requests: images that blocks ask for, each once a block.
-        most_requests: of one block.
+        most_requests: distinct images that one block asks for, at most.
         images: the distinct ones.
         seconds: that it took to read.
     """
@@ -95,7 +94,6 @@ class Survey:
     blocks: int = 0
     bytes: int = 0
     largest_block: int = 0
-    requests: int = 0
     most_requests: int = 0
     images: DistinctTexts = dataclasses.field(default_factory=DistinctTexts)
     seconds: float = 0.0
@@ -111,7 +109,6 @@ class Survey:
         self.blocks += 1
         self.bytes += block.nbytes
         self.largest_block = max(self.largest_block, block.nbytes)
-        self.requests += len(wanted)
         self.most_requests = max(self.most_requests, len(wanted))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import uuid
 from pathlib import Path
 
 import apache_beam as beam
@@ -14,6 +15,7 @@ import pytest
 
 import batchverify
 from batchverify.images import Failure, Layout, PillowResize, Resize, decode, fetch
+from batchverify.inference import ImageTableLoader
 from batchverify.manifest import plan_manifest
 
 SUBPROCESS_WORKERS = [
@@ -148,6 +150,26 @@ def test_verify_pairs_in_a_pipeline_of_ones_own(small_model, pictures):
     pipeline.run().wait_until_finish()
     found = pq.read_table(pictures / "own.parquet").to_pylist()
     assert found[0]["customer"] == 7 and 0 < found[0]["score"] < 1
+
+
+@pytest.mark.parametrize("buckets", [1, 7])
+def test_one_table_of_images_gives_what_sending_them_gives(buckets, small_model, pictures, tmp_path):
+    """With more buckets than some of them have images; several blocks; rows that name no image, or one that is missing."""
+    names = [*(str(pictures / f"p{number}.png") for number in range(10)), "", "/nowhere.png"]
+    chosen = np.random.default_rng(3).integers(len(names), size=(2, 60))
+    table = pa.table({side: [names[i] for i in row] for side, row in zip(("left", "right"), chosen, strict=True)})
+    blocks = [(f"block {start}", table.slice(start, 25)) for start in range(0, 60, 25)]
+    config, found = batchverify.ScoringConfig(model=small_model), {}
+    for kind, shared in (("sent", None), ("shared", ImageTableLoader(buckets))):
+        held = shared and shared.get()
+        pipeline = beam.Pipeline(runner="FnApiRunner")
+        verified = pipeline | beam.Create(blocks) | batchverify.VerifyPairs(config, expected_images=30_000, table=shared)
+        _ = verified.scores | beam.Map(lambda scores, at=tmp_path / kind: pq.write_table(scores, f"{at}-{uuid.uuid4()}"))
+        pipeline.run().wait_until_finish()
+        tables = [pq.read_table(path) for path in tmp_path.glob(f"{kind}-*")]
+        found[kind] = sorted(repr(row) for table in tables for row in table.to_pylist())
+        del held
+    assert len(found["sent"]) == 60 and found["sent"] == found["shared"]
 
 
 def test_a_run_directory_is_whole_or_not_at_all(small_model, pictures, tmp_path, read_scores):
