@@ -18,6 +18,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -94,12 +95,20 @@ def measure(pairs: int, images: int) -> Measured:
         plan = plan_manifest(config)
         table = image_table(pipeline.options, plan)
         held = table and table.get()
-        build(pipeline, config, plan, {"threshold": 0.5, "run_id": config.run_id}, NetworkLoader(NullNetwork), table)
+        build(pipeline, config, plan, _provenance(config), NetworkLoader(NullNetwork), table)
         with RunDirectory(config.output).claimed(config.run_id):
             pipeline.run().wait_until_finish()
         seconds = time.perf_counter() - started
         del held
     return Measured(pairs, images, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def _provenance(config: VerificationConfig) -> dict[str, Any]:
+    words = dict.fromkeys(("model", "model_digest", "model_structure", "preprocessing", "version", "started"), "null network")
+    lists = {"manifest": list(config.manifests), "model_notes": [], "options": {}, "versions": {}}
+    decisions = {"threshold": config.match_threshold(), "identity_tolerance": config.identity_tolerance}
+    nothing = dict.fromkeys(("label_column", "fold_column", "limit", "certificate"))
+    return {"run_id": config.run_id, "working_directory": "/", **words, **lists, **decisions, **nothing}
 
 
 def main() -> None:
