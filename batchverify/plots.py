@@ -134,6 +134,10 @@ def roc_plot(fmr: np.ndarray, fnmr: np.ndarray, eer: float | None, point: tuple[
         return finish("roc", "ROC curve: share of genuine pairs that match against the false match rate.")
 
 
+def _seconds(value: float) -> str:
+    return f"{value:,.1f} s" if value >= 1 else f"{value:.2f} s"
+
+
 def time_plot(seconds: dict[str, float]) -> str:
     """Draws a bar for each kind of work."""
     with _figure(0.7 + 0.28 * len(seconds), left=1.1) as (figure, finish):
@@ -141,12 +145,13 @@ def time_plot(seconds: dict[str, float]) -> str:
         names, values = list(seconds)[::-1], list(seconds.values())[::-1]
         axes.barh(names, values, color=NEUTRAL, height=0.7)
         for row, value in enumerate(values):
-            axes.annotate(f"{value:,.1f} s", (value, row), (3, 0), textcoords="offset points", va="center", fontsize=8)
+            axes.annotate(_seconds(value), (value, row), (3, 0), textcoords="offset points", va="center", fontsize=8)
         axes.margins(x=0.12)
         axes.grid(visible=False)
         axes.xaxis.set_visible(False)
         axes.spines["bottom"].set_visible(False)
-        return finish("time", "Seconds spent: " + ", ".join(f"{name} {value:.1f}" for name, value in seconds.items()) + ".")
+        told = ", ".join(f"{name} {_seconds(value)}" for name, value in seconds.items())
+        return finish("time", f"Seconds spent: {told}.")
 
 
 def _bars(axes: Axes, counts: np.ndarray, colour: str, hatch: str | None = None) -> None:

@@ -270,7 +270,7 @@ def _gate_points(summary: dict[str, Any]) -> Iterator[Point]:
         yield Point("plain", "No gates were set (--max-failed-rows, --max-identity-faults).")
     for gate in summary["gates"]:
         words = f"{gate['option']} {gate['limit']}: found {_shown(gate['found'])}"
-        words += f" of {gate['rows']:,} rows" if gate.get("rows") else ""
+        words += f" of {gate['rows']:,} rows" if gate.get("rows") and isinstance(gate["found"], int) else ""
         yield Point("good" if gate["met"] else "bad", f"Gate {'met' if gate['met'] else 'not met'}: {words}.")
 
 
