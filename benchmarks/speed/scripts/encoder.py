@@ -24,7 +24,7 @@ class Parts:
         self.size = self._encoder.input_shape[1:3]
         images = tf.TensorSpec((None, *self.size, 3), tf.uint8)
         traced = tf.function(self._embed, input_signature=[images], autograph=False)
-        # Weights that are constants let TensorFlow merge batch normalisation into the convolutions, about twice as fast.
+        # Weights that are constants let TensorFlow merge batch normalisation into the convolutions (see benchmarks.encoder).
         self._frozen = convert_variables_to_constants_v2(traced.get_concrete_function())
 
     def encode(self, images: np.ndarray | tf.Tensor) -> tf.Tensor:
