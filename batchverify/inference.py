@@ -25,6 +25,7 @@ from batchverify.config import Refused, RunFailed, ScoringConfig
 from batchverify.identity import check_identity, is_match
 from batchverify.images import Failure, ImageReader, in_store
 from batchverify.manifest import pair_uris
+from batchverify.memory import EMBEDDING_BYTES_AT_ONCE
 from batchverify.reading import ReadAhead
 from batchverify.schema import (
     BAD_ROW_COLUMN,
@@ -61,10 +62,12 @@ class Network(Protocol):
     Attributes:
         encodings_per_image: how often an image goes through a tower of the network when it is encoded.
         encodings_per_pair: how often a pair's images do when they are compared.
+        embedding_bytes: of what is kept of one image.
     """
 
     encodings_per_image: int
     encodings_per_pair: int
+    embedding_bytes: int
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Returns one row for each of `uris`, in their order: the columns of `encoded_images`."""
@@ -120,6 +123,7 @@ class KerasNetwork:
         self._model = load_model(config)
         self.facts = self._model.facts
         self.encodings_per_image, self.encodings_per_pair = self.facts.encodings_per_image, self.facts.encodings_per_pair
+        self.embedding_bytes = self.facts.embedding_bytes
         layout = self._model.preprocessing.layout()
         self._reader = ImageReader(layout, config.max_image_pixels, config.max_image_bytes, config.image_root, tally)
         self._ahead: ReadAhead | None = None
@@ -245,9 +249,9 @@ class ImageTable:
     def __init__(self, buckets: int):
         self._by_bucket: list[pa.Table | None] = [None] * buckets
 
-    def put(self, bucket: int, images: pa.Table) -> None:
+    def put(self, bucket: int, parts: list[pa.Table]) -> None:
         """Keeps the encoded images of one bucket."""
-        self._by_bucket[bucket] = images
+        self._by_bucket[bucket] = pa.concat_tables(parts)
 
     def find(self, uris: pa.Array) -> pa.Table:
         """Returns the encoded images of distinct `uris`, in another order."""
@@ -278,7 +282,8 @@ class ImageTableLoader:
 class EncodeImages(beam.DoFn):
     """`(bucket, [(block key, table of URIs)])` to `(block key, encoded images)` for every block that asked.
 
-    A second output, `images`, has each distinct image once, without its embedding.
+    A bucket whose embeddings are too many to hold is encoded and answered in parts, each image in one of them. A second
+    output, `images`, has each distinct image once, without its embedding.
 
     Args:
         loader: of the network.
@@ -298,8 +303,21 @@ class EncodeImages(beam.DoFn):
 
     def process(self, request: tuple[int, Iterable[tuple[str, pa.Table]]]) -> Iterator[Any]:
         bucket, asked = request
-        wanted = [(key, table["uri"].combine_chunks()) for key, table in asked]
-        uris = pa.chunked_array([uris for _, uris in wanted], pa.string()).unique()
+        keys, uris, places = _distinct_requests(asked)
+        parts = []
+        most = max(1, EMBEDDING_BYTES_AT_ONCE // self._network.embedding_bytes)
+        for first in range(0, len(uris), most):
+            images = self._encode(uris.slice(first, most))
+            yield beam.pvalue.TaggedOutput(IMAGES, images.drop_columns(["embedding"]))
+            if self._table is None:
+                yield from _answers(keys, places, images, first)
+            else:
+                parts.append(images)
+        if self._table is not None:
+            self._table.put(bucket, parts)
+            yield from ((key, _no_images()) for key in keys)
+
+    def _encode(self, uris: pa.Array) -> pa.Table:
         images = self._network.encode(uris)
         if self._on_nan == "fail":
             _require_finite(images)
@@ -307,13 +325,26 @@ class EncodeImages(beam.DoFn):
         self._encoded.inc(encoded)
         self._failed.inc(len(uris) - encoded)
         self._encodings.inc(encoded * self._network.encodings_per_image)
-        yield beam.pvalue.TaggedOutput(IMAGES, images.drop_columns(["embedding"]))
-        if self._table is not None:
-            self._table.put(bucket, images)
-            yield from ((key, _no_images()) for key, _ in wanted)
-            return
-        for key, theirs in wanted:
-            yield key, images.take(pc.index_in(theirs, value_set=uris))
+        return images
+
+
+def _distinct_requests(asked: Iterable[tuple[str, pa.Table]]) -> tuple[list[str], pa.Array, list[np.ndarray]]:
+    """Returns the keys of blocks, the distinct URIs that they ask for, and where among these each block's are, in order.
+
+    One pass for all blocks: looking up each block's URIs by themselves would hash all of the bucket's for each block.
+    """
+    keys, tables = zip(*asked, strict=True)
+    named = pa.chunked_array([table["uri"].combine_chunks() for table in tables], pa.string())
+    coded = named.dictionary_encode().unify_dictionaries().chunks
+    return list(keys), coded[0].dictionary, [np.sort(theirs.indices.to_numpy()) for theirs in coded]
+
+
+def _answers(keys: list[str], places: list[np.ndarray], images: pa.Table, first: int) -> Iterator[tuple[str, pa.Table]]:
+    """Yields for each block those of its images that are among `images`, the first of which has the place `first`."""
+    for key, theirs in zip(keys, places, strict=True):
+        low, high = np.searchsorted(theirs, (first, first + images.num_rows))
+        if high > low:
+            yield key, images.take(pa.array(theirs[low:high] - first))
 
 
 class ComparePairs(beam.DoFn):

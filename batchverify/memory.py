@@ -13,6 +13,8 @@ _COPIES_OF_IMAGES = 2
 # A worker of a distributed runner holds a block and its answers, as tables and as bytes.
 _COPIES_IN_WORKER = 7
 _BYTES_BESIDE_EMBEDDING = 120
+# Of what is sent to one block, and of what one bucket is encoded into before it is answered.
+EMBEDDING_BYTES_AT_ONCE = 256 * 2**20
 
 
 def process_bytes(row_bytes: int, images: int, embedding_bytes: int) -> int:

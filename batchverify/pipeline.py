@@ -32,7 +32,7 @@ from batchverify.inference import (
     request_images,
 )
 from batchverify.manifest import Manifest, ReadManifest, plan_manifest
-from batchverify.memory import available_bytes, process_bytes
+from batchverify.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes
 from batchverify.progress import Watcher
 from batchverify.report import make_report
 from batchverify.running import run_to_end
@@ -46,7 +46,6 @@ from batchverify.version import VERSION
 _LOG = logging.getLogger(__name__)
 _IMAGES_PER_BUCKET = 4096
 _MOST_BUCKETS = 4096
-_EMBEDDING_BYTES_PER_BLOCK = 256 * 2**20
 # Beam's own DirectRunner first looks for another runner on the network, without a time-out.
 IN_PROCESS_RUNNER = "FnApiRunner"
 _LIBRARIES = ("apache-beam", "keras", "numpy", "pillow", "pyarrow", "tensorflow")
@@ -325,7 +324,7 @@ def _profile(tally: Tally, began: float, in_process: bool) -> dict[str, Any] | N
 
 def _bounded_block_rows(config: VerificationConfig, model: ModelFacts) -> int:
     """Returns how many rows a block may have so that the embeddings that are sent to it, two a row at most, stay in bounds."""
-    return max(1, min(config.block_rows, _EMBEDDING_BYTES_PER_BLOCK // (2 * model.embedding_bytes)))
+    return max(1, min(config.block_rows, EMBEDDING_BYTES_AT_ONCE // (2 * model.embedding_bytes)))
 
 
 def _provenance(config: VerificationConfig, network: KerasNetwork, manifest: Manifest) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ import pyarrow as pa
 import pyarrow.csv
 
 from batchverify.config import VerificationConfig
-from batchverify.inference import NetworkLoader, encoded_images
+from batchverify.inference import Network, NetworkLoader, encoded_images
 from batchverify.manifest import plan_manifest
 from batchverify.pipeline import build, image_table
 from batchverify.scores import RunDirectory
+from benchmarks.skew import CASES
 
 EMBEDDING_SIZE = 101
 
@@ -38,7 +40,7 @@ EMBEDDING_SIZE = 101
 class NullNetwork:
     """Embeds an image by its name, without looking at it."""
 
-    encodings_per_image, encodings_per_pair = 1, 0
+    encodings_per_image, encodings_per_pair, embedding_bytes = 1, 0, 4 * EMBEDDING_SIZE
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """See `batchverify.inference.Network`."""
@@ -53,12 +55,12 @@ class NullNetwork:
         return np.exp(-np.abs(left - right).sum(axis=1) / EMBEDDING_SIZE)
 
 
-def write_manifest(path: Path, pairs: int, images: int, seed: int = 0) -> None:
-    """Writes a CSV manifest of random pairs."""
-    rng = np.random.default_rng(seed)
-    names = np.array([f"/images/{number:08d}.jpg" for number in range(images)])
-    left, right = (pa.array(names[rng.integers(images, size=pairs)]) for _ in range(2))
-    pa.csv.write_csv(pa.table({"left": left, "right": right}), path)
+def write_manifest(folder: Path, tables: list[pa.Table]) -> tuple[str, ...]:
+    """Writes the files of a CSV manifest, and returns their paths."""
+    paths = [str(folder / f"pairs-{number}.csv") for number in range(len(tables))]
+    for path, table in zip(paths, tables, strict=True):
+        pa.csv.write_csv(table, path)
+    return tuple(paths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,23 +86,39 @@ class Measured:
         )
 
 
-def measure(pairs: int, images: int) -> Measured:
-    """Runs the pipeline once in this process."""
+def measure(pairs: int, images: int, case: str = "uniform") -> Measured:
+    """Runs the pipeline once in this process, on one of the manifests of `benchmarks.skew`."""
     with tempfile.TemporaryDirectory() as folder:
-        manifest = Path(folder) / "pairs.csv"
-        write_manifest(manifest, pairs, images)
-        config = VerificationConfig(manifests=(str(manifest),), output=f"{folder}/scores")
+        manifests = write_manifest(Path(folder), CASES[case](pairs, images))
+        config = VerificationConfig(manifests=manifests, output=f"{folder}/scores")
         started = time.perf_counter()
-        pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
-        plan = plan_manifest(config)
-        table = image_table(pipeline.options, plan)
-        held = table and table.get()
-        build(pipeline, config, plan, _provenance(config), NetworkLoader(NullNetwork), table)
-        with RunDirectory(config.output).claimed(config.run_id):
-            pipeline.run().wait_until_finish()
+        run_null(config)
         seconds = time.perf_counter() - started
-        del held
     return Measured(pairs, images, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def run_null(config: VerificationConfig, load: Callable[[], Network] = NullNetwork, shared: bool = True) -> None:
+    """Runs the pipeline in this process with a network of one's own.
+
+    Args:
+        config: of the run.
+        load: makes the network.
+        shared: whether workers keep the encoded images in one table; else they are sent to each block, as to workers elsewhere.
+    """
+    pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
+    plan = plan_manifest(config)
+    table = image_table(pipeline.options, plan) if shared else None
+    held = table and table.get()
+    build(pipeline, config, plan, _provenance(config), NetworkLoader(load), table)
+    with RunDirectory(config.output).claimed(config.run_id):
+        pipeline.run().wait_until_finish()
+    del held
+
+
+def measure_alone(*arguments: Any) -> Measured:
+    """Calls `measure` in a process of its own: what is measured is the most memory that the process ever had."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, *arguments).result()
 
 
 def _provenance(config: VerificationConfig) -> dict[str, Any]:
@@ -118,12 +136,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--grow", type=int, metavar="N", help="measure N times as many too, and print the ratio of the times")
     options = parser.parse_args()
-    # A process of its own for each size: what is measured is the most memory that the process ever had.
     sizes = [(options.pairs * times, options.images * times) for times in (1, *([options.grow] if options.grow else []))]
     found = []
     for pairs, images in sizes:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            found.append(process.submit(measure, pairs, images).result())
+        found.append(measure_alone(pairs, images))
         print(found[-1], flush=True)
     if options.grow:
         print(f"{options.grow} times as many take {found[1].seconds / found[0].seconds:.1f} times as long")

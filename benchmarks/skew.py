@@ -1,0 +1,75 @@
+"""Manifests that are skewed: one image or one bucket has all the work, or one block has next to none.
+
+Each is a list of files, tables with the columns `left` and `right`, of so many rows in all over so many images at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+
+from batchverify.config import ScoringConfig
+from batchverify.inference import request_images
+from batchverify.pipeline import bucket_count
+
+HOT = "/images/hot.jpg"
+
+
+def names(images: int) -> pa.Array:
+    """Returns the URIs of so many images."""
+    return pa.array([f"/images/{number:08d}.jpg" for number in range(images)])
+
+
+def names_in_one_bucket(images: int, buckets: int) -> pa.Array:
+    """Returns the URIs of so many images that all belong into the first of `buckets`."""
+    candidates = names(images * (buckets + 1) + 1000)
+    table = pa.table({"left": candidates, "right": candidates})
+    for bucket, (_, asked) in request_images(("all", table), ScoringConfig(), buckets):
+        if bucket == 0 and asked.num_rows >= images:
+            return asked["uri"].combine_chunks().slice(0, images)
+    raise ValueError(f"fewer than {images} of {len(candidates)} names belong into the first of {buckets} buckets")
+
+
+def uniform(pairs: int, images: int) -> list[pa.Table]:
+    """Random pairs."""
+    return [_random(pairs, names(images))]
+
+
+def hot_image(pairs: int, images: int) -> list[pa.Table]:
+    """One image is the left one of every row."""
+    table = _random(pairs, names(images))
+    return [table.set_column(0, "left", _repeated(HOT, pairs))]
+
+
+def one_image(pairs: int, images: int) -> list[pa.Table]:
+    """Every row of the first half compares one image with itself."""
+    half = pairs // 2
+    same = pa.table({"left": _repeated(HOT, half), "right": _repeated(HOT, half)})
+    return [same, _random(pairs - half, names(images))]
+
+
+def hot_bucket(pairs: int, images: int) -> list[pa.Table]:
+    """All images belong into one of the buckets that a run of so many has."""
+    return [_random(pairs, names_in_one_bucket(images, bucket_count(images)))]
+
+
+def short_block(pairs: int, images: int) -> list[pa.Table]:
+    """One block has one row, the others are whole."""
+    table = _random(pairs, names(images))
+    return [table.slice(0, 1), table.slice(1)]
+
+
+CASES: dict[str, Callable[[int, int], list[pa.Table]]] = {
+    "uniform": uniform, "hot image": hot_image, "one image": one_image, "hot bucket": hot_bucket, "short block": short_block,
+}  # fmt: skip
+
+
+def _random(pairs: int, uris: pa.Array, seed: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    return pa.table({side: uris.take(pa.array(rng.integers(len(uris), size=pairs))) for side in ("left", "right")})
+
+
+def _repeated(uri: str, times: int) -> pa.Array:
+    return pa.repeat(pa.scalar(uri), times)
