@@ -5,8 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import apache_beam as beam
 import pyarrow as pa
@@ -23,11 +22,22 @@ class Carried:
         elements: tables.
         rows: of all of them.
         bytes: that they were encoded into.
+        most_rows: of one of them.
     """
 
     elements: int = 0
     rows: int = 0
     bytes: int = 0
+    most_rows: int = 0
+
+    def add(self, rows: int, size: int) -> None:
+        """Counts one table."""
+        self.elements, self.rows, self.bytes = self.elements + 1, self.rows + rows, self.bytes + size
+        self.most_rows = max(self.most_rows, rows)
+
+    def over(self, passes: int) -> Carried:
+        """Returns what it comes to where each table was counted so many times."""
+        return Carried(self.elements // passes, self.rows // passes, self.bytes // passes, self.most_rows)
 
 
 _COUNTS: dict[str, Carried] = collections.defaultdict(Carried)
@@ -40,15 +50,12 @@ class CountingCoder(ArrowTableCoder):
     def encode(self, value: pa.Table) -> bytes:
         encoded = super().encode(value)
         with _LOCK:
-            carried = _COUNTS[kind(value)]
-            carried.elements += 1
-            carried.rows += value.num_rows
-            carried.bytes += len(encoded)
+            _COUNTS[kind(value)].add(value.num_rows, len(encoded))
         return encoded
 
 
 def kind(table: pa.Table) -> str:
-    """Returns what a table is to the pipeline: `requests`, `answers`, `blocks`, or `others`, which no shuffle carries."""
+    """Returns what a table is to the pipeline: `requests`, `answers`, `blocks`, or `others`, which these shuffles don't carry."""
     names = set(table.column_names)
     if names == {"uri"}:
         return "requests"
@@ -57,12 +64,25 @@ def kind(table: pa.Table) -> str:
     return "blocks" if MANIFEST_ROW in names and "score" not in names else "others"
 
 
-@contextmanager
-def counted() -> Iterator[dict[str, Carried]]:
-    """Counts what the pipelines that are made inside, and run in this process, carry; by kind."""
+def count_carried(run: Callable[[], object], pairs: int) -> dict[str, Carried]:
+    """Returns what the two shuffles of a pipeline carry, by kind.
+
+    Beam's in-process runner also puts down what is flattened before the second shuffle, blocks and answers. How often it
+    encodes them is seen from the blocks, which hold each row once.
+
+    Args:
+        run: makes a pipeline and runs it in this process.
+        pairs: rows of its manifest.
+    """
     _COUNTS.clear()
     beam.coders.registry.register_coder(pa.Table, CountingCoder)
     try:
-        yield _COUNTS
+        run()
     finally:
         beam.coders.registry.register_coder(pa.Table, ArrowTableCoder)
+    passes = _COUNTS["blocks"].rows // pairs
+    return {
+        "requests": _COUNTS["requests"],
+        "blocks": _COUNTS["blocks"].over(passes),
+        "answers": _COUNTS["answers"].over(passes),
+    }
