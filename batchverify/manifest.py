@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import csv
 import dataclasses
+import functools
 import io
 import os
 from collections.abc import Iterable, Iterator
@@ -34,7 +35,8 @@ _CSV_BLOCK_BYTES = _BLOCK_BYTES = 64 * 2**20
 _VALIDATION_BYTES = 64 * 2**20
 # A row's number and the place of its file's name.
 _PROVENANCE_BYTES = 9
-_PARQUET_ROWS = 262_144
+# Of one block of a Parquet file, at most.
+PARQUET_ROWS = 262_144
 _PROBLEMS_TOLD = 20
 DEFAULT_LABEL, DEFAULT_FOLD = "genuine", "fold"
 
@@ -238,10 +240,27 @@ def _with_provenance(block: pa.Table, path: str, row: int) -> pa.Table:
 
 
 class _Budget:
-    """How many more bytes may be read for validation, and how many more rows are wanted at all; None for every row."""
+    """How many more bytes may be read for validation, and how many more rows are wanted at all; None for every row.
+
+    Once it is spent, a file is only opened for its columns: of thousands of files, a look into each would be a reading of them
+    all. Its rows are known from its footer, or estimated from its size and the density of the CSV files that were looked at.
+    """
 
     def __init__(self, left: int, rows_left: int | None):
         self.left, self.rows_left = left, rows_left
+        self._seen: dict[str | None, tuple[int, int]] = {}  # rows and bytes of CSV files, by compression
+
+    def add_csv(self, kind: str | None, rows: int, size: int) -> None:
+        """Takes in how dense a CSV file is."""
+        seen = self._seen.get(kind, (0, 0))
+        self._seen[kind] = seen[0] + rows, seen[1] + size
+
+    def estimate_rows(self, kind: str | None, size: int) -> int | None:
+        """Returns about how many rows a CSV file has that need not be looked at; None if it must be."""
+        rows, of_bytes = self._seen.get(kind, (0, 0))
+        if self.left > 0 or self.rows_left is not None or not rows:
+            return None
+        return round(rows * size / of_bytes)
 
 
 class _Inspection:
@@ -258,7 +277,7 @@ class _Inspection:
         self.images: list[pa.Array] = []
         self._most_rows = budget.rows_left
         if not self.problems and budget.rows_left != 0:
-            self._look_through(config, budget)
+            self._inspect(config, budget)
         if budget.rows_left is not None:
             budget.rows_left -= self.expected_rows
 
@@ -291,6 +310,23 @@ class _Inspection:
     def _most_rows_from(self, first: int) -> int | None:
         return None if self._most_rows is None else self._most_rows - first
 
+    def _inspect(self, config: VerificationConfig, budget: _Budget) -> None:
+        if self.parquet:
+            if budget.left > 0:
+                self._look_through(config, budget)
+            self.expected_rows = self._expect_rows(False, 0)
+            return
+        kind = _compression(self.path)
+        if (estimate := budget.estimate_rows(kind, self._size)) is not None:
+            self.expected_rows = estimate
+            return
+        self._look_through(config, budget)
+        budget.add_csv(kind, self.expected_rows, self._size)
+
+    @functools.cached_property
+    def _size(self) -> int:
+        return FileSystems.match([self.path])[0].metadata_list[0].size_in_bytes
+
     def _look_through(self, config: VerificationConfig, budget: _Budget) -> None:
         """Reads rows for bad labels and undecodable bytes, and to count rows and images."""
         label = _label_column(self.schema.names, config)
@@ -321,8 +357,7 @@ class _Inspection:
         if self.parquet:
             stored = sum(self.parquet.row_group(group).total_byte_size for group in self._wanted_groups())
         else:
-            size = FileSystems.match([self.path])[0].metadata_list[0].size_in_bytes
-            stored = size if self._most_rows is None else 0
+            stored = self._size if self._most_rows is None else 0
         pairs = self._bytes_seen * self.expected_rows // max(1, self.rows_seen)
         return max(stored, pairs) + _PROVENANCE_BYTES * self.expected_rows
 
@@ -331,8 +366,7 @@ class _Inspection:
             return self.parquet.num_rows if self._most_rows is None else min(self.parquet.num_rows, self._most_rows)
         if finished or not bytes_seen:
             return self.rows_seen
-        size = FileSystems.match([self.path])[0].metadata_list[0].size_in_bytes
-        return max(self.rows_seen, int(self.rows_seen * size / bytes_seen))
+        return max(self.rows_seen, int(self.rows_seen * self._size / bytes_seen))
 
 
 def _distinct(seen: list[_Inspection]) -> pa.Array:
@@ -523,7 +557,7 @@ def _parquet_batches(shard: Shard, columns: list[str] | None) -> Iterator[pa.Tab
     with _open(shard.path) as file:
         try:
             reader = pq.ParquetFile(file)
-            for batch in reader.iter_batches(_PARQUET_ROWS, row_groups=list(shard.row_groups or ()), columns=columns):
+            for batch in reader.iter_batches(PARQUET_ROWS, row_groups=list(shard.row_groups or ()), columns=columns):
                 table = pa.Table.from_batches([batch])
                 table.validate(full=True)
                 yield table
@@ -694,12 +728,16 @@ def _undecodable(batch: pa.Table, path: str, first_row: int) -> str:
     return f"{path}: it is not UTF-8; save the file as UTF-8."
 
 
+def _compression(path: str) -> str | None:
+    return next((kind for ending, kind in _COMPRESSIONS.items() if path.endswith(ending)), None)
+
+
 class _Decompressed(io.RawIOBase):
     """The bytes of a CSV file, decompressed by its name's ending; counts the quotes that pass."""
 
     def __init__(self, path: str, file: Any):
         super().__init__()
-        kind = next((kind for ending, kind in _COMPRESSIONS.items() if path.endswith(ending)), None)
+        kind = _compression(path)
         # Arrow's decompressors report a truncated file; those of Beam's file systems end without a word.
         self._source = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), kind) if kind else file
         self.quotes = 0

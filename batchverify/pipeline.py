@@ -18,7 +18,7 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from batchverify.baseline import read_baseline
-from batchverify.config import Limit, ModelFacts, ScoringConfig, VerificationConfig
+from batchverify.config import Limit, ScoringConfig, VerificationConfig
 from batchverify.drift import Night, compare_nights
 from batchverify.gates import judge
 from batchverify.inference import (
@@ -32,7 +32,7 @@ from batchverify.inference import (
     request_images,
 )
 from batchverify.manifest import Manifest, ReadManifest, plan_manifest
-from batchverify.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes
+from batchverify.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes, worker_bytes
 from batchverify.progress import Watcher
 from batchverify.report import make_report
 from batchverify.running import run_to_end
@@ -159,7 +159,7 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
     """
     with tally_folder() as folder:
         prepared = prepare(config, beam_args, Tally(folder))
-        _tell_if_too_large(prepared)
+        _tell_of_memory(prepared)
         config, manifest = prepared.config, prepared.manifest
         provenance = _provenance(config, prepared.network, manifest)
         pipeline = beam.Pipeline(options=prepared.options)
@@ -228,15 +228,24 @@ def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Ta
     options = pipeline_options(beam_args)
     table = image_table(options, manifest)
     if table is None:
-        config = dataclasses.replace(config, block_rows=_bounded_block_rows(config, network.facts))
+        config = dataclasses.replace(config, block_rows=bounded_block_rows(config.block_rows, network.embedding_bytes))
     return Prepared(config, manifest, loader, network, baseline, options, table, tally)
 
 
-def _tell_if_too_large(prepared: Prepared) -> None:
-    """Warns of a run in this process that the machine's memory does not hold, by the estimate."""
-    manifest, left = prepared.manifest, available_bytes()
-    needed = process_bytes(manifest.expected_bytes, manifest.expected_images, prepared.network.facts.embedding_bytes)
-    if prepared.table is not None and left is not None and needed > left:
+def _tell_of_memory(prepared: Prepared) -> None:
+    """Says what workers elsewhere need, and warns of a run in this process that its memory does not hold; estimates both."""
+    manifest, left, embedding_bytes = prepared.manifest, available_bytes(), prepared.network.embedding_bytes
+    if prepared.table is None:
+        rows = min(prepared.config.block_rows, manifest.expected_rows)
+        row_bytes = manifest.expected_bytes * rows // max(1, manifest.expected_rows)
+        needed = worker_bytes(row_bytes, min(2 * rows, manifest.expected_images), embedding_bytes)
+        _LOG.info(
+            "A worker needs up to %.1f GiB, beside libraries and model, for each block of %s rows that it works on at a time.",
+            needed / 2**30, f"{rows:,}",
+        )  # fmt: skip
+        return
+    needed = process_bytes(manifest.expected_bytes, manifest.expected_images, embedding_bytes)
+    if left is not None and needed > left:
         _LOG.warning(
             "This run needs about %.1f GiB of memory, and %.1f GiB are left: %s rows and %s images are held in this process. "
             "Run the manifest in parts, or on a distributed runner (--runner=DataflowRunner), which holds a block at a time.",
@@ -322,9 +331,9 @@ def _profile(tally: Tally, began: float, in_process: bool) -> dict[str, Any] | N
     return profile(tally.folder, time.time() - began, in_process)
 
 
-def _bounded_block_rows(config: VerificationConfig, model: ModelFacts) -> int:
+def bounded_block_rows(block_rows: int, embedding_bytes: int) -> int:
     """Returns how many rows a block may have so that the embeddings that are sent to it, two a row at most, stay in bounds."""
-    return max(1, min(config.block_rows, EMBEDDING_BYTES_AT_ONCE // (2 * model.embedding_bytes)))
+    return max(1, min(block_rows, EMBEDDING_BYTES_AT_ONCE // (2 * embedding_bytes)))
 
 
 def _provenance(config: VerificationConfig, network: KerasNetwork, manifest: Manifest) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class CountingCoder(ArrowTableCoder):
 
 
 def kind(table: pa.Table) -> str:
-    """Returns what a table is to the pipeline: `requests`, `answers`, `blocks`, or `others`, which these shuffles don't carry."""
+    """Returns what a table is to the pipeline: `requests`, `answers`, `blocks`, or `others`, which neither shuffle carries."""
     names = set(table.column_names)
     if names == {"uri"}:
         return "requests"

@@ -32,6 +32,7 @@ from batchverify.inference import Network, NetworkLoader, encoded_images
 from batchverify.manifest import plan_manifest
 from batchverify.pipeline import build, image_table
 from batchverify.scores import RunDirectory
+from benchmarks.carried import Carried, count_carried
 from benchmarks.skew import CASES
 
 EMBEDDING_SIZE = 101
@@ -72,12 +73,14 @@ class Measured:
         images: that they were drawn from.
         seconds: from planning the manifest to the finished run.
         peak_gib: resident memory of the process at its most.
+        carried: by the shuffles, of each kind of element; None where images are kept in one table.
     """
 
     pairs: int
     images: int
     seconds: float
     peak_gib: float
+    carried: dict[str, Carried] | None = None
 
     def __str__(self) -> str:
         return (
@@ -86,15 +89,27 @@ class Measured:
         )
 
 
-def measure(pairs: int, images: int, case: str = "uniform") -> Measured:
-    """Runs the pipeline once in this process, on one of the manifests of `benchmarks.skew`."""
+def measure(pairs: int, images: int, case: str = "uniform", block_rows: int | None = None) -> Measured:
+    """Runs the pipeline once in this process.
+
+    Args:
+        pairs: rows of the manifest.
+        images: that they are drawn from.
+        case: which of the manifests of `benchmarks.skew`.
+        block_rows: of blocks that encoded images are sent to, as to workers elsewhere; None to keep these in one table.
+    """
     with tempfile.TemporaryDirectory() as folder:
         manifests = write_manifest(Path(folder), CASES[case](pairs, images))
         config = VerificationConfig(manifests=manifests, output=f"{folder}/scores")
+        carried = None
         started = time.perf_counter()
-        run_null(config)
+        if block_rows is None:
+            run_null(config)
+        else:
+            config = dataclasses.replace(config, block_rows=block_rows)
+            carried = count_carried(lambda: run_null(config, shared=False), pairs)
         seconds = time.perf_counter() - started
-    return Measured(pairs, images, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    return Measured(pairs, images, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, carried)
 
 
 def run_null(config: VerificationConfig, load: Callable[[], Network] = NullNetwork, shared: bool = True) -> None:
@@ -115,10 +130,10 @@ def run_null(config: VerificationConfig, load: Callable[[], Network] = NullNetwo
     del held
 
 
-def measure_alone(*arguments: Any) -> Measured:
+def measure_alone(pairs: int, images: int, **settings: Any) -> Measured:
     """Calls `measure` in a process of its own: what is measured is the most memory that the process ever had."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(measure, *arguments).result()
+        return process.submit(measure, pairs, images, **settings).result()
 
 
 def _provenance(config: VerificationConfig) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """Manifests as people write them, and as they get them wrong."""
 
 import bz2
+import dataclasses
 import gzip
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
 import batchverify
+from batchverify import manifest
 from batchverify.manifest import pair_uris, parse_labels, plan_manifest, read_blocks
 
 
@@ -218,3 +221,21 @@ def test_a_parquet_file_with_a_lying_footer_is_refused_in_a_sentence(place, tmp_
         assert "p.parquet" in str(refused) and "\n" not in str(refused)
     else:
         assert found.num_rows == 1000
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet"])
+def test_once_enough_is_looked_at_files_are_only_opened(kind, tmp_path, monkeypatch):
+    """Planning thousands of files must not read them all; their columns are looked at, and their rows counted or estimated."""
+    monkeypatch.setattr(manifest, "_VALIDATION_BYTES", 1)
+    for number, rows in enumerate((1000, 3000, 500)):
+        frame = pd.DataFrame({"left": [f"{n:04d}.png" for n in range(rows)], "right": "0000.png", "genuine": "1"})
+        frame.loc[rows // 2, "genuine"] = "1" if number == 0 else "yes"
+        write = frame.to_parquet if kind == "parquet" else frame.to_csv
+        write(tmp_path / f"p{number}.{kind}", index=False)
+    config = batchverify.VerificationConfig(manifests=(str(tmp_path / f"p*.{kind}"),), output="out")
+    plan = plan_manifest(config)
+    assert len(plan.shards) == 3
+    assert plan.expected_rows == (4500 if kind == "parquet" else pytest.approx(4500, rel=0.15))
+    pd.DataFrame({"left": ["a.png"], "rihgt": ["b.png"]}).to_csv(tmp_path / "q.csv", index=False)
+    with pytest.raises(batchverify.Refused, match="rihgt"):
+        plan_manifest(dataclasses.replace(config, manifests=(*config.manifests, str(tmp_path / "q.csv"))))

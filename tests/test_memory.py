@@ -37,3 +37,12 @@ def test_one_that_fits_says_nothing(demo, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="batchverify"):
         batchverify.run(config)
     assert "GiB" not in caplog.text
+
+
+def test_a_run_of_workers_elsewhere_says_what_one_needs(demo, tmp_path, caplog, monkeypatch):
+    # As for a runner whose workers share no process; this one's do, and are quicker to start.
+    monkeypatch.setattr(pipeline, "image_table", lambda *_: None)
+    config = batchverify.VerificationConfig(manifests=(str(demo / "demo.csv"),), output=str(tmp_path / "out"), block_rows=50)
+    with caplog.at_level(logging.INFO, logger="batchverify"):
+        batchverify.run(config)
+    assert "A worker needs up to 0.0 GiB" in caplog.text and "each block of 50 rows" in caplog.text

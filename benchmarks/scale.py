@@ -1,0 +1,234 @@
+"""How the pipeline grows: measured with a null network up to what one machine holds, and by arithmetic beyond.
+
+    python -m benchmarks.scale                              # 1, 3, 10 and 30 million rows
+    python -m benchmarks.scale --millions 0.1 0.3 1         # smaller ones
+    python -m benchmarks.scale --skew                       # a million rows, uniform and skewed
+    python -m benchmarks.scale --plan                       # what the look before a run takes
+    python -m benchmarks.scale --estimate --pairs 1e9 --images 2e8 --embedding-bytes 404 5120 150528
+
+prints Markdown tables. Each size runs in a process of its own. `benchmarks/SCALE.md` says what follows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchverify.config import VerificationConfig
+from batchverify.manifest import plan_manifest
+from batchverify.memory import available_bytes, process_bytes
+from benchmarks.estimate import DEVICES, Device, Job, estimate, table, words
+from benchmarks.shuffle import EMBEDDING_SIZE, Measured, measure_alone, write_manifest
+from benchmarks.skew import CASES, uniform
+
+__all__ = ["estimate", "fit_growth", "main"]
+
+_EMBEDDING_BYTES = 4 * EMBEDDING_SIZE
+# Of a row of the made-up manifest in memory, and of the libraries.
+_ROW_BYTES, _LIBRARY_BYTES = 61, 2**29
+_PAIRS_PER_IMAGE = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """seconds = factor · rows^exponent.
+
+    Attributes:
+        factor: seconds of a row.
+        exponent: 1 where twice the rows take twice as long.
+        exponent_error: its standard error; infinite from two sizes, which any exponent fits.
+    """
+
+    factor: float
+    exponent: float
+    exponent_error: float
+
+    def __str__(self) -> str:
+        return f"seconds = {self.factor:.3g} · rows^b, b = {self.exponent:.3f} ± {self.exponent_error:.3f} (standard error)"
+
+
+def fit_growth(rows: Sequence[float], seconds: Sequence[float]) -> Growth:
+    """Fits a power law by least squares of the logarithms; two sizes or more."""
+    x, y = np.log(rows), np.log(seconds)
+    exponent, intercept = np.polyfit(x, y, 1)
+    residuals = y - exponent * x - intercept
+    free = len(x) - 2
+    error = np.sqrt(residuals @ residuals / free / np.sum((x - x.mean()) ** 2)) if free else np.inf
+    return Growth(float(np.exp(intercept)), float(exponent), float(error))
+
+
+def grow(millions: Sequence[float]) -> str:
+    """Measures sizes in one process each, images kept in one table."""
+    found = [measure_alone(pairs, pairs // _PAIRS_PER_IMAGE) for pairs in map(_rows, millions)]
+    rows = [
+        [
+            f"{one.pairs:,}",
+            f"{one.images:,}",
+            f"{one.seconds:.1f}",
+            f"{one.pairs / one.seconds:,.0f}",
+            f"{one.peak_gib:.2f}",
+            f"{one.peak_gib * 2**30 / one.pairs:,.0f}",
+        ]
+        for one in found
+    ]
+    said = table(["pairs", "images", "s", "rows/s", "peak GiB", "peak bytes a row"], rows)
+    if len(found) < 2:
+        return said
+    return f"{said}\n\n{fit_growth([one.pairs for one in found], [one.seconds for one in found])}"
+
+
+def carry(millions: Sequence[float]) -> str:
+    """Measures what the shuffles of a distributed run carry, beside what the arithmetic says of the same."""
+    rows = []
+    for pairs in map(_rows, millions):
+        job = Job(pairs, pairs // _PAIRS_PER_IMAGE, _EMBEDDING_BYTES, uri_bytes=len("/images/00000000.jpg"))
+        said = estimate(job)
+        found = measure_alone(job.pairs, job.images, block_rows=said.block_rows)
+        rows.append(
+            [f"{job.pairs:,}", f"{job.images:,}", f"{found.seconds:.1f}", *_carried(found, dataclasses.asdict(said), pairs)]
+        )
+    kinds = [f"{kind}: bytes a row (by estimate)" for kind in ("requests", "blocks", "answers")]
+    return table(["pairs", "images", "s", "images sent a row", *kinds], rows)
+
+
+def _carried(found: Measured, said: dict[str, float], pairs: int) -> list[str]:
+    assert found.carried is not None
+    by_kind = (
+        (found.carried[f"{kind}s"].bytes / pairs, said[f"{kind}_tb"] * 1e12 / pairs) for kind in ("request", "block", "answer")
+    )
+    return [f"{found.carried['answers'].rows / pairs:.3f}", *(f"{counted:.2f} ({by_rule:.2f})" for counted, by_rule in by_kind)]
+
+
+def skew(pairs: int, rounds: int = 3) -> str:
+    """Measures skewed manifests, with the images in one table and with them sent; the cases take turns."""
+    images = pairs // _PAIRS_PER_IMAGE
+    sent = estimate(Job(pairs, images, _EMBEDDING_BYTES)).block_rows
+    found: dict[str, list[list[Measured]]] = {case: [[], []] for case in CASES}
+    for _ in range(rounds):
+        for case, (shared, apart) in found.items():
+            shared.append(measure_alone(pairs, images, case=case))
+            apart.append(measure_alone(pairs, images, case=case, block_rows=sent))
+    rows = [[case, *(text for way in ways for text in _rate(way))] for case, ways in found.items()]
+    header = [f"{pairs:,} pairs", "one table: rows/s", "peak GiB", "images sent: rows/s", "peak GiB"]
+    return table(header, rows)
+
+
+def _rate(runs: list[Measured]) -> list[str]:
+    return [f"{np.median([one.pairs / one.seconds for one in runs]):,.0f}", f"{max(one.peak_gib for one in runs):.2f}"]
+
+
+def plan(pairs: int, files: int = 20) -> str:
+    """Measures the look before a run, at manifests of one file and of many."""
+    rows = []
+    whole = uniform(pairs, pairs // _PAIRS_PER_IMAGE)[0]
+    step = -(-pairs // files)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, tables in (("one", [whole]), (f"{files}", [whole.slice(start, step) for start in range(0, pairs, step)])):
+            for kind, paths in (
+                ("CSV", write_manifest(Path(folder), tables)),
+                ("Parquet", _write_parquet(Path(folder), tables)),
+            ):
+                started = time.perf_counter()
+                planned = plan_manifest(VerificationConfig(manifests=paths, output="unused"))
+                seconds = time.perf_counter() - started
+                rows.append(
+                    [kind, name, f"{pairs:,}", f"{planned.expected_rows:,}", f"{len(planned.shards)}", f"{seconds:.1f}"]
+                )
+    return table(["manifest", "files", "rows", "rows expected", "shards", "s"], rows)
+
+
+def _write_parquet(folder: Path, tables: list[pa.Table]) -> tuple[str, ...]:
+    paths = [str(folder / f"pairs-{number}.parquet") for number in range(len(tables))]
+    for path, one in zip(paths, tables, strict=True):
+        pq.write_table(one, path)
+    return tuple(paths)
+
+
+def _rows(millions: float) -> int:
+    return round(millions * 1e6)
+
+
+def _require_memory(millions: Sequence[float]) -> None:
+    pairs = _rows(max(millions))
+    needed = _LIBRARY_BYTES + process_bytes(_ROW_BYTES * pairs, pairs // _PAIRS_PER_IMAGE, _EMBEDDING_BYTES)
+    left = available_bytes()
+    print(f"{pairs:,} rows need about {needed / 2**30:.1f} GiB.", file=sys.stderr)
+    if left is not None and needed > left:
+        raise SystemExit(f"{left / 2**30:.1f} GiB are left; give smaller sizes with --millions.")
+
+
+def _devices(rates: Sequence[str], prices: Sequence[str]) -> tuple[Device, ...]:
+    """Returns the devices with the user's own rates and prices, `NAME=VALUE`."""
+    devices = {device.name: device for device in DEVICES}
+    for name, value in map(_parse, rates):
+        devices[name] = dataclasses.replace(devices[name], images_per_s=value, rate_from="given")
+    for name, value in map(_parse, prices):
+        devices[name] = dataclasses.replace(devices[name], usd_per_hour=value, price_from="given")
+    return tuple(devices.values())
+
+
+def _parse(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    known = [device.name for device in DEVICES]
+    if name not in known:
+        raise SystemExit(f"{text}: there is no device '{name}'; give one of {', '.join(known)}.")
+    return name, float(value)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints what is asked for."""
+    parser = argparse.ArgumentParser(description="How the pipeline grows, measured and by arithmetic.")
+    parser.add_argument(
+        "--millions", type=float, nargs="+", metavar="N", default=[1, 3, 10, 30], help="millions of rows to measure"
+    )
+    parser.add_argument(
+        "--sent",
+        type=float,
+        nargs="*",
+        metavar="N",
+        default=[1, 3],
+        help="millions of rows to count shuffled bytes of; none to skip",
+    )
+    parser.add_argument("--skew", action="store_true", help="measure skewed manifests, of the first of --millions")
+    parser.add_argument("--rounds", type=int, default=3, help="of --skew")
+    parser.add_argument("--plan", action="store_true", help="measure the look before a run, at the first of --millions")
+    parser.add_argument("--estimate", action="store_true", help="measure nothing, and print the arithmetic")
+    job = parser.add_argument_group("--estimate")
+    for field in dataclasses.fields(Job):
+        nargs = "+" if field.name == "embedding_bytes" else None
+        option = f"--{field.name.replace('_', '-')}"
+        job.add_argument(option, type=float, nargs=nargs, metavar="N", help=f"default {field.default:,}")
+    job.add_argument("--rate", action="append", default=[], metavar="DEVICE=IMAGES/S")
+    job.add_argument("--price", action="append", default=[], metavar="DEVICE=USD/HOUR")
+    options = parser.parse_args(argv)
+    if options.estimate:
+        print(words(_jobs(options), _devices(options.rate, options.price)))
+    elif options.skew:
+        print(skew(_rows(options.millions[0]), options.rounds))
+    elif options.plan:
+        print(plan(_rows(options.millions[0])))
+    else:
+        _require_memory(options.millions)
+        print(grow(options.millions), flush=True)
+        if options.sent:
+            print(f"\n{carry(options.sent)}")
+
+
+def _jobs(options: argparse.Namespace) -> list[Job]:
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Job)}
+    sizes = given.pop("embedding_bytes") or [Job.embedding_bytes]
+    settings = {name: type(getattr(Job, name))(value) for name, value in given.items() if value is not None}
+    return [Job(embedding_bytes=int(size), **settings) for size in sizes]
+
+
+if __name__ == "__main__":
+    main()
