@@ -11,6 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -24,6 +25,7 @@ from batchverify.config import Refused, RunFailed
 
 _LOG = logging.getLogger(__name__)
 _SUCCESS, _SUMMARY, _REPORT, _SCORES, _RUNNING = "_SUCCESS", "summary.json", "report.html", "scores", "_RUNNING"
+_FOOTER_THREADS = 16
 # Held while a run is finished and while it is swept away, so that an interrupted run is never left half of each.
 _SETTLING = threading.RLock()
 _CLAIMED: dict[str, RunDirectory] = {}  # by run id
@@ -100,14 +102,13 @@ class RunDirectory:
         Raises:
             RunFailed: if some are another run's.
         """
-        rows = 0
-        for found in self._match(f"{_SCORES}-*.parquet"):
-            with FileSystems.open(found.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-                footer = pq.read_metadata(file)
-            if (footer.metadata or {}).get(b"batchverify.run_id") != run_id.encode():
-                raise self._taken()
-            rows += footer.num_rows
-        return rows
+        paths = [found.path for found in self._match(f"{_SCORES}-*.parquet")]
+        # Of thousands of files in a store, most of the time is waiting.
+        with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+            footers = list(threads.map(_read_footer, paths))
+        if any((footer.metadata or {}).get(b"batchverify.run_id") != run_id.encode() for footer in footers):
+            raise self._taken()
+        return sum(footer.num_rows for footer in footers)
 
     def finish(self, run_id: str, summary: dict[str, Any], report: str) -> None:
         """Writes summary and report, then `_SUCCESS`. May be called again, as workers may be.
@@ -245,6 +246,11 @@ def finish_run(
         raise RunFailed(f"{rows_read} rows were read but {rows_written} written; run again, and report it if it happens again.")
     directory.finish(run_id, summary, report)
     return rows_written
+
+
+def _read_footer(path: str) -> pq.FileMetaData:
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        return pq.read_metadata(file)
 
 
 def _as_json(summary: dict[str, Any]) -> str:

@@ -142,8 +142,7 @@ class Estimate:
 
 def estimate(job: Job) -> Estimate:
     """Returns what a job comes to; of a Parquet manifest with images drawn at random, the worst order that there is."""
-    default = VerificationConfig(manifests=("m",), output="o").block_rows
-    block_rows = min(job.pairs, PARQUET_ROWS, bounded_block_rows(default, job.embedding_bytes))
+    block_rows = min(job.pairs, PARQUET_ROWS, bounded_block_rows(VerificationConfig.block_rows, job.embedding_bytes))
     blocks, buckets = math.ceil(job.pairs / block_rows), bucket_count(job.images)
     # Of n equally likely images, m draws name n·(1 − (1 − 1/n)^m) different ones.
     names = distinct(2 * block_rows, job.images)

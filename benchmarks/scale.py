@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from batchverify.config import VerificationConfig
 from batchverify.manifest import plan_manifest
 from batchverify.memory import available_bytes, process_bytes
-from benchmarks.estimate import DEVICES, Device, Job, estimate, table, words
+from benchmarks.estimate import DEVICES, Device, Job, distinct, estimate, table, words
 from benchmarks.shuffle import EMBEDDING_SIZE, Measured, measure_alone, write_manifest
 from benchmarks.skew import CASES, uniform
 
@@ -36,6 +36,7 @@ _EMBEDDING_BYTES = 4 * EMBEDDING_SIZE
 # Of a row of the made-up manifest in memory, and of the libraries.
 _ROW_BYTES, _LIBRARY_BYTES = 61, 2**29
 _PAIRS_PER_IMAGE = 20
+_BLOCK_ROWS = VerificationConfig.block_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +69,16 @@ def fit_growth(rows: Sequence[float], seconds: Sequence[float]) -> Growth:
 
 def grow(millions: Sequence[float]) -> str:
     """Measures sizes in one process each, images kept in one table."""
-    found = [measure_alone(pairs, pairs // _PAIRS_PER_IMAGE) for pairs in map(_rows, millions)]
+    return grown([measure_alone(pairs, pairs // _PAIRS_PER_IMAGE) for pairs in map(_rows, millions)])
+
+
+def grown(found: Sequence[Measured]) -> str:
+    """Returns what sizes took, and what that says of larger ones."""
     rows = [
         [
             f"{one.pairs:,}",
             f"{one.images:,}",
+            f"{_named(one) / one.pairs:.2f}",
             f"{one.seconds:.1f}",
             f"{one.pairs / one.seconds:,.0f}",
             f"{one.peak_gib:.2f}",
@@ -80,10 +86,26 @@ def grow(millions: Sequence[float]) -> str:
         ]
         for one in found
     ]
-    said = table(["pairs", "images", "s", "rows/s", "peak GiB", "peak bytes a row"], rows)
+    said = table(["pairs", "images", "images named a row", "s", "rows/s", "peak GiB", "peak bytes a row"], rows)
     if len(found) < 2:
         return said
-    return f"{said}\n\n{fit_growth([one.pairs for one in found], [one.seconds for one in found])}"
+    pairs, seconds = [one.pairs for one in found], [one.seconds for one in found]
+    row, name = fit_parts(pairs, [_named(one) for one in found], seconds)
+    parts = f"seconds = {row * 1e6:.1f} µs · rows + {name * 1e6:.1f} µs · images that blocks name"
+    return f"{said}\n\n{fit_growth(pairs, seconds)}\n\n{parts}"
+
+
+def _named(one: Measured) -> float:
+    """Returns how many distinct images the blocks of a run name, summed over the blocks."""
+    rows = min(one.pairs, _BLOCK_ROWS)
+    return one.pairs / rows * distinct(2 * rows, one.images)
+
+
+def fit_parts(rows: Sequence[float], named: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """Fits seconds of a row and of an image that a block names, by least squares of the relative errors."""
+    weights = np.array([rows, named]).T / np.array(seconds)[:, None]
+    row, name = np.linalg.lstsq(weights, np.ones(len(rows)), rcond=None)[0]
+    return float(row), float(name)
 
 
 def carry(millions: Sequence[float]) -> str:

@@ -12,7 +12,7 @@ from batchverify.config import ScoringConfig
 from batchverify.inference import encoded_images, request_images
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE
 from benchmarks.estimate import Job, distinct, estimate
-from benchmarks.scale import fit_growth, main
+from benchmarks.scale import fit_growth, fit_parts, main
 
 PAGE = Path(__file__).parent.parent / "benchmarks" / "SCALE.md"
 COMMAND = "--estimate --pairs 1e9 --images 2e8 --embedding-bytes 404 5120 150528"
@@ -78,6 +78,12 @@ def test_the_fit_finds_the_power_and_says_how_sure_it_is():
     noisy = fit_growth(rows, 5e-6 * rows * np.array([1.1, 0.9, 1.1, 0.9]))
     assert noisy.exponent_error > 0.02 and abs(noisy.exponent - 1) < 3 * noisy.exponent_error
     assert fit_growth(rows[:2], [1, 3]).exponent_error == np.inf
+
+
+def test_rows_and_the_images_that_blocks_name_are_told_apart():
+    rows = np.array([1e6, 3e6, 1e7, 3e7])
+    named = rows * [0.05, 0.15, 0.5, 1.1]
+    assert fit_parts(rows, named, 2e-6 * rows + 6e-6 * named) == pytest.approx((2e-6, 6e-6))
 
 
 def test_sizes_are_measured_in_processes_of_their_own(capsys):
