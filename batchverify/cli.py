@@ -159,7 +159,7 @@ def parse(argv: Sequence[str]) -> tuple[VerificationConfig, list[str]]:
     Raises:
         Refused: at an option that is neither ours nor Beam's, or a value that cannot be.
     """
-    parser = _parser()
+    parser = make_parser()
     options, others = parser.parse_known_args(with_pixels_joined(argv))
     _refuse_unknown(others, parser)
     # Not argparse's `required`, which would speak of a missing --output before a misspelt --outptu.
@@ -304,7 +304,8 @@ def identity_words(summary: dict[str, Any]) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this program's own options."""
     parser = argparse.ArgumentParser(
         prog="python -m batchverify",
         description="Scores the image pairs of a manifest with a trained Siamese network, and checks the network's sanity.",
