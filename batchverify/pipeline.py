@@ -50,7 +50,7 @@ _LOG = logging.getLogger(__name__)
 _IMAGES_PER_BUCKET = 4096
 _MOST_BUCKETS = 4096
 _EMBEDDING_BYTES_PER_BLOCK = 256 * 2**20
-# Of a worker that encodes on a GPU: TensorFlow, CUDA and the model take some 6 GB of it.
+# Of a worker that encodes on a GPU, at least: an estimate with room to spare, as none has been measured on Dataflow.
 _ENCODER_RAM = "12GB"
 # Beam's own DirectRunner first looks for another runner on the network, without a time-out.
 IN_PROCESS_RUNNER = "FnApiRunner"
