@@ -37,7 +37,9 @@ setup(
         "openvino": ["openvino>=2026.2,<2027"],
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
         "test": [
+            "apache-beam[gcp]>=2.77,<2.80",
             "duckdb>=2.0,<3",
+            "gcp-storage-emulator>=2026.7,<2027",
             "hypothesis>=6.130,<7",
             "mypy>=2.0,<3",
             "openvino>=2026.2,<2027",

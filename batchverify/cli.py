@@ -47,6 +47,17 @@ _DEST = {"--manifest": "manifests", "--output": "output"}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(VerificationConfig)}
 
 
+_EPILOG = """\
+All other options are Beam's own. On Dataflow, with workers that have processors:
+  python -m batchverify --manifest gs://BUCKET/pairs.parquet --output gs://BUCKET/scores --model gs://BUCKET/model.keras \\
+    --runner=DataflowRunner --project=PROJECT --region=REGION --temp_location=gs://BUCKET/tmp
+and with a GPU in each worker that encodes; IMAGE is built from deploy/Dockerfile:
+    … --accelerator nvidia-tesla-t4 --sdk_container_image=IMAGE
+
+Exit codes: 0 done, or submitted with --no-wait; 1 the run failed; 2 refused before anything ran; 3 done, but a gate is not
+met; 130 and 143 stopped by SIGINT and SIGTERM, and a job on Dataflow cancelled."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job that `argv` asks for and returns its exit code."""
     with _swept_when_stopped():
@@ -81,14 +92,21 @@ def _run(argv: Sequence[str]) -> int:
 
         print(words(check_run(config, beam_args)))
         return DONE
-    from batchverify.pipeline import run
+    from batchverify.dataflow import is_dataflow, is_template_launch
+    from batchverify.pipeline import pipeline_options, run, submit
     from batchverify.progress import watcher
 
     quiet = "--quiet" in argv
     if quiet:
         logging.getLogger("batchverify").setLevel(logging.WARNING)
+    beams = pipeline_options(beam_args)
+    if "--no-wait" in argv or is_template_launch(beams):
+        submitted = submit(config, beam_args)
+        if not quiet:
+            print(submission_words(submitted.output, submitted.link))
+        return DONE
     with ExitStack() as stack:
-        result = run(config, beam_args, None if quiet else watcher(stack))
+        result = run(config, beam_args, None if quiet or is_dataflow(beams) else watcher(stack))
     if not quiet:
         show(closing_words(result.output, result.summary))
     return BEYOND_GATE if _tell_gates(result.summary) else DONE
@@ -96,18 +114,23 @@ def _run(argv: Sequence[str]) -> int:
 
 @contextmanager
 def _swept_when_stopped() -> Iterator[None]:
-    """Ends the process at SIGINT or SIGTERM with its output swept, exit code 130 or 143.
+    """Ends the process at SIGINT or SIGTERM with its job cancelled and its output swept, exit code 130 or 143.
 
     At once, because Beam's in-process runner would first wait for its workers to end their bundles.
     """
 
     def stop(number: int, _: Any) -> None:
-        # Before this module is loaded there is nothing to sweep; to load it takes Beam's two seconds.
+        stopped = f"batchverify: stopped by {signal.Signals(number).name}"
+        # Before these modules are loaded there is nothing to cancel or sweep; to load them takes Beam's two seconds.
+        cancel_jobs = getattr(sys.modules.get("batchverify.running"), "cancel_jobs", None)
+        if going_on := cancel_jobs and cancel_jobs():
+            print(f"{stopped}; the job could not be cancelled and goes on: {', '.join(going_on)}", file=sys.stderr, flush=True)
+            os._exit(128 + number)
         if abandon_all := getattr(sys.modules.get("batchverify.scores"), "abandon_all", None):
             abandon_all()
         if sweep := getattr(sys.modules.get("batchverify.tally"), "sweep", None):
             sweep()
-        print(f"batchverify: stopped by {signal.Signals(number).name}; no unfinished output is left.", file=sys.stderr)
+        print(f"{stopped}; no unfinished output is left.", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(128 + number)
@@ -136,14 +159,14 @@ def parse(argv: Sequence[str]) -> tuple[VerificationConfig, list[str]]:
     Raises:
         Refused: at an option that is neither ours nor Beam's, or a value that cannot be.
     """
-    parser = _parser()
+    parser = make_parser()
     options, others = parser.parse_known_args(with_pixels_joined(argv))
     _refuse_unknown(others, parser)
     # Not argparse's `required`, which would speak of a missing --output before a misspelt --outptu.
     if missing := [f"{name} is missing; see --help." for name in ("--manifest", "--output") if not vars(options)[_DEST[name]]]:
         raise Refused(missing)
     settings = model_settings(options)
-    for flag in ("check", "quiet"):  # they say how to run, and nothing of the run
+    for flag in ("check", "quiet", "no_wait"):  # they say how to run, and nothing of the run
         del settings[flag]
     return VerificationConfig(**settings), others
 
@@ -189,6 +212,16 @@ def closing_words(output: str, summary: dict[str, Any]) -> str:
         f"Files     {output}/scores-*.parquet, {output}/summary.json, {output}/report.html",
     ]
     return "\n".join(lines)
+
+
+def submission_words(output: str, link: str | None) -> str:
+    """Returns what the terminal shows of a job that was handed to Dataflow and is not waited for."""
+    where = f"Submitted {link}" if link else "Submitted the job is written, and the Flex Template's launcher starts it"
+    return (
+        f"\n{where}\n"
+        f"          Nothing is scored yet. When the job has done its work, {output}/_SUCCESS is there, and whether\n"
+        f"          gates are met stands in {output}/summary.json; this exit code says nothing of them."
+    )
 
 
 def baseline_words(baseline: dict[str, Any]) -> str:
@@ -271,13 +304,12 @@ def identity_words(summary: dict[str, Any]) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of this program's own options."""
     parser = argparse.ArgumentParser(
         prog="python -m batchverify",
         description="Scores the image pairs of a manifest with a trained Siamese network, and checks the network's sanity.",
-        epilog="All other options are Beam's own, for instance --runner=DataflowRunner --region=europe-west4. "
-        "Exit codes: 0 done, 1 the run failed, 2 refused before anything ran, 3 done, but a gate is not met, 130 and 143 "
-        "stopped by SIGINT and SIGTERM.",
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -374,6 +406,17 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="images read at the same time (default: one a core, or 16 from a store)",
+    )
+
+    dataflow = parser.add_argument_group("on Dataflow")
+    _add(
+        dataflow,
+        "--accelerator",
+        metavar="TYPE",
+        help="a GPU for each worker that encodes, such as nvidia-tesla-t4, and for no other; needs --sdk_container_image",
+    )
+    dataflow.add_argument(
+        "--no-wait", action="store_true", help="submit the job and return; a Flex Template's launcher always does"
     )
     return parser  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import uuid
 from collections.abc import Sequence
 
@@ -186,6 +187,7 @@ class ScoringConfig(ModelConfig):
         image_timeout: seconds that the fetching and decoding of one image may take; then it is `unavailable`.
         fetch_threads: images that are fetched and decoded at the same time in one worker process; None for one a core,
             or 16 where images lie in a store, as those wait more than they work.
+        accelerator: what Dataflow's workers that encode have one of: a GPU's type, or what `accelerator_hint` returns of it.
     """
 
     identity_tolerance: float = 1e-4
@@ -199,6 +201,7 @@ class ScoringConfig(ModelConfig):
     on_nan: str = "fail"
     image_timeout: float = 60.0
     fetch_threads: int | None = None
+    accelerator: str | None = None
 
     def _problems(self):
         yield from super()._problems()
@@ -209,6 +212,14 @@ class ScoringConfig(ModelConfig):
         for name in ("max_image_pixels", "max_image_bytes", "fetch_threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 yield f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least 1."
+        if self.accelerator is not None:
+            if not _ACCELERATOR.fullmatch(self.accelerator):
+                yield (
+                    f"--accelerator is '{self.accelerator}'; give a type such as nvidia-tesla-t4, or Dataflow's words for one "
+                    "GPU a worker, such as 'type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver'."
+                )
+            if self.runtime != "tensorflow":
+                yield f"--accelerator asks for GPUs, and --runtime {self.runtime} runs on processors; leave one of them out."
         columns = [self.left_column, self.right_column, *filter(None, (self.label_column, self.fold_column))]
         for column in {column for column in columns if columns.count(column) > 1}:
             yield f"column '{column}' is given for two things; left, right, label and fold are different columns."
@@ -267,6 +278,15 @@ class VerificationConfig(ScoringConfig):
             yield f"{option} speaks of a baseline, and there is none; add --baseline DIR."
         if self.max_drift is not None and not 0 <= self.max_drift < math.inf:
             yield f"--max-drift is {self.max_drift}; give a population stability index such as 0.25."
+
+
+# One model runs on one GPU: more GPUs are more workers.
+_ACCELERATOR = re.compile(r"[a-z][a-z0-9-]*|type:[a-z][a-z0-9-]*;count:1(;[A-Za-z0-9:._-]+)*")
+
+
+def accelerator_hint(accelerator: str) -> str:
+    """Returns Dataflow's words for one GPU a worker: those of `--accelerator`, or made from a type."""
+    return accelerator if accelerator.startswith("type:") else f"type:{accelerator};count:1;install-nvidia-driver"
 
 
 def _is_size(size: Sequence[int]) -> bool:

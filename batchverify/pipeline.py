@@ -10,15 +10,18 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from batchverify.baseline import read_baseline
-from batchverify.config import Limit, ScoringConfig, VerificationConfig
+from batchverify.config import Limit, Refused, ScoringConfig, VerificationConfig, accelerator_hint
+from batchverify.dataflow import fit, is_dataflow, refuse_local_images
 from batchverify.drift import Night, compare_nights
 from batchverify.gates import judge
 from batchverify.inference import (
@@ -35,7 +38,7 @@ from batchverify.manifest import Manifest, ReadManifest, plan_manifest
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes, worker_bytes
 from batchverify.progress import Watcher
 from batchverify.report import make_report
-from batchverify.running import run_to_end
+from batchverify.running import JobGoesOn, run_to_end, submit_pipeline
 from batchverify.schema import output_schema
 from batchverify.scores import RunDirectory, WriteScores, finish_run
 from batchverify.sidecar import complete, golden_pairs
@@ -46,6 +49,8 @@ from batchverify.version import VERSION
 _LOG = logging.getLogger(__name__)
 _IMAGES_PER_BUCKET = 4096
 _MOST_BUCKETS = 4096
+# Of a worker that encodes on a GPU, at least: an estimate with room to spare, as none has been measured on Dataflow.
+_ENCODER_RAM = "12GB"
 # Beam's own DirectRunner first looks for another runner on the network, without a time-out.
 IN_PROCESS_RUNNER = "FnApiRunner"
 _LIBRARIES = ("apache-beam", "keras", "numpy", "pillow", "pyarrow", "tensorflow")
@@ -99,7 +104,7 @@ class VerifyPairs(beam.PTransform):
             >> beam.FlatMap(request_images, self._config, self._buckets).with_output_types(tuple[int, tuple[str, pa.Table]])
             | beam.GroupByKey()
             | "EncodeImages"
-            >> beam.ParDo(EncodeImages(self._loader, self._config, self._table))
+            >> _on_accelerator(beam.ParDo(EncodeImages(self._loader, self._config, self._table)), self._config.accelerator)
             .with_outputs(IMAGES, main="answers")
             .with_output_types(tuple[str, pa.Table], **{IMAGES: pa.Table})
         )
@@ -117,6 +122,15 @@ class VerifyPairs(beam.PTransform):
             >> beam.ParDo(ComparePairs(self._loader, self._config, self._table, self._tally)).with_output_types(pa.Table)
         )
         return Verified(scored, encoded[IMAGES])
+
+
+def _on_accelerator(encode: beam.ParDo, accelerator: str | None) -> beam.ParDo:
+    """Asks for workers of its own for a step: shuffles lie before and behind it, so no other stage is fused with it."""
+    if accelerator is not None:
+        encode.with_resource_hints(accelerator=accelerator_hint(accelerator))
+        if "machine_type:" not in accelerator:
+            encode.with_resource_hints(min_ram=_ENCODER_RAM)
+    return encode
 
 
 def bucket_count(expected_images: int) -> int:
@@ -145,6 +159,19 @@ class RunResult:
     counters: dict[str, int]
 
 
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """A job that was handed to Dataflow and goes on there.
+
+    Attributes:
+        output: the run directory, which has `_SUCCESS` when the job has done its work.
+        link: where Dataflow shows the job; None where a Flex Template's launcher is about to start it.
+    """
+
+    output: str
+    link: str | None
+
+
 def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watcher | None = None) -> RunResult:
     """Runs the job and waits for its end.
 
@@ -155,28 +182,71 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
 
     Raises:
         Refused: if manifest, model or output directory cannot be used; nothing has been written.
-        RunFailed: if the run cannot be finished; there is no `_SUCCESS`.
+        RunFailed: if the run cannot be finished; there is no `_SUCCESS`. `JobGoesOn` where a job of Dataflow's may yet do.
     """
-    with tally_folder() as folder:
-        prepared = prepare(config, beam_args, Tally(folder))
+    with _tally(beam_args) as tally:
+        prepared = prepare(config, beam_args, tally)
         _tell_of_memory(prepared)
-        config, manifest = prepared.config, prepared.manifest
-        provenance = _provenance(config, prepared.network, manifest)
-        pipeline = beam.Pipeline(options=prepared.options)
+        config = prepared.config
+        pipeline = _pipeline(prepared)
         held = prepared.table and prepared.table.get()
-        build(
-            pipeline, config, manifest, provenance, prepared.loader, prepared.table, prepared.baseline, prepared.tally
-        )  # fmt: skip
         directory = RunDirectory(config.output)
         with directory.claimed(config.run_id):
-            counters = run_to_end(pipeline, functools.partial(_tell, watch, folder, manifest))
+            try:
+                counters = run_to_end(pipeline, functools.partial(_tell, watch, tally, prepared.manifest))
+            except JobGoesOn:
+                directory.hand_over(config.run_id)
+                raise
         del held
     return RunResult(directory.path, directory.read_summary(), counters)
 
 
-def _tell(watch: Watcher | None, folder: str, manifest: Manifest) -> None:
-    if watch is not None:
-        watch(read_totals(folder), manifest.expected_images, manifest.expected_rows)
+def submit(config: VerificationConfig, beam_args: Sequence[str]) -> Submission:
+    """Hands the job to Dataflow without waiting for it; the job itself finishes the run.
+
+    Args:
+        config: what to do.
+        beam_args: Beam's own arguments.
+
+    Raises:
+        Refused: as `run`, and for another runner.
+        RunFailed: if Dataflow does not take the job.
+    """
+    if not is_dataflow(pipeline_options(beam_args)):
+        raise Refused("--no-wait is for --runner=DataflowRunner; the work of other runners ends with this process.")
+    prepared = prepare(config, beam_args)
+    config = prepared.config
+    pipeline = _pipeline(prepared)
+    directory = RunDirectory(config.output)
+    with directory.claimed(config.run_id):
+        link = submit_pipeline(pipeline)
+        directory.hand_over(config.run_id)
+    return Submission(directory.path, link)
+
+
+@contextmanager
+def _tally(beam_args: Sequence[str]) -> Iterator[Tally]:
+    """Gives a tally that the workers share, if they can be on this machine."""
+    if is_dataflow(pipeline_options(beam_args)):
+        yield Tally()
+        return
+    with tally_folder() as folder:
+        yield Tally(folder)
+
+
+def _pipeline(prepared: Prepared) -> beam.Pipeline:
+    provenance = _provenance(prepared.config, prepared.network, prepared.manifest)
+    pipeline = beam.Pipeline(options=prepared.options)
+    build(
+        pipeline, prepared.config, prepared.manifest, provenance, prepared.loader, prepared.table, prepared.baseline,
+        prepared.tally,
+    )  # fmt: skip
+    return pipeline
+
+
+def _tell(watch: Watcher | None, tally: Tally, manifest: Manifest) -> None:
+    if watch is not None and tally.folder is not None:
+        watch(read_totals(tally.folder), manifest.expected_images, manifest.expected_rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,17 +285,21 @@ def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Ta
     Raises:
         Refused: if manifest, model, baseline or output directory cannot be used.
     """
+    options = pipeline_options(beam_args)
+    fit(options, config)
+    FileSystems.set_options(options)  # which say who asks the stores; Beam itself sets them when it makes the pipeline
     RunDirectory(config.output).refuse_taken(config.overwrite)
     baseline = read_baseline(config)
     config = complete(config)
     manifest = plan_manifest(config)
+    if is_dataflow(options):
+        refuse_local_images(manifest.sample)
     tally = tally or Tally()
     loader = keras_loader(config, tally)
     network = loader.get()
     assert isinstance(network, KerasNetwork)
     network.check_golden(golden_pairs(config))
     network.prove(manifest.sample)
-    options = pipeline_options(beam_args)
     table = image_table(options, manifest)
     if table is None:
         config = dataclasses.replace(config, block_rows=bounded_block_rows(config.block_rows, network.embedding_bytes))

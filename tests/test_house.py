@@ -11,8 +11,8 @@ PACKAGE = Path(batchverify.__file__).parent
 LAYERS = [
     "train", "training.fit", "training.trainer", "training.optimizers", "training.network", "training.distort",
     "training.evaluate", "training.curves", "training.history", "training.sources", "training.data", "training.recipe",
-    "doctor", "convert", "cli", "check", "pipeline", "progress", "running", "report", "plots", "thumbnails", "gates",
-    "baseline", "drift", "summary", "extremes", "scores", "inference", "reading", "models", "runtimes", "freezing",
+    "doctor", "convert", "cli", "check", "pipeline", "progress", "running", "dataflow", "report", "plots", "thumbnails",
+    "gates", "baseline", "drift", "summary", "extremes", "scores", "inference", "reading", "models", "runtimes", "freezing",
     "trials", "certificate", "siamese", "loading", "modelfile", "hdf5probe", "preprocessing", "comparisons", "sidecar",
     "memory", "manifest", "coders", "images", "tally", "traps", "identity", "metrics", "schema", "config", "version",
 ]  # fmt: skip

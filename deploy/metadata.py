@@ -1,0 +1,71 @@
+"""Writes metadata.json, what the Flex Template says of its parameters, from the options of `python -m batchverify`."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from batchverify.cli import make_parser
+
+# They say how to run in a terminal.
+_NOT_FOR_LAUNCHERS = {"--help", "--version", "--check", "--quiet", "--no-wait"}
+_URI = r"[a-z][a-z0-9+.-]*://.+"
+_NUMBER = r"-?[0-9]*\.?[0-9]+(e-?[0-9]+)?"
+_REGEXES = {
+    "manifest": _URI, "output": _URI, "model": _URI, "image_root": _URI, "baseline": _URI,
+    "max_failed_rows": r"[0-9]+|[0-9]*\.?[0-9]+%", "max_identity_faults": r"[0-9]+|[0-9]*\.?[0-9]+%",
+    "image_size": r"[0-9]+(x[0-9]+)?", "match_column": "[01]", "custom_object": ".+=.+",
+    "accelerator": r"[a-z][a-z0-9-]*|type:[a-z][a-z0-9-]*;count:1(;[A-Za-z0-9:._-]+)*",
+    "label_column": ".*", "fold_column": ".*",
+}  # fmt: skip
+_DAY = {
+    "name": "day",
+    "label": "Day",
+    "helpText": "What {day} stands for in other parameters, and {day_before} the day before it: YYYY-MM-DD, or today, in UTC.",
+    "isOptional": True,
+    "regexes": ["^(today|[0-9]{4}-[0-9]{2}-[0-9]{2})$"],
+}
+
+
+def describe() -> dict[str, Any]:
+    """Returns the metadata."""
+    parser = make_parser()
+    actions = [action for action in parser._actions if not _NOT_FOR_LAUNCHERS & set(action.option_strings)]
+    return {
+        "name": "batchverify",
+        "description": parser.description,
+        "parameters": [*map(_describe, actions), _DAY],
+    }
+
+
+def _describe(action: argparse.Action) -> dict[str, Any]:
+    name = action.option_strings[0][2:].replace("-", "_")
+    return {
+        "name": name,
+        "label": name.replace("_", " ").capitalize(),
+        "helpText": _sentence((action.help or "") % vars(action)),
+        "isOptional": name not in ("manifest", "output"),
+        "regexes": [f"^({_regex(name, action)})$"],
+    }
+
+
+def _sentence(text: str) -> str:
+    # One parameter has one value.
+    text = text.removesuffix("; may be given several times")
+    return text[:1].upper() + text[1:] + "."
+
+
+def _regex(name: str, action: argparse.Action) -> str:
+    if name in _REGEXES:
+        return _REGEXES[name]
+    if action.nargs == 0:
+        return "true|false"
+    if action.choices is not None:
+        return "|".join(re.escape(str(choice)).replace(r"\-", "-") for choice in action.choices)
+    return {int: "[0-9]+", float: _NUMBER}.get(action.type, ".+")
+
+
+if __name__ == "__main__":
+    text = json.dumps(describe(), indent=2, ensure_ascii=False) + "\n"
+    Path(__file__).with_name("metadata.json").write_text(text, encoding="utf-8")
