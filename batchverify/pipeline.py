@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -18,18 +19,22 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from batchverify.baseline import read_baseline
-from batchverify.config import Limit, ModelFacts, ScoringConfig, VerificationConfig
+from batchverify.config import Limit, ModelFacts, Refused, ScoringConfig, VerificationConfig
 from batchverify.drift import Night, compare_nights
+from batchverify.embeddings import EmbeddingStore, Generation, Keeping, Part, differing, embedding_key, open_store
 from batchverify.gates import judge
 from batchverify.inference import (
     BLOCK,
     IMAGES,
+    KEPT,
     ComparePairs,
     EncodeImages,
     ImageTableLoader,
     KerasNetwork,
     NetworkLoader,
+    read_stored,
     request_images,
+    write_kept,
 )
 from batchverify.manifest import Manifest, ReadManifest, plan_manifest
 from batchverify.memory import available_bytes, process_bytes
@@ -46,6 +51,7 @@ from batchverify.version import VERSION
 _LOG = logging.getLogger(__name__)
 _IMAGES_PER_BUCKET = 4096
 _MOST_BUCKETS = 4096
+_BY_BUCKET = tuple[int, tuple[str, pa.Table]]
 _EMBEDDING_BYTES_PER_BLOCK = 256 * 2**20
 # Beam's own DirectRunner first looks for another runner on the network, without a time-out.
 IN_PROCESS_RUNNER = "FnApiRunner"
@@ -59,11 +65,14 @@ class Verified(NamedTuple):
 
     Attributes:
         scores: tables, the blocks with the result columns of the output contract.
-        images: tables, one row for each distinct image: uri, status, error, digest, identity.
+        images: tables, one row for each distinct image: uri, status, error, digest, identity; and where embeddings are kept
+            version and reused.
+        kept: the files that were written to the store of embeddings; None without one.
     """
 
     scores: beam.PCollection[pa.Table]
     images: beam.PCollection[pa.Table]
+    kept: beam.PCollection[Part] | None = None
 
 
 class VerifyPairs(beam.PTransform):
@@ -78,6 +87,7 @@ class VerifyPairs(beam.PTransform):
         loader: loads the network in each worker process; a Keras model as `config` says, unless given.
         table: holds the encoded images where all workers share one process; without it they travel to each block.
         tally: is told how far the workers of this machine are.
+        keeping: what is done with a store of embeddings, or None.
     """
 
     def __init__(
@@ -87,22 +97,27 @@ class VerifyPairs(beam.PTransform):
         loader: NetworkLoader | None = None,
         table: ImageTableLoader | None = None,
         tally: Tally | None = None,
+        keeping: Keeping | None = None,
     ):
         super().__init__()
         self._config = config = complete(config)
         self._buckets = table.buckets if table else bucket_count(expected_images)
-        self._loader, self._table, self._tally = loader or keras_loader(config), table, tally
+        self._loader, self._table, self._tally = loader or keras_loader(config), table, tally or Tally()
+        self._keeping = keeping
 
     def expand(self, blocks: beam.PCollection[tuple[str, pa.Table]]) -> Verified:
+        requests = blocks | "RequestImages" >> beam.FlatMap(request_images, self._config, self._buckets).with_output_types(
+            _BY_BUCKET
+        )
+        if self._keeping is not None:
+            requests = (requests, self._stored(blocks.pipeline, self._keeping)) | "BesideStored" >> beam.Flatten()
         encoded = (
-            blocks
-            | "RequestImages"
-            >> beam.FlatMap(request_images, self._config, self._buckets).with_output_types(tuple[int, tuple[str, pa.Table]])
+            requests
             | beam.GroupByKey()
             | "EncodeImages"
-            >> beam.ParDo(EncodeImages(self._loader, self._config, self._table))
-            .with_outputs(IMAGES, main="answers")
-            .with_output_types(tuple[str, pa.Table], **{IMAGES: pa.Table})
+            >> beam.ParDo(EncodeImages(self._loader, self._config, self._table, self._keeping, self._tally))
+            .with_outputs(IMAGES, KEPT, main="answers")
+            .with_output_types(tuple[str, pa.Table], **{IMAGES: pa.Table, KEPT: pa.Table})
         )
         # Not CoGroupByKey, which forgets the elements' types: Beam would pickle the tables.
         by_block = tuple[str, tuple[str, pa.Table]]
@@ -117,7 +132,16 @@ class VerifyPairs(beam.PTransform):
             | "ComparePairs"
             >> beam.ParDo(ComparePairs(self._loader, self._config, self._table, self._tally)).with_output_types(pa.Table)
         )
-        return Verified(scored, encoded[IMAGES])
+        kept = encoded[KEPT] | "WriteKept" >> beam.FlatMap(write_kept, self._keeping, self._tally) if self._keeping else None
+        return Verified(scored, encoded[IMAGES], kept)
+
+    def _stored(self, pipeline: beam.Pipeline, keeping: Keeping) -> beam.PCollection[tuple[int, tuple[str, pa.Table]]]:
+        return (
+            pipeline
+            | "StoredParts" >> beam.Create(keeping.parts(), reshuffle=False)
+            | "SpreadParts" >> beam.Reshuffle()
+            | "ReadStored" >> beam.FlatMap(read_stored, keeping, self._buckets, self._tally).with_output_types(_BY_BUCKET)
+        )
 
 
 def bucket_count(expected_images: int) -> int:
@@ -125,9 +149,9 @@ def bucket_count(expected_images: int) -> int:
     return max(1, min(_MOST_BUCKETS, -(-expected_images // _IMAGES_PER_BUCKET)))
 
 
-def keras_loader(config: ScoringConfig, tally: Tally | None = None) -> NetworkLoader:
-    """Returns what loads the network that `config` names."""
-    return NetworkLoader(functools.partial(KerasNetwork, config, tally))
+def keras_loader(config: ScoringConfig, tally: Tally | None = None, versions: str | None = None) -> NetworkLoader:
+    """Returns what loads the network that `config` names; see `KerasNetwork` for the arguments."""
+    return NetworkLoader(functools.partial(KerasNetwork, config, tally, versions))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +161,7 @@ class RunResult:
     Attributes:
         output: the run directory.
         summary: what stands in its `summary.json`.
-        counters: Beam's counters of the run, by name: `images_encoded`, `images_failed`, `rows_scored`, and
+        counters: Beam's counters of the run, by name: `images_encoded`, `images_reused`, `images_failed`, `rows_scored`, and
             `encodings`: how often an image went through a tower of the network.
     """
 
@@ -166,13 +190,18 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
         pipeline = beam.Pipeline(options=prepared.options)
         held = prepared.table and prepared.table.get()
         build(
-            pipeline, config, manifest, provenance, prepared.loader, prepared.table, prepared.baseline, prepared.tally
+            pipeline, config, manifest, provenance, prepared.loader, prepared.table, prepared.baseline, prepared.tally,
+            prepared.keeping,
         )  # fmt: skip
         directory = RunDirectory(config.output)
-        with directory.claimed(config.run_id):
+        with directory.claimed(config.run_id), _claimed(prepared.keeping):
             counters = run_to_end(pipeline, functools.partial(_tell, watch, folder, manifest))
         del held
     return RunResult(directory.path, directory.read_summary(), counters)
+
+
+def _claimed(keeping: Keeping | None) -> AbstractContextManager[None]:
+    return nullcontext() if keeping is None else EmbeddingStore(keeping.path).claimed(keeping.generation)
 
 
 def _tell(watch: Watcher | None, folder: str, manifest: Manifest) -> None:
@@ -193,6 +222,7 @@ class Prepared:
         options: Beam's.
         table: what workers that share this process keep the encoded images in; None for other workers.
         tally: is told how far the workers of this machine are.
+        keeping: what is done with a store of embeddings, or None.
     """
 
     config: VerificationConfig
@@ -203,6 +233,7 @@ class Prepared:
     options: PipelineOptions
     table: ImageTableLoader | None
     tally: Tally
+    keeping: Keeping | None
 
 
 def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Tally | None = None) -> Prepared:
@@ -214,29 +245,51 @@ def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Ta
         tally: is told how far the run is.
 
     Raises:
-        Refused: if manifest, model, baseline or output directory cannot be used.
+        Refused: if manifest, model, baseline, store of embeddings or output directory cannot be used.
     """
     RunDirectory(config.output).refuse_taken(config.overwrite)
     baseline = read_baseline(config)
+    found = open_store(config.embeddings, config.embeddings_rebuild) if config.embeddings else None
     config = complete(config)
     manifest = plan_manifest(config)
     tally = tally or Tally()
-    loader = keras_loader(config, tally)
+    loader = keras_loader(config, tally, config.embeddings_version if config.embeddings else None)
     network = loader.get()
     assert isinstance(network, KerasNetwork)
     network.check_golden(golden_pairs(config))
     network.prove(manifest.sample)
+    keeping = _keeping(config, network, *found) if found else None
     options = pipeline_options(beam_args)
-    table = image_table(options, manifest)
+    table = image_table(options, manifest, keeping.rows if keeping else 0)
     if table is None:
         config = dataclasses.replace(config, block_rows=_bounded_block_rows(config, network.facts))
-    return Prepared(config, manifest, loader, network, baseline, options, table, tally)
+    return Prepared(config, manifest, loader, network, baseline, options, table, tally, keeping)
+
+
+def _keeping(config: VerificationConfig, network: KerasNetwork, stored: Generation | None, ignored: str | None) -> Keeping:
+    """Decides what to do with the store, and says if what it has is not used."""
+    assert config.embeddings is not None
+    if network.encodings_per_pair:
+        raise Refused(
+            f"--embeddings {config.embeddings}: the network of --model {network.facts.path} runs whole, for each pair anew, so "
+            "that there are no embeddings to keep; leave --embeddings out."
+        )
+    key = embedding_key(config, network.facts, network.preprocessing)
+    if stored and (names := differing(stored.key, key)):
+        stored, ignored = None, f"made with another {', '.join(names).replace('_', ' ')}"
+    if ignored:
+        _LOG.warning("--embeddings %s: what is stored is not used, and replaced at the end (%s).", config.embeddings, ignored)
+    today = datetime.datetime.now(datetime.UTC).date()
+    return Keeping(
+        config.embeddings.rstrip("/") or "/", config.embeddings_version, key, stored, ignored, today, config.embeddings_days
+    )
 
 
 def _tell_if_too_large(prepared: Prepared) -> None:
     """Warns of a run in this process that the machine's memory does not hold, by the estimate."""
     manifest, left = prepared.manifest, available_bytes()
-    needed = process_bytes(manifest.expected_bytes, manifest.expected_images, prepared.network.facts.embedding_bytes)
+    images = manifest.expected_images + (prepared.keeping.rows if prepared.keeping else 0)
+    needed = process_bytes(manifest.expected_bytes, images, prepared.network.facts.embedding_bytes)
     if prepared.table is not None and left is not None and needed > left:
         _LOG.warning(
             "This run needs about %.1f GiB of memory, and %.1f GiB are left: %s rows and %s images are held in this process. "
@@ -245,16 +298,21 @@ def _tell_if_too_large(prepared: Prepared) -> None:
         )  # fmt: skip
 
 
-def image_table(options: PipelineOptions, manifest: Manifest) -> ImageTableLoader | None:
+def image_table(options: PipelineOptions, manifest: Manifest, stored: int = 0) -> ImageTableLoader | None:
     """Returns the table that the workers of a run with `options` share, or None where they are in several processes.
 
     Somebody must hold the table itself while the pipeline runs.
+
+    Args:
+        options: Beam's.
+        manifest: of the run.
+        stored: how many embeddings are read from a store.
     """
     if options.view_as(StandardOptions).runner != IN_PROCESS_RUNNER:
         return None
     if options.view_as(DirectOptions).direct_running_mode == "multi_processing":
         return None
-    return ImageTableLoader(bucket_count(manifest.expected_images))
+    return ImageTableLoader(bucket_count(max(manifest.expected_images, stored)))
 
 
 def build(
@@ -266,6 +324,7 @@ def build(
     table: ImageTableLoader | None = None,
     baseline: Night | None = None,
     tally: Tally | None = None,
+    keeping: Keeping | None = None,
 ) -> None:
     """Adds the whole job to `pipeline`; see `Prepared` for the arguments."""
     tally = tally or Tally()
@@ -273,13 +332,14 @@ def build(
     told = {key: str(value) for key, value in provenance.items() if key not in _DETAILS and value is not None}
     schema = output_schema(manifest.schema, told)
     blocks = pipeline | "ReadManifest" >> ReadManifest(manifest, config, tally)
-    verified = blocks | "VerifyPairs" >> VerifyPairs(config, manifest.expected_images, loader, table, tally)
+    expected = max(manifest.expected_images, keeping.rows if keeping else 0)
+    verified = blocks | "VerifyPairs" >> VerifyPairs(config, expected, loader, table, tally, keeping)
     files = verified.scores | "WriteScores" >> WriteScores(directory, schema)
     profiled = functools.partial(_profile, tally, time.time(), table is not None)
     summary = (
         {"scores": verified.scores, "images": verified.images}
         | "Summarise" >> Summarise(config, manifest.label_column, manifest.fold_column)
-        | "WriteSummary" >> beam.Map(_complete_summary, provenance, config, baseline, profiled)
+        | "WriteSummary" >> beam.Map(_complete_summary, provenance, config, baseline, profiled, keeping)
     )
     report = summary | "MakeReport" >> beam.Map(make_report)
     rows_read = blocks | "RowsRead" >> beam.Map(_rows) | beam.CombineGlobally(sum)
@@ -295,6 +355,7 @@ def build(
             beam.pvalue.AsSingleton(report),
             beam.pvalue.AsSingleton(rows_read),
             beam.pvalue.AsIter(files),
+            *([] if verified.kept is None else [keeping, beam.pvalue.AsIter(verified.kept)]),
         )
     )
 
@@ -309,9 +370,18 @@ def _complete_summary(
     config: VerificationConfig,
     baseline: Night | None,
     profiled: Callable[[], dict[str, Any] | None],
+    keeping: Keeping | None,
 ) -> dict[str, Any]:
     summary = {"summary_version": SUMMARY_VERSION, "run": provenance, **found.to_json(provenance["threshold"])}
     summary["baseline"] = baseline and {"path": config.baseline, **compare_nights(baseline, Night.of(summary))}
+    if keeping is not None:
+        summary["embeddings"] = {
+            "path": keeping.path,
+            "stored": keeping.rows,
+            "ignored": keeping.ignored,
+            "reused": found.counts["embeddings.reused"],
+            "encoded": found.counts["embeddings.encoded"],
+        }
     summary["profile"] = profiled()
     return summary | {"gates": [dataclasses.asdict(gate) for gate in judge(config, summary)]}
 
