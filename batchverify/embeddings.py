@@ -402,6 +402,7 @@ def embedding_key(config: ScoringConfig, facts: ModelFacts, preprocessing: Any) 
         "custom_code": [_code_digest(option) for option in config.custom_objects],
         "max_image_pixels": config.max_image_pixels,
         "max_image_bytes": config.max_image_bytes,
+        "version of batchverify": VERSION,
         **{f"version of {name}": importlib.metadata.version(name) for name in libraries},
     }
     return json.loads(json.dumps(key))

@@ -150,7 +150,7 @@ class ImageReader:
         file = self._fetch(uri, want_data=by_content, want_version=not by_content)
         if isinstance(file, Failure):
             return Read(file)
-        return Read(None, _digest(file.data) if by_content else None, file.version)
+        return Read(None, digest=_digest(file.data)) if by_content else Read(None, version=file.version)
 
     def _fetch(self, uri: str, want_version: bool, want_data: bool = True) -> File | Failure:
         started = time.perf_counter()

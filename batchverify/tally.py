@@ -14,8 +14,7 @@ from pathlib import Path
 
 COUNTS = ("images_encoded", "images_reused", "images_failed", "rows_scored", "rows_failed")
 # Seconds, of all threads together: reading the manifest and stored embeddings; fetching or looking up images, and decoding
-# them; waiting for them; the encoder;
-# comparing, with the identity check; summarising and writing.
+# them; waiting for them; the encoder; comparing, with the identity check; summarising and writing.
 SECONDS = ("read", "fetch", "decode", "wait", "encode", "compare", "write")
 _FIELDS = COUNTS + SECONDS
 _RECORD = struct.Struct(f"{len(_FIELDS)}d")
