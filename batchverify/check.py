@@ -18,6 +18,7 @@ from apache_beam.options.pipeline_options import StandardOptions
 
 from batchverify.config import ModelFacts, Refused, RunFailed, VerificationConfig, printable
 from batchverify.drift import Night
+from batchverify.embeddings import Keeping, is_unchanged
 from batchverify.inference import KerasNetwork
 from batchverify.manifest import Manifest, pair_uris, read_keyed
 from batchverify.memory import process_bytes, worker_bytes
@@ -29,6 +30,8 @@ from batchverify.sidecar import golden_pairs
 _HASHES = 65_536
 _SAMPLE = 256
 _PROBLEMS_TOLD = 20
+# A larger store is not searched for the sample's images.
+_MOST_SEARCHED = 5_000_000
 _PAIRS_TIMED, _FLOATS_TIMED, _WHOLE_PAIRS_TIMED = 8192, 2**24, 256
 
 
@@ -121,12 +124,18 @@ class Sample:
         examples: for each status but `ok`, one URI and what was wrong with it.
         images_per_second: fetched, decoded and encoded, by this process; None without an image.
         pairs_per_second: compared; None without an image.
+        unchanged: how many the store of embeddings has as they are; None without one, or where it was not searched.
     """
 
     statuses: dict[str, int]
     examples: dict[str, str]
     images_per_second: float | None
     pairs_per_second: float | None
+    unchanged: int | None = None
+
+    def encoded_share(self) -> float:
+        """Returns which share of the images a run would have to encode."""
+        return 1 - (self.unchanged or 0) / max(1, sum(self.statuses.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +153,7 @@ class Check:
         runner: Beam's name of it.
         seconds: estimate of a run in one process like this, without shuffling and writing; None without an image.
         memory: estimate in bytes, of the run in this process, or of each worker of another runner.
+        keeping: what the run would do with a store of embeddings, or None.
     """
 
     config: VerificationConfig
@@ -156,6 +166,7 @@ class Check:
     runner: str
     seconds: float | None
     memory: int
+    keeping: Keeping | None
 
 
 def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Check:
@@ -168,7 +179,12 @@ def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Chec
     prepared = prepare(config, beam_args)
     _require_writable(prepared.config.output)
     survey = survey_manifest(prepared.manifest, prepared.config)
-    sample = try_images(prepared.network, survey.images.sample())
+    if prepared.keeping is not None:
+        _require_writable(prepared.keeping.path, "--embeddings")
+    uris = survey.images.sample()
+    sample = dataclasses.replace(
+        try_images(prepared.network, uris), unchanged=_count_unchanged(prepared.network, prepared.keeping, uris)
+    )
     return Check(
         config=prepared.config,
         survey=survey,
@@ -176,10 +192,11 @@ def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Chec
         golden=len(golden_pairs(prepared.config)),
         sample=sample,
         baseline=prepared.baseline,
-        buckets=bucket_count(prepared.manifest.expected_images),
+        buckets=bucket_count(max(prepared.manifest.expected_images, prepared.keeping.rows if prepared.keeping else 0)),
         runner=str(prepared.options.view_as(StandardOptions).runner),
         seconds=_seconds(survey, sample),
         memory=_memory(prepared, survey),
+        keeping=prepared.keeping,
     )
 
 
@@ -221,6 +238,17 @@ def try_images(network: KerasNetwork, uris: list[str]) -> Sample:
     )
 
 
+def _count_unchanged(network: KerasNetwork, keeping: Keeping | None, uris: list[str]) -> int | None:
+    if keeping is None or keeping.rows > _MOST_SEARCHED:
+        return None
+    wanted, count = pa.array(uris, pa.string()), 0
+    for part in keeping.parts():
+        rows = keeping.read(part)
+        rows = rows.filter(pc.is_in(rows["uri"], value_set=wanted))
+        count += int(is_unchanged(rows, network.look_up(rows["uri"].combine_chunks())).sum())
+    return count
+
+
 def words(check: Check) -> str:
     """Returns what a check found, for the terminal."""
     survey, sample, facts = check.survey, check.sample, check.model
@@ -237,6 +265,7 @@ def words(check: Check) -> str:
         f"Images    {sum(sample.statuses.values()):,} tried: {found}",
         *(f"          {status}: {example}" for status, example in sample.examples.items()),
         *([f"Baseline  {check.config.baseline}: {check.baseline.scored:,} scored rows"] if check.baseline else []),
+        *([f"Store     {_store_words(check.keeping, sample)}"] if check.keeping else []),
         f"Output    {check.config.output} {_output_words(check.config.output)}",
         f"Plan      blocks of rows: {survey.blocks:,}, buckets of images: {check.buckets:,}, runner: {_runner_words(check)}",
         f"Time      {_time_words(check)}",
@@ -246,6 +275,16 @@ def words(check: Check) -> str:
         "Nothing is wrong, and nothing was written.",
     ]
     return "\n".join(map(printable, lines))
+
+
+def _store_words(keeping: Keeping, sample: Sample) -> str:
+    if keeping.ignored:
+        return f"{keeping.path}: what is stored is not used: {keeping.ignored}"
+    if keeping.stored is None:
+        return f"{keeping.path}: nothing is stored yet"
+    tried = sum(sample.statuses.values())
+    of_sample = f"; of {tried:,} images tried, {sample.unchanged:,} are in it unchanged" if sample.unchanged is not None else ""
+    return f"{keeping.path}: {keeping.rows:,} embeddings that fit{of_sample}"
 
 
 def _runner_words(check: Check) -> str:
@@ -274,26 +313,31 @@ def _pairs_per_second(network: KerasNetwork, images: pa.Table) -> float:
 def _seconds(survey: Survey, sample: Sample) -> float | None:
     if not sample.images_per_second or not sample.pairs_per_second:
         return None
-    return survey.seconds + survey.images.count() / sample.images_per_second + survey.rows / sample.pairs_per_second
+    return (
+        survey.seconds
+        + survey.images.count() * sample.encoded_share() / sample.images_per_second
+        + survey.rows / sample.pairs_per_second
+    )
 
 
 def _memory(prepared: Prepared, survey: Survey) -> int:
     used, of_image = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, prepared.network.facts.embedding_bytes
     if prepared.table is None:
         return used + worker_bytes(survey.largest_block, survey.most_requests, of_image)
-    return used + process_bytes(survey.bytes, survey.images.count(), of_image)
+    stored = prepared.keeping.rows if prepared.keeping else 0
+    return used + process_bytes(survey.bytes, survey.images.count() + stored, of_image)
 
 
-def _require_writable(output: str) -> None:
+def _require_writable(output: str, option: str = "--output") -> None:
     if "://" in output:
         return
     folder = os.path.abspath(output)
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     if not os.path.isdir(folder):
-        raise RunFailed(f"--output {output} cannot be written ({folder} is not a folder); check the path.")
+        raise RunFailed(f"{option} {output} cannot be written ({folder} is not a folder); check the path.")
     if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
-        raise RunFailed(f"--output {output} cannot be written ({folder} takes no new files); check the path and your rights.")
+        raise RunFailed(f"{option} {output} cannot be written ({folder} takes no new files); check the path and your rights.")
 
 
 def _output_words(output: str) -> str:

@@ -19,6 +19,7 @@ from batchverify.config import (
     BAD_ROWS,
     COLORS,
     COMPARES,
+    EMBEDDING_VERSIONS,
     FITS,
     ON_NAN,
     OUTPUTS,
@@ -188,11 +189,14 @@ def closing_words(output: str, summary: dict[str, Any]) -> str:
     rows, images, rates = summary["rows"], summary["images"], summary["error_rates"]
     failed = images.get("total", 0) - images.get("ok", 0)
     kinds = ", ".join(f"{n} {kind}" for kind, n in images.items() if kind not in ("total", "ok"))
+    kept = summary.get("embeddings")
     lines = [
         "",
         f"Rows      {rows.get('total', 0):,}: {rows.get('scored', 0):,} scored, {rows.get('failed', 0):,} without a score"
         + (f" (of the first {summary['run']['limit']:,}, --limit)" if summary["run"].get("limit") else ""),
-        f"Images    {images.get('total', 0):,} distinct: {images.get('ok', 0):,} encoded, {failed:,} failed"
+        f"Images    {images.get('total', 0):,} distinct: {kept['encoded'] if kept else images.get('ok', 0):,} encoded, "
+        + (f"{kept['reused']:,} from the store, " if kept else "")
+        + f"{failed:,} failed"
         + (f" ({kinds})" if kinds else ""),
         f"Matches   {rows.get('matches', 0):,} at threshold {summary['run']['threshold']:g}",
     ]
@@ -203,6 +207,8 @@ def closing_words(output: str, summary: dict[str, Any]) -> str:
             + ", ".join(f"{name} {value:.2%}" for name, value in known)
         )
         lines += [f"Suggest   {words}" for words in threshold_words(rates)]
+    if kept:
+        lines.append("Store     " + store_words(kept))
     if baseline := summary.get("baseline"):
         lines.append("Baseline  " + baseline_words(baseline))
     if profile := summary.get("profile"):
@@ -238,6 +244,13 @@ def baseline_words(baseline: dict[str, Any]) -> str:
         f"          matches {before} before, {now} now; failures {', '.join(changed) or 'as before'}"
     )
     return printable(told, keep="\n")  # The earlier summary may be a stranger's.
+
+
+def store_words(kept: dict[str, Any]) -> str:
+    """Returns what a run had of its store of embeddings, in a line."""
+    total = kept["reused"] + kept["encoded"]
+    share = f"{kept['reused']:,} of {total:,} images were in it unchanged" if total else "no image could be read"
+    return printable(f"{kept['path']}: {share}" + (f"; not used: {kept['ignored']}" if kept["ignored"] else ""))
 
 
 def profile_words(profile: dict[str, Any]) -> str:
@@ -365,6 +378,19 @@ def make_parser() -> argparse.ArgumentParser:
         _add(gates, option, type=_limit, metavar="N|P%", help=f"{text}: a count, or a percentage such as 0.5%%")
 
     _add(gates, "--max-drift", type=float, metavar="PSI", help="population stability index of the scores against --baseline")
+
+    kept = parser.add_argument_group("embeddings, kept from run to run")
+    _add(
+        kept, "--embeddings", metavar="DIR", help="a store of embeddings: images that are in it unchanged are not encoded again"
+    )
+    _add(
+        kept,
+        "--embeddings-version",
+        choices=EMBEDDING_VERSIONS,
+        help="what shows a change: size and time, or a store's etag; or the content, which is fetched, and not decoded",
+    )
+    _add(kept, "--embeddings-rebuild", action="store_true", help="read nothing of the store, and replace it")
+    _add(kept, "--embeddings-days", type=int, metavar="N", help="drop embeddings that no run asked for in N days")
 
     columns = parser.add_argument_group("the manifest's columns")
     _add(columns, "--left-column", metavar="NAME", help="column with the first image's path or URI")

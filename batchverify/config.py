@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import uuid
 from collections.abc import Sequence
@@ -85,9 +86,11 @@ ON_NAN = ("fail", "keep")
 BAD_ROWS = ("refuse", "keep")
 RUNTIMES = ("tensorflow", "openvino")
 PRECISIONS = ("float32", "bfloat16")
+EMBEDDING_VERSIONS = ("stat", "content")
 OUTPUTS = ("score", "logit", "distance", "cosine")
 _CHOICES = {"pixels": PIXELS, "color": COLORS, "resize": RESIZES, "fit": FITS, "compare": COMPARES, "output_is": OUTPUTS,
-            "on_nan": ON_NAN, "bad_rows": BAD_ROWS, "runtime": RUNTIMES, "precision": PRECISIONS}  # fmt: skip
+            "on_nan": ON_NAN, "bad_rows": BAD_ROWS, "runtime": RUNTIMES, "precision": PRECISIONS,
+            "embeddings_version": EMBEDDING_VERSIONS}  # fmt: skip
 THRESHOLD = 0.5
 
 
@@ -243,6 +246,11 @@ class VerificationConfig(ScoringConfig):
         baseline: run directory, or a `summary.json`, of an earlier run that this one is compared with.
         baseline_optional: whether to go on without it where there is no finished run there.
         max_drift: a higher population stability index of the scores against the baseline's, and the exit code is 3.
+        embeddings: directory of a store of embeddings: images that it has and that have not changed are not encoded again.
+        embeddings_version: what tells that an image has not changed, one of `EMBEDDING_VERSIONS`: what its file system says,
+            or its content, for which it is fetched, but not decoded.
+        embeddings_rebuild: whether to read nothing of what the store has, and to replace it.
+        embeddings_days: embeddings that no run has asked for in so many days are dropped from the store; None to keep them.
         run_id: what this run is called in its own output.
     """
 
@@ -257,6 +265,10 @@ class VerificationConfig(ScoringConfig):
     baseline: str | None = None
     baseline_optional: bool = False
     max_drift: float | None = None
+    embeddings: str | None = None
+    embeddings_version: str = "stat"
+    embeddings_rebuild: bool = False
+    embeddings_days: int | None = None
     run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def _problems(self):
@@ -265,8 +277,9 @@ class VerificationConfig(ScoringConfig):
             yield f"manifests is {self.manifests!r}; give one --manifest or more."
         if not self.output:
             yield "--output is empty; name a directory."
-        if set(self.output) & set("*?["):
-            yield f"--output {self.output} holds one of * ? [, which Beam takes for a pattern; name another directory."
+        for option, path in (("--output", self.output), ("--embeddings", self.embeddings or "")):
+            if set(path) & set("*?["):
+                yield f"{option} {path} holds one of * ? [, which Beam takes for a pattern; name another directory."
         if self.block_rows < 1:
             yield f"--block-rows is {self.block_rows}; give at least 1."
         if self.limit is not None and self.limit < 1:
@@ -278,6 +291,24 @@ class VerificationConfig(ScoringConfig):
             yield f"{option} speaks of a baseline, and there is none; add --baseline DIR."
         if self.max_drift is not None and not 0 <= self.max_drift < math.inf:
             yield f"--max-drift is {self.max_drift}; give a population stability index such as 0.25."
+        yield from self._problems_of_embeddings()
+
+    def _problems_of_embeddings(self):
+        if self.embeddings == "":
+            yield "--embeddings is empty; name a directory."
+        if self.embeddings and _overlap(self.embeddings, self.output):
+            yield f"--embeddings {self.embeddings} and --output {self.output} lie one in the other; name two directories."
+        if self.embeddings_days is not None and self.embeddings_days < 1:
+            yield f"--embeddings-days is {self.embeddings_days}; give at least 1."
+        for name in ("embeddings_version", "embeddings_rebuild", "embeddings_days"):
+            if self.embeddings is None and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                yield f"--{name.replace('_', '-')} speaks of a store of embeddings, and there is none; add --embeddings DIR."
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Returns whether one of two directories is the other, or lies in it."""
+    paths = [path.rstrip("/") + "/" if "://" in path else os.path.join(os.path.realpath(path), "") for path in (one, other)]
+    return paths[0].startswith(paths[1]) or paths[1].startswith(paths[0])
 
 
 # One model runs on one GPU: more GPUs are more workers.

@@ -110,6 +110,7 @@ def _local_paths(config: VerificationConfig) -> Iterator[str]:
     # A baseline may lie anywhere: the launcher reads it, and sends what it says.
     given: list[tuple[str, str | None]] = [("--manifest", path) for path in config.manifests]
     given += [("--output", config.output), ("--model", config.model), ("--image-root", config.image_root)]
+    given += [("--embeddings", config.embeddings)]
     for option, path in given:
         if path is not None and _is_local(path):
             yield f"{option} {path} lies on this machine, which Dataflow's workers cannot reach; give a URI such as gs://bucket/…"

@@ -11,13 +11,14 @@ import re
 import stat
 import time
 import warnings
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from batchverify.folders import brief
 from batchverify.schema import ImageStatus
 from batchverify.tally import Tally
 from batchverify.traps import find_spacious_trap, find_trap, lacks_strips
@@ -30,6 +31,8 @@ _URI = re.compile(r"[A-Za-z][-A-Za-z0-9+.]*://")
 _ABSENT, _FORBIDDEN = re.compile(r"\b404\b|Not Found|NoSuch"), re.compile(r"\b(401|403)\b|Forbidden")
 _ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.2
+# How long two changes may bear the same time: of the systems that count in seconds, and of all others.
+_COARSE_TICK_NS, _TICK_NS = 2 * 10**9, 50 * 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,21 @@ class Layout:
     fit: str = "stretch"
 
 
+class Read(NamedTuple):
+    """What reading an image, or only looking it up, gave.
+
+    Attributes:
+        image: uint8 pixels `(height, width, channels)`, or the failure; None if it was only looked up, and is there.
+        digest: 16 bytes of the file's content; None if they were not read.
+        version: what the file's own file system says of it, which another content would change; None where it says nothing
+            that is sure, or nobody asked.
+    """
+
+    image: np.ndarray | Failure | None
+    digest: bytes | None = None
+    version: str | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageReader:
     """Reads images as the network wants them.
@@ -100,6 +118,7 @@ class ImageReader:
         max_bytes: a file of more is `too_large`.
         root: folder outside of which nothing is opened, or None.
         tally: is told how long it took.
+        versions: of `config.EMBEDDING_VERSIONS`: what `look_up` goes by; None where nobody looks up.
     """
 
     layout: Layout
@@ -107,19 +126,41 @@ class ImageReader:
     max_bytes: int
     root: str | None = None
     tally: Tally = dataclasses.field(default_factory=Tally)
+    versions: str | None = None
 
     def read(self, uri: str) -> tuple[np.ndarray | Failure, bytes | None]:
         """Returns uint8 pixels `(height, width, channels)` or a failure, and the 16-byte digest of the file's bytes."""
-        started = time.perf_counter()
-        data = fetch(uri, self.max_bytes, self.root)
+        read = self.read_version(uri)
+        assert read.image is not None
+        return read.image, read.digest
+
+    def read_version(self, uri: str) -> Read:
+        """Reads an image, and the version of it that was there before the first byte was read."""
+        file = self._fetch(uri, want_version=self.versions == "stat")
+        if isinstance(file, Failure):
+            return Read(file)
         fetched = time.perf_counter()
-        self.tally.collect("fetch", fetched - started)
-        if isinstance(data, Failure):
-            return data, None
-        digest = hashlib.blake2b(data, digest_size=16).digest()
-        image = decode(data, self.layout, self.max_pixels)
+        image = decode(file.data, self.layout, self.max_pixels)
         self.tally.collect("decode", time.perf_counter() - fetched)
-        return image, digest
+        return Read(image, _digest(file.data), file.version)
+
+    def look_up(self, uri: str) -> Read:
+        """Finds out what tells whether an image has changed, its version or its digest, and decodes nothing."""
+        by_content = self.versions == "content"
+        file = self._fetch(uri, want_data=by_content, want_version=not by_content)
+        if isinstance(file, Failure):
+            return Read(file)
+        return Read(None, digest=_digest(file.data)) if by_content else Read(None, version=file.version)
+
+    def _fetch(self, uri: str, want_version: bool, want_data: bool = True) -> File | Failure:
+        started = time.perf_counter()
+        file = fetch_file(uri, self.max_bytes, self.root, want_version, want_data)
+        self.tally.collect("fetch", time.perf_counter() - started)
+        return file
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def in_store(uri: str) -> bool:
@@ -127,8 +168,31 @@ def in_store(uri: str) -> bool:
     return _URI.match(uri) is not None
 
 
+class File(NamedTuple):
+    """What a file system gave.
+
+    Attributes:
+        data: the file's bytes; none if they were not asked for.
+        version: see `Read`.
+    """
+
+    data: bytes
+    version: str | None
+
+
 def fetch(uri: str, max_bytes: int, root: str | None = None) -> bytes | Failure:
     """Returns the bytes of the file at `uri`: a local path, or a URI of any file system that Beam opens."""
+    file = fetch_file(uri, max_bytes, root, want_version=False)
+    return file if isinstance(file, Failure) else file.data
+
+
+def fetch_file(
+    uri: str, max_bytes: int, root: str | None = None, want_version: bool = True, want_data: bool = True
+) -> File | Failure:
+    """Returns bytes and version of the file at `uri`, as much of both as is wanted.
+
+    The version is that of the bytes or an older one, so that a file that changes meanwhile is never filed as what it became.
+    """
     if root is not None:
         confined = _confined(uri, root)
         if confined is None:
@@ -136,15 +200,18 @@ def fetch(uri: str, max_bytes: int, root: str | None = None) -> bytes | Failure:
         uri = confined
     pause = _FIRST_PAUSE_S
     for attempt in range(_ATTEMPTS):
-        data = _read_store(uri, max_bytes) if in_store(uri) else _read_local(uri, max_bytes)
-        if isinstance(data, bytes) or data.status is not ImageStatus.UNAVAILABLE:
+        if in_store(uri):
+            file = _find_in_store(uri, max_bytes, want_version, want_data)
+        else:
+            file = _find_local(uri, max_bytes, want_data)
+        if isinstance(file, File) or file.status is not ImageStatus.UNAVAILABLE:
             break
         if attempt + 1 < _ATTEMPTS:
             time.sleep(pause)
             pause *= 4
-    if data == b"":
+    if want_data and isinstance(file, File) and not file.data:
         return Failure(ImageStatus.EMPTY, "the file has no bytes")
-    return data
+    return file
 
 
 def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndarray | Failure:
@@ -183,7 +250,7 @@ def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndar
     except MemoryError:
         return Failure(ImageStatus.TOO_LARGE, "there is not enough memory to decode it")
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to.
-        return Failure(ImageStatus.UNREADABLE, f"it cannot be decoded ({_brief(error)})")
+        return Failure(ImageStatus.UNREADABLE, f"it cannot be decoded ({brief(error)})")
 
 
 def _pixels(image: Image.Image, layout: Layout, max_pixels: int) -> np.ndarray | Failure:
@@ -258,7 +325,7 @@ def _unidentified(data: bytes) -> Failure:
     return Failure(ImageStatus.UNREADABLE, "it is no image of a known format")
 
 
-def _read_local(path: str, max_bytes: int) -> bytes | Failure:
+def _find_local(path: str, max_bytes: int, want_data: bool) -> File | Failure:
     try:
         # Without O_NONBLOCK the opening of a FIFO would wait for a writer that never comes.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -268,9 +335,12 @@ def _read_local(path: str, max_bytes: int) -> bytes | Failure:
                 return Failure(ImageStatus.UNREADABLE, "it is not a file")
             if found.st_size > max_bytes:
                 return _too_many_bytes(found.st_size, max_bytes)
+            version = _version(found.st_size, found.st_mtime_ns)
+            if not want_data:
+                return File(b"", version)
             with open(handle, "rb", closefd=False) as file:
                 data = file.read(found.st_size + 2**16)  # It may have grown; and /proc gives all its files a size of 0.
-                return data if len(data) <= max_bytes else _too_many_bytes(None, max_bytes)
+                return File(data, version) if len(data) <= max_bytes else _too_many_bytes(None, max_bytes)
         finally:
             os.close(handle)
     except ValueError as error:  # a NUL in the path
@@ -282,7 +352,38 @@ def _read_local(path: str, max_bytes: int) -> bytes | Failure:
             return Failure(ImageStatus.DENIED, "it may not be read")
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO):
             return Failure(ImageStatus.MISSING, os.strerror(error.errno))
-        return Failure(ImageStatus.UNAVAILABLE, _brief(error))
+        return Failure(ImageStatus.UNAVAILABLE, brief(error))
+
+
+def _version(size: int, changed_ns: int) -> str | None:
+    """Returns a version made of a file's size and the time of its last change.
+
+    None if that is so recent that a change after this one might get the same time, which git calls racily clean.
+    """
+    tick_ns = _COARSE_TICK_NS if changed_ns % 10**9 == 0 else _TICK_NS
+    return None if abs(time.time_ns() - changed_ns) <= tick_ns else f"{size}-{changed_ns}"
+
+
+def _find_in_store(uri: str, max_bytes: int, want_version: bool, want_data: bool) -> File | Failure:
+    version = _store_version(uri) if want_version else None
+    if not want_data:
+        return version if isinstance(version, Failure) else File(b"", version)
+    data = _read_store(uri, max_bytes)
+    return data if isinstance(data, Failure) else File(data, None if isinstance(version, Failure) else version)
+
+
+def _store_version(uri: str) -> str | Failure | None:
+    try:
+        if uri.startswith("s3://"):
+            return FileSystems.checksum(uri)  # The etag; S3 tells times by the second.
+        found = FileSystems.get_filesystem(uri).metadata(uri)
+    except NotImplementedError:  # nor does every file system have to
+        return None
+    except Exception as error:  # Beam wraps whatever the store's client raises.
+        return _store_failure(uri, error)
+    if found is None or not found.last_updated_in_seconds:
+        return None
+    return _version(found.size_in_bytes, round(found.last_updated_in_seconds * 1e6) * 1000)
 
 
 def _read_store(uri: str, max_bytes: int) -> bytes | Failure:
@@ -298,7 +399,7 @@ def _read_store(uri: str, max_bytes: int) -> bytes | Failure:
 
 
 def _store_failure(uri: str, error: Exception) -> Failure:
-    words = _brief(error)
+    words = brief(error)
     if isinstance(error, ValueError) and "filesystem" in words.lower():
         return Failure(ImageStatus.UNSUPPORTED, f"no file system is installed for {uri.split('://')[0]}://")
     # Numbers in the URI itself, a port or a name, are no status of the store's.
@@ -324,10 +425,6 @@ def _confined(uri: str, root: str) -> str | None:
         return real if not in_store(root) and os.path.commonpath([real_root, real]) == real_root else None
     except ValueError:  # a NUL in the path, or what no file name can be; there is no such file anywhere
         return uri
-
-
-def _brief(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 # It warns of sizes and of odd metadata; the limits here decide. For the whole process, as decoding runs in threads.

@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import apache_beam as beam
 import numpy as np
@@ -22,8 +22,9 @@ from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
 from batchverify.config import Refused, RunFailed, ScoringConfig
+from batchverify.embeddings import Keeping, Part, is_unchanged, rows_carried_over, rows_of_tonight
 from batchverify.identity import check_identity, is_match
-from batchverify.images import Failure, ImageReader, in_store
+from batchverify.images import Failure, ImageReader, Read, in_store
 from batchverify.manifest import pair_uris
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE
 from batchverify.reading import ReadAhead
@@ -52,8 +53,11 @@ _LOOKAHEAD_BATCHES = 3
 # second, and 2 of them 1,124.
 _STORE_THREADS = 16
 _GATHERED_BYTES = 64 * 2**20
+_LOOK_UPS_AT_ONCE = 1024
 _LOG = logging.getLogger(__name__)
-BLOCK, IMAGES = "block", "images"
+BLOCK, IMAGES, KEPT = "block", "images", "kept"
+# Columns of encoded images that no block is sent.
+_NOT_SENT = ["version", "reused"]
 
 
 class Network(Protocol):
@@ -74,6 +78,13 @@ class Network(Protocol):
 
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Returns scores, float32 `(n,)`, of what was kept of images, `(n, d)` twice."""
+
+
+class KeepingNetwork(Network, Protocol):
+    """What `EncodeImages` needs of a network whose embeddings are kept: `encode` also gives the column `version`."""
+
+    def look_up(self, uris: pa.Array) -> pa.Table:
+        """Returns one row for each of `uris`, in their order: `uri`, `status`, `error`, `digest` and `version`."""
 
 
 def encoded_images(
@@ -113,9 +124,14 @@ class KerasNetwork:
     Args:
         config: which model, and the limits of its images.
         tally: is told how far it is.
+        versions: of `config.EMBEDDING_VERSIONS`, where embeddings are kept: what tells that an image has not changed.
+
+    Attributes:
+        facts: about the model.
+        preprocessing: what is done to a decoded image.
     """
 
-    def __init__(self, config: ScoringConfig, tally: Tally | None = None):
+    def __init__(self, config: ScoringConfig, tally: Tally | None = None, versions: str | None = None):
         from batchverify.models import load_model
 
         self._config = config = complete(config)
@@ -124,31 +140,53 @@ class KerasNetwork:
         self.facts = self._model.facts
         self.encodings_per_image, self.encodings_per_pair = self.facts.encodings_per_image, self.facts.encodings_per_pair
         self.embedding_bytes = self.facts.embedding_bytes
-        layout = self._model.preprocessing.layout()
-        self._reader = ImageReader(layout, config.max_image_pixels, config.max_image_bytes, config.image_root, tally)
+        self.preprocessing = self._model.preprocessing
+        layout = self.preprocessing.layout()
+        limits = config.max_image_pixels, config.max_image_bytes
+        self._reader = ImageReader(layout, *limits, config.image_root, tally, versions)
         self._ahead: ReadAhead | None = None
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Fetches, decodes and encodes `uris`; see `Network.encode`."""
-        read, embeddings, digests = [], [], []
+        read: list[Read] = []
+        embeddings = []
         names = uris.to_pylist()
         batches = self._read_ahead(names).batches(names, self._config.batch_size, _LOOKAHEAD_BATCHES)
         while results := self._await(batches):
-            pixels = [image for image, _ in results if not isinstance(image, Failure)]
+            pixels = [found.image for found in results if not isinstance(found.image, Failure)]
             if pixels:
                 with self._tally.timed("encode"):
                     embeddings.append(self._model.encode(np.stack(pixels)))
             self._tally.add(images_encoded=len(pixels), images_failed=len(results) - len(pixels))
-            read += [None if not isinstance(image, Failure) else image for image, _ in results]
-            digests += [digest for _, digest in results]
-        return self._assemble(uris, read, embeddings, digests)
+            read += [found if isinstance(found.image, Failure) else found._replace(image=None) for found in results]
+        images = self._assemble(uris, [_failure(found) for found in read], embeddings, [found.digest for found in read])
+        if self._reader.versions is None:
+            return images
+        return images.append_column("version", pa.array([found.version for found in read], pa.string()))
+
+    def look_up(self, uris: pa.Array) -> pa.Table:
+        """Finds out whether images are there and what tells if they have changed; see `KeepingNetwork.look_up`."""
+        names, found = uris.to_pylist(), []
+        batches = self._read_ahead(names).batches(names, _LOOK_UPS_AT_ONCE, 1, self._reader.look_up)
+        while results := self._await(batches):
+            found += results
+        failures = [_failure(one) for one in found]
+        return pa.table(
+            {
+                "uri": uris.cast(pa.string()),
+                "status": _statuses(failures),
+                "error": pa.array([failure and failure.error for failure in failures], pa.string()),
+                "digest": pa.array([one.digest for one in found], pa.binary(16)),
+                "version": pa.array([one.version for one in found], pa.string()),
+            }
+        )
 
     def _read_ahead(self, uris: Sequence[str]) -> ReadAhead:
         """Returns the threads that read; how many there are is decided by the first images that are asked for."""
         if self._ahead is None:
             limit_s = self._config.image_timeout
             threads = self._config.fetch_threads or (_STORE_THREADS if any(map(in_store, uris)) else _cores())
-            self._ahead = ReadAhead(self._reader.read, _too_slow(limit_s), threads, limit_s)
+            self._ahead = ReadAhead(self._reader.read_version, _too_slow(limit_s), threads, limit_s)
         return self._ahead
 
     def _await(self, batches: Iterator[list]) -> list | None:
@@ -172,7 +210,7 @@ class KerasNetwork:
             Refused: if they differ.
         """
         read = self._read_ahead(uris).batches(uris, max(1, len(uris)), 0)
-        images = [image for batch in read for image, _ in batch if not isinstance(image, Failure)]
+        images = [found.image for batch in read for found in batch if not isinstance(found.image, Failure)]
         try:
             self._model.prove(np.stack(images) if images else np.zeros((0,)))
         except ValueError as error:
@@ -211,17 +249,26 @@ class KerasNetwork:
         spread[encoded] = found
         identity = np.full(len(read), np.nan, np.float32)
         identity[encoded] = self._model.compare(found, found) if len(found) else []
-        status = np.array([_OK if failure is None else STATUSES.index(failure.status) for failure in read], np.int8)
-        return encoded_images(uris, status, [failure.error if failure else None for failure in read], digests, identity, spread)
+        return encoded_images(
+            uris, _statuses(read), [failure.error if failure else None for failure in read], digests, identity, spread
+        )
+
+
+def _failure(read: Read) -> Failure | None:
+    return read.image if isinstance(read.image, Failure) else None
+
+
+def _statuses(failures: Sequence[Failure | None]) -> np.ndarray:
+    return np.array([_OK if failure is None else STATUSES.index(failure.status) for failure in failures], np.int8)
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _too_slow(limit_s: float) -> Callable[[str], tuple[Failure, None]]:
+def _too_slow(limit_s: float) -> Callable[[str], Read]:
     failure = Failure(ImageStatus.UNAVAILABLE, f"fetching and decoding it took longer than {limit_s:g} s (--image-timeout)")
-    return lambda _: (failure, None)
+    return lambda _: Read(failure)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,20 +327,32 @@ class ImageTableLoader:
 
 
 class EncodeImages(beam.DoFn):
-    """`(bucket, [(block key, table of URIs)])` to `(block key, encoded images)` for every block that asked.
+    """`(bucket, [(block key, table of URIs), …])` to `(block key, encoded images)` for every block that asked.
 
     A bucket whose embeddings are too many to hold is encoded and answered in parts, each image in one of them. A second
-    output, `images`, has each distinct image once, without its embedding.
+    output, `images`, has each distinct image once, without its embedding. Where embeddings are kept, some of the tables are
+    stored rows instead, of no block; a third output, `kept`, has the rows of the next generation.
 
     Args:
         loader: of the network.
         config: what becomes of scores that are no numbers.
         table: where the images are put instead of into the answers, which are empty then.
+        keeping: what the run does with a store of embeddings, or None.
+        tally: is told how far it is.
     """
 
-    def __init__(self, loader: NetworkLoader, config: ScoringConfig, table: ImageTableLoader | None = None):
+    def __init__(
+        self,
+        loader: NetworkLoader,
+        config: ScoringConfig,
+        table: ImageTableLoader | None = None,
+        keeping: Keeping | None = None,
+        tally: Tally | None = None,
+    ):
         self._loader, self._on_nan, self._table_loader = loader, config.on_nan, table
+        self._keeping, self._tally = keeping, tally or Tally()
         self._encoded = Metrics.counter("batchverify", "images_encoded")
+        self._reused = Metrics.counter("batchverify", "images_reused")
         self._failed = Metrics.counter("batchverify", "images_failed")
         self._encodings = Metrics.counter("batchverify", "encodings")
 
@@ -302,37 +361,59 @@ class EncodeImages(beam.DoFn):
         self._table = None if self._table_loader is None else self._table_loader.get()
 
     def process(self, request: tuple[int, Iterable[tuple[str, pa.Table]]]) -> Iterator[Any]:
-        bucket, asked = request
+        bucket, found = request
+        asked, stored = _apart(found)
         keys, uris, places = _distinct_requests(asked)
-        parts = []
+        parts, named = [], []
         most = max(1, EMBEDDING_BYTES_AT_ONCE // self._network.embedding_bytes)
         for first in range(0, len(uris), most):
-            images = self._encode(uris.slice(first, most))
+            images = self._images(uris.slice(first, most), stored)
             yield beam.pvalue.TaggedOutput(IMAGES, images.drop_columns(["embedding"]))
+            if self._keeping is not None:
+                rows = rows_of_tonight(images, self._keeping.today)
+                named.append(rows["uri"].combine_chunks())
+                yield from _kept(rows)
+            images = images.drop_columns([name for name in _NOT_SENT if name in images.column_names])
             if self._table is None:
                 yield from _answers(keys, places, images, first)
             else:
                 parts.append(images)
-        if self._table is not None:
+        if self._table is not None and keys:
             self._table.put(bucket, parts)
             yield from ((key, _no_images()) for key in keys)
+        if self._keeping is not None and stored is not None:
+            others = stored.filter(pc.invert(pc.is_in(stored["uri"], value_set=pa.chunked_array(named, pa.string()))))
+            yield from _kept(rows_carried_over(others, self._keeping.today, self._keeping.days))
 
-    def _encode(self, uris: pa.Array) -> pa.Table:
-        images = self._network.encode(uris)
+    def _images(self, uris: pa.Array, stored: pa.Table | None) -> pa.Table:
+        if self._keeping is None:
+            images = self._network.encode(uris)
+            reused = 0
+        else:
+            images = encode_new(uris, stored, cast(KeepingNetwork, self._network), self._tally)
+            reused = pc.sum(images["reused"]).as_py() or 0
         if self._on_nan == "fail":
             _require_finite(images)
-        encoded = int(np.count_nonzero(images["status"].to_numpy() == _OK))
-        self._encoded.inc(encoded)
-        self._failed.inc(len(uris) - encoded)
-        self._encodings.inc(encoded * self._network.encodings_per_image)
+        ok = int(np.count_nonzero(images["status"].to_numpy() == _OK))
+        self._encoded.inc(ok - reused)
+        self._reused.inc(reused)
+        self._failed.inc(len(uris) - ok)
+        self._encodings.inc((ok - reused) * self._network.encodings_per_image)
         return images
 
 
-def _distinct_requests(asked: Iterable[tuple[str, pa.Table]]) -> tuple[list[str], pa.Array, list[np.ndarray]]:
+def _kept(rows: pa.Table) -> Iterator[Any]:
+    if rows.num_rows:
+        yield beam.pvalue.TaggedOutput(KEPT, rows)
+
+
+def _distinct_requests(asked: Sequence[tuple[str, pa.Table]]) -> tuple[list[str], pa.Array, list[np.ndarray]]:
     """Returns the keys of blocks, the distinct URIs that they ask for, and where among these each block's are, in order.
 
     One pass for all blocks: looking up each block's URIs by themselves would hash all of the bucket's for each block.
     """
+    if not asked:
+        return [], pa.array([], pa.string()), []
     keys, tables = zip(*asked, strict=True)
     named = pa.chunked_array([table["uri"].combine_chunks() for table in tables], pa.string())
     coded = named.dictionary_encode().unify_dictionaries().chunks
@@ -345,6 +426,87 @@ def _answers(keys: list[str], places: list[np.ndarray], images: pa.Table, first:
         low, high = np.searchsorted(theirs, (first, first + images.num_rows))
         if high > low:
             yield key, images.take(pa.array(theirs[low:high] - first))
+
+
+def _apart(found: Iterable[tuple[str, pa.Table]]) -> tuple[list[tuple[str, pa.Table]], pa.Table | None]:
+    """Returns what blocks ask for, and the stored rows of a bucket, None if there are none."""
+    asked, stored = [], []
+    for key, table in found:
+        if "embedding" in table.column_names:
+            stored.append(table)
+        else:
+            asked.append((key, table))
+    return asked, pa.concat_tables(stored).combine_chunks() if stored else None
+
+
+def encode_new(uris: pa.Array, stored: pa.Table | None, network: KeepingNetwork, tally: Tally) -> pa.Table:
+    """Returns what `network.encode` would, with a column `reused`; only what is not stored or has changed is encoded.
+
+    Args:
+        uris: distinct ones.
+        stored: rows of a store with the key of this run, or None.
+        network: looks images up, and encodes them.
+        tally: is told of images that need no encoding.
+    """
+    if stored is None:
+        return _with_reused(network.encode(uris), False)
+    place = pc.index_in(uris, value_set=stored["uri"].combine_chunks())
+    known = uris.filter(place.is_valid())
+    rows, now = stored.take(place.drop_null()), network.look_up(known)
+    gone = now["status"].to_numpy() != _OK
+    same = is_unchanged(rows, now) & ~gone
+    rest = pa.concat_arrays([uris.filter(place.is_null()), known.filter(pa.array(~same & ~gone))])
+    tally.add(images_reused=int(same.sum()), images_failed=int(gone.sum()))
+    parts = [_of_stored(rows.filter(pa.array(same))), _of_failed(now.filter(pa.array(gone)), rows["embedding"].type)]
+    if len(rest):
+        parts.append(_with_reused(network.encode(rest), False))
+    images = pa.concat_tables([part.select(parts[0].column_names) for part in parts]).combine_chunks()
+    return images.take(pc.index_in(uris, value_set=images["uri"].combine_chunks()))
+
+
+def _with_reused(images: pa.Table, reused: bool) -> pa.Table:
+    return images.append_column("reused", pa.array(np.full(images.num_rows, reused)))
+
+
+def _of_stored(rows: pa.Table) -> pa.Table:
+    embeddings = _embedding_matrix(rows).reshape(rows.num_rows, rows["embedding"].type.list_size)
+    images = encoded_images(
+        rows["uri"].combine_chunks(),
+        np.full(rows.num_rows, _OK, np.int8),
+        [None] * rows.num_rows,
+        rows["digest"].combine_chunks(),
+        rows["identity"].to_numpy(),
+        embeddings,
+    )
+    return _with_reused(images.append_column("version", rows["version"]), True)
+
+
+def _of_failed(now: pa.Table, embedding: pa.FixedSizeListType) -> pa.Table:
+    count = now.num_rows
+    images = encoded_images(
+        now["uri"].combine_chunks(),
+        now["status"].to_numpy(),
+        now["error"].combine_chunks(),
+        [None] * count,
+        np.full(count, np.nan),
+        np.zeros((count, embedding.list_size), np.float32),
+    )
+    return _with_reused(images.append_column("version", pa.nulls(count, pa.string())), False)
+
+
+def read_stored(part: Part, keeping: Keeping, buckets: int, tally: Tally) -> Iterator[tuple[int, tuple[str, pa.Table]]]:
+    """Reads one file of a store, each of its rows in the bucket that its URI belongs to, beside what blocks ask for there."""
+    with tally.timed("read"):
+        rows = keeping.read(part)
+        by_bucket = list(_rows_by_bucket(rows["uri"].combine_chunks(), buckets))
+    for bucket, places in by_bucket:
+        yield bucket, ("", rows.take(places))
+
+
+def write_kept(rows: pa.Table, keeping: Keeping, tally: Tally) -> list[Part]:
+    """Writes rows of the next generation, and returns the files that hold them."""
+    with tally.timed("write"):
+        return list(keeping.write(rows))
 
 
 class ComparePairs(beam.DoFn):
@@ -412,11 +574,17 @@ def _distinct_uris(block: pa.Table, config: ScoringConfig) -> pa.Array:
 
 def _by_bucket(uris: pa.Array, buckets: int) -> Iterator[tuple[int, pa.Array]]:
     """Splits distinct URIs by the bucket that each belongs to."""
+    for bucket, places in _rows_by_bucket(uris, buckets):
+        yield bucket, uris.take(places)
+
+
+def _rows_by_bucket(uris: pa.Array, buckets: int) -> Iterator[tuple[int, pa.Array]]:
+    """Yields buckets, and the places in `uris` of those that belong to each."""
     bucket = pd.util.hash_array(uris.to_numpy(zero_copy_only=False), categorize=False) % buckets
     order = np.argsort(bucket, kind="stable")
     bounds = np.searchsorted(bucket[order], np.arange(buckets + 1))
     for number in np.unique(bucket):
-        yield int(number), uris.take(pa.array(order[bounds[number] : bounds[number + 1]]))
+        yield int(number), pa.array(order[bounds[number] : bounds[number + 1]])
 
 
 def compare_block(block: pa.Table, images: pa.Table, network: Network, config: ScoringConfig) -> pa.Table:

@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -23,16 +23,20 @@ from batchverify.baseline import read_baseline
 from batchverify.config import Limit, Refused, ScoringConfig, VerificationConfig, accelerator_hint
 from batchverify.dataflow import fit, is_dataflow, refuse_local_images
 from batchverify.drift import Night, compare_nights
+from batchverify.embeddings import EmbeddingStore, Generation, Keeping, Part, differing, embedding_key, open_store
 from batchverify.gates import judge
 from batchverify.inference import (
     BLOCK,
     IMAGES,
+    KEPT,
     ComparePairs,
     EncodeImages,
     ImageTableLoader,
     KerasNetwork,
     NetworkLoader,
+    read_stored,
     request_images,
+    write_kept,
 )
 from batchverify.manifest import Manifest, ReadManifest, plan_manifest
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes, worker_bytes
@@ -51,6 +55,7 @@ _IMAGES_PER_BUCKET = 4096
 _MOST_BUCKETS = 4096
 # Of a worker that encodes on a GPU, at least: an estimate with room to spare, as none has been measured on Dataflow.
 _ENCODER_RAM = "12GB"
+_BY_BUCKET = tuple[int, tuple[str, pa.Table]]
 # Beam's own DirectRunner first looks for another runner on the network, without a time-out.
 IN_PROCESS_RUNNER = "FnApiRunner"
 _LIBRARIES = ("apache-beam", "keras", "numpy", "pillow", "pyarrow", "tensorflow")
@@ -63,11 +68,14 @@ class Verified(NamedTuple):
 
     Attributes:
         scores: tables, the blocks with the result columns of the output contract.
-        images: tables, one row for each distinct image: uri, status, error, digest, identity.
+        images: tables, one row for each distinct image: uri, status, error, digest, identity; and where embeddings are kept
+            version and reused.
+        kept: the files that were written to the store of embeddings; None without one.
     """
 
     scores: beam.PCollection[pa.Table]
     images: beam.PCollection[pa.Table]
+    kept: beam.PCollection[Part] | None = None
 
 
 class VerifyPairs(beam.PTransform):
@@ -82,6 +90,7 @@ class VerifyPairs(beam.PTransform):
         loader: loads the network in each worker process; a Keras model as `config` says, unless given.
         table: holds the encoded images where all workers share one process; without it they travel to each block.
         tally: is told how far the workers of this machine are.
+        keeping: what is done with a store of embeddings, or None.
     """
 
     def __init__(
@@ -91,22 +100,30 @@ class VerifyPairs(beam.PTransform):
         loader: NetworkLoader | None = None,
         table: ImageTableLoader | None = None,
         tally: Tally | None = None,
+        keeping: Keeping | None = None,
     ):
         super().__init__()
         self._config = config = complete(config)
         self._buckets = table.buckets if table else bucket_count(expected_images)
-        self._loader, self._table, self._tally = loader or keras_loader(config), table, tally
+        self._loader, self._table, self._tally = loader or keras_loader(config), table, tally or Tally()
+        self._keeping = keeping
 
     def expand(self, blocks: beam.PCollection[tuple[str, pa.Table]]) -> Verified:
+        requests = blocks | "RequestImages" >> beam.FlatMap(request_images, self._config, self._buckets).with_output_types(
+            _BY_BUCKET
+        )
+        if self._keeping is not None:
+            requests = (requests, self._stored(blocks.pipeline, self._keeping)) | "BesideStored" >> beam.Flatten()
         encoded = (
-            blocks
-            | "RequestImages"
-            >> beam.FlatMap(request_images, self._config, self._buckets).with_output_types(tuple[int, tuple[str, pa.Table]])
+            requests
             | beam.GroupByKey()
             | "EncodeImages"
-            >> _on_accelerator(beam.ParDo(EncodeImages(self._loader, self._config, self._table)), self._config.accelerator)
-            .with_outputs(IMAGES, main="answers")
-            .with_output_types(tuple[str, pa.Table], **{IMAGES: pa.Table})
+            >> _on_accelerator(
+                beam.ParDo(EncodeImages(self._loader, self._config, self._table, self._keeping, self._tally)),
+                self._config.accelerator,
+            )
+            .with_outputs(IMAGES, KEPT, main="answers")
+            .with_output_types(tuple[str, pa.Table], **{IMAGES: pa.Table, KEPT: pa.Table})
         )
         # Not CoGroupByKey, which forgets the elements' types: Beam would pickle the tables.
         by_block = tuple[str, tuple[str, pa.Table]]
@@ -121,7 +138,16 @@ class VerifyPairs(beam.PTransform):
             | "ComparePairs"
             >> beam.ParDo(ComparePairs(self._loader, self._config, self._table, self._tally)).with_output_types(pa.Table)
         )
-        return Verified(scored, encoded[IMAGES])
+        kept = encoded[KEPT] | "WriteKept" >> beam.FlatMap(write_kept, self._keeping, self._tally) if self._keeping else None
+        return Verified(scored, encoded[IMAGES], kept)
+
+    def _stored(self, pipeline: beam.Pipeline, keeping: Keeping) -> beam.PCollection[tuple[int, tuple[str, pa.Table]]]:
+        return (
+            pipeline
+            | "StoredParts" >> beam.Create(keeping.parts(), reshuffle=False)
+            | "SpreadParts" >> beam.Reshuffle()
+            | "ReadStored" >> beam.FlatMap(read_stored, keeping, self._buckets, self._tally).with_output_types(_BY_BUCKET)
+        )
 
 
 def _on_accelerator(encode: beam.ParDo, accelerator: str | None) -> beam.ParDo:
@@ -138,9 +164,9 @@ def bucket_count(expected_images: int) -> int:
     return max(1, min(_MOST_BUCKETS, -(-expected_images // _IMAGES_PER_BUCKET)))
 
 
-def keras_loader(config: ScoringConfig, tally: Tally | None = None) -> NetworkLoader:
-    """Returns what loads the network that `config` names."""
-    return NetworkLoader(functools.partial(KerasNetwork, config, tally))
+def keras_loader(config: ScoringConfig, tally: Tally | None = None, versions: str | None = None) -> NetworkLoader:
+    """Returns what loads the network that `config` names; see `KerasNetwork` for the arguments."""
+    return NetworkLoader(functools.partial(KerasNetwork, config, tally, versions))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +176,7 @@ class RunResult:
     Attributes:
         output: the run directory.
         summary: what stands in its `summary.json`.
-        counters: Beam's counters of the run, by name: `images_encoded`, `images_failed`, `rows_scored`, and
+        counters: Beam's counters of the run, by name: `images_encoded`, `images_reused`, `images_failed`, `rows_scored`, and
             `encodings`: how often an image went through a tower of the network.
     """
 
@@ -190,14 +216,14 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
         config = prepared.config
         pipeline = _pipeline(prepared)
         held = prepared.table and prepared.table.get()
-        directory = RunDirectory(config.output)
-        with directory.claimed(config.run_id):
+        with _claimed(config, prepared.keeping) as hand_over:
             try:
                 counters = run_to_end(pipeline, functools.partial(_tell, watch, tally, prepared.manifest))
             except JobGoesOn:
-                directory.hand_over(config.run_id)
+                hand_over()
                 raise
         del held
+    directory = RunDirectory(config.output)
     return RunResult(directory.path, directory.read_summary(), counters)
 
 
@@ -217,11 +243,25 @@ def submit(config: VerificationConfig, beam_args: Sequence[str]) -> Submission:
     prepared = prepare(config, beam_args)
     config = prepared.config
     pipeline = _pipeline(prepared)
-    directory = RunDirectory(config.output)
-    with directory.claimed(config.run_id):
+    with _claimed(config, prepared.keeping) as hand_over:
         link = submit_pipeline(pipeline)
+        hand_over()
+    return Submission(RunDirectory(config.output).path, link)
+
+
+@contextmanager
+def _claimed(config: VerificationConfig, keeping: Keeping | None) -> Iterator[Callable[[], None]]:
+    """Holds the run directory, and the store of embeddings if there is one; gives what leaves them to a job that goes on."""
+    directory = RunDirectory(config.output)
+    store = EmbeddingStore(keeping.path) if keeping else None
+
+    def hand_over() -> None:
         directory.hand_over(config.run_id)
-    return Submission(directory.path, link)
+        if store and keeping:
+            store.hand_over(keeping.generation)
+
+    with directory.claimed(config.run_id), store.claimed(keeping.generation) if store and keeping else nullcontext():
+        yield hand_over
 
 
 @contextmanager
@@ -239,7 +279,7 @@ def _pipeline(prepared: Prepared) -> beam.Pipeline:
     pipeline = beam.Pipeline(options=prepared.options)
     build(
         pipeline, prepared.config, prepared.manifest, provenance, prepared.loader, prepared.table, prepared.baseline,
-        prepared.tally,
+        prepared.tally, prepared.keeping,
     )  # fmt: skip
     return pipeline
 
@@ -262,6 +302,7 @@ class Prepared:
         options: Beam's.
         table: what workers that share this process keep the encoded images in; None for other workers.
         tally: is told how far the workers of this machine are.
+        keeping: what is done with a store of embeddings, or None.
     """
 
     config: VerificationConfig
@@ -272,6 +313,7 @@ class Prepared:
     options: PipelineOptions
     table: ImageTableLoader | None
     tally: Tally
+    keeping: Keeping | None
 
 
 def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Tally | None = None) -> Prepared:
@@ -283,27 +325,48 @@ def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Ta
         tally: is told how far the run is.
 
     Raises:
-        Refused: if manifest, model, baseline or output directory cannot be used.
+        Refused: if manifest, model, baseline, store of embeddings or output directory cannot be used.
     """
     options = pipeline_options(beam_args)
     fit(options, config)
     FileSystems.set_options(options)  # which say who asks the stores; Beam itself sets them when it makes the pipeline
     RunDirectory(config.output).refuse_taken(config.overwrite)
     baseline = read_baseline(config)
+    found = open_store(config.embeddings, config.embeddings_rebuild) if config.embeddings else None
     config = complete(config)
     manifest = plan_manifest(config)
     if is_dataflow(options):
         refuse_local_images(manifest.sample)
     tally = tally or Tally()
-    loader = keras_loader(config, tally)
+    loader = keras_loader(config, tally, config.embeddings_version if config.embeddings else None)
     network = loader.get()
     assert isinstance(network, KerasNetwork)
     network.check_golden(golden_pairs(config))
     network.prove(manifest.sample)
-    table = image_table(options, manifest)
+    keeping = _keeping(config, network, *found) if found else None
+    table = image_table(options, manifest, keeping.rows if keeping else 0)
     if table is None:
         config = dataclasses.replace(config, block_rows=bounded_block_rows(config.block_rows, network.embedding_bytes))
-    return Prepared(config, manifest, loader, network, baseline, options, table, tally)
+    return Prepared(config, manifest, loader, network, baseline, options, table, tally, keeping)
+
+
+def _keeping(config: VerificationConfig, network: KerasNetwork, stored: Generation | None, ignored: str | None) -> Keeping:
+    """Decides what to do with the store, and says if what it has is not used."""
+    assert config.embeddings is not None
+    if network.encodings_per_pair:
+        raise Refused(
+            f"--embeddings {config.embeddings}: the network of --model {network.facts.path} runs whole, for each pair anew, so "
+            "that there are no embeddings to keep; leave --embeddings out."
+        )
+    key = embedding_key(config, network.facts, network.preprocessing)
+    if stored and (names := differing(stored.key, key)):
+        stored, ignored = None, f"made with another {', '.join(names).replace('_', ' ')}"
+    if ignored:
+        _LOG.warning("--embeddings %s: what is stored is not used, and replaced at the end (%s).", config.embeddings, ignored)
+    today = datetime.datetime.now(datetime.UTC).date()
+    return Keeping(
+        config.embeddings.rstrip("/") or "/", config.embeddings_version, key, stored, ignored, today, config.embeddings_days
+    )
 
 
 def _tell_of_memory(prepared: Prepared) -> None:
@@ -318,7 +381,8 @@ def _tell_of_memory(prepared: Prepared) -> None:
             needed / 2**30, f"{rows:,}",
         )  # fmt: skip
         return
-    needed = process_bytes(manifest.expected_bytes, manifest.expected_images, embedding_bytes)
+    images = manifest.expected_images + (prepared.keeping.rows if prepared.keeping else 0)
+    needed = process_bytes(manifest.expected_bytes, images, embedding_bytes)
     if left is not None and needed > left:
         _LOG.warning(
             "This run needs about %.1f GiB of memory, and %.1f GiB are left: %s rows and %s images are held in this process. "
@@ -327,16 +391,21 @@ def _tell_of_memory(prepared: Prepared) -> None:
         )  # fmt: skip
 
 
-def image_table(options: PipelineOptions, manifest: Manifest) -> ImageTableLoader | None:
+def image_table(options: PipelineOptions, manifest: Manifest, stored: int = 0) -> ImageTableLoader | None:
     """Returns the table that the workers of a run with `options` share, or None where they are in several processes.
 
     Somebody must hold the table itself while the pipeline runs.
+
+    Args:
+        options: Beam's.
+        manifest: of the run.
+        stored: how many embeddings are read from a store.
     """
     if options.view_as(StandardOptions).runner != IN_PROCESS_RUNNER:
         return None
     if options.view_as(DirectOptions).direct_running_mode == "multi_processing":
         return None
-    return ImageTableLoader(bucket_count(manifest.expected_images))
+    return ImageTableLoader(bucket_count(max(manifest.expected_images, stored)))
 
 
 def build(
@@ -348,6 +417,7 @@ def build(
     table: ImageTableLoader | None = None,
     baseline: Night | None = None,
     tally: Tally | None = None,
+    keeping: Keeping | None = None,
 ) -> None:
     """Adds the whole job to `pipeline`; see `Prepared` for the arguments."""
     tally = tally or Tally()
@@ -355,13 +425,14 @@ def build(
     told = {key: str(value) for key, value in provenance.items() if key not in _DETAILS and value is not None}
     schema = output_schema(manifest.schema, told)
     blocks = pipeline | "ReadManifest" >> ReadManifest(manifest, config, tally)
-    verified = blocks | "VerifyPairs" >> VerifyPairs(config, manifest.expected_images, loader, table, tally)
+    expected = max(manifest.expected_images, keeping.rows if keeping else 0)
+    verified = blocks | "VerifyPairs" >> VerifyPairs(config, expected, loader, table, tally, keeping)
     files = verified.scores | "WriteScores" >> WriteScores(directory, schema)
     profiled = functools.partial(_profile, tally, time.time(), table is not None)
     summary = (
         {"scores": verified.scores, "images": verified.images}
         | "Summarise" >> Summarise(config, manifest.label_column, manifest.fold_column)
-        | "WriteSummary" >> beam.Map(_complete_summary, provenance, config, baseline, profiled)
+        | "WriteSummary" >> beam.Map(_complete_summary, provenance, config, baseline, profiled, keeping)
     )
     report = summary | "MakeReport" >> beam.Map(make_report)
     rows_read = blocks | "RowsRead" >> beam.Map(_rows) | beam.CombineGlobally(sum)
@@ -377,6 +448,7 @@ def build(
             beam.pvalue.AsSingleton(report),
             beam.pvalue.AsSingleton(rows_read),
             beam.pvalue.AsIter(files),
+            *([] if verified.kept is None else [keeping, beam.pvalue.AsIter(verified.kept)]),
         )
     )
 
@@ -391,9 +463,18 @@ def _complete_summary(
     config: VerificationConfig,
     baseline: Night | None,
     profiled: Callable[[], dict[str, Any] | None],
+    keeping: Keeping | None,
 ) -> dict[str, Any]:
     summary = {"summary_version": SUMMARY_VERSION, "run": provenance, **found.to_json(provenance["threshold"])}
     summary["baseline"] = baseline and {"path": config.baseline, **compare_nights(baseline, Night.of(summary))}
+    if keeping is not None:
+        summary["embeddings"] = {
+            "path": keeping.path,
+            "stored": keeping.rows,
+            "ignored": keeping.ignored,
+            "reused": found.counts["embeddings.reused"],
+            "encoded": found.counts["embeddings.encoded"],
+        }
     summary["profile"] = profiled()
     return summary | {"gates": [dataclasses.asdict(gate) for gate in judge(config, summary)]}
 

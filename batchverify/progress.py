@@ -11,6 +11,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from batchverify.tally import images_done
+
 _LOG = logging.getLogger(__name__)
 _LOG_EVERY_S = 30.0
 
@@ -49,7 +51,8 @@ class _Bar:
 
     def __call__(self, totals: dict[str, float], images: int, rows: int) -> None:
         done, scored = _done(totals)
-        more = f"{self._rate.of(done):,.0f}/s" + (f", {totals['images_failed']:,.0f} failed" if totals["images_failed"] else "")
+        more = f"{self._rate.of(done):,.0f}/s{_reused(totals)}"
+        more += f", {totals['images_failed']:,.0f} failed" if totals["images_failed"] else ""
         self._progress.update(self._images, completed=done, total=max(images, done), more=more)
         failed = f"{totals['rows_failed']:,.0f} without a score" if totals["rows_failed"] else ""
         self._progress.update(self._rows, completed=scored, total=max(rows, scored), more=failed)
@@ -82,7 +85,7 @@ def line(totals: dict[str, float], images: int, rows: int, rate: float) -> str:
     left = f", about {duration((images - done) / rate)} left for the images" if rate and done < images else ""
     failed = f"{totals['images_failed']:,.0f} failed"
     return (
-        f"Images encoded: {done:,} of {images:,} ({_share(done, images)}), {failed}, {rate:,.0f}/s{left}. "
+        f"Images encoded: {done:,} of {images:,} ({_share(done, images)}){_reused(totals)}, {failed}, {rate:,.0f}/s{left}. "
         f"Rows scored: {scored:,} of {rows:,} ({_share(scored, rows)})."
     )
 
@@ -103,8 +106,12 @@ class _Rate:
         return self._last
 
 
+def _reused(totals: dict[str, float]) -> str:
+    return f", {totals['images_reused']:,.0f} from the store" if totals["images_reused"] else ""
+
+
 def _done(totals: dict[str, float]) -> tuple[int, int]:
-    return int(totals["images_encoded"] + totals["images_failed"]), int(totals["rows_scored"] + totals["rows_failed"])
+    return int(images_done(totals)), int(totals["rows_scored"] + totals["rows_failed"])
 
 
 def _share(done: int, of: int) -> str:

@@ -37,18 +37,27 @@ class ReadAhead(Generic[Found]):
         for _ in range(threads):
             self._add_thread()
 
-    def batches(self, uris: Sequence[str], size: int, ahead: int) -> Iterator[list[Found]]:
-        """Yields the results in batches of `size`, in order, with `ahead` more batches on their way."""
+    def batches(
+        self, uris: Sequence[str], size: int, ahead: int, read: Callable[[str], Found] | None = None
+    ) -> Iterator[list[Found]]:
+        """Yields the results in batches of `size`, in order, with `ahead` more batches on their way.
+
+        Args:
+            uris: of what is read.
+            size: of a batch.
+            ahead: how many more.
+            read: in the place of the usual one, under the same limits.
+        """
         under_way: collections.deque[list[_Task[Found]]] = collections.deque()
         for start in range(0, len(uris), size):
-            under_way.append([self._submit(uri) for uri in uris[start : start + size]])
+            under_way.append([self._submit(uri, read or self._read) for uri in uris[start : start + size]])
             if len(under_way) > ahead:
                 yield [self._wait_for(task) for task in under_way.popleft()]
         while under_way:
             yield [self._wait_for(task) for task in under_way.popleft()]
 
-    def _submit(self, uri: str) -> _Task[Found]:
-        task: _Task[Found] = _Task(uri)
+    def _submit(self, uri: str, read: Callable[[str], Found]) -> _Task[Found]:
+        task: _Task[Found] = _Task(uri, read)
         self._waiting.put(task)
         return task
 
@@ -66,13 +75,14 @@ class ReadAhead(Generic[Found]):
                         return self._given_up(task.uri)
 
     def _add_thread(self) -> None:
-        work = (self._waiting, self._lock, self._read)
+        work = (self._waiting, self._lock)
         threading.Thread(target=_work, args=work, name="read-image", daemon=True).start()
 
 
 @dataclasses.dataclass
 class _Task(Generic[Found]):
     uri: str
+    read: Callable[[str], Found]
     result: Future[Found] = dataclasses.field(default_factory=Future)
     started: float | None = None
     is_given_up: bool = False
@@ -82,13 +92,13 @@ class _Task(Generic[Found]):
         return limit_s if self.started is None else max(0.0, self.started + limit_s - time.monotonic())
 
 
-def _work(waiting: queue.SimpleQueue[_Task[Found] | None], lock: threading.Lock, read: Callable[[str], Found]) -> None:
+def _work(waiting: queue.SimpleQueue[_Task[Found] | None], lock: threading.Lock) -> None:
     """Reads what waits, until there is a None: then nobody waits any more, and the other threads are told too."""
     while (task := waiting.get()) is not None:
         task.started = time.monotonic()
         settle: Callable[[], None]
         try:
-            settle = functools.partial(task.result.set_result, read(task.uri))
+            settle = functools.partial(task.result.set_result, task.read(task.uri))
         except BaseException as error:
             settle = functools.partial(task.result.set_exception, error)
         with lock:

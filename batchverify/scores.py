@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import fcntl
 import glob
 import json
 import logging
@@ -18,10 +17,13 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import CompressionTypes, FileMetadata
+from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from batchverify import embeddings
 from batchverify.config import Refused, RunFailed
+from batchverify.embeddings import Keeping, Part
+from batchverify.folders import Folder, brief
 
 _LOG = logging.getLogger(__name__)
 _SUCCESS, _SUMMARY, _REPORT, _SCORES, _RUNNING = "_SUCCESS", "summary.json", "report.html", "scores", "_RUNNING"
@@ -31,15 +33,14 @@ _SETTLING = threading.RLock()
 _CLAIMED: dict[str, RunDirectory] = {}  # by run id
 
 
-class RunDirectory:
+class RunDirectory(Folder):
     """Where a run writes. It holds one run's files, or none.
 
     Args:
         path: a directory on any file system that Beam opens.
     """
 
-    def __init__(self, path: str):
-        self.path = path.rstrip("/") or "/"
+    OPTION = "--output"
 
     def refuse_taken(self, overwrite: bool) -> None:
         """Refuses a directory that another run writes to, or has finished in unless it may be overwritten; changes nothing.
@@ -50,7 +51,7 @@ class RunDirectory:
         try:
             finished = FileSystems.exists(self._join(_SUCCESS))
         except Exception as error:  # Beam wraps whatever the store's client raises.
-            raise Refused(f"--output {self.path} cannot be looked up ({_brief(error)}); check the path.") from None
+            raise Refused(f"--output {self.path} cannot be looked up ({brief(error)}); check the path.") from None
         if finished and not overwrite:
             raise Refused(f"--output {self.path} holds a finished run; name another directory, or add --overwrite.")
         if os.path.isdir(self.path):
@@ -78,7 +79,7 @@ class RunDirectory:
             except Refused:
                 raise
             except Exception as error:  # Beam wraps whatever the store's client raises.
-                raise RunFailed(f"--output {self.path} cannot be written ({_brief(error)}); check the path.") from None
+                raise RunFailed(f"--output {self.path} cannot be written ({brief(error)}); check the path.") from None
             _CLAIMED[run_id] = self
             held.callback(self._let_go, run_id)
             yield
@@ -102,7 +103,7 @@ class RunDirectory:
                 if self._is_ours(run_id):
                     self._sweep()
             except Exception as error:  # Beam wraps whatever the store's client raises; what stays, the next run sweeps.
-                _LOG.warning("--output %s cannot be swept (%s).", self.path, _brief(error))
+                _LOG.warning("--output %s cannot be swept (%s).", self.path, brief(error))
 
     def scores_prefix(self) -> str:
         return self._join(_SCORES)
@@ -155,16 +156,6 @@ class RunDirectory:
     def is_finished(self) -> bool:
         return FileSystems.exists(self._join(_SUCCESS))
 
-    def _lock(self) -> int:
-        """Locks the directory itself, which leaves no file behind and ends with the process, however that ends."""
-        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            raise Refused(f"--output {self.path}: another run writes there now; wait for it, or name another one.") from None
-        return handle
-
     def _taken(self) -> RunFailed:
         return RunFailed(f"another run has written to --output {self.path} meanwhile; give each run its own directory.")
 
@@ -188,26 +179,13 @@ class RunDirectory:
         folders |= set(glob.glob(self._join(f"beam-temp-{_SCORES}-*")))
         FileSystems.delete(sorted(folders))
 
-    def _read(self, name: str) -> str:
-        with FileSystems.open(self._join(name)) as file:
-            return file.read().decode()
-
-    def _join(self, name: str) -> str:
-        return FileSystems.join(self.path, name)
-
-    def _match(self, pattern: str) -> list[FileMetadata]:
-        return FileSystems.match([self._join(pattern)])[0].metadata_list
-
-    def _write(self, name: str, text: str) -> None:
-        with FileSystems.create(self._join(name), compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            file.write(text.encode())
-
 
 def abandon_all() -> None:
     """Sweeps whatever this process has begun and not finished; nothing can be finished after it."""
     _SETTLING.acquire()
     for run_id, directory in _CLAIMED.items():
         directory.abandon(run_id)
+    embeddings.abandon_all()
 
 
 class WriteScores(beam.PTransform):
@@ -236,8 +214,13 @@ def finish_run(
     report: str,
     rows_read: int,
     files: Iterable[str],
+    keeping: Keeping | None = None,
+    parts: Iterable[Part] = (),
 ) -> int:
-    """Checks that every row that was read has been written, then finishes the run.
+    """Checks that every row that was read has been written, then finishes the run, and last publishes its embeddings.
+
+    Embeddings are those of a finished run or of none: a crash between the two costs the next run its encoding, and nothing
+    else. In this process a stop waits until both are done. A run with a gate that is not met publishes none.
 
     Args:
         directory: of the run.
@@ -255,7 +238,10 @@ def finish_run(
     rows_written = directory.count_rows(run_id)
     if not rows_read == rows_written == summary["rows"].get("total", 0):
         raise RunFailed(f"{rows_read} rows were read but {rows_written} written; run again, and report it if it happens again.")
-    directory.finish(run_id, summary, report)
+    with _SETTLING:
+        directory.finish(run_id, summary, report)
+        if keeping is not None and all(gate["met"] for gate in summary["gates"]):
+            keeping.publish(parts, run_id)
     return rows_written
 
 
@@ -267,7 +253,3 @@ def _read_footer(path: str) -> pq.FileMetaData:
 def _as_json(summary: dict[str, Any]) -> str:
     """Returns `summary` as indented JSON, the bins of histograms on one line each."""
     return re.sub(r"\[\n\s+(\d+),\n\s+(\d+)\n\s+\]", r"[\1, \2]", json.dumps(summary, indent=2)) + "\n"
-
-
-def _brief(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

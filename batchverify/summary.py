@@ -69,6 +69,11 @@ in [0, 1], with `…_interval` the bounds of Wilson's 95% interval; null stands 
 | baseline.match_rate, baseline.score_mean, baseline.threshold | list | |
 | baseline.failures.*, baseline.identity.* | list | by status; by what `identity` has |
 | baseline.model_changed | bool | |
+| embeddings | dict? | the store of embeddings; null without one; else as in the rows below |
+| embeddings.path | str | |
+| embeddings.stored | int | embeddings that were read; tonight's manifest need not name them all |
+| embeddings.ignored | str? | why others, that lie there, were not |
+| embeddings.reused, embeddings.encoded | int | distinct images |
 | profile | dict? | where the time went; null where workers were on other machines; else as in the rows below |
 | profile.wall_seconds | float | since the pipeline began, to the summary |
 | profile.seconds.* | float | of all workers; `fetch` and `decode` in threads meanwhile; `shuffle` is the rest |
@@ -190,6 +195,7 @@ class Summary:
                 },
             },
             "extremes": self.extremes.to_json(),
+            "embeddings": None,
         }
 
     def _section(self, name: str) -> dict[str, int]:
@@ -289,6 +295,9 @@ def summarise_images(table: pa.Table, threshold: float) -> Summary:
     counts = collections.Counter({f"images.{word}": int(n) for word, n in zip(STATUSES, statuses, strict=True) if n})
     counts["images.total"] = table.num_rows
     ok = table["status"].to_numpy() == STATUSES.index(ImageStatus.OK)
+    if "reused" in table.column_names:
+        counts["embeddings.reused"] = pc.sum(table["reused"]).as_py() or 0
+        counts["embeddings.encoded"] = int(ok.sum()) - counts["embeddings.reused"]
     identity = table["identity"].to_numpy()[ok]
     identity = identity[np.isfinite(identity)]
     counts["identity.images_below_threshold"] = int(np.count_nonzero(~is_match(identity, threshold)))

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-COUNTS = ("images_encoded", "images_failed", "rows_scored", "rows_failed")
-# Seconds, of all threads together: reading the manifest; fetching and decoding images; waiting for them; the encoder;
-# comparing, with the identity check; summarising and writing.
+COUNTS = ("images_encoded", "images_reused", "images_failed", "rows_scored", "rows_failed")
+# Seconds, of all threads together: reading the manifest and stored embeddings; fetching or looking up images, and decoding
+# them; waiting for them; the encoder; comparing, with the identity check; summarising and writing.
 SECONDS = ("read", "fetch", "decode", "wait", "encode", "compare", "write")
 _FIELDS = COUNTS + SECONDS
 _RECORD = struct.Struct(f"{len(_FIELDS)}d")
@@ -89,6 +89,11 @@ def read_totals(folder: str) -> dict[str, float]:
     return dict(totals)
 
 
+def images_done(totals: dict[str, float]) -> float:
+    """Returns how many images `totals` counts, encoded or not."""
+    return totals["images_encoded"] + totals["images_reused"] + totals["images_failed"]
+
+
 def profile(folder: str, seconds: float, in_process: bool) -> dict[str, object]:
     """Returns where a run's time went, for `summary.json`.
 
@@ -102,7 +107,7 @@ def profile(folder: str, seconds: float, in_process: bool) -> dict[str, object]:
     if in_process:
         alone = sum(spent[name] for name in ("read", "wait", "encode", "compare", "write"))
         spent["shuffle"] = max(0.0, seconds - alone)
-    images, rows = totals["images_encoded"] + totals["images_failed"], totals["rows_scored"] + totals["rows_failed"]
+    images, rows = images_done(totals), totals["rows_scored"] + totals["rows_failed"]
     return {
         "wall_seconds": round(seconds, 3),
         "seconds": {name: round(value, 3) for name, value in spent.items()},

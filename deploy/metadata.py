@@ -13,7 +13,7 @@ _NOT_FOR_LAUNCHERS = {"--help", "--version", "--check", "--quiet", "--no-wait"}
 _URI = r"[a-z][a-z0-9+.-]*://.+"
 _NUMBER = r"-?[0-9]*\.?[0-9]+(e-?[0-9]+)?"
 _REGEXES = {
-    "manifest": _URI, "output": _URI, "model": _URI, "image_root": _URI, "baseline": _URI,
+    "manifest": _URI, "output": _URI, "model": _URI, "image_root": _URI, "baseline": _URI, "embeddings": _URI,
     "max_failed_rows": r"[0-9]+|[0-9]*\.?[0-9]+%", "max_identity_faults": r"[0-9]+|[0-9]*\.?[0-9]+%",
     "image_size": r"[0-9]+(x[0-9]+)?", "match_column": "[01]", "custom_object": ".+=.+",
     "accelerator": r"[a-z][a-z0-9-]*|type:[a-z][a-z0-9-]*;count:1(;[A-Za-z0-9:._-]+)*",

@@ -30,7 +30,9 @@ def run(demo, tmp_path_factory, read_scores) -> tuple[dict, pd.DataFrame]:
         manifests=(str(folder / "pairs.csv"),), output=str(folder / "out"), model=FAULTY, image_root=str(demo), block_rows=20
     )
     batchverify.run(config)
-    tonight = dataclasses.replace(config, output=str(folder / "tonight"), baseline=config.output, run_id="tonight")
+    tonight = dataclasses.replace(
+        config, output=str(folder / "tonight"), baseline=config.output, run_id="tonight", embeddings=str(folder / "store")
+    )
     return batchverify.run(tonight).summary, read_scores(folder / "tonight")
 
 

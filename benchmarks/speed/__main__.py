@@ -19,8 +19,9 @@ from typing import Any
 from benchmarks.speed import report
 from benchmarks.speed.contenders import CONTENDERS, OURS, Contender, with_options
 from benchmarks.speed.images import SIZES, ensure_images
-from benchmarks.speed.manifests import CASES, Pairs, build_pairs
-from benchmarks.speed.networks import CALIBRATION_IMAGES, NETWORKS, ensure_network
+from benchmarks.speed.manifests import Pairs, build_pairs
+from benchmarks.speed.networks import CALIBRATION_IMAGES, ensure_network
+from benchmarks.speed.options import add_course_options
 from benchmarks.speed.runner import Course, compete
 
 _USUAL = ("published", "runinference", "limit-tfdata", "limit-threads", OURS)
@@ -53,20 +54,12 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """Returns the options, with `contenders` as a list of `Contender`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--case", choices=CASES, default="lfw", help="shape of the manifest")
-    parser.add_argument("--network", choices=NETWORKS, default="demo", help="MobileNetV2: 0.35 at 96, or 1.0 at 224 pixels")
-    parser.add_argument("--image-size", choices=SIZES, default="250x250", help="of the JPEG files")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the case's 6,000 pairs and of its images")
-    parser.add_argument("--rounds", type=int, default=3)
+    add_course_options(parser, "lfw", "demo")
     parser.add_argument("--contenders", nargs="+", metavar="NAME", help=f"of {', '.join(CONTENDERS)} and the variants")
     parser.add_argument("--options", default="", metavar="'…'", help="more options of batchverify and its variants")
     parser.add_argument(
         "--variant", action="append", default=[], metavar="NAME='…'", help="batchverify once more, with options of its own"
     )
-    cache = Path(tempfile.gettempdir()) / "batchverify-benchmark"
-    parser.add_argument("--cache", type=Path, default=cache, help="folder of the images and networks, which are made once")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file of all figures")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--tolerance",
         type=float,
