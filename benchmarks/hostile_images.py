@@ -613,7 +613,7 @@ def _bind(one: socket.socket, folder: Path, name: str) -> None:
 _NOWHERE = frozenset({"missing", "unsupported", "unavailable"})
 _URIS = dict.fromkeys([
     "gopher://host/a.png", "http://127.0.0.1:1/a.png", "https://[::1/a.png", "file:///etc/hostname", "data://,a", "://", "a://",
-    "javascript://%0aalert(1)", "gs://a\nb/c.png", "s3://bucket/a.png", "hdfs://host/a.png", "azfs://a/b/c.png", "\0://a",
+    "javascript://%0aalert(1)", "store://a\nb/c.png", "s3://bucket/a.png", "hdfs://host/a.png", "azfs://a/b/c.png", "\0://a",
     "x://\0", "ftp://host/\udcff.png", "x://\ud800", "", " ", "~", "file:/etc/hostname", "C:\\a.png", "a" * 5000 + "://b",
     "-", "|id", "//", "s3://", "hdfs://",
 ], _NOWHERE) | {"//": UNREADABLE}  # fmt: skip
