@@ -365,14 +365,15 @@ class EncodeImages(beam.DoFn):
         asked, stored = _apart(found)
         keys, uris, places = _distinct_requests(asked)
         parts, named = [], []
+        kept: list[pa.Table] = []
         most = max(1, EMBEDDING_BYTES_AT_ONCE // self._network.embedding_bytes)
         for first in range(0, len(uris), most):
             images = self._images(uris.slice(first, most), stored)
             yield beam.pvalue.TaggedOutput(IMAGES, images.drop_columns(["embedding"]))
             if self._keeping is not None:
-                rows = rows_of_tonight(images, self._keeping.today)
-                named.append(rows["uri"].combine_chunks())
-                yield from _kept(rows)
+                yield from _kept(kept)  # The last rows wait for those that are carried over: one file, not two.
+                kept = [rows_of_tonight(images, self._keeping.today)]
+                named.append(kept[0]["uri"].combine_chunks())
             images = images.drop_columns([name for name in _NOT_SENT if name in images.column_names])
             if self._table is None:
                 yield from _answers(keys, places, images, first)
@@ -383,7 +384,8 @@ class EncodeImages(beam.DoFn):
             yield from ((key, _no_images()) for key in keys)
         if self._keeping is not None and stored is not None:
             others = stored.filter(pc.invert(pc.is_in(stored["uri"], value_set=pa.chunked_array(named, pa.string()))))
-            yield from _kept(rows_carried_over(others, self._keeping.today, self._keeping.days))
+            kept.append(rows_carried_over(others, self._keeping.today, self._keeping.days))
+        yield from _kept(kept)
 
     def _images(self, uris: pa.Array, stored: pa.Table | None) -> pa.Table:
         if self._keeping is None:
@@ -402,9 +404,9 @@ class EncodeImages(beam.DoFn):
         return images
 
 
-def _kept(rows: pa.Table) -> Iterator[Any]:
-    if rows.num_rows:
-        yield beam.pvalue.TaggedOutput(KEPT, rows)
+def _kept(tables: list[pa.Table]) -> Iterator[Any]:
+    if any(table.num_rows for table in tables):
+        yield beam.pvalue.TaggedOutput(KEPT, pa.concat_tables(tables))
 
 
 def _distinct_requests(asked: Sequence[tuple[str, pa.Table]]) -> tuple[list[str], pa.Array, list[np.ndarray]]:
