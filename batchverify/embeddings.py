@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -22,7 +23,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +51,6 @@ _OK = STATUSES.index(ImageStatus.OK)
 # Of a model's configuration, what the key has in another form, and what changes no embedding but in its last bits.
 _NOT_IN_KEY = {"model", "threshold", "batch_size", "pixels", "color", "resize", "fit", "image_size"}
 _LIBRARIES = ("keras", "pillow", "tensorflow")
-_CLAIMED: dict[str, EmbeddingStore] = {}  # by generation
 _AFRESH = "or start afresh with --embeddings-rebuild"
 
 
@@ -214,37 +214,14 @@ class EmbeddingStore(Folder):
         elif os.path.lexists(self.path):
             raise Refused(f"--embeddings {self.path} is no directory; name another one.")
 
-    @contextmanager
-    def claimed(self, generation: str) -> Iterator[None]:
+    def claimed(self, generation: str) -> AbstractContextManager[None]:
         """Holds the store for one run, and sweeps what crashed runs left, and at the end this run's, if it did not publish.
 
         Raises:
             Refused: if another run on this machine writes there.
             RunFailed: if it cannot be written to.
         """
-        with ExitStack() as held:
-            try:
-                if not FileSystems.exists(self.path):
-                    FileSystems.mkdirs(self.path)
-                if os.path.isdir(self.path):
-                    held.callback(os.close, self._lock())
-                self._sweep(generation)
-            except Refused:
-                raise
-            except Exception as error:  # Beam wraps whatever the store's client raises.
-                raise RunFailed(f"--embeddings {self.path} cannot be written ({brief(error)}); check the path.") from None
-            _CLAIMED[generation] = self
-            held.callback(self._let_go, generation)
-            yield
-
-    def hand_over(self, generation: str) -> None:
-        """Leaves what has been written to the run's job, which goes on elsewhere and publishes it."""
-        _CLAIMED.pop(generation, None)
-
-    def _let_go(self, generation: str) -> None:
-        if generation in _CLAIMED:
-            self.abandon(generation)
-            del _CLAIMED[generation]
+        return self._claimed(generation, functools.partial(self._sweep, generation))
 
     def abandon(self, generation: str) -> None:
         """Deletes what a run has written, unless that was published."""
@@ -367,12 +344,6 @@ class EmbeddingStore(Folder):
             FileSystems.delete(doomed)
         if not spared and os.path.isdir(self._join(generation)):
             os.rmdir(self._join(generation))
-
-
-def abandon_all() -> None:
-    """Deletes what this process's runs have written to stores and not published."""
-    for generation, store in _CLAIMED.items():
-        store.abandon(generation)
 
 
 def open_store(path: str, rebuild: bool) -> tuple[Generation | None, str | None]:

@@ -1,14 +1,18 @@
-"""A directory on any file system that Beam opens: names, small texts, and a lock where the directory is on this machine."""
+"""A directory on any file system that Beam opens: small texts in it, and the claim that a run has on it while it writes."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
-from batchverify.config import Refused
+from batchverify.config import Refused, RunFailed
+
+_CLAIMED: dict[str, Folder] = {}  # by the claim's name
 
 
 class Folder:
@@ -22,6 +26,46 @@ class Folder:
 
     def __init__(self, path: str):
         self.path = path.rstrip("/") or "/"
+
+    def abandon(self, claim: str) -> None:
+        """Deletes what was written under a claim and is not finished."""
+        raise NotImplementedError
+
+    def hand_over(self, claim: str) -> None:
+        """Leaves what was written to the run's job, which goes on elsewhere: from now on this process sweeps nothing."""
+        _CLAIMED.pop(claim, None)
+
+    @contextmanager
+    def _claimed(self, claim: str, take: Callable[[], None]) -> Iterator[None]:
+        """Makes the directory if need be and holds it; abandons the claim at the end, unless it was handed over.
+
+        Args:
+            claim: its name, of which there is one in a process.
+            take: what else there is to do before anything is written under the claim.
+
+        Raises:
+            Refused: if another run on this machine holds it.
+            RunFailed: if it cannot be written to.
+        """
+        with ExitStack() as held:
+            try:
+                if not FileSystems.exists(self.path):
+                    FileSystems.mkdirs(self.path)
+                if os.path.isdir(self.path):
+                    held.callback(os.close, self._lock())
+                take()
+            except Refused:
+                raise
+            except Exception as error:  # Beam wraps whatever the store's client raises.
+                raise RunFailed(f"{self.OPTION} {self.path} cannot be written ({brief(error)}); check the path.") from None
+            _CLAIMED[claim] = self
+            held.callback(self._let_go, claim)
+            yield
+
+    def _let_go(self, claim: str) -> None:
+        if claim in _CLAIMED:
+            self.abandon(claim)
+            del _CLAIMED[claim]
 
     def _lock(self) -> int:
         """Locks the directory itself, which leaves no file behind and ends with the process, however that ends.
@@ -52,6 +96,12 @@ class Folder:
     def _write(self, name: str, text: str) -> None:
         with FileSystems.create(self._join(name), compression_type=CompressionTypes.UNCOMPRESSED) as file:
             file.write(text.encode())
+
+
+def abandon_all() -> None:
+    """Abandons all claims of this process."""
+    for claim, folder in _CLAIMED.items():
+        folder.abandon(claim)
 
 
 def brief(error: BaseException) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import collections
+import functools
 import glob
 import json
 import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import apache_beam as beam
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from batchverify import embeddings
+from batchverify import folders
 from batchverify.config import Refused, RunFailed
 from batchverify.embeddings import Keeping, Part
 from batchverify.folders import Folder, brief
@@ -30,7 +31,6 @@ _SUCCESS, _SUMMARY, _REPORT, _SCORES, _RUNNING = "_SUCCESS", "summary.json", "re
 _FOOTER_THREADS = 16
 # Held while a run is finished and while it is swept away, so that an interrupted run is never left half of each.
 _SETTLING = threading.RLock()
-_CLAIMED: dict[str, RunDirectory] = {}  # by run id
 
 
 class RunDirectory(Folder):
@@ -57,8 +57,7 @@ class RunDirectory(Folder):
         if os.path.isdir(self.path):
             os.close(self._lock())
 
-    @contextmanager
-    def claimed(self, run_id: str) -> Iterator[None]:
+    def claimed(self, run_id: str) -> AbstractContextManager[None]:
         """Holds the directory for one run: sweeps what an earlier run left, and at the end this one's if it did not finish.
 
         On this machine a second run is refused as long as the first one lives. In an object store nothing can be locked;
@@ -68,33 +67,11 @@ class RunDirectory(Folder):
             Refused: if another run writes there.
             RunFailed: if the directory cannot be written to.
         """
-        with ExitStack() as held:
-            try:
-                if not FileSystems.exists(self.path):
-                    FileSystems.mkdirs(self.path)
-                if os.path.isdir(self.path):
-                    held.callback(os.close, self._lock())
-                self._sweep()
-                self._write(_RUNNING, run_id)
-            except Refused:
-                raise
-            except Exception as error:  # Beam wraps whatever the store's client raises.
-                raise RunFailed(f"--output {self.path} cannot be written ({brief(error)}); check the path.") from None
-            _CLAIMED[run_id] = self
-            held.callback(self._let_go, run_id)
-            yield
+        return self._claimed(run_id, functools.partial(self._take, run_id))
 
-    def hand_over(self, run_id: str) -> None:
-        """Leaves the directory to the run's job, which goes on elsewhere: from now on this process sweeps nothing.
-
-        The job finishes the run, or fails and leaves a directory without `_SUCCESS`, which the next run sweeps.
-        """
-        _CLAIMED.pop(run_id, None)
-
-    def _let_go(self, run_id: str) -> None:
-        if run_id in _CLAIMED:
-            self.abandon(run_id)
-            del _CLAIMED[run_id]
+    def _take(self, run_id: str) -> None:
+        self._sweep()
+        self._write(_RUNNING, run_id)
 
     def abandon(self, run_id: str) -> None:
         """Sweeps this run if it has not finished; a finished one stays, and so does another's."""
@@ -183,9 +160,7 @@ class RunDirectory(Folder):
 def abandon_all() -> None:
     """Sweeps whatever this process has begun and not finished; nothing can be finished after it."""
     _SETTLING.acquire()
-    for run_id, directory in _CLAIMED.items():
-        directory.abandon(run_id)
-    embeddings.abandon_all()
+    folders.abandon_all()
 
 
 class WriteScores(beam.PTransform):
