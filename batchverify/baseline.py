@@ -12,6 +12,7 @@ from apache_beam.io.filesystems import FileSystems
 from batchverify.config import Refused, VerificationConfig
 from batchverify.drift import Night
 from batchverify.scores import RunDirectory
+from batchverify.stores import brief
 
 _LOG = logging.getLogger(__name__)
 _READABLE_VERSIONS = (1, 2)
@@ -62,7 +63,7 @@ def _why_absent(path: str) -> str | None:
             return None
         return "holds no finished run" if FileSystems.exists(path) else "does not exist"
     except Exception as error:  # Beam wraps whatever the store's client raises.
-        raise Refused(f"--baseline {path} cannot be looked up ({_brief(error)}); check the path.") from None
+        raise Refused(f"--baseline {path} cannot be looked up ({brief(error)}); check the path.") from None
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -72,11 +73,7 @@ def _read(path: str) -> dict[str, Any]:
     except RecursionError:
         raise Refused(f"--baseline {path} cannot be read (it is nested too deeply); name another run.") from None
     except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
-        raise Refused(f"--baseline {path} cannot be read ({_brief(error)}); it may be truncated: name another run.") from None
+        raise Refused(f"--baseline {path} cannot be read ({brief(error)}); it may be truncated: name another run.") from None
     if not isinstance(summary, dict):
         raise Refused(f"--baseline {path} holds no JSON object; name a run directory or its summary.json.")
     return summary
-
-
-def _brief(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -18,15 +18,15 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from batchverify import stores
 from batchverify.schema import ImageStatus
+from batchverify.stores import brief, in_store
 from batchverify.tally import Tally
 from batchverify.traps import find_spacious_trap, find_trap, lacks_strips
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
 _DENIED = {errno.EACCES, errno.EPERM}
-# A URI, as Beam knows one; `/folder/a://b` is a path.
-_URI = re.compile(r"[A-Za-z][-A-Za-z0-9+.]*://")
 _ABSENT, _FORBIDDEN = re.compile(r"\b404\b|Not Found|NoSuch"), re.compile(r"\b(401|403)\b|Forbidden")
 _ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.2
@@ -43,6 +43,11 @@ class Failure:
 
     status: ImageStatus
     error: str
+
+
+_NO_OBJECT = Failure(ImageStatus.MISSING, "there is no such object")
+_NO_ACCESS = Failure(ImageStatus.DENIED, "it may not be read")
+_BY_CODE: dict[int | None, Failure] = {404: _NO_OBJECT, 401: _NO_ACCESS, 403: _NO_ACCESS}
 
 
 class Resize(Protocol):
@@ -99,6 +104,7 @@ class ImageReader:
         max_pixels: an image of more is `too_large`.
         max_bytes: a file of more is `too_large`.
         root: folder outside of which nothing is opened, or None.
+        limit_s: seconds that one image may take in all.
         tally: is told how long it took.
     """
 
@@ -106,12 +112,13 @@ class ImageReader:
     max_pixels: int
     max_bytes: int
     root: str | None = None
+    limit_s: float = 60.0
     tally: Tally = dataclasses.field(default_factory=Tally)
 
     def read(self, uri: str) -> tuple[np.ndarray | Failure, bytes | None]:
         """Returns uint8 pixels `(height, width, channels)` or a failure, and the 16-byte digest of the file's bytes."""
         started = time.perf_counter()
-        data = fetch(uri, self.max_bytes, self.root)
+        data = fetch(uri, self.max_bytes, self.root, self.limit_s)
         fetched = time.perf_counter()
         self.tally.collect("fetch", fetched - started)
         if isinstance(data, Failure):
@@ -122,24 +129,26 @@ class ImageReader:
         return image, digest
 
 
-def in_store(uri: str) -> bool:
-    """Returns whether a URI is one of a store, and not a path on this machine."""
-    return _URI.match(uri) is not None
+def fetch(uri: str, max_bytes: int, root: str | None = None, limit_s: float = 60.0) -> bytes | Failure:
+    """Returns the bytes of the file at `uri`: a local path, or a URI of any file system that Beam opens.
 
-
-def fetch(uri: str, max_bytes: int, root: str | None = None) -> bytes | Failure:
-    """Returns the bytes of the file at `uri`: a local path, or a URI of any file system that Beam opens."""
+    Args:
+        uri: of the file.
+        max_bytes: a file of more is `too_large`.
+        root: folder outside of which nothing is opened, or None.
+        limit_s: seconds that it may take in all; after half of them nothing is tried again.
+    """
     if root is not None:
         confined = _confined(uri, root)
         if confined is None:
             return Failure(ImageStatus.OUTSIDE_ROOT, f"it lies outside of {root}")
         uri = confined
-    pause = _FIRST_PAUSE_S
+    pause, last_try = _FIRST_PAUSE_S, time.monotonic() + limit_s / 2
     for attempt in range(_ATTEMPTS):
-        data = _read_store(uri, max_bytes) if in_store(uri) else _read_local(uri, max_bytes)
+        data = _read_store(uri, max_bytes, last_try) if in_store(uri) else _read_local(uri, max_bytes)
         if isinstance(data, bytes) or data.status is not ImageStatus.UNAVAILABLE:
             break
-        if attempt + 1 < _ATTEMPTS:
+        if attempt + 1 < _ATTEMPTS and time.monotonic() + pause < last_try:
             time.sleep(pause)
             pause *= 4
     if data == b"":
@@ -183,7 +192,7 @@ def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndar
     except MemoryError:
         return Failure(ImageStatus.TOO_LARGE, "there is not enough memory to decode it")
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to.
-        return Failure(ImageStatus.UNREADABLE, f"it cannot be decoded ({_brief(error)})")
+        return Failure(ImageStatus.UNREADABLE, f"it cannot be decoded ({brief(error)})")
 
 
 def _pixels(image: Image.Image, layout: Layout, max_pixels: int) -> np.ndarray | Failure:
@@ -282,31 +291,35 @@ def _read_local(path: str, max_bytes: int) -> bytes | Failure:
             return Failure(ImageStatus.DENIED, "it may not be read")
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO):
             return Failure(ImageStatus.MISSING, os.strerror(error.errno))
-        return Failure(ImageStatus.UNAVAILABLE, _brief(error))
+        return Failure(ImageStatus.UNAVAILABLE, brief(error))
 
 
-def _read_store(uri: str, max_bytes: int) -> bytes | Failure:
+def _read_store(uri: str, max_bytes: int, last_try: float) -> bytes | Failure:
     try:
-        with FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            # A store's client may give less than it was asked for before the end.
-            data = b""
-            while len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
-                data += more
+        if stores.has_client(uri):
+            data = stores.read(uri, max_bytes, max(1.0, last_try - time.monotonic()))
+        else:
+            with FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+                data = stores.read_stream(file, max_bytes)
+    except stores.StoreFailure as failure:
+        return _BY_CODE.get(failure.code, Failure(ImageStatus.UNAVAILABLE, f"the store gave no image ({failure.words})"))
+    except ModuleNotFoundError as error:
+        return Failure(ImageStatus.UNSUPPORTED, str(error))
     except Exception as error:  # Beam wraps whatever the store's client raises.
         return _store_failure(uri, error)
     return data if len(data) <= max_bytes else _too_many_bytes(None, max_bytes)
 
 
 def _store_failure(uri: str, error: Exception) -> Failure:
-    words = _brief(error)
+    words = brief(error)
     if isinstance(error, ValueError) and "filesystem" in words.lower():
         return Failure(ImageStatus.UNSUPPORTED, f"no file system is installed for {uri.split('://')[0]}://")
     # Numbers in the URI itself, a port or a name, are no status of the store's.
     said = str(error).replace(uri, "")
     if isinstance(error, FileNotFoundError) or _ABSENT.search(said):
-        return Failure(ImageStatus.MISSING, "there is no such object")
+        return _NO_OBJECT
     if isinstance(error, PermissionError) or _FORBIDDEN.search(said):
-        return Failure(ImageStatus.DENIED, "it may not be read")
+        return _NO_ACCESS
     return Failure(ImageStatus.UNAVAILABLE, words)
 
 
@@ -324,10 +337,6 @@ def _confined(uri: str, root: str) -> str | None:
         return real if not in_store(root) and os.path.commonpath([real_root, real]) == real_root else None
     except ValueError:  # a NUL in the path, or what no file name can be; there is no such file anywhere
         return uri
-
-
-def _brief(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 # It warns of sizes and of odd metadata; the limits here decide. For the whole process, as decoding runs in threads.

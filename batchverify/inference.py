@@ -23,7 +23,7 @@ from apache_beam.utils.shared import Shared
 
 from batchverify.config import Refused, RunFailed, ScoringConfig
 from batchverify.identity import check_identity, is_match
-from batchverify.images import Failure, ImageReader, in_store
+from batchverify.images import Failure, ImageReader
 from batchverify.manifest import pair_uris
 from batchverify.reading import ReadAhead
 from batchverify.schema import (
@@ -37,6 +37,7 @@ from batchverify.schema import (
     category,
 )
 from batchverify.sidecar import GoldenPair, complete
+from batchverify.stores import in_store
 from batchverify.tally import Tally
 
 if TYPE_CHECKING:
@@ -121,7 +122,9 @@ class KerasNetwork:
         self.facts = self._model.facts
         self.encodings_per_image, self.encodings_per_pair = self.facts.encodings_per_image, self.facts.encodings_per_pair
         layout = self._model.preprocessing.layout()
-        self._reader = ImageReader(layout, config.max_image_pixels, config.max_image_bytes, config.image_root, tally)
+        self._reader = ImageReader(
+            layout, config.max_image_pixels, config.max_image_bytes, config.image_root, config.image_timeout, tally
+        )
         self._ahead: ReadAhead | None = None
 
     def encode(self, uris: pa.Array) -> pa.Table:

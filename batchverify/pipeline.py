@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -39,6 +39,7 @@ from batchverify.running import run_to_end
 from batchverify.schema import output_schema
 from batchverify.scores import RunDirectory, WriteScores, finish_run
 from batchverify.sidecar import complete, golden_pairs
+from batchverify.stores import carried, refuse_unreachable, use
 from batchverify.summary import SUMMARY_VERSION, Summarise, Summary
 from batchverify.tally import Tally, profile, read_totals, tally_folder
 from batchverify.version import VERSION
@@ -127,7 +128,7 @@ def bucket_count(expected_images: int) -> int:
 
 def keras_loader(config: ScoringConfig, tally: Tally | None = None) -> NetworkLoader:
     """Returns what loads the network that `config` names."""
-    return NetworkLoader(functools.partial(KerasNetwork, config, tally))
+    return NetworkLoader(functools.partial(carried(KerasNetwork), config, tally))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +217,9 @@ def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Ta
     Raises:
         Refused: if manifest, model, baseline or output directory cannot be used.
     """
+    options = pipeline_options(beam_args)
+    use(options)
+    refuse_unreachable(_places(config), config.output)
     RunDirectory(config.output).refuse_taken(config.overwrite)
     baseline = read_baseline(config)
     config = complete(config)
@@ -226,11 +230,17 @@ def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Ta
     assert isinstance(network, KerasNetwork)
     network.check_golden(golden_pairs(config))
     network.prove(manifest.sample)
-    options = pipeline_options(beam_args)
     table = image_table(options, manifest)
     if table is None:
         config = dataclasses.replace(config, block_rows=_bounded_block_rows(config, network.facts))
     return Prepared(config, manifest, loader, network, baseline, options, table, tally)
+
+
+def _places(config: VerificationConfig) -> Iterator[tuple[str, str | None]]:
+    """Yields whatever a run reads or writes, after the option that names it."""
+    yield from (("--manifest", path) for path in config.manifests)
+    yield from (("--model", config.model), ("--baseline", config.baseline), ("--image-root", config.image_root))
+    yield "--output", config.output
 
 
 def _tell_if_too_large(prepared: Prepared) -> None:
@@ -281,14 +291,14 @@ def build(
         | "Summarise" >> Summarise(config, manifest.label_column, manifest.fold_column)
         | "WriteSummary" >> beam.Map(_complete_summary, provenance, config, baseline, profiled)
     )
-    report = summary | "MakeReport" >> beam.Map(make_report)
+    report = summary | "MakeReport" >> beam.Map(carried(make_report))
     rows_read = blocks | "RowsRead" >> beam.Map(_rows) | beam.CombineGlobally(sum)
     _ = (
         pipeline
         | "Once" >> beam.Create([None])
         | "FinishRun"
         >> beam.Map(
-            finish_run,
+            carried(finish_run),
             directory,
             config.run_id,
             beam.pvalue.AsSingleton(summary),

@@ -21,6 +21,7 @@ from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import Refused, RunFailed
+from batchverify.stores import CarriedPath, brief, in_store, sweep_uploads
 
 _LOG = logging.getLogger(__name__)
 _SUCCESS, _SUMMARY, _REPORT, _SCORES, _RUNNING = "_SUCCESS", "summary.json", "report.html", "scores", "_RUNNING"
@@ -48,7 +49,7 @@ class RunDirectory:
         try:
             finished = FileSystems.exists(self._join(_SUCCESS))
         except Exception as error:  # Beam wraps whatever the store's client raises.
-            raise Refused(f"--output {self.path} cannot be looked up ({_brief(error)}); check the path.") from None
+            raise Refused(f"--output {self.path} cannot be looked up ({brief(error)}); check the path.") from None
         if finished and not overwrite:
             raise Refused(f"--output {self.path} holds a finished run; name another directory, or add --overwrite.")
         if os.path.isdir(self.path):
@@ -67,7 +68,7 @@ class RunDirectory:
         """
         with ExitStack() as held:
             try:
-                if not FileSystems.exists(self.path):
+                if not in_store(self.path) and not FileSystems.exists(self.path):  # A store knows no folders.
                     FileSystems.mkdirs(self.path)
                 if os.path.isdir(self.path):
                     held.callback(os.close, self._lock())
@@ -76,7 +77,7 @@ class RunDirectory:
             except Refused:
                 raise
             except Exception as error:  # Beam wraps whatever the store's client raises.
-                raise RunFailed(f"--output {self.path} cannot be written ({_brief(error)}); check the path.") from None
+                raise RunFailed(f"--output {self.path} cannot be written ({brief(error)}); check the path.") from None
             _CLAIMED[run_id] = self
             held.callback(_CLAIMED.pop, run_id)
             held.callback(self.abandon, run_id)
@@ -89,7 +90,7 @@ class RunDirectory:
                 if self._is_ours(run_id):
                     self._sweep()
             except Exception as error:  # Beam wraps whatever the store's client raises; what stays, the next run sweeps.
-                _LOG.warning("--output %s cannot be swept (%s).", self.path, _brief(error))
+                _LOG.warning("--output %s cannot be swept (%s).", self.path, brief(error))
 
     def scores_prefix(self) -> str:
         return self._join(_SCORES)
@@ -170,11 +171,10 @@ class RunDirectory:
 
     def _sweep_temporary(self) -> None:
         """Deletes the folders that Beam writes to first; attempts that failed leave theirs behind."""
-        files = self._match(f"beam-temp-{_SCORES}-*/*")
-        folders = {found.path.rsplit("/", 1)[0] for found in files}
-        # Beam's file systems list files alone; on this machine a folder may be empty.
-        folders |= set(glob.glob(self._join(f"beam-temp-{_SCORES}-*")))
-        FileSystems.delete(sorted(folders))
+        # Beam's file systems list files alone, and in a store there is nothing else; on this machine a folder may be empty.
+        FileSystems.delete([found.path for found in self._match(f"beam-temp-{_SCORES}-*/*")])
+        FileSystems.delete(sorted(glob.glob(self._join(f"beam-temp-{_SCORES}-*"))))
+        sweep_uploads(self.path)
 
     def _read(self, name: str) -> str:
         with FileSystems.open(self._join(name)) as file:
@@ -211,7 +211,7 @@ class WriteScores(beam.PTransform):
             | "Metadata" >> beam.Map(pa.Table.cast, self._schema).with_output_types(pa.Table)
             | "Parquet"
             >> beam.io.WriteToParquetBatched(
-                self._directory.scores_prefix(), self._schema, codec="zstd", file_name_suffix=".parquet"
+                CarriedPath(self._directory.scores_prefix()), self._schema, codec="zstd", file_name_suffix=".parquet"
             )
         )
 
@@ -250,7 +250,3 @@ def finish_run(
 def _as_json(summary: dict[str, Any]) -> str:
     """Returns `summary` as indented JSON, the bins of histograms on one line each."""
     return re.sub(r"\[\n\s+(\d+),\n\s+(\d+)\n\s+\]", r"[\1, \2]", json.dumps(summary, indent=2)) + "\n"
-
-
-def _brief(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

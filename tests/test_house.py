@@ -14,7 +14,7 @@ LAYERS = [
     "doctor", "convert", "cli", "check", "pipeline", "progress", "running", "report", "plots", "thumbnails", "gates",
     "baseline", "drift", "summary", "extremes", "scores", "inference", "reading", "models", "runtimes", "freezing",
     "trials", "certificate", "siamese", "loading", "modelfile", "hdf5probe", "preprocessing", "comparisons", "sidecar",
-    "memory", "manifest", "coders", "images", "tally", "traps", "identity", "metrics", "schema", "config", "version",
+    "memory", "manifest", "coders", "images", "stores", "tally", "traps", "identity", "metrics", "schema", "config", "version",
 ]  # fmt: skip
 HEAVY = {"apache_beam", "keras", "tensorflow"}
 MAY_IMPORT_TENSORFLOW = {"models", "runtimes", "freezing", "siamese", "certificate", "loading", "preprocessing", "comparisons",
