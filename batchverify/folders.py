@@ -52,8 +52,3 @@ class Folder:
     def _write(self, name: str, text: str) -> None:
         with FileSystems.create(self._join(name), compression_type=CompressionTypes.UNCOMPRESSED) as file:
             file.write(text.encode())
-
-
-def brief(error: BaseException) -> str:
-    """Returns what an error says, cut to one line."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
