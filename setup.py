@@ -33,14 +33,16 @@ setup(
         "tensorflow>=2.20,<3",
     ],
     extras_require={
+        "aws": ["apache-beam[aws]>=2.77,<2.80"],
         "bench": ["pyspark>=4.0,<5", "ray[data]>=2.50,<3", "tensorflow-hub>=0.16,<0.17"],
         "openvino": ["openvino>=2026.2,<2027"],
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
         "test": [
-            "apache-beam[gcp]>=2.77,<2.80",
+            "apache-beam[aws,gcp]>=2.77,<2.80",
             "duckdb>=2.0,<3",
             "gcp-storage-emulator>=2026.7,<2027",
             "hypothesis>=6.130,<7",
+            "moto[server]>=5.2,<6",
             "mypy>=2.0,<3",
             "openvino>=2026.2,<2027",
             "pytest>=9.0,<10",
@@ -48,6 +50,7 @@ setup(
             "scikit-learn>=1.7,<2",
             "scipy>=1.15,<2",
             "selenium>=4.30,<5",
+            "setuptools>=77,<90",
             "tensorflow-hub>=0.16,<0.17",  # Beam's handler for TensorFlow imports it
             "tf-keras>=2.20,<3",
         ],

@@ -11,8 +11,8 @@ from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import Refused, VerificationConfig
 from batchverify.drift import Night
-from batchverify.folders import brief
 from batchverify.scores import RunDirectory
+from batchverify.stores import brief
 
 _LOG = logging.getLogger(__name__)
 _READABLE_VERSIONS = (1, 2)

@@ -39,9 +39,9 @@ from batchverify.version import VERSION
 
 DONE, FAILED, REFUSED, BEYOND_GATE = 0, 1, 2, 3
 
-# How the traceback ends of a failure of ours, of the operating system's, or of a worker's death.
+# How the traceback ends of a failure of ours, of the operating system's, of a worker's death, or of a service's.
 _TOLD_ELSEWHERE = re.compile(
-    rf"^({RunFailed.__module__}\.{RunFailed.__name__}: |\w+Error: \[Errno |\w+Error: {WORKER_DIED})", re.M
+    rf"^({RunFailed.__module__}\.{RunFailed.__name__}: |\w+Error: \[Errno |\w+Error: {WORKER_DIED}|grpc\.\S+Error: )", re.M
 )
 
 _DEST = {"--manifest": "manifests", "--output": "output"}
@@ -549,7 +549,11 @@ def _refuse_unknown(others: list[str], parser: argparse.ArgumentParser) -> None:
     """Refuses options that are neither ours nor Beam's, each with the nearest that exists."""
     names = [argument.split("=")[0] for argument in others if argument.startswith("--")]
     ours = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    beams = _beam_options() if others else []
+    beams: list[str] = []
+    if others:
+        from batchverify.stores import beam_options
+
+        beams = beam_options()
     problems = []
     for name in names:
         if name in beams:
@@ -560,18 +564,6 @@ def _refuse_unknown(others: list[str], parser: argparse.ArgumentParser) -> None:
         problems.append(f"'{others[0]}' is no option; options begin with --, see --help.")
     if problems:
         raise Refused(problems)
-
-
-def _beam_options() -> list[str]:
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    parser: Any = argparse.ArgumentParser(add_help=False)
-    for kind in PipelineOptions.__subclasses__():
-        try:
-            kind._add_argparse_args(parser)
-        except argparse.ArgumentError:  # Two of Beam's own classes share an option.
-            continue
-    return [option for action in parser._actions for option in action.option_strings]
 
 
 def _is_news(record: logging.LogRecord) -> bool:

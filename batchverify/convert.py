@@ -50,7 +50,11 @@ class Pair(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Converts what `argv` names, says what was written and returns the exit code."""
     try:
-        options = _parse(sys.argv[1:] if argv is None else list(argv))
+        options, beam_args = _parse(sys.argv[1:] if argv is None else list(argv))
+        if beam_args or "://" in options.source:
+            from batchverify.stores import use_arguments
+
+            use_arguments(beam_args, [("the run", options.source)])
         if os.path.lexists(options.output) and not options.overwrite:
             raise Refused(f"--output {options.output} exists; name another one, or add --overwrite.")
         print(printable(options.convert(options)))
@@ -311,11 +315,11 @@ def _appearing(output: str) -> Iterator[str]:
         os.replace(unfinished, output)
 
 
-def _parse(argv: Sequence[str]) -> Any:
+def _parse(argv: Sequence[str]) -> tuple[Any, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m batchverify.convert",
         description="Turns lists of pairs into manifests, and the scores of a run into files that other tools read.",
-        epilog="Exit codes: 0 done, 2 refused.",
+        epilog="Beam's own options say to scores how stores are reached. Exit codes: 0 done, 2 refused.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="WHAT", required=True)
@@ -334,7 +338,10 @@ def _parse(argv: Sequence[str]) -> Any:
     scores.add_argument("--label-column", default="genuine", metavar="NAME", help="column with labels (default: genuine)")
     for command in (parser, lfw, listed, scores):
         command.error = _refuse  # type: ignore[method-assign]
-    return parser.parse_args(argv)
+    options, beam_args = parser.parse_known_args(argv)
+    if beam_args and options.convert is not _convert_scores:  # the others read no store
+        _refuse(f"unrecognized arguments: {' '.join(beam_args)}")
+    return options, beam_args
 
 
 def _command(commands: Any, name: str, text: str, source: str, convert: Callable[..., str]) -> argparse.ArgumentParser:

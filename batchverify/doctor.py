@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli.quieten_libraries()
         options = _parse(sys.argv[1:] if argv is None else list(argv))
         config = ModelConfig(**{field.name: options[field.name] for field in dataclasses.fields(ModelConfig)})
+        _open_stores(options)
         diagnosis = examine(config, options["images"], options["manifest"])
         if options["write_sidecar"]:
             write_sidecar(config, diagnosis)
@@ -131,7 +132,7 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         prog="python -m batchverify.doctor",
         description="Examines a trained Siamese network: can its scores be believed?",
-        epilog="Exit codes: 0 sane, 2 refused, 3 not sane.",
+        epilog="Beam's own options say how stores are reached. Exit codes: 0 sane, 2 refused, 3 not sane.",
         allow_abbrev=False,
     )
     parser.error = cli.refuse  # type: ignore[method-assign]
@@ -142,7 +143,14 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
     source.add_argument("--manifest", metavar="FILE", help="manifest of pairs to measure on")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--write-sidecar", action="store_true", help="write MODEL.batchverify.json from the options given")
-    return cli.model_settings(parser.parse_args(cli.with_pixels_joined(argv)))
+    options, beam_args = parser.parse_known_args(cli.with_pixels_joined(argv))
+    return cli.model_settings(options) | {"beam_args": beam_args}
+
+
+def _open_stores(options: dict[str, Any]) -> None:
+    from batchverify.stores import use_arguments
+
+    use_arguments(options["beam_args"], [(f"--{name}", options[name]) for name in ("model", "manifest")])
 
 
 def _uris(images: str | None, manifest: str | None) -> list[str]:

@@ -35,8 +35,9 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import ModelConfig, ModelFacts, Refused, RunFailed, ScoringConfig
-from batchverify.folders import Folder, brief
+from batchverify.folders import Folder
 from batchverify.schema import STATUSES, ImageStatus
+from batchverify.stores import brief
 from batchverify.version import VERSION
 
 _LOG = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import Refused, RunFailed
+from batchverify.stores import brief, in_store
 
 _CLAIMED: dict[str, Folder] = {}  # by the claim's name
 
@@ -49,7 +50,7 @@ class Folder:
         """
         with ExitStack() as held:
             try:
-                if not FileSystems.exists(self.path):
+                if not in_store(self.path) and not FileSystems.exists(self.path):  # A store knows no folders.
                     FileSystems.mkdirs(self.path)
                 if os.path.isdir(self.path):
                     held.callback(os.close, self._lock())
@@ -102,8 +103,3 @@ def abandon_all() -> None:
     """Abandons all claims of this process."""
     for claim, folder in _CLAIMED.items():
         folder.abandon(claim)
-
-
-def brief(error: BaseException) -> str:
-    """Returns what an error says, cut to one line."""
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

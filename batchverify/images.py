@@ -18,16 +18,15 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from batchverify.folders import brief
+from batchverify import stores
 from batchverify.schema import ImageStatus
+from batchverify.stores import brief, in_store
 from batchverify.tally import Tally
 from batchverify.traps import find_spacious_trap, find_trap, lacks_strips
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
 _DENIED = {errno.EACCES, errno.EPERM}
-# A URI, as Beam knows one; `/folder/a://b` is a path.
-_URI = re.compile(r"[A-Za-z][-A-Za-z0-9+.]*://")
 _ABSENT, _FORBIDDEN = re.compile(r"\b404\b|Not Found|NoSuch"), re.compile(r"\b(401|403)\b|Forbidden")
 _ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.2
@@ -46,6 +45,11 @@ class Failure:
 
     status: ImageStatus
     error: str
+
+
+_NO_OBJECT = Failure(ImageStatus.MISSING, "there is no such object")
+_NO_ACCESS = Failure(ImageStatus.DENIED, "it may not be read")
+_BY_CODE: dict[int | None, Failure] = {404: _NO_OBJECT, 401: _NO_ACCESS, 403: _NO_ACCESS}
 
 
 class Resize(Protocol):
@@ -117,6 +121,7 @@ class ImageReader:
         max_pixels: an image of more is `too_large`.
         max_bytes: a file of more is `too_large`.
         root: folder outside of which nothing is opened, or None.
+        limit_s: seconds that one image may take in all.
         tally: is told how long it took.
         versions: of `config.EMBEDDING_VERSIONS`: what `look_up` goes by; None where nobody looks up.
     """
@@ -125,6 +130,7 @@ class ImageReader:
     max_pixels: int
     max_bytes: int
     root: str | None = None
+    limit_s: float = 60.0
     tally: Tally = dataclasses.field(default_factory=Tally)
     versions: str | None = None
 
@@ -154,18 +160,13 @@ class ImageReader:
 
     def _fetch(self, uri: str, want_version: bool, want_data: bool = True) -> File | Failure:
         started = time.perf_counter()
-        file = fetch_file(uri, self.max_bytes, self.root, want_version, want_data)
+        file = fetch_file(uri, self.max_bytes, self.root, self.limit_s, want_version, want_data)
         self.tally.collect("fetch", time.perf_counter() - started)
         return file
 
 
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def in_store(uri: str) -> bool:
-    """Returns whether a URI is one of a store, and not a path on this machine."""
-    return _URI.match(uri) is not None
 
 
 class File(NamedTuple):
@@ -180,14 +181,21 @@ class File(NamedTuple):
     version: str | None
 
 
-def fetch(uri: str, max_bytes: int, root: str | None = None) -> bytes | Failure:
-    """Returns the bytes of the file at `uri`: a local path, or a URI of any file system that Beam opens."""
-    file = fetch_file(uri, max_bytes, root, want_version=False)
+def fetch(uri: str, max_bytes: int, root: str | None = None, limit_s: float = 60.0) -> bytes | Failure:
+    """Returns the bytes of the file at `uri`: a local path, or a URI of any file system that Beam opens.
+
+    Args:
+        uri: of the file.
+        max_bytes: a file of more is `too_large`.
+        root: folder outside of which nothing is opened, or None.
+        limit_s: seconds that it may take in all; after half of them nothing is tried again.
+    """
+    file = fetch_file(uri, max_bytes, root, limit_s, want_version=False)
     return file if isinstance(file, Failure) else file.data
 
 
 def fetch_file(
-    uri: str, max_bytes: int, root: str | None = None, want_version: bool = True, want_data: bool = True
+    uri: str, max_bytes: int, root: str | None = None, limit_s: float = 60.0, want_version: bool = True, want_data: bool = True
 ) -> File | Failure:
     """Returns bytes and version of the file at `uri`, as much of both as is wanted.
 
@@ -198,15 +206,15 @@ def fetch_file(
         if confined is None:
             return Failure(ImageStatus.OUTSIDE_ROOT, f"it lies outside of {root}")
         uri = confined
-    pause = _FIRST_PAUSE_S
+    pause, last_try = _FIRST_PAUSE_S, time.monotonic() + limit_s / 2
     for attempt in range(_ATTEMPTS):
         if in_store(uri):
-            file = _find_in_store(uri, max_bytes, want_version, want_data)
+            file = _find_in_store(uri, max_bytes, last_try, want_version, want_data)
         else:
             file = _find_local(uri, max_bytes, want_data)
         if isinstance(file, File) or file.status is not ImageStatus.UNAVAILABLE:
             break
-        if attempt + 1 < _ATTEMPTS:
+        if attempt + 1 < _ATTEMPTS and time.monotonic() + pause < last_try:
             time.sleep(pause)
             pause *= 4
     if want_data and isinstance(file, File) and not file.data:
@@ -364,11 +372,11 @@ def _version(size: int, changed_ns: int) -> str | None:
     return None if abs(time.time_ns() - changed_ns) <= tick_ns else f"{size}-{changed_ns}"
 
 
-def _find_in_store(uri: str, max_bytes: int, want_version: bool, want_data: bool) -> File | Failure:
+def _find_in_store(uri: str, max_bytes: int, last_try: float, want_version: bool, want_data: bool) -> File | Failure:
     version = _store_version(uri) if want_version else None
     if not want_data:
         return version if isinstance(version, Failure) else File(b"", version)
-    data = _read_store(uri, max_bytes)
+    data = _read_store(uri, max_bytes, last_try)
     return data if isinstance(data, Failure) else File(data, None if isinstance(version, Failure) else version)
 
 
@@ -386,13 +394,17 @@ def _store_version(uri: str) -> str | Failure | None:
     return _version(found.size_in_bytes, round(found.last_updated_in_seconds * 1e6) * 1000)
 
 
-def _read_store(uri: str, max_bytes: int) -> bytes | Failure:
+def _read_store(uri: str, max_bytes: int, last_try: float) -> bytes | Failure:
     try:
-        with FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            # A store's client may give less than it was asked for before the end.
-            data = b""
-            while len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
-                data += more
+        if stores.has_client(uri):
+            data = stores.read(uri, max_bytes, max(1.0, last_try - time.monotonic()))
+        else:
+            with FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+                data = stores.read_stream(file, max_bytes)
+    except stores.StoreFailure as failure:
+        return _BY_CODE.get(failure.code, Failure(ImageStatus.UNAVAILABLE, f"the store gave no image ({failure.words})"))
+    except ModuleNotFoundError as error:
+        return Failure(ImageStatus.UNSUPPORTED, str(error))
     except Exception as error:  # Beam wraps whatever the store's client raises.
         return _store_failure(uri, error)
     return data if len(data) <= max_bytes else _too_many_bytes(None, max_bytes)
@@ -405,9 +417,9 @@ def _store_failure(uri: str, error: Exception) -> Failure:
     # Numbers in the URI itself, a port or a name, are no status of the store's.
     said = str(error).replace(uri, "")
     if isinstance(error, FileNotFoundError) or _ABSENT.search(said):
-        return Failure(ImageStatus.MISSING, "there is no such object")
+        return _NO_OBJECT
     if isinstance(error, PermissionError) or _FORBIDDEN.search(said):
-        return Failure(ImageStatus.DENIED, "it may not be read")
+        return _NO_ACCESS
     return Failure(ImageStatus.UNAVAILABLE, words)
 
 

@@ -24,7 +24,7 @@ from apache_beam.utils.shared import Shared
 from batchverify.config import Refused, RunFailed, ScoringConfig
 from batchverify.embeddings import Keeping, Part, is_unchanged, rows_carried_over, rows_of_tonight
 from batchverify.identity import check_identity, is_match
-from batchverify.images import Failure, ImageReader, Read, in_store
+from batchverify.images import Failure, ImageReader, Read
 from batchverify.manifest import pair_uris
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE
 from batchverify.reading import ReadAhead
@@ -39,6 +39,7 @@ from batchverify.schema import (
     category,
 )
 from batchverify.sidecar import GoldenPair, complete
+from batchverify.stores import in_store
 from batchverify.tally import Tally
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class KerasNetwork:
         self.preprocessing = self._model.preprocessing
         layout = self.preprocessing.layout()
         limits = config.max_image_pixels, config.max_image_bytes
-        self._reader = ImageReader(layout, *limits, config.image_root, tally, versions)
+        self._reader = ImageReader(layout, *limits, config.image_root, config.image_timeout, tally, versions)
         self._ahead: ReadAhead | None = None
 
     def encode(self, uris: pa.Array) -> pa.Table:

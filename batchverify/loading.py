@@ -30,6 +30,7 @@ from tensorflow.python.framework import op_def_registry
 
 from batchverify.config import ModelConfig, Refused
 from batchverify.modelfile import Kind, ModelFile, Prepared, open_model_file, prepare_config
+from batchverify.stores import brief
 
 _LOG = logging.getLogger(__name__)
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -127,7 +128,7 @@ def _download(uri: str, local: str) -> str:
     except Refused:
         raise
     except Exception as error:  # Beam wraps whatever the store's client raises.
-        raise Refused(f"--model {uri}: it cannot be fetched ({_brief(error)}); check the URI and your access.") from None
+        raise Refused(f"--model {uri}: it cannot be fetched ({brief(error)}); check the URI and your access.") from None
     return local
 
 

@@ -27,6 +27,7 @@ from apache_beam.io.filesystems import FileSystems
 from batchverify import coders  # noqa: F401  registers the coder of pa.Table
 from batchverify.config import Refused, RunFailed, VerificationConfig
 from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, MANIFEST_ROW, RESERVED_COLUMNS, is_text
+from batchverify.stores import brief, carried
 from batchverify.tally import Tally
 
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
@@ -97,7 +98,7 @@ class ReadManifest(beam.PTransform):
             | "Spread" >> beam.Reshuffle()
             | "Read"
             >> beam.FlatMap(
-                _read_timed, self._tally, self._manifest.schema, self._manifest.label_column, self._config
+                carried(_read_timed), self._tally, self._manifest.schema, self._manifest.label_column, self._config
             ).with_output_types(tuple[str, pa.Table])
         )
 
@@ -394,7 +395,7 @@ def _match(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
         try:
             found = FileSystems.match([pattern])[0].metadata_list
         except Exception as error:  # Beam wraps whatever the store's client raises.
-            problems.append(f"--manifest {pattern} cannot be looked up ({_brief(error)}); check the path and your access.")
+            problems.append(f"--manifest {pattern} cannot be looked up ({brief(error)}); check the path and your access.")
             continue
         if not found:
             problems.append(f"--manifest {pattern}: there is no such file; check the path.")
@@ -525,7 +526,7 @@ def _open(path: str) -> Any:
     try:
         return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
     except Exception as error:  # Beam wraps whatever the store's client raises.
-        raise Refused(f"{path}: it cannot be opened ({_brief(error)}); check the path and your access.") from None
+        raise Refused(f"{path}: it cannot be opened ({brief(error)}); check the path and your access.") from None
 
 
 def _parquet_footer(path: str) -> pq.FileMetaData | None:
@@ -539,7 +540,7 @@ def _parquet_footer(path: str) -> pq.FileMetaData | None:
         try:
             return _WithSchema(pq.ParquetFile(file))
         except (pa.ArrowException, OSError) as error:
-            raise Refused(f"{path}: the Parquet file is damaged ({_brief(error)}); write it again.") from None
+            raise Refused(f"{path}: the Parquet file is damaged ({brief(error)}); write it again.") from None
 
 
 class _WithSchema:
@@ -562,7 +563,7 @@ def _parquet_batches(shard: Shard, columns: list[str] | None) -> Iterator[pa.Tab
                 table.validate(full=True)
                 yield table
         except (pa.ArrowException, OSError) as error:
-            raise Refused(f"{shard.path}: the Parquet file is damaged ({_brief(error)}); write it again.") from None
+            raise Refused(f"{shard.path}: the Parquet file is damaged ({brief(error)}); write it again.") from None
 
 
 def _csv_schema(path: str, config: VerificationConfig) -> pa.Schema:
@@ -585,7 +586,7 @@ def _csv_header(path: str) -> list[str] | None:
         except UnicodeEncodeError:
             raise Refused(f"{path}, header: it is not UTF-8; save the file as UTF-8.") from None
         except (csv.Error, OSError) as error:
-            raise Refused(f"{path}, header: it cannot be read ({_brief(error)}); save the file again.") from None
+            raise Refused(f"{path}, header: it cannot be read ({brief(error)}); save the file again.") from None
 
 
 def _csv_batches(path: str, columns: list[str] | None, keep: bool) -> Iterator[pa.Table]:
@@ -692,7 +693,7 @@ def _why_unreadable(error: Exception) -> str:
     if "straddling object" in str(error):
         most = _CSV_BLOCK_BYTES // 2**20
         return f"a row is longer than {most} MiB, or a quote is opened and never closed; shorten it, or close the quote"
-    return f"it cannot be read ({_brief(error)}); save the file again"
+    return f"it cannot be read ({brief(error)}); save the file again"
 
 
 def _text_or_bad(batch: pa.Table) -> pa.Table:
@@ -754,10 +755,6 @@ class _Decompressed(io.RawIOBase):
         data = self._source.read(size)
         self.quotes += data.count(b'"')
         return data
-
-
-def _brief(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def _list(names: Iterable[str]) -> str:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from batchverify.baseline import read_baseline
@@ -46,6 +45,7 @@ from batchverify.running import JobGoesOn, run_to_end, submit_pipeline
 from batchverify.schema import output_schema
 from batchverify.scores import RunDirectory, WriteScores, finish_run
 from batchverify.sidecar import complete, golden_pairs
+from batchverify.stores import carried, refuse_unreachable, use
 from batchverify.summary import SUMMARY_VERSION, Summarise, Summary
 from batchverify.tally import Tally, profile, read_totals, tally_folder
 from batchverify.version import VERSION
@@ -166,7 +166,7 @@ def bucket_count(expected_images: int) -> int:
 
 def keras_loader(config: ScoringConfig, tally: Tally | None = None, versions: str | None = None) -> NetworkLoader:
     """Returns what loads the network that `config` names; see `KerasNetwork` for the arguments."""
-    return NetworkLoader(functools.partial(KerasNetwork, config, tally, versions))
+    return NetworkLoader(functools.partial(carried(KerasNetwork), config, tally, versions))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,7 +329,8 @@ def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Ta
     """
     options = pipeline_options(beam_args)
     fit(options, config)
-    FileSystems.set_options(options)  # which say who asks the stores; Beam itself sets them when it makes the pipeline
+    use(options)
+    refuse_unreachable(_places(config), config.output)
     RunDirectory(config.output).refuse_taken(config.overwrite)
     baseline = read_baseline(config)
     found = open_store(config.embeddings, config.embeddings_rebuild) if config.embeddings else None
@@ -367,6 +368,13 @@ def _keeping(config: VerificationConfig, network: KerasNetwork, stored: Generati
     return Keeping(
         config.embeddings.rstrip("/") or "/", config.embeddings_version, key, stored, ignored, today, config.embeddings_days
     )
+
+
+def _places(config: VerificationConfig) -> Iterator[tuple[str, str | None]]:
+    """Yields whatever a run reads or writes, after the option that names it."""
+    yield from (("--manifest", path) for path in config.manifests)
+    yield from (("--model", config.model), ("--baseline", config.baseline), ("--image-root", config.image_root))
+    yield from (("--embeddings", config.embeddings), ("--output", config.output))
 
 
 def _tell_of_memory(prepared: Prepared) -> None:
@@ -434,14 +442,14 @@ def build(
         | "Summarise" >> Summarise(config, manifest.label_column, manifest.fold_column)
         | "WriteSummary" >> beam.Map(_complete_summary, provenance, config, baseline, profiled, keeping)
     )
-    report = summary | "MakeReport" >> beam.Map(make_report)
+    report = summary | "MakeReport" >> beam.Map(carried(make_report))
     rows_read = blocks | "RowsRead" >> beam.Map(_rows) | beam.CombineGlobally(sum)
     _ = (
         pipeline
         | "Once" >> beam.Create([None])
         | "FinishRun"
         >> beam.Map(
-            finish_run,
+            carried(finish_run),
             directory,
             config.run_id,
             beam.pvalue.AsSingleton(summary),

@@ -74,14 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m batchverify.report",
         description="Makes the report of a finished run from its summary.json, as one HTML file.",
-        epilog="Exit codes: 0 done, 1 it could not be written, 2 refused.",
+        epilog="Beam's own options say how stores are reached. Exit codes: 0 done, 1 it could not be written, 2 refused.",
         allow_abbrev=False,
     )
     parser.add_argument("directory", metavar="DIR", help="run directory: the --output of a finished run")
     parser.add_argument("--output", metavar="FILE", help="file to write (default: report.html in DIR)")
-    options = parser.parse_args(argv)
+    options, beam_args = parser.parse_known_args(argv)
     logging.basicConfig(level=logging.ERROR)  # Beam warns of clients that are not installed.
+    from batchverify.stores import use_arguments
+
     try:
+        use_arguments(beam_args, [("the run", options.directory)])
         print(printable(rebuild(options.directory, options.output)))
     except Refused as refused:
         for problem in refused.problems:
@@ -101,12 +104,13 @@ def rebuild(directory: str, output: str | None = None) -> str:
         RunFailed: if the file cannot be written.
     """
     from batchverify.scores import RunDirectory
+    from batchverify.stores import brief
 
     run = RunDirectory(directory)
     try:
         summary = run.read_summary() if run.is_finished() else None
-    except (OSError, ValueError) as error:
-        raise Refused(f"{directory}: summary.json cannot be read ({error}); run the job again.") from None
+    except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
+        raise Refused(f"{directory}: summary.json cannot be read ({brief(error)}); run the job again.") from None
     if summary is None:
         raise Refused(f"{directory} holds no finished run; name the --output of one.")
     if not isinstance(summary, dict) or "summary_version" not in summary:
@@ -117,8 +121,8 @@ def rebuild(directory: str, output: str | None = None) -> str:
             return run.write_report(page)
         with open(output, "w", encoding="utf-8") as file:
             file.write(page)
-    except OSError as error:
-        raise RunFailed(f"the report cannot be written ({error}); name another --output.") from None
+    except Exception as error:  # likewise
+        raise RunFailed(f"the report cannot be written ({brief(error)}); name another --output.") from None
     return output
 
 

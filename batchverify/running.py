@@ -178,4 +178,6 @@ def _root_cause(error: BaseException) -> str:
         return _LOST_WORKER
     if systems := re.findall(r"\[Errno \d+\] (.+)", text):
         return f"{systems[-1]}; check --output, its free space, and the space for temporary files."
+    if services := re.findall(r'details = "(.+?)"', text):
+        return f"a part of the runner does not answer ({services[-1]}); check that its job service and its workers run."
     return text.splitlines()[-1 if "Traceback" in text else 0]

@@ -24,7 +24,8 @@ from apache_beam.io.filesystems import FileSystems
 from batchverify import folders
 from batchverify.config import Refused, RunFailed
 from batchverify.embeddings import Keeping, Part
-from batchverify.folders import Folder, brief
+from batchverify.folders import Folder
+from batchverify.stores import CarriedPath, brief, sweep_uploads
 
 _LOG = logging.getLogger(__name__)
 _SUCCESS, _SUMMARY, _REPORT, _SCORES, _RUNNING = "_SUCCESS", "summary.json", "report.html", "scores", "_RUNNING"
@@ -150,11 +151,10 @@ class RunDirectory(Folder):
 
     def _sweep_temporary(self) -> None:
         """Deletes the folders that Beam writes to first; attempts that failed leave theirs behind."""
-        files = self._match(f"beam-temp-{_SCORES}-*/*")
-        folders = {found.path.rsplit("/", 1)[0] for found in files}
-        # Beam's file systems list files alone; on this machine a folder may be empty.
-        folders |= set(glob.glob(self._join(f"beam-temp-{_SCORES}-*")))
-        FileSystems.delete(sorted(folders))
+        # Beam's file systems list files alone, and in a store there is nothing else; on this machine a folder may be empty.
+        FileSystems.delete([found.path for found in self._match(f"beam-temp-{_SCORES}-*/*")])
+        FileSystems.delete(sorted(glob.glob(self._join(f"beam-temp-{_SCORES}-*"))))
+        sweep_uploads(self.path)
 
 
 def abandon_all() -> None:
@@ -176,7 +176,7 @@ class WriteScores(beam.PTransform):
             | "Metadata" >> beam.Map(pa.Table.cast, self._schema).with_output_types(pa.Table)
             | "Parquet"
             >> beam.io.WriteToParquetBatched(
-                self._directory.scores_prefix(), self._schema, codec="zstd", file_name_suffix=".parquet"
+                CarriedPath(self._directory.scores_prefix()), self._schema, codec="zstd", file_name_suffix=".parquet"
             )
         )
 

@@ -11,6 +11,7 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import ModelConfig, Refused
+from batchverify.stores import brief
 
 _SUFFIX = ".batchverify.json"
 _MOST_BYTES = 2**20
@@ -88,8 +89,7 @@ def read_sidecar(model: str | None) -> dict[str, Any]:
         with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             said = json.loads(file.read(_MOST_BYTES))
     except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
-        words = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise Refused(f"{path}: it cannot be read ({words}); mend it, or take it away.") from None
+        raise Refused(f"{path}: it cannot be read ({brief(error)}); mend it, or take it away.") from None
     if problems := _problems(path, said):
         raise Refused(problems)
     return said

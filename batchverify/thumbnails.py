@@ -22,7 +22,9 @@ from batchverify.schema import MANIFEST_FILE, ImageStatus
 _SIDE = 128
 _THREADS = 8
 _LONGEST_WAIT_S = 5.0
-_SETTINGS = ("left_column", "right_column", "image_root", "max_image_pixels", "max_image_bytes", "image_timeout")
+_SETTINGS = (
+    "left_column", "right_column", "image_root", "max_image_pixels", "max_image_bytes", "image_timeout", "fetch_threads",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ def pair_thumbnails(pairs: Sequence[dict[str, Any]], run: dict[str, Any]) -> lis
     ahead = ReadAhead(
         lambda uri: _thumbnail(uri, config),
         lambda _: Thumbnail("", ImageStatus.UNAVAILABLE),
-        _THREADS,
+        min(_THREADS, config.fetch_threads or _THREADS),
         min(_LONGEST_WAIT_S, config.image_timeout),
     )
     found = dict(
@@ -86,7 +88,7 @@ def _from(folder: str, path: str) -> str:
 
 
 def _thumbnail(uri: str, config: ScoringConfig) -> Thumbnail:
-    data = fetch(uri, config.max_image_bytes, config.image_root)
+    data = fetch(uri, config.max_image_bytes, config.image_root, min(_LONGEST_WAIT_S, config.image_timeout))
     pixels = data if isinstance(data, Failure) else decode(data, Layout(_SIDE, _SIDE, fit="pad"), config.max_image_pixels)
     if isinstance(pixels, Failure):
         return Thumbnail("", str(pixels.status))

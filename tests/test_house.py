@@ -14,8 +14,8 @@ LAYERS = [
     "doctor", "convert", "cli", "check", "pipeline", "progress", "running", "dataflow", "report", "plots", "thumbnails",
     "gates", "baseline", "drift", "summary", "extremes", "scores", "inference", "embeddings", "reading", "models", "runtimes",
     "freezing", "trials", "certificate", "siamese", "loading", "modelfile", "hdf5probe", "preprocessing", "comparisons",
-    "sidecar", "memory", "manifest", "coders", "images", "folders", "tally", "traps", "identity", "metrics", "schema", "config",
-    "version",
+    "sidecar", "memory", "manifest", "coders", "images", "folders", "stores", "tally", "traps", "identity", "metrics", "schema",
+    "config", "version",
 ]  # fmt: skip
 HEAVY = {"apache_beam", "keras", "tensorflow"}
 MAY_IMPORT_TENSORFLOW = {"models", "runtimes", "freezing", "siamese", "certificate", "loading", "preprocessing", "comparisons",

@@ -1,0 +1,429 @@
+"""Object stores: connections kept from image to image, options brought to workers, obstacles told before a run.
+
+Beam's file systems make a new client for every file that they open, with a connection, a handshake and a look at the
+object's metadata of its own. That is nothing for a manifest, and most of the time for millions of images: `read` asks for an
+object once, over a connection that is kept. All else goes through Beam's file systems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import http.client
+import importlib
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, BinaryIO
+
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, S3Options
+from apache_beam.options.value_provider import ValueProvider
+
+from batchverify.config import Refused, printable
+
+_LOG = logging.getLogger(__name__)
+# A URI, as Beam knows one; `/folder/a://b` is a path.
+_URI = re.compile(r"([A-Za-z][-A-Za-z0-9+.]*)://")
+_OBJECT = re.compile(r"[a-z0-9]+://([^/]+)/?(.*)", re.S)
+_CONNECT_S, _ANSWER_S, _PROBE_S = 10.0, 30.0, 10.0
+# One client serves all reading threads; connections beyond these are not kept.
+_KEPT_CONNECTIONS = 64
+_CREDENTIALS = {
+    "gs": "check GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login`, and the network",
+    "s3": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile, --s3_endpoint_url, and the network",
+}
+_options = PipelineOptions([])
+# Google's client asks for the bucket beside each first request, for traces that nobody here looks at.
+os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
+
+
+class StoreFailure(Exception):
+    """A store gave no object.
+
+    Attributes:
+        code: what it answered, as HTTP numbers it; None if it gave no answer.
+        words: the same for people.
+    """
+
+    def __init__(self, code: int | None, words: str):
+        self.code, self.words = code, words
+        super().__init__(words)
+
+
+def in_store(uri: str) -> bool:
+    """Returns whether a URI is one of a store, and not a path on this machine."""
+    return _URI.match(uri) is not None
+
+
+def use(options: PipelineOptions) -> None:
+    """Has this process open all stores with these options of Beam's.
+
+    Before there is a pipeline, and on the workers of a pool, Beam's file systems know of none.
+    """
+    global _options
+    FileSystems.set_options(options)
+    _options = options
+
+
+def use_arguments(arguments: Sequence[str], places: Iterable[tuple[str, str | None]]) -> None:
+    """Does the same for a command line that runs no pipeline, and looks whether its places can be reached.
+
+    Args:
+        arguments: that are none of the command's own.
+        places: as in `refuse_unreachable`.
+
+    Raises:
+        Refused: if an argument is not Beam's, or a store cannot be reached.
+    """
+    known = beam_options() if arguments else []
+    if unknown := [name for name in arguments if not name.startswith("-") or name.split("=")[0] not in known]:
+        raise Refused([f"there is no option {name}; see --help." for name in unknown])
+    use(PipelineOptions(list(arguments)))
+    refuse_unreachable(places)
+
+
+def beam_options() -> list[str]:
+    """Returns the names of all options that are Beam's."""
+    parser: Any = argparse.ArgumentParser(add_help=False)
+    for kind in PipelineOptions.__subclasses__():
+        try:
+            kind._add_argparse_args(parser)
+        except argparse.ArgumentError:  # Two of Beam's own classes share an option.
+            continue
+    return [option for action in parser._actions for option in action.option_strings]
+
+
+def carried(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `function`, which brings the options in use here to whatever worker calls it."""
+    settings = _store_settings(_options)
+
+    @functools.wraps(function)
+    def with_settings(*args: Any, **kwargs: Any) -> Any:
+        _use_settings(settings)
+        return function(*args, **kwargs)
+
+    return with_settings
+
+
+class CarriedPath(ValueProvider):
+    """A path for Beam's own transforms that brings the options in use here along.
+
+    Args:
+        path: of a file, or the beginning of one.
+    """
+
+    def __init__(self, path: str):
+        self._path, self._settings = path, _store_settings(_options)
+
+    def is_accessible(self) -> bool:
+        return True
+
+    def get(self) -> str:
+        _use_settings(self._settings)
+        return self._path
+
+    def __str__(self) -> str:
+        return self._path
+
+
+def _store_settings(options: PipelineOptions) -> dict[str, Any]:
+    """Returns the options that say how stores are reached, where they are not at their defaults."""
+    given = options.get_all_options(drop_default=True)
+    kinds: tuple[type[PipelineOptions], ...] = (GoogleCloudOptions, S3Options)
+    names = {name for kind in kinds for name in PipelineOptions([]).view_as(kind).get_all_options(current_only=True)}
+    return {name: value for name, value in given.items() if name in names}
+
+
+def _use_settings(settings: dict[str, Any]) -> None:
+    if settings != _store_settings(_options):
+        use(PipelineOptions.from_dictionary(settings))
+
+
+# What is amiss, before a run.
+
+
+def refuse_unreachable(places: Iterable[tuple[str, str | None]], output: str | None = None) -> None:
+    """Asks each store once, with an end to it, where Beam's file systems would go on asking for minutes or hours.
+
+    Args:
+        places: options, and the URI or path that each names.
+        output: which of them is written to.
+
+    Raises:
+        Refused: where one cannot be reached at all; whether an object is there, and may be read, is for its reader to find.
+    """
+    problems, asked = [], set()
+    for option, uri in places:
+        store = _store_of(uri or "")
+        if uri is None or store is None or (bucket := (store, _bucket(uri), uri == output)) in asked:
+            continue
+        asked.add(bucket)
+        if problem := _obstacle(store, uri, uri == output):
+            problems.append(f"{option} {uri}: {problem}.")
+    if problems:
+        raise Refused(problems)
+
+
+def _obstacle(store: type[_Google | _Amazon], uri: str, is_output: bool) -> str | None:
+    if missing := store.missing_extra():
+        return missing
+    try:
+        bucket, name = _split(uri)
+        (store.client().look_for if not is_output else store.client().list_one)(bucket, name)
+    except StoreFailure as failure:
+        if is_output and failure.code == 404:
+            return f"there is no bucket {bucket}; make it first, or name another"
+        if is_output and failure.code == 403:
+            return f"it may not be listed ({failure.words}); the run needs to list, read, write and delete objects there"
+        if failure.code not in (403, 404):
+            return f"the store cannot be reached ({failure.words}); {_CREDENTIALS[store.scheme]}"
+    return None
+
+
+def _bucket(uri: str) -> str:
+    return uri.split("/")[2]
+
+
+def _split(uri: str) -> tuple[str, str]:
+    found = _OBJECT.fullmatch(uri)
+    if found is None:
+        raise StoreFailure(404, "it names no bucket")
+    return found[1], found[2]
+
+
+# Reading.
+
+
+def has_client(uri: str) -> bool:
+    """Returns whether `read` knows the store of `uri`; others are Beam's to open."""
+    return _store_of(uri) is not None
+
+
+def read(uri: str, max_bytes: int, patience_s: float) -> bytes:
+    """Returns an object in one request; of one that is too large `max_bytes` + 1 bytes.
+
+    Args:
+        uri: `gs://…` or `s3://…`.
+        max_bytes: that are wanted at most.
+        patience_s: for how long a store that is out of order is asked again.
+
+    Raises:
+        StoreFailure: with the store's answer.
+        ModuleNotFoundError: if the client of this store is not installed, with the remedy.
+    """
+    store = _store_of(uri)
+    assert store is not None
+    if missing := store.missing_extra():
+        raise ModuleNotFoundError(missing)
+    bucket, name = _split(uri)
+    return store.client().read(bucket, name, max_bytes, patience_s)
+
+
+def read_stream(file: BinaryIO | Any, max_bytes: int) -> bytes:
+    """Returns what `file` holds, or `max_bytes` + 1 bytes of it; a store's client may give less than it is asked for."""
+    data = b""
+    while len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
+        data += more
+    return data
+
+
+class _Store:
+    """What both have in common. Each has a `client()`, kept until the options change."""
+
+    scheme: str
+    module: str
+    extra: str
+
+    @classmethod
+    def missing_extra(cls) -> str | None:
+        try:
+            importlib.import_module(cls.module)
+        except ImportError:
+            return f"what reads {cls.scheme}:// is not installed; pip install 'batchverify[{cls.extra}]'"
+        return None
+
+
+class _Google(_Store):
+    """Google Cloud Storage, by Google's client: one a thread, as it shares one `requests.Session` among its requests."""
+
+    scheme, module, extra = "gs", "google.cloud.storage", "gcp"
+    _of_thread = threading.local()
+
+    @classmethod
+    def client(cls) -> _Google:
+        if getattr(cls._of_thread, "options", None) is not _options:
+            cls._of_thread.options, cls._of_thread.client = _options, cls()
+        return cls._of_thread.client
+
+    def __init__(self) -> None:
+        from apache_beam.io.gcp.gcsio import create_storage_client
+
+        anonymous = _options.view_as(GoogleCloudOptions).no_auth
+        self._client = create_storage_client(_options, use_credentials=not anonymous)
+
+    def read(self, bucket: str, name: str, max_bytes: int, patience_s: float) -> bytes:
+        stream = _Bounded(max_bytes)
+        blob = self._client.bucket(bucket).blob(name)
+        with contextlib.suppress(_Full):
+            self._ask(blob.download_to_file, patience_s, file_obj=stream, raw_download=True, client=self._client)
+        return stream.data()
+
+    def look_for(self, bucket: str, name: str) -> None:
+        self._ask(self._client.bucket(bucket).blob(name or "-").exists, _PROBE_S)
+
+    def list_one(self, bucket: str, name: str) -> None:
+        self._ask(lambda **settings: list(self._client.list_blobs(bucket, prefix=name, max_results=1, **settings)), _PROBE_S)
+
+    @staticmethod
+    def _ask(call: Callable[..., Any], patience_s: float, **settings: Any) -> Any:
+        from google.api_core.exceptions import GoogleAPICallError, RetryError
+        from google.cloud.storage.exceptions import InvalidResponse
+        from google.cloud.storage.retry import DEFAULT_RETRY
+
+        try:
+            return call(
+                timeout=(_CONNECT_S, min(_ANSWER_S, patience_s)), retry=DEFAULT_RETRY.with_timeout(patience_s), **settings
+            )
+        except _Full:
+            raise
+        except Exception as error:  # of the client, or whatever it lets through of requests and urllib3
+            cause = error.cause if isinstance(error, RetryError) and error.cause is not None else error
+            code = cause.code if isinstance(cause, GoogleAPICallError) else None
+            if isinstance(cause, InvalidResponse):
+                code = cause.response.status_code
+            raise StoreFailure(*_told(code and int(code), cause)) from None
+
+
+class _Amazon(_Store):
+    """Amazon S3 and what speaks like it, by boto3: one client for all threads, as boto3 allows."""
+
+    scheme, module, extra = "s3", "boto3", "aws"
+    _lock = threading.Lock()
+    _only: _Amazon | None = None
+    _made_with: PipelineOptions | None = None
+
+    @classmethod
+    def client(cls) -> _Amazon:
+        with cls._lock:
+            if cls._only is None or cls._made_with is not _options:
+                cls._only, cls._made_with = cls(), _options
+            return cls._only
+
+    def __init__(self) -> None:
+        import boto3
+        from botocore.config import Config
+
+        given = _options.view_as(S3Options)
+        self._client = boto3.session.Session().client(
+            "s3",
+            region_name=given.s3_region_name,
+            api_version=given.s3_api_version,
+            use_ssl=not given.s3_disable_ssl,
+            verify=given.s3_verify,
+            endpoint_url=given.s3_endpoint_url,
+            aws_access_key_id=given.s3_access_key_id,
+            aws_secret_access_key=given.s3_secret_access_key,
+            aws_session_token=given.s3_session_token,
+            config=Config(
+                connect_timeout=_CONNECT_S, read_timeout=_ANSWER_S, max_pool_connections=_KEPT_CONNECTIONS,
+                retries={"mode": "standard", "total_max_attempts": 5},
+            ),
+        )  # fmt: skip
+
+    def read(self, bucket: str, name: str, max_bytes: int, patience_s: float) -> bytes:
+        def whole() -> bytes:
+            # Not the body as a context of its own: that gives the stream beneath, which tells of no body cut short.
+            with contextlib.closing(self._client.get_object(Bucket=bucket, Key=name)["Body"]) as body:
+                return read_stream(body, max_bytes)
+
+        return self._ask(whole)
+
+    def look_for(self, bucket: str, name: str) -> None:
+        self._ask(self._client.head_object, Bucket=bucket, Key=name or "-")
+
+    def list_one(self, bucket: str, name: str) -> None:
+        self._ask(self._client.list_objects_v2, Bucket=bucket, Prefix=name, MaxKeys=1)
+
+    def abort_uploads(self, bucket: str, prefix: str) -> None:
+        """Gives up uploads below `prefix` that were begun and never finished; nobody sees them, and they are paid for."""
+        for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
+            for begun in page.get("Uploads", []):
+                self._client.abort_multipart_upload(Bucket=bucket, Key=begun["Key"], UploadId=begun["UploadId"])
+
+    @staticmethod
+    def _ask(call: Callable[..., Any], **settings: Any) -> Any:
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+        from urllib3.exceptions import HTTPError
+
+        try:
+            return call(**settings)
+        except ClientError as error:
+            code = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            raise StoreFailure(code, f"{code} {error.response.get('Error', {}).get('Code', '')}") from None
+        except NoCredentialsError:
+            raise StoreFailure(401, "there are no credentials") from None
+        except (BotoCoreError, HTTPError, OSError, ValueError) as error:
+            raise StoreFailure(*_told(None, error)) from None
+
+
+def sweep_uploads(folder: str) -> None:
+    """Gives up what Amazon S3 has received of files in `folder` that nobody finished."""
+    if _URI.match(folder) and _store_of(folder) is _Amazon:
+        bucket, prefix = _split(folder)
+        try:
+            _Amazon.client().abort_uploads(bucket, f"{prefix}/" if prefix else "")
+        except Exception as error:  # Of a store that knows no such thing, or of one who may not; they are nobody's to see.
+            _LOG.info("unfinished uploads to %s cannot be looked for (%s).", folder, brief(error))
+
+
+class _Full(Exception):
+    """There is more in an object than is wanted."""
+
+
+class _Bounded:
+    """A file to write to that takes `max_bytes` + 1 bytes, and no more."""
+
+    def __init__(self, max_bytes: int):
+        self._chunks: list[bytes] = []
+        self._room = max_bytes + 1
+
+    def write(self, chunk: bytes) -> int:
+        self._chunks.append(chunk[: self._room])
+        self._room -= len(self._chunks[-1])
+        if self._room <= 0:
+            raise _Full
+        return len(chunk)
+
+    def data(self) -> bytes:
+        return b"".join(self._chunks)
+
+
+_BY_SCHEME: dict[str, type[_Google | _Amazon]] = {store.scheme: store for store in (_Google, _Amazon)}
+
+
+def _store_of(uri: str) -> type[_Google | _Amazon] | None:
+    found = _URI.match(uri)
+    return _BY_SCHEME.get(found[1]) if found else None
+
+
+def _told(code: int | None, error: BaseException) -> tuple[int | None, str]:
+    """Returns a status, and an error in words without the many lines and addresses that clients put in it."""
+    if code in http.client.responses:
+        return code, f"{code} {http.client.responses[code]}"
+    return code, f"{type(error).__name__}: {brief(error)}"
+
+
+def brief(error: BaseException) -> str:
+    """Returns an error's first line, for a sentence; of Beam's wrapping, what is in it."""
+    inner = getattr(error, "exception_details", None)
+    if isinstance(inner, dict) and inner:
+        error = next(iter(inner.values()))
+        if not isinstance(error, BaseException):  # Beam may put a number there
+            return str(error)
+        return brief(error)
+    text = str(error).strip()
+    return printable(text.splitlines()[0][:200]) if text else type(error).__name__
