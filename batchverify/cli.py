@@ -253,15 +253,19 @@ def store_words(kept: dict[str, Any]) -> str:
     return printable(f"{kept['path']}: {share}" + (f"; not used: {kept['ignored']}" if kept["ignored"] else ""))
 
 
+_IN_THREADS = ("fetch", "decode", "encode")
+
+
 def profile_words(profile: dict[str, Any]) -> str:
     """Returns where a run's time went, the larger shares first, and beside it what its reading threads did meanwhile."""
     wall, seconds = profile["wall_seconds"], profile["seconds"]
-    alone = sorted(((seconds[name], name) for name in seconds if name not in ("fetch", "decode")), reverse=True)
+    alone = sorted(((seconds[name], name) for name in seconds if name not in _IN_THREADS), reverse=True)
     shares = ", ".join(f"{name} {spent / wall:.0%}" for spent, name in alone if spent >= wall / 200)
     idle = profile["device_idle_share"]
     return (
         f"{wall:,.1f} s, {profile['images_per_second']:,.0f} images/s, {profile['rows_per_second']:,.0f} rows/s: {shares}\n"
-        f"          in threads meanwhile: fetch {seconds['fetch']:,.1f} s, decode {seconds['decode']:,.1f} s"
+        "          in threads meanwhile: "
+        + ", ".join(f"{name} {seconds[name]:,.1f} s" for name in _IN_THREADS)
         + (f"; the device was idle for {idle:.0%}" if idle is not None else "")
     )
 

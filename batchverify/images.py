@@ -32,6 +32,10 @@ _ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.2
 # How long two changes may bear the same time: of the systems that count in seconds, and of all others.
 _COARSE_TICK_NS, _TICK_NS = 2 * 10**9, 50 * 10**6
+# Larger JPEG files are decoded where they are read: hundreds of them wait at a time, and of them Pillow is as fast as anybody.
+_MOST_BYTES_LEFT = 512 * 2**10
+# Within a JPEG file's scan, neither the byte 0xff itself nor a restart (ITU-T T.81, B.1.1).
+_MARKER, _END_OF_IMAGE = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]"), b"\xff\xd9"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,16 @@ class Failure:
 _NO_OBJECT = Failure(ImageStatus.MISSING, "there is no such object")
 _NO_ACCESS = Failure(ImageStatus.DENIED, "it may not be read")
 _BY_CODE: dict[int | None, Failure] = {404: _NO_OBJECT, 401: _NO_ACCESS, 403: _NO_ACCESS}
+
+
+class JpegFile(NamedTuple):
+    """A JPEG file without traps or oddities, left to whoever decodes many at once.
+
+    Attributes:
+        data: the file's bytes.
+    """
+
+    data: bytes
 
 
 class Resize(Protocol):
@@ -101,13 +115,14 @@ class Read(NamedTuple):
     """What reading an image, or only looking it up, gave.
 
     Attributes:
-        image: uint8 pixels `(height, width, channels)`, or the failure; None if it was only looked up, and is there.
+        image: uint8 pixels `(height, width, channels)`, or a JPEG file that is left to be decoded, or the failure; None if it
+            was only looked up, and is there.
         digest: 16 bytes of the file's content; None if they were not read.
         version: what the file's own file system says of it, which another content would change; None where it says nothing
             that is sure, or nobody asked.
     """
 
-    image: np.ndarray | Failure | None
+    image: np.ndarray | JpegFile | Failure | None
     digest: bytes | None = None
     version: str | None = None
 
@@ -124,6 +139,7 @@ class ImageReader:
         limit_s: seconds that one image may take in all.
         tally: is told how long it took.
         versions: of `config.EMBEDDING_VERSIONS`: what `look_up` goes by; None where nobody looks up.
+        leave_jpegs: whether `read_version` leaves small and plain JPEG files to be decoded.
     """
 
     layout: Layout
@@ -133,11 +149,12 @@ class ImageReader:
     limit_s: float = 60.0
     tally: Tally = dataclasses.field(default_factory=Tally)
     versions: str | None = None
+    leave_jpegs: bool = False
 
     def read(self, uri: str) -> tuple[np.ndarray | Failure, bytes | None]:
         """Returns uint8 pixels `(height, width, channels)` or a failure, and the 16-byte digest of the file's bytes."""
-        read = self.read_version(uri)
-        assert read.image is not None
+        read = dataclasses.replace(self, leave_jpegs=False).read_version(uri)
+        assert isinstance(read.image, np.ndarray | Failure)
         return read.image, read.digest
 
     def read_version(self, uri: str) -> Read:
@@ -146,7 +163,8 @@ class ImageReader:
         if isinstance(file, Failure):
             return Read(file)
         fetched = time.perf_counter()
-        image = decode(file.data, self.layout, self.max_pixels)
+        leave_jpeg = self.leave_jpegs and len(file.data) <= _MOST_BYTES_LEFT
+        image = _decode(file.data, self.layout, self.max_pixels, leave_jpeg)
         self.tally.collect("decode", time.perf_counter() - fetched)
         return Read(image, _digest(file.data), file.version)
 
@@ -235,6 +253,12 @@ def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndar
     Returns:
         uint8 `(height, width, channels)`, or the failure.
     """
+    image = _decode(data, layout, max_pixels, leave_jpeg=False)
+    assert not isinstance(image, JpegFile)
+    return image
+
+
+def _decode(data: bytes, layout: Layout, max_pixels: int, leave_jpeg: bool) -> np.ndarray | JpegFile | Failure:
     if trap := find_trap(data):
         return Failure(ImageStatus.UNREADABLE, trap)
     try:
@@ -246,6 +270,8 @@ def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndar
                 return Failure(ImageStatus.TOO_LARGE, trap)
             if lacks_strips(image):
                 return Failure(ImageStatus.UNREADABLE, "it cannot be decoded (a part of its pixels is missing)")
+            if leave_jpeg and _is_plain_jpeg(image, data):
+                return JpegFile(data)
             # JPEG decodes at a half, a quarter, an eighth at a fraction of the cost; twice the wanted size keeps
             # the result within what the resize filter itself would smooth.
             if layout.resize.antialias:
@@ -259,6 +285,18 @@ def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndar
         return Failure(ImageStatus.TOO_LARGE, "there is not enough memory to decode it")
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to.
         return Failure(ImageStatus.UNREADABLE, f"it cannot be decoded ({brief(error)})")
+
+
+def _is_plain_jpeg(image: ImageFile.ImageFile, data: bytes) -> bool:
+    """Returns whether decoding is all that is left to do, and gives the same pixels whoever does it.
+
+    Of scans that are missing or follow one another oddly, each decoder makes its own; so there is to be one, and its end
+    is to be the image's. Pillow has read the file up to that scan.
+    """
+    if image.fp is None or image.format != "JPEG" or image.mode not in ("RGB", "L") or "progressive" in image.info:
+        return False
+    end = _MARKER.search(data, image.fp.tell())
+    return end is not None and end[0] == _END_OF_IMAGE and _turn(image) is None
 
 
 def _pixels(image: Image.Image, layout: Layout, max_pixels: int) -> np.ndarray | Failure:
@@ -290,11 +328,15 @@ _TURNS = {
 def _upright(image: Image.Image) -> Image.Image:
     """Turns an image as its EXIF block says. Pillow's own `exif_transpose` also copies what is not turned."""
     image.load()
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Of a broken block; the pixels are whole.
-        turn = None
+    turn = _turn(image)
     return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Of a broken block; the pixels are whole.
+        return None
 
 
 def _fitted(image: Image.Image, layout: Layout) -> Image.Image:

@@ -6,12 +6,14 @@ them. Both call one `Network`, which a process loads once.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 import apache_beam as beam
 import numpy as np
@@ -24,7 +26,7 @@ from apache_beam.utils.shared import Shared
 from batchverify.config import Refused, RunFailed, ScoringConfig
 from batchverify.embeddings import Keeping, Part, is_unchanged, rows_carried_over, rows_of_tonight
 from batchverify.identity import check_identity, is_match
-from batchverify.images import Failure, ImageReader, Read
+from batchverify.images import Failure, ImageReader, JpegFile, Read
 from batchverify.manifest import pair_uris
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE
 from batchverify.reading import ReadAhead
@@ -50,12 +52,16 @@ _NO_URI = STATUSES.index(ImageStatus.NO_URI)
 _BAD_ROW = STATUSES.index(ImageStatus.BAD_ROW)
 _NOT_A_NUMBER = "the model gave a score that is not a number"
 _LOOKAHEAD_BATCHES = 3
+# Batches that are decoded and encoded side by side, each by its share of the cores: so that none waits for the slowest
+# thread of each step, and so many that they fit into memory. One more has its turn while another one starts or ends.
+_MOST_SHARES = 4
 # Of local images, more threads than cores take the processor from one another: on two cores, 8 read and encoded 760 images a
 # second, and 2 of them 1,124.
 _STORE_THREADS = 16
 _GATHERED_BYTES = 64 * 2**20
 _LOOK_UPS_AT_ONCE = 1024
 _LOG = logging.getLogger(__name__)
+Found = TypeVar("Found")
 BLOCK, IMAGES, KEPT = "block", "images", "kept"
 # Columns of encoded images that no block is sent.
 _NOT_SENT = ["version", "reused"]
@@ -119,6 +125,18 @@ def encoded_images(
     )
 
 
+class _Batch(NamedTuple):
+    """What became of some images.
+
+    Attributes:
+        read: of each, without its pixels.
+        embeddings: `(n, d)` of those that could be read; None if none could.
+    """
+
+    read: list[Read]
+    embeddings: np.ndarray | None
+
+
 class KerasNetwork:
     """A trained Siamese network that fetches and decodes its images itself, in threads, while the device works.
 
@@ -133,10 +151,12 @@ class KerasNetwork:
     """
 
     def __init__(self, config: ScoringConfig, tally: Tally | None = None, versions: str | None = None):
-        from batchverify.models import load_model
+        from batchverify.models import load_model, share_cores
 
         self._config = config = complete(config)
         self._tally = tally = tally or Tally()
+        shares = min(_cores(), _MOST_SHARES)
+        share_cores(_cores() // shares)
         self._model = load_model(config)
         self.facts = self._model.facts
         self.encodings_per_image, self.encodings_per_pair = self.facts.encodings_per_image, self.facts.encodings_per_pair
@@ -144,26 +164,56 @@ class KerasNetwork:
         self.preprocessing = self._model.preprocessing
         layout = self.preprocessing.layout()
         limits = config.max_image_pixels, config.max_image_bytes
-        self._reader = ImageReader(layout, *limits, config.image_root, config.image_timeout, tally, versions)
+        self._decode_jpegs = self.preprocessing.jpeg_decoder(config.max_image_pixels)
+        self._reader = ImageReader(
+            layout, *limits, config.image_root, config.image_timeout, tally, versions, self._decode_jpegs is not None
+        )
+        self._most_under_way = shares + 1
+        self._encoding = ThreadPoolExecutor(self._most_under_way, "encode-images")
         self._ahead: ReadAhead | None = None
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Fetches, decodes and encodes `uris`; see `Network.encode`."""
         read: list[Read] = []
         embeddings = []
-        names = uris.to_pylist()
-        batches = self._read_ahead(names).batches(names, self._config.batch_size, _LOOKAHEAD_BATCHES)
-        while results := self._await(batches):
-            pixels = [found.image for found in results if not isinstance(found.image, Failure)]
-            if pixels:
-                with self._tally.timed("encode"):
-                    embeddings.append(self._model.encode(np.stack(pixels)))
-            self._tally.add(images_encoded=len(pixels), images_failed=len(results) - len(pixels))
-            read += [found if isinstance(found.image, Failure) else found._replace(image=None) for found in results]
+        batches = self._encoded(uris.to_pylist())
+        while batch := self._await(batches):
+            read += batch.read
+            if batch.embeddings is not None:
+                embeddings.append(batch.embeddings)
         images = self._assemble(uris, [_failure(found) for found in read], embeddings, [found.digest for found in read])
         if self._reader.versions is None:
             return images
         return images.append_column("version", pa.array([found.version for found in read], pa.string()))
+
+    def _encoded(self, uris: Sequence[str]) -> Iterator[_Batch]:
+        """Yields what became of `uris` in batches, in order, with more on their way."""
+        under_way: collections.deque[Future[_Batch]] = collections.deque()
+        for read in self._read_ahead(uris).batches(uris, self._config.batch_size, _LOOKAHEAD_BATCHES):
+            under_way.append(self._encoding.submit(self._encode_batch, read))
+            if len(under_way) > self._most_under_way:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+    def _encode_batch(self, read: list[Read]) -> _Batch:
+        """Decodes what was left to be decoded, and encodes all."""
+        read = self._decoded(read)
+        pixels = [found.image for found in read if isinstance(found.image, np.ndarray)]
+        embeddings = None
+        if pixels:
+            with self._tally.encoding():
+                embeddings = self._model.encode(np.stack(pixels))
+        self._tally.add(images_encoded=len(pixels), images_failed=len(read) - len(pixels))
+        return _Batch([found if isinstance(found.image, Failure) else found._replace(image=None) for found in read], embeddings)
+
+    def _decoded(self, read: list[Read]) -> list[Read]:
+        files = [found.image for found in read if isinstance(found.image, JpegFile)]
+        if not files or self._decode_jpegs is None:
+            return read
+        with self._tally.timed("decode"):
+            images = iter(self._decode_jpegs(files))
+        return [found._replace(image=next(images)) if isinstance(found.image, JpegFile) else found for found in read]
 
     def look_up(self, uris: pa.Array) -> pa.Table:
         """Finds out whether images are there and what tells if they have changed; see `KeepingNetwork.look_up`."""
@@ -190,7 +240,7 @@ class KerasNetwork:
             self._ahead = ReadAhead(self._reader.read_version, _too_slow(limit_s), threads, limit_s)
         return self._ahead
 
-    def _await(self, batches: Iterator[list]) -> list | None:
+    def _await(self, batches: Iterator[Found]) -> Found | None:
         with self._tally.timed("wait"):
             return next(batches, None)
 
@@ -211,7 +261,7 @@ class KerasNetwork:
             Refused: if they differ.
         """
         read = self._read_ahead(uris).batches(uris, max(1, len(uris)), 0)
-        images = [found.image for batch in read for found in batch if not isinstance(found.image, Failure)]
+        images = [found.image for batch in read for found in self._decoded(batch) if isinstance(found.image, np.ndarray)]
         try:
             self._model.prove(np.stack(images) if images else np.zeros((0,)))
         except ValueError as error:

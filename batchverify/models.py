@@ -6,6 +6,7 @@ comparison runs the network. So there is one dataflow for all models, and every 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -494,6 +495,17 @@ def _padded(rows: np.ndarray, count: int) -> np.ndarray:
     if len(rows) == count:
         return rows
     return np.concatenate([rows, np.zeros((count - len(rows), *rows.shape[1:]), rows.dtype)])
+
+
+def share_cores(threads: int) -> None:
+    """Has each of the network's steps use so many cores, unless somebody has said otherwise or TensorFlow is in use already.
+
+    Args:
+        threads: at most so many.
+    """
+    if not tf.config.threading.get_intra_op_parallelism_threads():
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
 
 
 def _let_gpu_memory_grow() -> None:

@@ -6,6 +6,8 @@ A wrong scale ruins every score without any error, so it is never assumed: the g
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -14,7 +16,7 @@ import tensorflow as tf
 from PIL import Image
 
 from batchverify.config import ModelConfig, Refused
-from batchverify.images import Layout, PillowResize, Resize
+from batchverify.images import Failure, JpegFile, Layout, PillowResize, Resize, decode
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # keras.applications.imagenet_utils
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # the same; blue, green, red
@@ -77,6 +79,13 @@ class Preprocessing:
             return PillowResize(_PILLOW[self.resize], antialias=self.resize.endswith("-antialias"))
         return TensorFlowResize(self.resize)
 
+    def jpeg_decoder(self, max_pixels: int) -> JpegDecoder | None:
+        """Returns what decodes JPEG files as `images.decode` does, many at once; None where nothing here does."""
+        resizer = self.resizer()
+        if isinstance(resizer, TensorFlowResize) and self.fit == "stretch" and self.channels == 3 and self.color != "grey":
+            return JpegDecoder(self.layout(), resizer, max_pixels)
+        return None
+
     def to_input(self, images: Any, dtype: str = "float32") -> Any:
         """Returns the network's input of uint8 images `(n, height, width, channels)`, as a tensor of `dtype`."""
         if self.color == "bgr" and self.channels == 3:
@@ -106,15 +115,54 @@ class TensorFlowResize:
         if pixels.shape[:2] == size and self._method not in _SMOOTHING:
             return pixels
         with tf.device("CPU"):
-            batch = pixels.reshape(1, *pixels.shape[:2], -1)
-            if self._method == "bilinear":  # what tf.image.resize comes down to, at a fraction of its calling cost
-                resized = tf.raw_ops.ResizeBilinear(images=batch, size=size, half_pixel_centers=True)
-            else:
-                resized = tf.image.resize(batch, size, method=self._method)
-            resized = resized.numpy()[0]
+            resized = self._resize(pixels.reshape(1, *pixels.shape[:2], -1), size).numpy()[0]
         if self._method not in _WITHIN:
             resized = np.clip(resized, 0, 255)
         return np.rint(resized).astype(np.uint8)
+
+    def in_graph(self, pixels: Any, size: tuple[int, int]) -> Any:
+        """Does the same to a tensor, within a graph: one by one, these steps would cost more than NumPy's."""
+        return tf.cast(tf.round(tf.clip_by_value(self._resize(pixels[None], size)[0], 0, 255)), tf.uint8)
+
+    def _resize(self, images: Any, size: tuple[int, int]) -> Any:
+        if self._method == "bilinear":  # what tf.image.resize comes down to, at a fraction of its calling cost
+            return tf.raw_ops.ResizeBilinear(images=images, size=size, half_pixel_centers=True)
+        return tf.image.resize(images, size, method=self._method)
+
+
+class JpegDecoder:
+    """Decodes and resizes JPEG files, many at once, in one call of TensorFlow's: to the very pixels of `images.decode`.
+
+    Pillow comes back to Python between the steps of each image, and its threads wait there for one another;
+    `python -m benchmarks.speed.rates` measures both.
+
+    Args:
+        layout: of the result, with three channels, stretched.
+        resizer: brings images to its size.
+        max_pixels: see `images.decode`.
+    """
+
+    def __init__(self, layout: Layout, resizer: TensorFlowResize, max_pixels: int):
+        self._layout, self._max_pixels = layout, max_pixels
+        size = (layout.height, layout.width)
+        shape = tf.TensorSpec((*size, 3), tf.uint8)
+
+        def decode_one(data: Any) -> Any:
+            pixels = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")  # as Pillow does
+            return resizer.in_graph(pixels, size)
+
+        def decode_all(files: Any) -> Any:
+            with tf.device("CPU"):
+                return tf.map_fn(decode_one, files, fn_output_signature=shape, parallel_iterations=os.cpu_count() or 1)
+
+        self._decode = tf.function(decode_all, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+
+    def __call__(self, files: Sequence[JpegFile]) -> Sequence[np.ndarray | Failure]:
+        """Returns uint8 `(height, width, 3)`, or the failure, of each file."""
+        try:
+            return self._decode(tf.constant([file.data for file in files])).numpy()
+        except tf.errors.OpError:  # Of one of them, and nobody says which.
+            return [decode(file.data, self._layout, self._max_pixels) for file in files]
 
 
 def decide_preprocessing(

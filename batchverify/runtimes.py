@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 import tempfile
 from collections.abc import Callable
@@ -41,19 +42,26 @@ class OpenVinoFunction:
 
     def __init__(self, function: Callable[..., Any], precision: str):
         self._traced = tf.function(function, reduce_retracing=False, autograph=False)
-        self._settings = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        self._settings = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "THROUGHPUT"}
         self._by_shape: dict[tuple, Any] = {}
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         shapes = tuple((array.shape, array.dtype) for array in arrays)
         if shapes not in self._by_shape:
             self._by_shape[shapes] = self._prepare(arrays)
-        names, request = self._by_shape[shapes]
+        names, model, idle = self._by_shape[shapes]
         given = {name: np.ascontiguousarray(array) for name, array in zip(names, arrays, strict=True)}
-        return request.infer(given)[0].copy()  # The next call writes to the same place.
+        try:
+            request = idle.pop()
+        except IndexError:  # One for each thread that calls at the same time.
+            request = model.create_infer_request()
+        try:
+            return request.infer(given)[0].copy()  # The next call writes to the same place.
+        finally:
+            idle.append(request)
 
-    def _prepare(self, arrays: tuple[np.ndarray, ...]) -> tuple[list[str], Any]:
-        """Returns the inputs' names, and what computes the output.
+    def _prepare(self, arrays: tuple[np.ndarray, ...]) -> tuple[list[str], Any, collections.deque[Any]]:
+        """Returns the inputs' names, what computes the output, and requests for that which nobody uses now.
 
         The graph goes through a file: `openvino.convert_model` would report to its makers, in a process that it forks and
         that never ends where there is no network.
@@ -67,6 +75,5 @@ class OpenVinoFunction:
             path = Path(folder) / "graph.pb"
             path.write_bytes(frozen.graph.as_graph_def().SerializeToString())
             model = core.read_model(path)
-        return [tensor.name for tensor in frozen.inputs], core.compile_model(
-            model, "CPU", self._settings
-        ).create_infer_request()
+        compiled = core.compile_model(model, "CPU", self._settings)
+        return [tensor.name for tensor in frozen.inputs], compiled, collections.deque()

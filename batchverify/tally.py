@@ -14,7 +14,8 @@ from pathlib import Path
 
 COUNTS = ("images_encoded", "images_reused", "images_failed", "rows_scored", "rows_failed")
 # Seconds, of all threads together: reading the manifest and stored embeddings; fetching or looking up images, and decoding
-# them; waiting for them; the encoder; comparing, with the identity check; summarising and writing.
+# them; waiting for all that is done to images; comparing, with the identity check; summarising and writing. Of the encoder
+# those in which it was at work, once for however many threads.
 SECONDS = ("read", "fetch", "decode", "wait", "encode", "compare", "write")
 _FIELDS = COUNTS + SECONDS
 _RECORD = struct.Struct(f"{len(_FIELDS)}d")
@@ -34,6 +35,7 @@ class Tally:
         self.folder = folder
         self._lock = threading.Lock()
         self._amounts = dict.fromkeys(_FIELDS, 0.0)
+        self._encoding, self._encoding_since = 0, 0.0
         self._file: int | None = None
 
     def __reduce__(self) -> tuple[type[Tally], tuple[str | None]]:
@@ -60,6 +62,22 @@ class Tally:
             yield
         finally:
             self.add(**{name: time.perf_counter() - started})
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Adds the seconds that its block takes to `encode`, those in which other threads are in it too only once."""
+        with self._lock:
+            if self._encoding == 0:
+                self._encoding_since = time.perf_counter()
+            self._encoding += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._encoding -= 1
+                ended = time.perf_counter()
+                self._amounts["encode"] += ended - self._encoding_since
+                self._encoding_since = ended
 
     def _show(self) -> None:
         if self._file is None:
@@ -105,7 +123,7 @@ def profile(folder: str, seconds: float, in_process: bool) -> dict[str, object]:
     totals = read_totals(folder)
     spent = {name: totals[name] for name in SECONDS}
     if in_process:
-        alone = sum(spent[name] for name in ("read", "wait", "encode", "compare", "write"))
+        alone = sum(spent[name] for name in ("read", "wait", "compare", "write"))
         spent["shuffle"] = max(0.0, seconds - alone)
     images, rows = images_done(totals), totals["rows_scored"] + totals["rows_failed"]
     return {

@@ -616,7 +616,7 @@ _URIS = dict.fromkeys([
     "javascript://%0aalert(1)", "store://a\nb/c.png", "s3://bucket/a.png", "hdfs://host/a.png", "azfs://a/b/c.png", "\0://a",
     "x://\0", "ftp://host/\udcff.png", "x://\ud800", "", " ", "~", "file:/etc/hostname", "C:\\a.png", "a" * 5000 + "://b",
     "-", "|id", "//", "s3://", "hdfs://",
-], _NOWHERE) | {"//": UNREADABLE}  # fmt: skip
+], _NOWHERE) | {"//": UNREADABLE, "s3://bucket/a.png": _NOWHERE | {"denied"}}  # fmt: skip
 
 
 def main() -> None:

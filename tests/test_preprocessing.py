@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from batchverify.config import RESIZES, ModelConfig, Refused
-from batchverify.images import Layout, decode
+from batchverify.images import Failure, ImageReader, JpegFile, Layout, decode
 from batchverify.preprocessing import Preprocessing, decide_preprocessing, pixels_in_graph
 
 SIZE = (20, 28)
@@ -48,6 +48,66 @@ def test_crop_and_pad_are_those_of_keras(fit, setting, picture):
     layer = keras.layers.Resizing(*SIZE, **{setting: True})
     expected = np.asarray(layer(picture[None].astype(np.float32)))[0]
     np.testing.assert_allclose(read(picture, fit=fit, resize=preprocessing().resizer()), expected, atol=0.501)
+
+
+def jpeg(rng, mode="RGB", **settings):
+    """Returns the bytes of a JPEG file of random size and content."""
+    height, width = rng.integers(8, 90, 2)
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), np.uint8))
+    file = io.BytesIO()
+    coarse.resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(file, "JPEG", **settings)
+    return file.getvalue()
+
+
+def decoded_together(preprocessing, folder, files):
+    """Returns what `files` become where as many as can be are decoded in one call, and how many those are."""
+    reader = ImageReader(preprocessing.layout(), 10**6, 10**6, leave_jpegs=True)
+    found = []
+    for number, data in enumerate(files):
+        path = folder / f"{number}.jpg"
+        path.write_bytes(data)
+        found.append(reader.read_version(str(path)).image)
+    left = [image for image in found if isinstance(image, JpegFile)]
+    decoded = iter(preprocessing.jpeg_decoder(10**6)(left))
+    return [next(decoded) if isinstance(image, JpegFile) else image for image in found], len(left)
+
+
+def same(one, other):
+    return one == other if isinstance(one, Failure) or isinstance(other, Failure) else np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_jpeg_files_decoded_together_are_as_each_decoded_alone(resize, tmp_path):
+    preprocessing = Preprocessing(32, 40, 3, "0..255", "rgb", resize, "stretch", "")
+    if preprocessing.jpeg_decoder(10**6) is None:
+        assert preprocessing.resize.endswith("-antialias") or preprocessing.resize == "nearest"
+        return
+    rng = np.random.default_rng(3)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    kinds = [
+        {"quality": 30}, {"quality": 95}, {"subsampling": 0}, {"subsampling": 2}, {"restart_marker_blocks": 2}, {"mode": "L"},
+        {"progressive": True}, {"mode": "CMYK"}, {"exif": turned},
+    ]  # fmt: skip
+    files = [jpeg(rng, **kind) for kind in kinds]
+    found, together = decoded_together(preprocessing, tmp_path, files)
+    assert together == 6
+    assert all(same(one, decode(data, preprocessing.layout())) for one, data in zip(found, files, strict=True))
+
+
+def test_damaged_jpeg_files_decoded_together_are_as_each_decoded_alone(tmp_path):
+    preprocessing = Preprocessing(32, 40, 3, "0..255", "rgb", "bilinear", "stretch", "")
+    rng = np.random.default_rng(4)
+    files = []
+    for number in range(600):
+        data = bytearray(jpeg(rng, progressive=bool(number % 2)))
+        place = int(rng.integers(len(data) // 3, len(data)))
+        data[place : place + int(rng.integers(4))] = rng.integers(0, 256, int(rng.integers(4)), np.uint8).tobytes()
+        files.append(bytes(data[: place if number % 10 == 0 else None]))
+    found, together = decoded_together(preprocessing, tmp_path, files)
+    assert together > 100
+    assert sum(isinstance(one, Failure) for one in found) > 50
+    assert [number for number, data in enumerate(files) if not same(found[number], decode(data, preprocessing.layout()))] == []
 
 
 def test_a_sliver_is_not_padded_without_limit():
