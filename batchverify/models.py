@@ -30,7 +30,7 @@ from batchverify.trials import trial_images
 _LOG = logging.getLogger(__name__)
 _FLOATS_COMPARED_AT_ONCE = 2**24
 _MOST_PAIRS_AT_ONCE = 8192
-_TRIALS = 12
+_TRIALS, _PROOFS = 12, 6
 _MOST_DIFFERENCE = 1e-3
 _MOST_PIXELS = 2**22
 _NUMBERS_ENCODED_AT_ONCE = 2**28
@@ -238,7 +238,7 @@ def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelCo
             siamese = split_siamese(loaded.graph)
             plan = _split_plan(loaded, preprocessing, config, siamese)
             model = PairModel(loaded, preprocessing, siamese, plan, config)
-            model.prove(trial_images(model.facts.image_shape, _TRIALS))
+            model.prove(trial_images(model.facts.image_shape, _PROOFS))
             return model
         except IgnoresInput as error:
             raise Refused(
