@@ -170,20 +170,21 @@ class FixedShapeCall:
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         while True:
+            rows = self.rows  # Another thread may halve them meanwhile.
             try:
                 # Of an empty array one padded slice is computed, for the shape of its rows.
-                starts = range(0, max(1, len(arrays[0])), self.rows)
-                return np.concatenate([self._slice(arrays, start) for start in starts])
+                starts = range(0, max(1, len(arrays[0])), rows)
+                return np.concatenate([self._slice(arrays, start, rows) for start in starts])
             except tf.errors.ResourceExhaustedError:
-                if self.rows == 1:
+                if rows == 1:
                     raise
-                self.rows //= 2
+                self.rows = min(self.rows, rows // 2)
                 _LOG.warning("The device is out of memory; from here on it is given %d rows at once.", self.rows)
 
-    def _slice(self, arrays: tuple[np.ndarray, ...], start: int) -> np.ndarray:
-        parts = [array[start : start + self.rows] for array in arrays]
+    def _slice(self, arrays: tuple[np.ndarray, ...], start: int, rows: int) -> np.ndarray:
+        parts = [array[start : start + rows] for array in arrays]
         count = len(parts[0])
-        return self._function(*(_padded(part, self.rows) for part in parts))[:count]
+        return self._function(*(_padded(part, rows) for part in parts))[:count]
 
 
 def load_model(config: ModelConfig) -> PairModel:

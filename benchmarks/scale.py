@@ -6,7 +6,7 @@
     python -m benchmarks.scale --plan                       # what the look before a run takes
     python -m benchmarks.scale --estimate --pairs 1e9 --images 2e8 --embedding-bytes 404 5120 150528
 
-prints Markdown tables. Each size runs in a process of its own. `benchmarks/SCALE.md` says what follows.
+prints Markdown tables. Each size runs in a process of its own. `benchmarks/README.md` and `SCALE.md` say what follows.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from batchverify.freezing import FrozenFunction
 
 OPENVINO = """
 import numpy as np, tensorflow as tf
+from concurrent.futures import ThreadPoolExecutor
 from batchverify.runtimes import OpenVinoFunction
 weights = tf.Variable(np.random.default_rng(0).normal(size=(4, 3)), dtype=tf.float32)
 function = lambda left, right: tf.matmul(left, weights) - tf.matmul(tf.cast(right, tf.float32), weights)
@@ -28,6 +29,10 @@ for precision, most in (("float32", 1e-5), ("bfloat16", 0.1)):
         answers.append((call(left, right), function(left, right).numpy()))
     # The first answer outlives the calls after it.
     assert all(np.allclose(found, expected, atol=most) for found, expected in answers)
+images = np.random.default_rng(0).normal(size=(40, 2, 200, 4)).astype(np.float32)
+with ThreadPoolExecutor(8) as threads:
+    answers = list(threads.map(lambda pair: call(*pair), images))
+assert all(np.allclose(found, function(*pair).numpy(), atol=0.2) for found, pair in zip(answers, images))
 print("equal")
 """
 
@@ -55,7 +60,7 @@ def test_less_precision_is_refused_where_it_would_change_nothing():
         batchverify.ScoringConfig(precision="bfloat16")
 
 
-def test_openvino_takes_several_shapes_and_inputs():
+def test_openvino_takes_several_shapes_inputs_and_threads():
     done = run("-c", OPENVINO)
     assert done.stdout.strip() == "equal", done.stderr
 

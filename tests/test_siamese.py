@@ -1,8 +1,12 @@
 """The cut between encoder and head, found in the graph and proven."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from batchverify.models import FixedShapeCall
 from batchverify.siamese import CannotSplit, IgnoresInput, split_siamese
@@ -70,8 +74,6 @@ def test_an_input_that_does_not_reach_the_output_is_found():
 
 
 def test_a_call_that_exhausts_the_memory_is_repeated_with_half():
-    import tensorflow as tf
-
     asked = []
 
     def at_most_two(rows):
@@ -85,3 +87,24 @@ def test_a_call_that_exhausts_the_memory_is_repeated_with_half():
     assert asked[:2] == [8, 4] and set(asked[2:]) == {2}
     call(np.arange(3.0))
     assert call.rows == 2 and asked[-2:] == [2, 2]
+
+
+def test_a_thread_that_halves_the_rows_costs_another_one_none():
+    first_is_in, halved = threading.Event(), threading.Event()
+
+    def at_most_four_but_once(rows):
+        if not first_is_in.is_set():
+            first_is_in.set()
+            assert halved.wait(20)
+        elif len(rows) > 4:
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+        return rows * 2
+
+    call, rows = FixedShapeCall(at_most_four_but_once, 8), np.arange(20)
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(call, rows)
+        assert first_is_in.wait(20)
+        np.testing.assert_array_equal(call(rows), rows * 2)
+        halved.set()
+        np.testing.assert_array_equal(first.result(), rows * 2)
+    assert call.rows == 4
