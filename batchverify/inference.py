@@ -140,6 +140,9 @@ class _Batch(NamedTuple):
 class KerasNetwork:
     """A trained Siamese network that fetches and decodes its images itself, in threads, while the device works.
 
+    Several batches are under way at once, each decoded and encoded by a thread of its own. Where TensorFlow is not in use
+    yet, it is told to divide no step among more cores than each of these threads has.
+
     Args:
         config: which model, and the limits of its images.
         tally: is told how far it is.
