@@ -7,6 +7,7 @@ activation into the convolution before them. `python -m benchmarks.encoder` meas
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -34,11 +35,13 @@ class FrozenFunction:
     def __init__(self, function: Callable[..., Any]):
         self._traced = tf.function(function, reduce_retracing=False, autograph=False)
         self._by_shape: dict[tuple, Callable[..., Any]] = {}
+        self._preparing = threading.Lock()
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         shapes = tuple((array.shape, array.dtype) for array in arrays)
-        if shapes not in self._by_shape:
-            self._by_shape[shapes] = self._prepare(arrays)
+        with self._preparing:  # Several threads may come with a new shape; one of them prepares it.
+            if shapes not in self._by_shape:
+                self._by_shape[shapes] = self._prepare(arrays)
         return self._by_shape[shapes](*(tf.constant(array) for array in arrays)).numpy()
 
     def _prepare(self, arrays: tuple[np.ndarray, ...]) -> Callable[..., Any]:

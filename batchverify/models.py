@@ -12,6 +12,7 @@ import logging
 import math
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -338,7 +339,9 @@ def _try_out(model: PairModel, config: ModelConfig) -> list[str]:
     """Scores made-up images and refuses what cannot be a score; returns what else was noticed."""
     name = model.loaded.name
     images = trial_images(model.facts.image_shape, _TRIALS, seed=1)
-    embeddings = _trial_call(model.loaded, lambda: model.encode(images))
+    with ThreadPoolExecutor(2) as threads:  # each with its share of the cores, as in a run
+        first, second = (threads.submit(model.encode, some) for some in (images, images[::-1]))
+    embeddings, turned = (_trial_call(model.loaded, encoding.result) for encoding in (first, second))
     identity = _trial_call(model.loaded, lambda: model.compare(embeddings, embeddings))
     others = np.stack([model.compare(embeddings, np.roll(embeddings, shift, axis=0)) for shift in range(1, len(images))])
     every = np.concatenate([identity[None], others])
@@ -363,7 +366,7 @@ def _try_out(model: PairModel, config: ModelConfig) -> list[str]:
             f"{others.mean():.2g}, so the output looks like a distance; add --output-is distance, "
             "or --output-is score if it is none."
         )
-    again = model.compare(model.encode(images[::-1])[::-1], embeddings)
+    again = model.compare(turned[::-1], embeddings)
     if float(np.max(np.abs(again - identity))) > 1e-3:
         notes.append("The same images score differently when asked again: dropout or batch statistics are left on.")
     return notes

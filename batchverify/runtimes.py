@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import importlib.util
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,13 @@ class OpenVinoFunction:
         self._traced = tf.function(function, reduce_retracing=False, autograph=False)
         self._settings = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "THROUGHPUT"}
         self._by_shape: dict[tuple, Any] = {}
+        self._preparing = threading.Lock()
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         shapes = tuple((array.shape, array.dtype) for array in arrays)
-        if shapes not in self._by_shape:
-            self._by_shape[shapes] = self._prepare(arrays)
+        with self._preparing:
+            if shapes not in self._by_shape:
+                self._by_shape[shapes] = self._prepare(arrays)
         names, model, idle = self._by_shape[shapes]
         given = {name: np.ascontiguousarray(array) for name, array in zip(names, arrays, strict=True)}
         try:
