@@ -18,10 +18,9 @@ from test_faults import start, wait_for
 from test_pipeline import SUBPROCESS_WORKERS, write_pairs
 
 import batchverify
-from batchverify import images
 from batchverify.cli import main
 from batchverify.embeddings import EmbeddingStore
-from batchverify.images import ImageReader, Layout
+from batchverify.images import ImageReader, Layout, PillowResize
 
 POINTER = "embeddings.json"
 
@@ -135,17 +134,17 @@ def test_a_file_that_was_just_written_is_encoded_again(night, pictures):
     assert reader.look_up(str(path)).version is None and reader.look_up(str(pictures / "p4.png")).version is not None
 
 
-def test_a_file_that_changes_while_it_is_read_is_filed_as_what_it_was(pictures, monkeypatch):
-    path, decode = pictures / "p1.png", images.decode
+def test_a_file_that_changes_while_it_is_read_is_filed_as_what_it_was(pictures):
+    path = pictures / "p1.png"
     os.utime(path, (time.time() - 60,) * 2)
-    reader = ImageReader(Layout(16, 16), 10**6, 10**6, versions="stat")
+
+    class LateResize(PillowResize):
+        def __call__(self, image, size):
+            made_anew(path)
+            return super().__call__(image, size)
+
+    reader = ImageReader(Layout(16, 16, resize=LateResize()), 10**6, 10**6, versions="stat")
     before = reader.look_up(str(path)).version
-
-    def decode_late(*arguments):
-        made_anew(path)
-        return decode(*arguments)
-
-    monkeypatch.setattr(images, "decode", decode_late)
     assert reader.read_version(str(path)).version == before != reader.look_up(str(path)).version
 
 

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from apache_beam.internal.gcp import auth
 from object_stores import gs_store, s3_store
 from PIL import Image
 
@@ -79,6 +80,9 @@ def store(request, both, monkeypatch):
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(images, "_FIRST_PAUSE_S", 0.01)
+    # Beam looks for credentials once in a process, and other tests may have had it do so.
+    monkeypatch.setattr(auth._Credentials, "_credentials_init", False)
+    monkeypatch.setattr(auth._Credentials, "_credentials", None)
     store.clear("out")
     store.proxy.clear()
     stores.use_arguments(store.arguments, [])
