@@ -56,13 +56,22 @@ def find_limit(records: list[Record]) -> Record | None:
     return min(limits, key=lambda record: statistics.median(seconds(record)), default=None)
 
 
+def beyond_start_up(record: Record | None) -> float | None:
+    """Returns the seconds that a contender took, by their median, more than for two pairs; None where that is not known."""
+    if record is None or record.start_up is None or not record.rounds:
+        return None
+    return statistics.median(seconds(record)) - record.start_up.seconds
+
+
 def summarise(records: list[Record], pairs: Pairs) -> list[dict[str, Any]]:
     """Returns a row for each contender: medians, and its ratios to batchverify and to the limit."""
     ours = next((record for record in records if record.contender.name == OURS and not record.problem), None)
-    return [_row(record, pairs, ours, find_limit(records)) for record in records]
+    limits = [beyond_start_up(record) for record in records if record.contender.is_limit and not record.problem]
+    least = min((beyond for beyond in limits if beyond is not None), default=None)
+    return [_row(record, pairs, ours, find_limit(records), least) for record in records]
 
 
-def _row(record: Record, pairs: Pairs, ours: Record | None, limit: Record | None) -> dict[str, Any]:
+def _row(record: Record, pairs: Pairs, ours: Record | None, limit: Record | None, least_beyond: float | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "contender": record.contender.name,
         "meaning": record.contender.meaning,
@@ -83,6 +92,8 @@ def _row(record: Record, pairs: Pairs, ours: Record | None, limit: Record | None
         "peak_gib": max(measured.peak_gib for measured in record.rounds),
         "time_by_batchverify": dataclasses.asdict(ratio(seconds(record), seconds(ours))) if ours else None,
         "throughput_by_limit": dataclasses.asdict(ratio(seconds(limit), seconds(record))) if limit else None,
+        "beyond_by_batchverify": _quotient(beyond_start_up(record), beyond_start_up(ours)),
+        "beyond_by_limit": _quotient(least_beyond, beyond_start_up(record)),
     }
 
 
@@ -90,20 +101,26 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Returns the rows as a Markdown table."""
     head = (
         "| contender | s | of which start-up | images/s | pairs/s | CPU s | peak GiB "
-        "| time / batchverify's | throughput / the limit's | largest difference |"
+        "| time / batchverify's | throughput / the limit's | beyond start-up: time / batchverify's "
+        "| beyond start-up: throughput / the limit's | largest difference |"
     )
-    return "\n".join([head, "|" + " --- |" * 10, *map(_line, rows)])
+    return "\n".join([head, "|" + " --- |" * 12, *map(_line, rows)])
 
 
 def _line(row: dict[str, Any]) -> str:
     if "seconds" not in row:
-        return f"| {row['contender']} | {row['problem'] or 'no times'} |" + " |" * 7 + f" {_number(row['difference'], '.1g')} |"
+        return f"| {row['contender']} | {row['problem'] or 'no times'} |" + " |" * 9 + f" {_number(row['difference'], '.1g')} |"
     cells = [
         f"{row['seconds']:.1f}", _number(row["start_up_s"], ".1f"), f"{row['images_per_s']:,.0f}", f"{row['pairs_per_s']:,.0f}",
         f"{row['cpu_s']:.0f}", f"{row['peak_gib']:.2f}", _spread(row["time_by_batchverify"]),
-        _spread(row["throughput_by_limit"]), f"{row['difference']:.1g}",
+        _spread(row["throughput_by_limit"]), _number(row["beyond_by_batchverify"], ".2f"),
+        _number(row["beyond_by_limit"], ".2f"), f"{row['difference']:.1g}",
     ]  # fmt: skip
     return f"| {row['contender']} | " + " | ".join(cells) + " |"
+
+
+def _quotient(seconds: float | None, others: float | None) -> float | None:
+    return None if seconds is None or others is None or others <= 0 else seconds / others
 
 
 def _number(value: float | None, form: str) -> str:
