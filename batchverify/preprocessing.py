@@ -122,7 +122,10 @@ class TensorFlowResize:
 
     def in_graph(self, pixels: Any, size: tuple[int, int]) -> Any:
         """Does the same to a tensor, within a graph: one by one, these steps would cost more than NumPy's."""
-        return tf.cast(tf.round(tf.clip_by_value(self._resize(pixels[None], size)[0], 0, 255)), tf.uint8)
+        resized = self._resize(pixels[None], size)[0]
+        if self._method not in _WITHIN:
+            resized = tf.clip_by_value(resized, 0, 255)
+        return tf.cast(tf.round(resized), tf.uint8)
 
     def _resize(self, images: Any, size: tuple[int, int]) -> Any:
         if self._method == "bilinear":  # what tf.image.resize comes down to, at a fraction of its calling cost

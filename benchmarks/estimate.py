@@ -19,7 +19,7 @@ REQUEST_BYTES, ANSWER_BYTES, BLOCK_BYTES = 300, 920, 900
 # Of a row: the offset of a text; and of an answer's row also status, error, digest and identity score.
 OFFSET_BYTES, ANSWER_ROW_BYTES = 4, 25
 PROVENANCE_BYTES = 9
-DECODE_MS = 0.87
+DECODE_MS = 0.79
 _FETCH_THREADS = 16
 _PADDLE = "paddlepaddle.org.cn/inference/guides/benchmark/benchmark_gpu.html"
 _NVIDIA = "github.com/NVIDIA/DeepLearningExamples, TensorFlow/Classification/ConvNets/resnet50v1.5"
@@ -46,7 +46,7 @@ class Device:
 
 
 DEVICES = (
-    Device("2 cores, AMD EPYC", 138, "measured, benchmarks/README.md, decoding included", 0.10, "assumed"),
+    Device("2 cores, AMD EPYC", 149, "measured, benchmarks/README.md, decoding included", 0.10, "assumed"),
     Device("T4", 1419, f"quoted, TensorRT 8, batches of 4: {_PADDLE}", 0.60, "assumed"),
     Device("L4", 2800, "assumed: twice a T4", 0.90, "assumed"),
     Device("A100", 6000, f"assumed: 4.2 T4, as ResNet-50 in {_NVIDIA} (1,794 to 424)", 3.67, f"quoted, Azure: {_AZURE}"),
