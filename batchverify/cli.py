@@ -44,6 +44,8 @@ _TOLD_ELSEWHERE = re.compile(
     rf"^({RunFailed.__module__}\.{RunFailed.__name__}: |\w+Error: \[Errno |\w+Error: {WORKER_DIED}|grpc\.\S+Error: )", re.M
 )
 
+# What other threads do while a run waits for them.
+_IN_THREADS = ("fetch", "decode", "encode")
 _DEST = {"--manifest": "manifests", "--output": "output"}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(VerificationConfig)}
 
@@ -253,11 +255,8 @@ def store_words(kept: dict[str, Any]) -> str:
     return printable(f"{kept['path']}: {share}" + (f"; not used: {kept['ignored']}" if kept["ignored"] else ""))
 
 
-_IN_THREADS = ("fetch", "decode", "encode")
-
-
 def profile_words(profile: dict[str, Any]) -> str:
-    """Returns where a run's time went, the larger shares first, and beside it what its reading threads did meanwhile."""
+    """Returns where a run's time went, the larger shares first, and beside it what other threads did meanwhile."""
     wall, seconds = profile["wall_seconds"], profile["seconds"]
     alone = sorted(((seconds[name], name) for name in seconds if name not in _IN_THREADS), reverse=True)
     shares = ", ".join(f"{name} {spent / wall:.0%}" for spent, name in alone if spent >= wall / 200)

@@ -32,7 +32,7 @@ _ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.2
 # How long two changes may bear the same time: of the systems that count in seconds, and of all others.
 _COARSE_TICK_NS, _TICK_NS = 2 * 10**9, 50 * 10**6
-# Larger JPEG files are decoded where they are read: hundreds of them wait at a time, and of them Pillow is as fast as anybody.
+# Larger JPEG files are decoded where they are read: those that are left wait in memory, hundreds at a time.
 _MOST_BYTES_LEFT = 512 * 2**10
 # Within a JPEG file's scan, neither the byte 0xff itself nor a restart (ITU-T T.81, B.1.1).
 _MARKER, _END_OF_IMAGE = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]"), b"\xff\xd9"
@@ -139,7 +139,6 @@ class ImageReader:
         limit_s: seconds that one image may take in all.
         tally: is told how long it took.
         versions: of `config.EMBEDDING_VERSIONS`: what `look_up` goes by; None where nobody looks up.
-        leave_jpegs: whether `read_version` leaves small and plain JPEG files to be decoded.
     """
 
     layout: Layout
@@ -149,21 +148,25 @@ class ImageReader:
     limit_s: float = 60.0
     tally: Tally = dataclasses.field(default_factory=Tally)
     versions: str | None = None
-    leave_jpegs: bool = False
 
     def read(self, uri: str) -> tuple[np.ndarray | Failure, bytes | None]:
         """Returns uint8 pixels `(height, width, channels)` or a failure, and the 16-byte digest of the file's bytes."""
-        read = dataclasses.replace(self, leave_jpegs=False).read_version(uri)
+        read = self.read_version(uri)
         assert isinstance(read.image, np.ndarray | Failure)
         return read.image, read.digest
 
-    def read_version(self, uri: str) -> Read:
-        """Reads an image, and the version of it that was there before the first byte was read."""
+    def read_version(self, uri: str, leave_jpegs: bool = False) -> Read:
+        """Reads an image, and the version of it that was there before the first byte was read.
+
+        Args:
+            uri: of the image.
+            leave_jpegs: whether small and plain JPEG files are left to be decoded.
+        """
         file = self._fetch(uri, want_version=self.versions == "stat")
         if isinstance(file, Failure):
             return Read(file)
         fetched = time.perf_counter()
-        leave_jpeg = self.leave_jpegs and len(file.data) <= _MOST_BYTES_LEFT
+        leave_jpeg = leave_jpegs and len(file.data) <= _MOST_BYTES_LEFT
         image = _decode(file.data, self.layout, self.max_pixels, leave_jpeg)
         self.tally.collect("decode", time.perf_counter() - fetched)
         return Read(image, _digest(file.data), file.version)

@@ -168,9 +168,7 @@ class KerasNetwork:
         layout = self.preprocessing.layout()
         limits = config.max_image_pixels, config.max_image_bytes
         self._decode_jpegs = self.preprocessing.jpeg_decoder(config.max_image_pixels)
-        self._reader = ImageReader(
-            layout, *limits, config.image_root, config.image_timeout, tally, versions, self._decode_jpegs is not None
-        )
+        self._reader = ImageReader(layout, *limits, config.image_root, config.image_timeout, tally, versions)
         self._most_under_way = shares + 1
         self._encoding = ThreadPoolExecutor(self._most_under_way, "encode-images")
         self._ahead: ReadAhead | None = None
@@ -240,7 +238,8 @@ class KerasNetwork:
         if self._ahead is None:
             limit_s = self._config.image_timeout
             threads = self._config.fetch_threads or (_STORE_THREADS if any(map(in_store, uris)) else _cores())
-            self._ahead = ReadAhead(self._reader.read_version, _too_slow(limit_s), threads, limit_s)
+            read = functools.partial(self._reader.read_version, leave_jpegs=self._decode_jpegs is not None)
+            self._ahead = ReadAhead(read, _too_slow(limit_s), threads, limit_s)
         return self._ahead
 
     def _await(self, batches: Iterator[Found]) -> Found | None:

@@ -76,7 +76,7 @@ in [0, 1], with `…_interval` the bounds of Wilson's 95% interval; null stands 
 | embeddings.reused, embeddings.encoded | int | distinct images |
 | profile | dict? | where the time went; null where workers were on other machines; else as in the rows below |
 | profile.wall_seconds | float | since the pipeline began, to the summary |
-| profile.seconds.* | float | of all workers; `fetch` and `decode` in threads meanwhile; `shuffle` is the rest |
+| profile.seconds.* | float | of all workers; `fetch`, `decode`, `encode` while others `wait`; `shuffle` is the rest |
 | profile.images_per_second, profile.rows_per_second | float | |
 | profile.device_idle_share | float? | share of wall_seconds in which the encoder did nothing; null with several processes |
 | gates | list | empty where none is set |

@@ -61,12 +61,12 @@ def jpeg(rng, mode="RGB", **settings):
 
 def decoded_together(preprocessing, folder, files):
     """Returns what `files` become where as many as can be are decoded in one call, and how many those are."""
-    reader = ImageReader(preprocessing.layout(), 10**6, 10**6, leave_jpegs=True)
+    reader = ImageReader(preprocessing.layout(), 10**6, 10**6)
     found = []
     for number, data in enumerate(files):
         path = folder / f"{number}.jpg"
         path.write_bytes(data)
-        found.append(reader.read_version(str(path)).image)
+        found.append(reader.read_version(str(path), leave_jpegs=True).image)
     left = [image for image in found if isinstance(image, JpegFile)]
     decoded = iter(preprocessing.jpeg_decoder(10**6)(left))
     return [next(decoded) if isinstance(image, JpegFile) else image for image in found], len(left)
