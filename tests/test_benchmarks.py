@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from benchmarks.precision import draw_manifest, table
 from benchmarks.speed.contenders import CONTENDERS, difference, read_answer
 from benchmarks.speed.images import SIZES, Camera
 from benchmarks.speed.manifests import CASES, build_pairs
@@ -99,3 +102,33 @@ def test_ratios_beyond_start_up_leave_it_out_and_take_the_faster_limit():
     found = {row["contender"]: row for row in summarise(records, build_pairs("lfw", 0.01, 0))}
     assert found["published"]["beyond_by_batchverify"] == 4.5
     assert found["batchverify"]["beyond_by_limit"] == 0.9
+
+
+def test_pairs_of_class_folders_are_half_genuine_and_the_same_for_one_seed(tmp_path):
+    for number in range(12):
+        path = tmp_path / "images" / "abc"[number // 4] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), number).save(path)
+    (tmp_path / "images" / "a" / "notes.txt").write_text("no image")
+    first, again, other = (
+        pd.read_csv(draw_manifest(tmp_path / "images", 60, seed, tmp_path / f"{n}.csv")) for n, seed in enumerate([1, 1, 2])
+    )
+    same_class = [Path(left).parent == Path(right).parent for left, right in zip(first["left"], first["right"], strict=True)]
+    assert first["genuine"].astype(bool).tolist() == same_class and sum(same_class) == 30
+    assert (first["left"] != first["right"]).all() and not first["right"].str.endswith(".txt").any()
+    assert first.equals(again) and not first.equals(other)
+
+
+def test_drift_is_of_the_same_rows_and_counts_what_changed():
+    def run(scores, matches, verdicts):
+        rows = pa.table({"score": pa.array(scores, pa.float32()), "match": matches, "identity_check": verdicts})
+        return 1.0, {"rows": {"scored": 3}, "images": {"total": 4}, "profile": {"images_per_second": 5.0}}, rows
+
+    found = {
+        "one": run([0.5, 0.25, None, 0.75], [False, False, None, True], ["sane", "sane", "not_checked", "sane"]),
+        "other": run([0.5, 0.5, None, 0.5], [False, True, None, False], ["sane", "outscored", "not_checked", "sane"]),
+    }
+    counts, *_, one, other = table(found)
+    assert counts.startswith("3 pairs with scores over 4 images")
+    assert one.split(" | ")[3:] == ["0", "0", "0", "0 |"]
+    assert other.split(" | ")[3:] == ["0.25", "0.17", "2", "1 |"]
