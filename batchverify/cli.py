@@ -494,13 +494,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     _add(pixels, "--fit", choices=FITS, help="what becomes of images of another shape (default: stretch)")
     _add(pixels, "--image-size", type=_image_size, metavar="HxW", help="height and width, where the model leaves them open")
-    _add(
-        pixels,
-        "--scaled-decoding",
-        action="store_true",
-        help="decode large JPEG files at 1/2, 1/4 or 1/8 of their size, at least twice the network's: faster, at other scores; "
-        "an antialiasing --resize does so anyway",
-    )
 
 
 def with_pixels_joined(argv: Sequence[str]) -> list[str]:

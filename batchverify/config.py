@@ -111,8 +111,6 @@ class ModelConfig:
         fit: what becomes of other shapes, one of `FITS`: stretched, the middle cropped out, or padded with black.
             Stretched where nobody says.
         image_size: height and width in pixels, for a model whose input leaves them open.
-        scaled_decoding: whether a JPEG may be decoded at a fraction of its size also where `resize` does not antialias: faster
-            for photos, at other scores.
         lambdas: what Lambda layers compute, `NAME=KIND`, or `KIND` for all of them; kinds are in `comparisons.KINDS`.
         custom_objects: what classes that the file only names are: `CLASS=KIND` or `CLASS=module:attribute`.
         trust_model_code: whether code inside of the model file may run.
@@ -133,7 +131,6 @@ class ModelConfig:
     resize: str | None = None
     fit: str | None = None
     image_size: tuple[int, int] | None = None
-    scaled_decoding: bool = False
     lambdas: tuple[str, ...] = ()
     custom_objects: tuple[str, ...] = ()
     trust_model_code: bool = False

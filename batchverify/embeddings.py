@@ -50,7 +50,7 @@ _FOOTERS_AT_ONCE = 16
 _LEFT_BEHIND_S = 14 * 86_400
 _OK = STATUSES.index(ImageStatus.OK)
 # Of a model's configuration, what the key has in another form, and what changes no embedding but in its last bits.
-_NOT_IN_KEY = {"model", "threshold", "batch_size", "pixels", "color", "resize", "fit", "image_size", "scaled_decoding"}
+_NOT_IN_KEY = {"model", "threshold", "batch_size", "pixels", "color", "resize", "fit", "image_size"}
 _LIBRARIES = ("keras", "pillow", "tensorflow")
 _AFRESH = "or start afresh with --embeddings-rebuild"
 

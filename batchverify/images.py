@@ -101,7 +101,6 @@ class Layout:
         grey: whether colours are taken away.
         resize: what brings an image to this size.
         fit: what becomes of other shapes: `stretch`, `crop` (the middle) or `pad` (with black).
-        scaled_decoding: whether a JPEG is decoded at a fraction of its size even if `resize` does not antialias.
     """
 
     height: int
@@ -110,7 +109,6 @@ class Layout:
     grey: bool = False
     resize: Resize = PillowResize()
     fit: str = "stretch"
-    scaled_decoding: bool = False
 
 
 class Read(NamedTuple):
@@ -275,8 +273,12 @@ def _decode(data: bytes, layout: Layout, max_pixels: int, leave_jpeg: bool) -> n
                 return Failure(ImageStatus.TOO_LARGE, trap)
             if lacks_strips(image):
                 return Failure(ImageStatus.UNREADABLE, "it cannot be decoded (a part of its pixels is missing)")
-            if not _scale_down(image, layout) and leave_jpeg and _is_plain_jpeg(image, data):
+            if leave_jpeg and _is_plain_jpeg(image, data):
                 return JpegFile(data)
+            # JPEG decodes at a half, a quarter, an eighth at a fraction of the cost; twice the wanted size keeps
+            # the result within what the resize filter itself would smooth.
+            if layout.resize.antialias:
+                image.draft(None, (2 * max(layout.height, layout.width),) * 2)
             return _pixels(image, layout, max_pixels)
     except UnidentifiedImageError:
         return _unidentified(data)
@@ -286,20 +288,6 @@ def _decode(data: bytes, layout: Layout, max_pixels: int, leave_jpeg: bool) -> n
         return Failure(ImageStatus.TOO_LARGE, "there is not enough memory to decode it")
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to.
         return Failure(ImageStatus.UNREADABLE, f"it cannot be decoded ({brief(error)})")
-
-
-def _scale_down(image: ImageFile.ImageFile, layout: Layout) -> bool:
-    """Has a JPEG decoded at a half, a quarter or an eighth where it may be, at a fraction of the cost.
-
-    Twice the wanted size keeps the result within what a filter that antialiases would smooth.
-
-    Returns:
-        whether the image is smaller now.
-    """
-    whole = image.size
-    if layout.scaled_decoding or layout.resize.antialias:
-        image.draft(None, (2 * max(layout.height, layout.width),) * 2)
-    return image.size != whole
 
 
 def _is_plain_jpeg(image: ImageFile.ImageFile, data: bytes) -> bool:

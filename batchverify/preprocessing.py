@@ -51,7 +51,6 @@ class Preprocessing:
         resize: one of `config.RESIZES`.
         fit: one of `config.FITS`.
         source: who says on what scale the pixels are.
-        scaled_decoding: see `images.Layout`.
     """
 
     height: int
@@ -62,19 +61,17 @@ class Preprocessing:
     resize: str
     fit: str
     source: str
-    scaled_decoding: bool = False
 
     def __str__(self) -> str:
-        decoding = ", JPEG decoded at a fraction of its size" if self.scaled_decoding else ""
         return (
-            f"{self.color} {self.height}x{self.width}, {self.fit}, {self.resize}{decoding}, "
+            f"{self.color} {self.height}x{self.width}, {self.fit}, {self.resize}, "
             f"pixels {self.pixels} ({_MEANINGS[self.pixels]}), as {self.source}"
         )
 
     def layout(self) -> Layout:
         """Returns how images are to be read."""
         grey = self.color == "grey"
-        return Layout(self.height, self.width, self.channels, grey, self.resizer(), self.fit, self.scaled_decoding)
+        return Layout(self.height, self.width, self.channels, grey, self.resizer(), self.fit)
 
     def resizer(self) -> Resize:
         """Returns what brings an image to the network's size."""
@@ -201,7 +198,7 @@ def decide_preprocessing(
         raise Refused(_unknown_scale(name, hidden))
     height, width, channels = shape
     resize, fit = options.resize or "bilinear", options.fit or "stretch"
-    return Preprocessing(height, width, channels, scale, color, resize, fit, source, options.scaled_decoding)
+    return Preprocessing(height, width, channels, scale, color, resize, fit, source)
 
 
 def contradiction(options: ModelConfig, found: tuple[str, str] | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What another runtime, less precision and scaled decoding gain, and what they do to scores: of your own pairs and model.
+"""What another runtime and less precision gain, and what they do to scores: of your own pairs and model.
 
     python -m benchmarks.precision --manifest manifests/demo.csv
     python -m benchmarks.precision --manifest pairs.csv --model model.keras --pixels 0..1 --threshold 0.7
@@ -33,7 +33,6 @@ WAYS = {
     "TensorFlow, float32": [],
     "OpenVINO, float32": ["--runtime", "openvino"],
     "OpenVINO, bfloat16": ["--runtime", "openvino", "--precision", "bfloat16"],
-    "TensorFlow, scaled decoding": ["--scaled-decoding"],
 }
 _HEAD = (
     "| | s | images/s without start-up | largest difference of a score | mean | matches changed | verdicts changed |",

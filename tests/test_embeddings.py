@@ -179,12 +179,7 @@ def absolute(tmp_path, pictures):
 
 @pytest.mark.parametrize(
     ("settings", "told"),
-    [
-        ({"color": "bgr"}, "preprocessing"),
-        ({"scaled_decoding": True}, "preprocessing"),
-        ({"max_image_pixels": 10**6}, "max image pixels"),
-        ({}, "model digest"),
-    ],
+    [({"color": "bgr"}, "preprocessing"), ({"max_image_pixels": 10**6}, "max image pixels"), ({}, "model digest")],
 )
 def test_another_model_or_other_pixels_meet_no_old_embedding(settings, told, night, tmp_path, small_model, caplog):
     import keras

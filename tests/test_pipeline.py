@@ -12,8 +12,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tensorflow as tf
-from PIL import Image
 
 import batchverify
 from batchverify.images import Failure, Layout, PillowResize, Resize, decode, fetch
@@ -140,27 +138,6 @@ def test_scores_depend_on_neither_batch_nor_block(batch_size, block_rows, small_
         found.append(read_scores(tmp_path / name))
     np.testing.assert_allclose(found[0]["score"], found[1]["score"], atol=1e-6)
     assert found[0]["manifest_row"].tolist() == found[1]["manifest_row"].tolist() == list(range(57))
-
-
-def test_scaled_decoding_scores_photos_at_a_fraction_of_their_size(small_model, tmp_path, read_scores):
-    rng = np.random.default_rng(2)
-    for number in range(4):
-        path = tmp_path / f"p{number}.jpg"
-        Image.fromarray(rng.integers(0, 256, (80, 100, 3), np.uint8)).save(path, quality=90)
-        half = tf.io.decode_jpeg(path.read_bytes(), ratio=2, dct_method="INTEGER_ACCURATE").numpy()
-        Image.fromarray(half).save(tmp_path / f"p{number}.png")
-    found = {}
-    for name, ending, scaled in (("whole", "jpg", False), ("scaled", "jpg", True), ("halves", "png", False)):
-        manifest = tmp_path / f"{name}.csv"
-        manifest.write_text("left,right\n" + "\n".join(f"p{n}.{ending},p{n + 1}.{ending}" for n in range(3)))
-        config = batchverify.VerificationConfig(
-            manifests=(str(manifest),), output=str(tmp_path / name), model=small_model, scaled_decoding=scaled
-        )
-        summary = batchverify.run(config).summary
-        assert ("fraction of its size" in summary["run"]["preprocessing"]) == scaled
-        found[name] = read_scores(tmp_path / name)["score"]
-    np.testing.assert_allclose(found["scaled"], found["halves"], atol=1e-6)
-    assert np.abs(found["scaled"] - found["whole"]).max() > 0.01
 
 
 def test_verify_pairs_in_a_pipeline_of_ones_own(small_model, pictures):

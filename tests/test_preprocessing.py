@@ -68,7 +68,7 @@ def decoded_together(preprocessing, folder, files):
         path.write_bytes(data)
         found.append(reader.read_version(str(path), leave_jpegs=True).image)
     left = [image for image in found if isinstance(image, JpegFile)]
-    decoded = iter(preprocessing.jpeg_decoder(10**6)(left) if left else [])
+    decoded = iter(preprocessing.jpeg_decoder(10**6)(left))
     return [next(decoded) if isinstance(image, JpegFile) else image for image in found], len(left)
 
 
@@ -108,19 +108,6 @@ def test_damaged_jpeg_files_decoded_together_are_as_each_decoded_alone(tmp_path)
     assert together > 100
     assert sum(isinstance(one, Failure) for one in found) > 50
     assert [number for number, data in enumerate(files) if not same(found[number], decode(data, preprocessing.layout()))] == []
-
-
-@pytest.mark.parametrize(
-    ("size", "part"), [((79, 300), 1), ((159, 200), 1), ((160, 200), 2), ((330, 330), 4), ((900, 1000), 8)]
-)
-def test_scaled_decoding_is_that_of_tensorflow_and_stays_twice_as_large(size, part, tmp_path):
-    preprocessing = Preprocessing(40, 30, 3, "0..255", "rgb", "bilinear", "stretch", "", scaled_decoding=True)
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(5).integers(0, 256, (*size, 3), np.uint8)).save(file, "JPEG")
-    scaled = tf.io.decode_jpeg(file.getvalue(), channels=3, ratio=part, dct_method="INTEGER_ACCURATE")
-    (found,), together = decoded_together(preprocessing, tmp_path, [file.getvalue()])
-    np.testing.assert_allclose(found, tf.image.resize(scaled, (40, 30)), atol=0.501)
-    assert together == (part == 1)
 
 
 def test_a_sliver_is_not_padded_without_limit():
