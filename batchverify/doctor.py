@@ -22,7 +22,6 @@ from batchverify.config import ModelConfig, Refused, VerificationConfig, printab
 SANE, REFUSED, NOT_SANE = 0, 2, 3
 _MOST_IMAGES = 512
 _TRIAL_IMAGES = 96
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _TOLERANCE = 1e-4
 
 
@@ -157,7 +156,9 @@ def _uris(images: str | None, manifest: str | None) -> list[str]:
     if images:
         if not os.path.isdir(images):
             raise Refused(f"--images {images}: there is no such folder; check the path.")
-        found = sorted(str(path) for path in Path(images).rglob("*") if path.suffix.lower() in _ENDINGS)
+        from batchverify.images import IMAGE_ENDINGS
+
+        found = sorted(str(path) for path in Path(images).rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
         step = max(1, len(found) // _MOST_IMAGES)
         return found[::step][:_MOST_IMAGES]
     from batchverify.manifest import plan_manifest

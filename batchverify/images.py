@@ -25,6 +25,8 @@ from batchverify.tally import Tally
 from batchverify.traps import find_spacious_trap, find_trap, lacks_strips
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
+# Of the files of these formats, where a folder is looked through.
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
 _DENIED = {errno.EACCES, errno.EPERM}
 _ABSENT, _FORBIDDEN = re.compile(r"\b404\b|Not Found|NoSuch"), re.compile(r"\b(401|403)\b|Forbidden")

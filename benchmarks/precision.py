@@ -1,12 +1,13 @@
-"""What another runtime and less precision gain, and what they do to scores: of your own pairs and model.
+"""What OpenVINO and bfloat16 do to scores: run on pairs and a model of your own.
 
     python -m benchmarks.precision --manifest manifests/demo.csv
     python -m benchmarks.precision --manifest pairs.csv --model model.keras --pixels 0..1 --threshold 0.7
     python -m benchmarks.precision --images classes/ --pairs 2000
 
-Runs `python -m batchverify` once for each way, in processes of their own. Scores are compared row by row with those of
+Runs `python -m batchverify` once for each way, in processes of their own, and compares scores row by row with those of
 TensorFlow in float32. Of `--images`, class folders, half of the pairs are drawn from one class and half from two. What this
-command does not know goes to batchverify.
+command does not know goes to batchverify. Seconds are of one run each; the first one may have to wait for files that the
+next ones find in memory. The exit code is 1 if a run fails, 2 if nothing was run.
 """
 
 from __future__ import annotations
@@ -14,64 +15,96 @@ from __future__ import annotations
 import argparse
 import collections
 import csv
+import dataclasses
+import importlib.util
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
+from batchverify.images import IMAGE_ENDINGS
 from benchmarks.speed.report import describe_machine, machine_words
 from benchmarks.speed.runner import measure
 
-WAYS = {
-    "TensorFlow, float32": [],
+_REFERENCE = "TensorFlow, float32"
+_WAYS = {
+    _REFERENCE: [],
     "OpenVINO, float32": ["--runtime", "openvino"],
     "OpenVINO, bfloat16": ["--runtime", "openvino", "--precision", "bfloat16"],
 }
+# They would decide what is compared here, write elsewhere than here, or write nothing.
+_NOT_PASSED_ON = ("--runtime", "--precision", "--output", "--embeddings", "--check", "--no-wait")
+_GATE_NOT_MET = 3
+_ORDER = ["manifest_file", "manifest_row"]
+_COMPARED = ["match", "identity_check"]
 _HEAD = (
-    "| | s | images/s without start-up | largest difference of a score | mean | matches changed | verdicts changed |",
-    "|" + " --- |" * 7,
+    "| | s | images/s without start-up | largest difference of a score | mean | scores that only one has | matches changed "
+    "| verdicts changed |\n|" + " --- |" * 8
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What batchverify said of the pairs in one way.
+
+    Attributes:
+        seconds: of the whole process.
+        summary: `summary.json`.
+        rows: columns `score` (float32), `match` and `identity_check` (text), in the manifest's order.
+    """
+
+    seconds: float
+    summary: dict[str, Any]
+    rows: pa.Table
+
+
 def main() -> int:
-    """Prints a table; the exit code is 1 if a run fails."""
+    """Prints a table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.precision", description=__doc__.split("\n\n")[0], allow_abbrev=False
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--manifest", type=Path, help="of batchverify's")
+    source.add_argument("--manifest", action="append", help="as for batchverify; may be given several times")
     source.add_argument("--images", type=Path, metavar="DIR", help="class folders to draw pairs from")
-    parser.add_argument("--pairs", type=int, default=2000, help="that are drawn from --images")
+    parser.add_argument("--pairs", type=int, default=2000, help="that are drawn from --images (default: 2000)")
     parser.add_argument("--seed", type=int, default=0)
     options, more = parser.parse_known_args()
-    with tempfile.TemporaryDirectory(prefix="batchverify-precision-") as folder:
-        manifest = options.manifest or draw_manifest(options.images, options.pairs, options.seed, Path(folder) / "pairs.csv")
+    if refused := [argument for argument in more if argument.split("=")[0] in _NOT_PASSED_ON]:
+        parser.error(f"{' '.join(refused)}: this command decides that itself; leave it out.")
+    if importlib.util.find_spec("openvino") is None:
+        parser.error("the package openvino is not installed, and there is nothing to compare; pip install '.[openvino]'.")
+    with tempfile.TemporaryDirectory(prefix="batchverify-precision-") as name:
+        folder = Path(name)
         try:
-            found = {name: _run([*arguments, *more], manifest, Path(folder) / name) for name, arguments in WAYS.items()}
-        except RuntimeError as error:
-            print(error, file=sys.stderr)
-            return 1
+            drawn = options.images and draw_manifest(options.images, options.pairs, options.seed, folder / "pairs.csv")
+        except ValueError as error:
+            parser.error(str(error))
+        manifests = [part for path in options.manifest or [str(drawn)] for part in ("--manifest", path)]
+        found = {way: _run([*manifests, *arguments, *more], folder / way) for way, arguments in _WAYS.items()}
     print("\n".join(table(found)))
     print(f"\n{machine_words(describe_machine())}")
-    return 0
+    return int(any(isinstance(run, str) for run in found.values()))
 
 
 def draw_manifest(images: Path, pairs: int, seed: int, path: Path) -> Path:
-    """Writes a manifest of `pairs` distinct files each, in turn of one class and of two."""
+    """Writes a manifest of `pairs` rows with two different files each, in turn of two classes and of one.
+
+    Raises:
+        ValueError: if there are no two classes of two images.
+    """
     classes = collections.defaultdict(list)
-    known = Image.registered_extensions()
-    for image in sorted(file for file in images.resolve().rglob("*") if file.suffix.lower() in known):
+    for image in sorted(file for file in images.resolve().rglob("*") if file.suffix.lower() in IMAGE_ENDINGS):
         classes[image.parent].append(image)
     drawn = [files for files in classes.values() if len(files) > 1]
     if len(drawn) < 2:
-        raise SystemExit(f"--images {images}: it has no two folders with two images; give a folder of class folders.")
+        raise ValueError(f"--images {images}: it has no two folders with two images each; give a folder of class folders.")
     rng = np.random.default_rng(seed)
     with path.open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)
@@ -84,37 +117,48 @@ def draw_manifest(images: Path, pairs: int, seed: int, path: Path) -> Path:
     return path
 
 
-def _run(options: list[str], manifest: Path, output: Path) -> tuple[float, dict[str, Any], pa.Table]:
-    """Returns the seconds of the whole process, the summary, and the rows in the manifest's order.
-
-    Raises:
-        RuntimeError: if it fails.
-    """
-    command = [sys.executable, "-m", "batchverify", "--manifest", str(manifest), "--output", str(output), *options]
-    code, measured, words = measure(command)
-    if code != 0:
-        raise RuntimeError(f"batchverify {' '.join(options)} failed with exit code {code}: {words}")
-    rows = pa.concat_tables([pq.read_table(path) for path in sorted(output.glob("scores-*.parquet"))])
-    rows = rows.sort_by([("manifest_file", "ascending"), ("manifest_row", "ascending")])
-    return measured.seconds, json.loads((output / "summary.json").read_text(encoding="utf-8")), rows
+def _run(options: list[str], output: Path) -> Run | str:
+    """Returns what batchverify found, or why it failed."""
+    code, measured, words = measure([sys.executable, "-m", "batchverify", "--output", str(output), *options])
+    if code not in (0, _GATE_NOT_MET):
+        return f"failed with exit code {code}: {words}"
+    summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    rows = pa.concat_tables([_read(path) for path in sorted(output.glob("scores-*.parquet"))])
+    return Run(measured.seconds, summary, rows.sort_by([(name, "ascending") for name in _ORDER]))
 
 
-def table(found: dict[str, tuple[float, dict[str, Any], pa.Table]]) -> Iterable[str]:
-    """Yields the lines of a Markdown table; the first way is what the others are compared with."""
-    (_, summary, reference), *_ = found.values()
-    yield f"{summary['rows']['scored']:,} pairs with scores over {summary['images']['total']:,} images\n"
-    yield from _HEAD
-    for name, (seconds, summary, rows) in found.items():
-        rate = summary["profile"]["images_per_second"]
-        yield f"| {name} | {seconds:.1f} | {rate:,.0f} | {' | '.join(_drift(rows, reference))} |"
+def _read(path: Path) -> pa.Table:
+    rows = pq.read_table(path, columns=[*_ORDER, "score", *_COMPARED])
+    as_text = {name: rows[name].cast(pa.string()) for name in (_ORDER[0], *_COMPARED)}  # alike in all files
+    return pa.table({name: as_text.get(name, rows[name]) for name in rows.column_names})
+
+
+def table(found: dict[str, Run | str]) -> Iterator[str]:
+    """Yields the lines of a Markdown table; the others are compared with the first one."""
+    reference, *_ = found.values()
+    if isinstance(reference, Run):
+        scored, images = reference.summary["rows"]["scored"], reference.summary["images"]["total"]
+        yield f"{scored:,} pairs with scores over {images:,} images\n"
+    yield _HEAD
+    for way, run in found.items():
+        if isinstance(run, str):
+            yield f"| {way} | {run} |" + " |" * 6
+            continue
+        rate = (run.summary["profile"] or {}).get("images_per_second")
+        drift = _drift(run.rows, reference.rows) if isinstance(reference, Run) else [""] * 5
+        yield f"| {way} | {run.seconds:.1f} | {'' if rate is None else f'{rate:,.0f}'} | {' | '.join(drift)} |"
 
 
 def _drift(rows: pa.Table, reference: pa.Table) -> Iterator[str]:
-    differences = np.abs(rows["score"].to_numpy() - reference["score"].to_numpy())
-    yield f"{np.nanmax(differences, initial=0):.2g}"
-    yield f"{np.nanmean(differences):.2g}"
-    for column in ("match", "identity_check"):
-        yield str(sum(one != other for one, other in zip(rows[column].to_pylist(), reference[column].to_pylist(), strict=True)))
+    scores, known = (each["score"].to_numpy().astype(float) for each in (rows, reference))
+    differences = np.abs(scores - known)
+    differences = differences[np.isfinite(differences)]
+    yield f"{differences.max():.2g}" if len(differences) else ""
+    yield f"{differences.mean():.2g}" if len(differences) else ""
+    yield str(np.sum(np.isfinite(scores) != np.isfinite(known)))
+    for column in _COMPARED:
+        one, other = (pc.fill_null(each[column], "none") for each in (rows, reference))
+        yield str(pc.sum(pc.not_equal(one, other)).as_py() or 0)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from benchmarks.precision import draw_manifest, table
+from benchmarks.precision import Run, draw_manifest, table
 from benchmarks.speed.contenders import CONTENDERS, difference, read_answer
 from benchmarks.speed.images import SIZES, Camera
 from benchmarks.speed.manifests import CASES, build_pairs
@@ -119,16 +119,44 @@ def test_pairs_of_class_folders_are_half_genuine_and_the_same_for_one_seed(tmp_p
     assert first.equals(again) and not first.equals(other)
 
 
-def test_drift_is_of_the_same_rows_and_counts_what_changed():
+def test_drift_counts_what_changed():
     def run(scores, matches, verdicts):
         rows = pa.table({"score": pa.array(scores, pa.float32()), "match": matches, "identity_check": verdicts})
-        return 1.0, {"rows": {"scored": 3}, "images": {"total": 4}, "profile": {"images_per_second": 5.0}}, rows
+        return Run(1.0, {"rows": {"scored": 3}, "images": {"total": 4}, "profile": None}, rows)
 
     found = {
-        "one": run([0.5, 0.25, None, 0.75], [False, False, None, True], ["sane", "sane", "not_checked", "sane"]),
-        "other": run([0.5, 0.5, None, 0.5], [False, True, None, False], ["sane", "outscored", "not_checked", "sane"]),
+        "one": run([0.5, 0.25, None, 0.75], ["false", "false", None, "true"], ["sane", "sane", "not_checked", "sane"]),
+        "other": run([0.5, 0.5, 0.3, 0.5], ["false", "true", None, "false"], ["sane", "outscored", "not_checked", "sane"]),
+        "failed": "failed with exit code 2: why",
     }
-    counts, *_, one, other = table(found)
+    counts, *_, one, other, failed = table(found)
     assert counts.startswith("3 pairs with scores over 4 images")
-    assert one.split(" | ")[3:] == ["0", "0", "0", "0 |"]
-    assert other.split(" | ")[3:] == ["0.25", "0.17", "2", "1 |"]
+    assert one.split(" | ")[3:] == ["0", "0", "0", "0", "0 |"]
+    assert other.split(" | ")[3:] == ["0.25", "0.17", "1", "2", "1 |"]
+    assert "failed with exit code 2: why" in failed
+
+
+def precision(*options):
+    command = [sys.executable, "-m", "benchmarks.precision", *map(str, options)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_precision_compares_the_rows_of_several_manifests(tmp_path):
+    lines = (ROOT / "manifests" / "demo.csv").read_text().splitlines()
+    manifests = []
+    for name, rows in (("one", lines[1:20]), ("two", lines[20:45])):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join([lines[0], *rows]))
+        manifests += ["--manifest", path]
+    run = precision(*manifests, "--image-root", ROOT / "manifests", "--block-rows", 7, "--max-identity-faults", "0")
+    assert run.returncode == 0, run.stdout + run.stderr
+    *_, reference, float32, bfloat16 = (line.split(" | ") for line in run.stdout.splitlines() if line.startswith("| "))
+    assert reference[3:] == ["0", "0", "0", "0", "0 |"]
+    assert float(float32[3]) < 1e-4 < float(bfloat16[3]) < 0.1
+    assert float32[5:] == ["0", "0", "0 |"]
+
+
+@pytest.mark.parametrize("option", ["--runtime=openvino", "--output", "--embeddings", "--check"])
+def test_precision_decides_itself_what_it_compares(option):
+    run = precision("--manifest", "manifests/demo.csv", option)
+    assert run.returncode == 2 and f"{option}: this command decides that itself" in run.stderr

@@ -14,12 +14,11 @@ from PIL import Image
 
 from batchverify.config import Refused, VerificationConfig
 from batchverify.demo import characters
-from batchverify.images import Failure, ImageReader, Layout
+from batchverify.images import IMAGE_ENDINGS, Failure, ImageReader, Layout
 from batchverify.manifest import pair_uris, parse_labels, plan_manifest, read_blocks
 from batchverify.training.data import Group
 
 _LOG = logging.getLogger(__name__)
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _READERS = 8
 
 
@@ -39,7 +38,7 @@ def read_folders(folder: str, size: int) -> list[Group]:
         raise Refused(f"--images {folder}: there is no such folder; check the path.")
     classes: dict[Path, list[Path]] = {}
     for where, _, names in os.walk(folder):
-        if images := sorted(name for name in names if name.lower().endswith(_ENDINGS)):
+        if images := sorted(name for name in names if name.lower().endswith(IMAGE_ENDINGS)):
             classes[Path(where)] = [Path(where) / name for name in images]
     groups: dict[Path, dict[str, list[str]]] = defaultdict(dict)
     for path, files in sorted(classes.items()):

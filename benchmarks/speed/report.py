@@ -18,7 +18,7 @@ from benchmarks.speed.contenders import OURS
 from benchmarks.speed.manifests import Pairs
 from benchmarks.speed.runner import Record
 
-_PACKAGES = ("apache-beam", "keras", "numpy", "pillow", "pyarrow", "pyspark", "ray", "tensorflow")
+_PACKAGES = ("apache-beam", "keras", "numpy", "openvino", "pillow", "pyarrow", "pyspark", "ray", "tensorflow")
 
 
 @dataclasses.dataclass(frozen=True)
