@@ -33,9 +33,8 @@ from batchverify.images import IMAGE_ENDINGS
 from benchmarks.speed.report import describe_machine, machine_words
 from benchmarks.speed.runner import measure
 
-_REFERENCE = "TensorFlow, float32"
 _WAYS = {
-    _REFERENCE: [],
+    "TensorFlow, float32": [],
     "OpenVINO, float32": ["--runtime", "openvino"],
     "OpenVINO, bfloat16": ["--runtime", "openvino", "--precision", "bfloat16"],
 }
@@ -57,7 +56,7 @@ class Run:
     Attributes:
         seconds: of the whole process.
         summary: `summary.json`.
-        rows: columns `score` (float32), `match` and `identity_check` (text), in the manifest's order.
+        rows: with the columns `score`, `match` and `identity_check`, in the manifest's order.
     """
 
     seconds: float
@@ -123,14 +122,9 @@ def _run(options: list[str], output: Path) -> Run | str:
     if code not in (0, _GATE_NOT_MET):
         return f"failed with exit code {code}: {words}"
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
-    rows = pa.concat_tables([_read(path) for path in sorted(output.glob("scores-*.parquet"))])
+    columns = [*_ORDER, "score", *_COMPARED]
+    rows = pa.concat_tables([pq.read_table(path, columns=columns) for path in output.glob("scores-*.parquet")])
     return Run(measured.seconds, summary, rows.sort_by([(name, "ascending") for name in _ORDER]))
-
-
-def _read(path: Path) -> pa.Table:
-    rows = pq.read_table(path, columns=[*_ORDER, "score", *_COMPARED])
-    as_text = {name: rows[name].cast(pa.string()) for name in (_ORDER[0], *_COMPARED)}  # alike in all files
-    return pa.table({name: as_text.get(name, rows[name]) for name in rows.column_names})
 
 
 def table(found: dict[str, Run | str]) -> Iterator[str]:
@@ -157,7 +151,7 @@ def _drift(rows: pa.Table, reference: pa.Table) -> Iterator[str]:
     yield f"{differences.mean():.2g}" if len(differences) else ""
     yield str(np.sum(np.isfinite(scores) != np.isfinite(known)))
     for column in _COMPARED:
-        one, other = (pc.fill_null(each[column], "none") for each in (rows, reference))
+        one, other = (each[column].cast(pa.string()) for each in (rows, reference))  # of dictionaries of their own
         yield str(pc.sum(pc.not_equal(one, other)).as_py() or 0)
 
 
