@@ -42,6 +42,7 @@ setup(
             "duckdb>=2.0,<3",
             "gcp-storage-emulator>=2026.7,<2027",
             "hypothesis>=6.130,<7",
+            "import-linter>=2.5,<3",
             "moto[server]>=5.2,<6",
             "mypy>=2.0,<3",
             "openvino>=2026.2,<2027",

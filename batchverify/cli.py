@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 
+from batchverify import shutdown
 from batchverify.config import (
     BAD_ROWS,
     COLORS,
@@ -124,15 +125,10 @@ def _swept_when_stopped() -> Iterator[None]:
 
     def stop(number: int, _: Any) -> None:
         stopped = f"batchverify: stopped by {signal.Signals(number).name}"
-        # Before these modules are loaded there is nothing to cancel or sweep; to load them takes Beam's two seconds.
-        cancel_jobs = getattr(sys.modules.get("batchverify.running"), "cancel_jobs", None)
-        if going_on := cancel_jobs and cancel_jobs():
+        if going_on := shutdown.cancel_jobs():
             print(f"{stopped}; the job could not be cancelled and goes on: {', '.join(going_on)}", file=sys.stderr, flush=True)
             os._exit(128 + number)
-        if abandon_all := getattr(sys.modules.get("batchverify.scores"), "abandon_all", None):
-            abandon_all()
-        if sweep := getattr(sys.modules.get("batchverify.tally"), "sweep", None):
-            sweep()
+        shutdown.clean_up()
         print(f"{stopped}; no unfinished output is left.", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()

@@ -18,12 +18,13 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 
+import batchverify
 from batchverify.config import Refused, VerificationConfig
 from batchverify.images import in_store
 
 _LOG = logging.getLogger(__name__)
 # Where this package lies in a checkout; there is none where pip has put it beside others.
-_SETUP_FILE = Path(__file__).resolve().parent.parent / "setup.py"
+_SETUP_FILE = Path(batchverify.__file__).resolve().parent.parent / "setup.py"
 _ONE_PROCESS, _PROCESS_PER_CORE = "no_use_multiple_sdk_containers", "use_multiple_sdk_containers"
 
 

@@ -31,7 +31,8 @@ from batchverify.stores import brief, carried
 from batchverify.tally import Tally
 
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-_CSV_BLOCK_BYTES = _BLOCK_BYTES = 64 * 2**20
+_CSV_BLOCK_BYTES = 64 * 2**20
+_BLOCK_BYTES = 64 * 2**20
 # What is read before a run to find mistakes: all of most manifests, and a few seconds' worth of a huge one.
 _VALIDATION_BYTES = 64 * 2**20
 # A row's number and the place of its file's name.

@@ -27,7 +27,7 @@ from typing import Any
 
 import h5py
 
-from batchverify import hdf5probe
+from batchverify import comparisons, hdf5probe
 from batchverify.comparisons import KINDS, PAIR_KINDS, SINGLE_KINDS, TENSOR_OPERATIONS
 from batchverify.config import ModelConfig, Refused
 
@@ -408,7 +408,7 @@ class _Rewriter:
     def _replace(self, layer: dict[str, Any], kind: str, settings: dict[str, Any]) -> None:
         name = f"batchverify>{kind}"
         if "module" in layer:
-            layer |= {"module": "batchverify.comparisons", "class_name": kind, "registered_name": name}
+            layer |= {"module": comparisons.__name__, "class_name": kind, "registered_name": name}
         else:
             layer["class_name"] = name
         layer["config"] = {"name": _name(layer), **settings}
@@ -513,7 +513,7 @@ def _name(layer: dict[str, Any]) -> str:
 
 
 def _is_keras_module(module: Any) -> bool:
-    return module in (None, "builtins", "keras", "batchverify.comparisons") or str(module).startswith("keras.")
+    return module in (None, "builtins", "keras", comparisons.__name__) or str(module).startswith("keras.")
 
 
 def _split_option(option: str, text: str) -> tuple[str, str]:

@@ -152,7 +152,7 @@ def render(summary: dict[str, Any]) -> str:
     if summary.get("summary_version") == 1:
         summary = _of_version_1(summary)
     summary = {"profile": None, "baseline": None, "embeddings": None, **summary}  # sections that not every run has
-    template = importlib.resources.files("batchverify").joinpath("report.html.j2").read_text(encoding="utf-8")
+    template = importlib.resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     rates, run = summary["error_rates"], summary["run"]
     return _environment().from_string(template).render(
         summary=summary,

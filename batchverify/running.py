@@ -18,6 +18,7 @@ import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
+from batchverify import shutdown
 from batchverify.config import WORKER_DIED, Refused, RunFailed
 from batchverify.dataflow import job_link
 
@@ -115,6 +116,9 @@ def cancel_jobs() -> list[str]:
         threading.Thread(target=_cancel, args=(_JOBS[link], done), name="cancel-job", daemon=True).start()
     wait(asked.values(), _CANCEL_WITHIN_S)
     return [link for link, done in asked.items() if not done.done() or done.exception() is not None]
+
+
+shutdown.register_cancellation(cancel_jobs)
 
 
 def _cancel(result: PipelineResult, done: Future[None]) -> None:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from batchverify import folders
+from batchverify import folders, shutdown
 from batchverify.config import Refused, RunFailed
 from batchverify.embeddings import Keeping, Part
 from batchverify.folders import Folder
@@ -161,6 +161,9 @@ def abandon_all() -> None:
     """Sweeps whatever this process has begun and not finished; nothing can be finished after it."""
     _SETTLING.acquire()
     folders.abandon_all()
+
+
+shutdown.register_clean_up(abandon_all)
 
 
 class WriteScores(beam.PTransform):

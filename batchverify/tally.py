@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from batchverify import shutdown
+
 COUNTS = ("images_encoded", "images_reused", "images_failed", "rows_scored", "rows_failed")
 # Seconds, of all threads together: reading the manifest and stored embeddings; fetching or looking up images, and decoding
 # them; waiting for all that is done to images; comparing, with the identity check; summarising and writing. Of the encoder
@@ -155,3 +157,6 @@ def sweep() -> None:
         for path in Path(folder).iterdir():
             path.unlink(missing_ok=True)
         Path(folder).rmdir()
+
+
+shutdown.register_clean_up(sweep)

@@ -1,0 +1,33 @@
+"""What a process does when it is told to stop: first it cancels jobs that run elsewhere, then it cleans up.
+
+A module that starts something which must not outlive the process registers what ends it. The program that handles SIGINT and
+SIGTERM calls `cancel_jobs` and `clean_up`, and need not know, or import, who registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+_cancellations: list[Callable[[], list[str]]] = []
+_clean_ups: list[Callable[[], None]] = []
+
+
+def register_cancellation(cancel: Callable[[], list[str]]) -> None:
+    """Registers a function that cancels jobs and returns the links of those that could not be cancelled."""
+    _cancellations.append(cancel)
+
+
+def register_clean_up(clean_up: Callable[[], None]) -> None:
+    """Registers a function that deletes what this process has begun and not finished."""
+    _clean_ups.append(clean_up)
+
+
+def cancel_jobs() -> list[str]:
+    """Calls all registered cancellations, and returns the links of jobs that may go on."""
+    return [link for cancel in _cancellations for link in cancel()]
+
+
+def clean_up() -> None:
+    """Calls all registered clean-ups, in the order of their registration."""
+    for function in _clean_ups:
+        function()
