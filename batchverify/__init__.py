@@ -7,42 +7,31 @@ scored = blocks | batchverify.VerifyPairs(batchverify.ScoringConfig(model="model
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batchverify.version import VERSION as __version__
 
-if TYPE_CHECKING:
-    from batchverify.config import Limit, Refused, RunFailed, ScoringConfig, VerificationConfig
-    from batchverify.pipeline import RunResult, Verified, VerifyPairs, run
-
-__all__ = [
-    "Limit",
-    "Refused",
-    "RunFailed",
-    "RunResult",
-    "ScoringConfig",
-    "VerificationConfig",
-    "Verified",
-    "VerifyPairs",
-    "__version__",
-    "run",
-]
-
-_HOMES = {
+# Every public name, and the module that it comes from. Beam takes two seconds to import and `--help` must not wait for it, so a
+# name is looked up when it is first used.
+_EXPORTS = {
+    "BatchverifyError": "errors",
     "Limit": "config",
-    "Refused": "config",
-    "RunFailed": "config",
-    "ScoringConfig": "config",
-    "VerificationConfig": "config",
+    "PreflightError": "errors",
+    "RunError": "errors",
     "RunResult": "pipeline",
+    "ScoringConfig": "config",
+    "Submission": "pipeline",
+    "VerificationConfig": "config",
     "Verified": "pipeline",
     "VerifyPairs": "pipeline",
     "run": "pipeline",
+    "submit": "pipeline",
 }
+__all__ = [*_EXPORTS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     # Beam takes two seconds to import and `--help` must not wait for it; so names are looked up when they are used.
-    if name not in _HOMES:
+    if name not in _EXPORTS:
         raise AttributeError(f"module 'batchverify' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"batchverify.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"batchverify.{_EXPORTS[name]}"), name)

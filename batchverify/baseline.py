@@ -9,8 +9,9 @@ from typing import Any
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from batchverify.config import Refused, VerificationConfig
+from batchverify.config import VerificationConfig
 from batchverify.drift import Night
+from batchverify.errors import PreflightError
 from batchverify.scores import RunDirectory
 from batchverify.stores import brief
 
@@ -23,14 +24,16 @@ def read_baseline(config: VerificationConfig) -> Night | None:
     """Returns what `config.baseline` says of its run; None if there is no baseline, or none yet and that may be.
 
     Raises:
-        Refused: if it isn't there, isn't finished, or can't be compared with.
+        PreflightError: if it isn't there, isn't finished, or can't be compared with.
     """
     path = config.baseline
     if path is None:
         return None
     if problem := _why_absent(path):
         if not config.baseline_optional:
-            raise Refused(f"--baseline {path} {problem}; name an earlier run, or add --baseline-optional for the first night.")
+            raise PreflightError(
+                f"--baseline {path} {problem}; name an earlier run, or add --baseline-optional for the first night."
+            )
         _LOG.warning(
             "--baseline %s %s: this run is compared with nothing%s.",
             path, problem, "" if config.max_drift is None else ", and --max-drift is not judged",
@@ -39,7 +42,7 @@ def read_baseline(config: VerificationConfig) -> Night | None:
     summary = _read(_summary_path(path))
     version = summary.get("summary_version")
     if version not in _READABLE_VERSIONS:
-        raise Refused(
+        raise PreflightError(
             f"--baseline {path}: its summary is of version {version!r:.40}, and this program reads "
             f"{' and '.join(map(str, _READABLE_VERSIONS))}; name a run of this program's own."
         )
@@ -47,7 +50,9 @@ def read_baseline(config: VerificationConfig) -> Night | None:
         return Night.of(summary)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         words = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise Refused(f"--baseline {path}: it is no summary of a finished run ({words:.200}); name another run.") from None
+        raise PreflightError(
+            f"--baseline {path}: it is no summary of a finished run ({words:.200}); name another run."
+        ) from None
 
 
 def _summary_path(path: str) -> str:
@@ -63,7 +68,7 @@ def _why_absent(path: str) -> str | None:
             return None
         return "holds no finished run" if FileSystems.exists(path) else "does not exist"
     except Exception as error:  # Beam wraps whatever the store's client raises.
-        raise Refused(f"--baseline {path} cannot be looked up ({brief(error)}); check the path.") from None
+        raise PreflightError(f"--baseline {path} cannot be looked up ({brief(error)}); check the path.") from None
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -71,9 +76,11 @@ def _read(path: str) -> dict[str, Any]:
         with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             summary = json.loads(file.read(_MOST_BYTES))
     except RecursionError:
-        raise Refused(f"--baseline {path} cannot be read (it is nested too deeply); name another run.") from None
+        raise PreflightError(f"--baseline {path} cannot be read (it is nested too deeply); name another run.") from None
     except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
-        raise Refused(f"--baseline {path} cannot be read ({brief(error)}); it may be truncated: name another run.") from None
+        raise PreflightError(
+            f"--baseline {path} cannot be read ({brief(error)}); it may be truncated: name another run."
+        ) from None
     if not isinstance(summary, dict):
-        raise Refused(f"--baseline {path} holds no JSON object; name a run directory or its summary.json.")
+        raise PreflightError(f"--baseline {path} holds no JSON object; name a run directory or its summary.json.")
     return summary

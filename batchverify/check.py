@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import StandardOptions
 
-from batchverify.config import ModelFacts, Refused, RunFailed, VerificationConfig, printable
+from batchverify.config import VerificationConfig
 from batchverify.drift import Night
 from batchverify.embeddings import Keeping, is_unchanged
+from batchverify.errors import PreflightError, RunError, printable
 from batchverify.inference import KerasNetwork
 from batchverify.manifest import Manifest, pair_uris, read_keyed
 from batchverify.memory import process_bytes, worker_bytes
+from batchverify.model.facts import ModelFacts
 from batchverify.pipeline import IN_PROCESS_RUNNER, Prepared, bucket_count, prepare
 from batchverify.progress import duration
 from batchverify.schema import BAD_ROW_COLUMN, STATUSES
@@ -173,8 +175,8 @@ def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Chec
     """Does all of a run but the work.
 
     Raises:
-        Refused: as the run, and at a mistake anywhere in the manifest.
-        RunFailed: if the output directory could not be written.
+        PreflightError: as the run, and at a mistake anywhere in the manifest.
+        RunError: if the output directory could not be written.
     """
     prepared = prepare(config, beam_args)
     _require_writable(prepared.config.output)
@@ -204,7 +206,7 @@ def survey_manifest(manifest: Manifest, config: VerificationConfig) -> Survey:
     """Reads the whole manifest just as the run will, in constant memory.
 
     Raises:
-        Refused: with the first mistake of each part of it.
+        PreflightError: with the first mistake of each part of it.
     """
     survey, problems, started = Survey(), [], time.monotonic()
     survey.files = len({shard.path for shard in manifest.shards})
@@ -212,10 +214,10 @@ def survey_manifest(manifest: Manifest, config: VerificationConfig) -> Survey:
         try:
             for _, block in read_keyed(shard, manifest.schema, manifest.label_column, config):
                 survey.add(block, config)
-        except RunFailed as failed:
+        except RunError as failed:
             problems += str(failed).splitlines()
     if problems:
-        raise Refused(problems[:_PROBLEMS_TOLD])
+        raise PreflightError(problems[:_PROBLEMS_TOLD])
     survey.seconds = time.monotonic() - started
     return survey
 
@@ -335,9 +337,9 @@ def _require_writable(output: str, option: str = "--output") -> None:
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     if not os.path.isdir(folder):
-        raise RunFailed(f"{option} {output} cannot be written ({folder} is not a folder); check the path.")
+        raise RunError(f"{option} {output} cannot be written ({folder} is not a folder); check the path.")
     if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
-        raise RunFailed(f"{option} {output} cannot be written ({folder} takes no new files); check the path and your rights.")
+        raise RunError(f"{option} {output} cannot be written ({folder} takes no new files); check the path and your rights.")
 
 
 def _output_words(output: str) -> str:

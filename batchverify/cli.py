@@ -29,20 +29,17 @@ from batchverify.config import (
     RESIZES,
     RUNTIMES,
     THRESHOLD,
-    WORKER_DIED,
     Limit,
-    Refused,
-    RunFailed,
     VerificationConfig,
-    printable,
 )
+from batchverify.errors import WORKER_DIED, PreflightError, RunError, printable
 from batchverify.version import VERSION
 
 DONE, FAILED, REFUSED, BEYOND_GATE = 0, 1, 2, 3
 
 # How the traceback ends of a failure of ours, of the operating system's, of a worker's death, or of a service's.
 _TOLD_ELSEWHERE = re.compile(
-    rf"^({RunFailed.__module__}\.{RunFailed.__name__}: |\w+Error: \[Errno |\w+Error: {WORKER_DIED}|grpc\.\S+Error: )", re.M
+    rf"^({RunError.__module__}\.{RunError.__name__}: |\w+Error: \[Errno |\w+Error: {WORKER_DIED}|grpc\.\S+Error: )", re.M
 )
 
 # What other threads do while a run waits for them.
@@ -67,11 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _swept_when_stopped():
         try:
             return _run(sys.argv[1:] if argv is None else argv)
-        except Refused as refused:
+        except PreflightError as refused:
             for problem in refused.problems:
                 print(f"batchverify: {problem}", file=sys.stderr)
             return REFUSED
-        except RunFailed as failed:
+        except RunError as failed:
             print(f"batchverify: the run failed: {failed}", file=sys.stderr)
             return FAILED
 
@@ -156,14 +153,14 @@ def parse(argv: Sequence[str]) -> tuple[VerificationConfig, list[str]]:
     """Returns the configuration, and the arguments that are Beam's.
 
     Raises:
-        Refused: at an option that is neither ours nor Beam's, or a value that cannot be.
+        PreflightError: at an option that is neither ours nor Beam's, or a value that cannot be.
     """
     parser = make_parser()
     options, others = parser.parse_known_args(with_pixels_joined(argv))
     _refuse_unknown(others, parser)
     # Not argparse's `required`, which would speak of a missing --output before a misspelt --outptu.
     if missing := [f"{name} is missing; see --help." for name in ("--manifest", "--output") if not vars(options)[_DEST[name]]]:
-        raise Refused(missing)
+        raise PreflightError(missing)
     settings = model_settings(options)
     for flag in ("check", "quiet", "no_wait"):  # they say how to run, and nothing of the run
         del settings[flag]
@@ -541,7 +538,7 @@ def _add(group: Any, option: str, **settings: Any) -> None:
 
 
 def refuse(message: str) -> NoReturn:
-    raise Refused(f"{message}; see python -m batchverify --help.")
+    raise PreflightError(f"{message}; see python -m batchverify --help.")
 
 
 def _refuse_unknown(others: list[str], parser: argparse.ArgumentParser) -> None:
@@ -562,13 +559,13 @@ def _refuse_unknown(others: list[str], parser: argparse.ArgumentParser) -> None:
     if others and not others[0].startswith("-"):
         problems.append(f"'{others[0]}' is no option; options begin with --, see --help.")
     if problems:
-        raise Refused(problems)
+        raise PreflightError(problems)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Returns False for the traceback that Beam logs of a failure which `main` tells in a sentence."""
     error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, (RunFailed, Refused, OSError)) and not _TOLD_ELSEWHERE.search(record.getMessage())
+    return not isinstance(error, (RunError, PreflightError, OSError)) and not _TOLD_ELSEWHERE.search(record.getMessage())
 
 
 def quieten_libraries() -> None:

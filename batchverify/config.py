@@ -9,36 +9,7 @@ import re
 import uuid
 from collections.abc import Sequence
 
-
-def printable(text: str, keep: str = "") -> str:
-    """Returns `text` with all that is not printed written out, but what is in `keep`.
-
-    Names in manifests and models come from strangers; they may hold line breaks, and what drives a terminal.
-    """
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
-
-
-class Refused(ValueError):
-    """The user asked for something that cannot be done; nothing was read or written.
-
-    Attributes:
-        problems: one sentence each, with the value and the remedy.
-    """
-
-    def __init__(self, problems: Sequence[str] | str):
-        self.problems = [printable(problem) for problem in ([problems] if isinstance(problems, str) else problems)]
-        super().__init__("\n".join(self.problems))
-
-
-class RunFailed(RuntimeError):
-    """The run began and could not be finished; the output has no `_SUCCESS`."""
-
-    def __init__(self, problem: str):
-        super().__init__(printable(problem))
-
-
-# Beam's words for a worker process that is gone.
-WORKER_DIED = "Channel closed prematurely"
+from batchverify.errors import PreflightError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +116,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if problems := list(self._problems()):
-            raise Refused(problems)
+            raise PreflightError(problems)
 
     def match_threshold(self) -> float:
         """Returns the threshold in force."""
@@ -322,32 +293,3 @@ def accelerator_hint(accelerator: str) -> str:
 
 def _is_size(size: Sequence[int]) -> bool:
     return len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelFacts:
-    """What a run writes down about its model.
-
-    Attributes:
-        path: where it came from.
-        digest: SHA-256 of the file, or of a folder's files, in hex.
-        image_shape: height, width and channels that it takes.
-        embedding_size: numbers in what is kept of one image.
-        embedding_bytes: bytes in the same.
-        structure: how it is run, in words.
-        encodings_per_image: how often an image goes through a tower of the network.
-        encodings_per_pair: how often a pair's images go through a tower again when the pair is scored.
-        preprocessing: what is done to an image before the network sees it, in words.
-        notes: what else was found or decided when it was loaded, one sentence each.
-    """
-
-    path: str
-    digest: str
-    image_shape: tuple[int, int, int]
-    embedding_size: int
-    embedding_bytes: int
-    structure: str
-    encodings_per_image: int
-    encodings_per_pair: int
-    preprocessing: str
-    notes: tuple[str, ...] = ()

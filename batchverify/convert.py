@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from batchverify import cli
-from batchverify.config import Refused, printable
+from batchverify.errors import PreflightError, printable
 
 DONE, REFUSED = 0, 2
 _ROWS_AT_ONCE = 65_536
@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             use_arguments(beam_args, [("the run", options.source)])
         if os.path.lexists(options.output) and not options.overwrite:
-            raise Refused(f"--output {options.output} exists; name another one, or add --overwrite.")
+            raise PreflightError(f"--output {options.output} exists; name another one, or add --overwrite.")
         print(printable(options.convert(options)))
         return DONE
-    except Refused as refused:
+    except PreflightError as refused:
         for problem in refused.problems:
             print(f"batchverify: {problem}", file=sys.stderr)
     except OSError as error:
@@ -81,27 +81,29 @@ def lfw_pairs(lines: Iterable[str], path: str, ending: str = ".jpg") -> Iterator
         ending: of the image files.
 
     Raises:
-        Refused: with the number of the line that is not as it should be.
+        PreflightError: with the number of the line that is not as it should be.
     """
     numbered = ((number, line.split()) for number, line in enumerate(lines, 1) if line.strip())
     number, header = next(numbered, (1, []))
     if len(header) not in (1, 2) or not all(map(_is_number, header)):
-        raise Refused(f"{path}, line {number}: a header gives folds and pairs, '10 300', or pairs alone, '1100'.")
+        raise PreflightError(f"{path}, line {number}: a header gives folds and pairs, '10 300', or pairs alone, '1100'.")
     folds, of_each = (int(header[0]), int(header[1])) if len(header) == 2 else (1, int(header[0]))
     read = 0
     for read, (number, fields) in enumerate(numbered, 1):
         fold, place = divmod(read - 1, 2 * of_each) if of_each else (folds, 0)
         if fold >= folds:
-            raise Refused(f"{path}, line {number}: there are more pairs than the {2 * folds * of_each} of the header.")
+            raise PreflightError(f"{path}, line {number}: there are more pairs than the {2 * folds * of_each} of the header.")
         genuine = place < of_each
         wanted = "name number number" if genuine else "name number name number"
         if len(fields) != len(wanted.split()) or not all(map(_is_number, fields[1::2] if not genuine else fields[1:])):
-            raise Refused(f"{path}, line {number}: it should be '{wanted}', as the header counts the pairs.")
+            raise PreflightError(f"{path}, line {number}: it should be '{wanted}', as the header counts the pairs.")
         one, other = (fields[0], fields[-2] if not genuine else fields[0])
         left, right = (f"{name}/{name}_{int(photo):04d}{ending}" for name, photo in ((one, fields[1]), (other, fields[-1])))
         yield Pair(left, right, int(genuine), fold + 1 if len(header) == 2 else None)
     if read != 2 * folds * of_each:
-        raise Refused(f"{path}: the header promises {2 * folds * of_each} pairs, but there are {read}; get the whole file.")
+        raise PreflightError(
+            f"{path}: the header promises {2 * folds * of_each} pairs, but there are {read}; get the whole file."
+        )
 
 
 def listed_pairs(lines: Iterable[str], path: str, order: str = ORDERS[0]) -> Iterator[Pair]:
@@ -113,7 +115,7 @@ def listed_pairs(lines: Iterable[str], path: str, order: str = ORDERS[0]) -> Ite
         order: one of `ORDERS`.
 
     Raises:
-        Refused: with the number of the line that is not as it should be.
+        PreflightError: with the number of the line that is not as it should be.
     """
     split: Callable[[str], list[str]] | None = None
     for number, line in enumerate(lines, 1):
@@ -123,11 +125,15 @@ def listed_pairs(lines: Iterable[str], path: str, order: str = ORDERS[0]) -> Ite
         fields = [field.strip() for field in split(line)]
         if len(fields) != 3 or not all(fields):
             found = f"{len([field for field in fields if field])} fields"
-            raise Refused(f"{path}, line {number}: there are {found}, not the three of {order}; part them by tabs or commas.")
+            raise PreflightError(
+                f"{path}, line {number}: there are {found}, not the three of {order}; part them by tabs or commas."
+            )
         label, left, right = fields if order == ORDERS[0] else [fields[2], *fields[:2]]
         if label.lower() not in _LABELS:
             other = ORDERS[1] if order == ORDERS[0] else ORDERS[0]
-            raise Refused(f"{path}, line {number}: the label is '{label:.40}', not 1 or 0; see --order {other}, or mend it.")
+            raise PreflightError(
+                f"{path}, line {number}: the label is '{label:.40}', not 1 or 0; see --order {other}, or mend it."
+            )
         yield Pair(left, right, _LABELS[label.lower()])
 
 
@@ -140,14 +146,14 @@ def write_manifest(pairs: Iterable[Pair], folder: str, output: str) -> int:
         output: the file, which appears once it is whole.
 
     Raises:
-        Refused: if the ending is another.
+        PreflightError: if the ending is another.
     """
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet as pq
 
     if not output.endswith((".csv", ".parquet")):
-        raise Refused(f"--output {output} says neither CSV nor Parquet; end it with .csv or .parquet.")
+        raise PreflightError(f"--output {output} says neither CSV nor Parquet; end it with .csv or .parquet.")
     prefix, written, writer = _from_output(folder, output), 0, None
     with _appearing(output) as unfinished, ExitStack() as opened:
         for batch in _batched(pairs):
@@ -165,7 +171,7 @@ def write_manifest(pairs: Iterable[Pair], folder: str, output: str) -> int:
             writer.write_table(table)
             written += len(batch)
         if writer is None:
-            raise Refused("there are no pairs; give a list that has some.")
+            raise PreflightError("there are no pairs; give a list that has some.")
     return written
 
 
@@ -214,7 +220,7 @@ def _convert_scores(options: _Options) -> str:
                 streams[files[kind]].writelines(f"{before}{score}\n" for score in theirs)
                 written[kind] += len(theirs)
         if not sum(written.values()):
-            raise Refused(f"{options.source} has no labelled row with a score; name the labels with --label-column.")
+            raise PreflightError(f"{options.source} has no labelled row with a score; name the labels with --label-column.")
     words = [f"{number:,} rows without {what}" for what, number in left_out.items() if number]
     return (
         f"{written[1]:,} genuine and {written[0]:,} impostor scores written to {options.output}"
@@ -235,20 +241,24 @@ def _labelled_scores(path: str, label_column: str) -> Iterator[tuple[list[int], 
 
     directory = RunDirectory(path)
     if not directory.is_finished():
-        raise Refused(f"{path} holds no finished run; name a directory with _SUCCESS in it.")
+        raise PreflightError(f"{path} holds no finished run; name a directory with _SUCCESS in it.")
     for found in FileSystems.match([f"{directory.scores_prefix()}-*.parquet"])[0].metadata_list:
         with FileSystems.open(found.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             reader = pq.ParquetFile(file)
             if label_column not in reader.schema_arrow.names:
                 names = ", ".join(reader.schema_arrow.names)
-                raise Refused(f"{found.path}: there is no column '{label_column}', only {names}; name it with --label-column.")
+                raise PreflightError(
+                    f"{found.path}: there is no column '{label_column}', only {names}; name it with --label-column."
+                )
             for batch in reader.iter_batches(_ROWS_AT_ONCE, columns=["score", label_column]):
                 table = pa.Table.from_batches([batch])
                 labels, bad = parse_labels(table[label_column])
                 bad &= table["score"].is_valid().to_numpy()
                 if bad.any():
                     value = table[label_column][int(bad.argmax())].as_py()
-                    raise Refused(f"{found.path}: column '{label_column}' holds {value!r:.40}, no label; name another column.")
+                    raise PreflightError(
+                        f"{found.path}: column '{label_column}' holds {value!r:.40}, no label; name another column."
+                    )
                 yield labels.tolist(), table["score"].cast(pa.string()).to_pylist()
 
 
@@ -260,9 +270,11 @@ def _lines(path: str) -> Iterator[str]:
             try:
                 line = file.readline(_MOST_LINE)
             except UnicodeDecodeError:
-                raise Refused(f"{path}, near line {number}: it is not UTF-8; save the file as UTF-8.") from None
+                raise PreflightError(f"{path}, near line {number}: it is not UTF-8; save the file as UTF-8.") from None
             if len(line) == _MOST_LINE:
-                raise Refused(f"{path}, line {number}: it is longer than {_MOST_LINE:,} characters; is it a list of pairs?")
+                raise PreflightError(
+                    f"{path}, line {number}: it is longer than {_MOST_LINE:,} characters; is it a list of pairs?"
+                )
             if not line:
                 return
             yield line.rstrip("\n")
@@ -354,7 +366,7 @@ def _command(commands: Any, name: str, text: str, source: str, convert: Callable
 
 
 def _refuse(message: str) -> Any:
-    raise Refused(f"{message}; see python -m batchverify.convert --help.")
+    raise PreflightError(f"{message}; see python -m batchverify.convert --help.")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 
 import batchverify
-from batchverify.config import Refused, VerificationConfig
-from batchverify.images import in_store
+from batchverify.config import VerificationConfig
+from batchverify.errors import PreflightError
+from batchverify.stores import in_store
 
 _LOG = logging.getLogger(__name__)
 # Where this package lies in a checkout; there is none where pip has put it beside others.
@@ -50,11 +51,11 @@ def fit(options: PipelineOptions, config: VerificationConfig) -> None:
     """Completes `options` with what Dataflow needs and the user need not say; leaves those of other runners alone.
 
     Raises:
-        Refused: with all that the job could not run with.
+        PreflightError: with all that the job could not run with.
     """
     if not is_dataflow(options):
         if config.accelerator is not None:
-            raise Refused(
+            raise PreflightError(
                 f"--accelerator {config.accelerator} asks Dataflow for GPUs; add --runner=DataflowRunner, or leave it out: "
                 "a GPU of this machine is used without it."
             )
@@ -63,7 +64,9 @@ def fit(options: PipelineOptions, config: VerificationConfig) -> None:
         from apache_beam.runners.dataflow.dataflow_runner import DataflowRunner
         from apache_beam.runners.dataflow.internal import apiclient  # noqa: F401  which the runner itself imports too late
     except ImportError:
-        raise Refused("--runner=DataflowRunner needs Beam's part for Google Cloud; pip install 'batchverify[gcp]'.") from None
+        raise PreflightError(
+            "--runner=DataflowRunner needs Beam's part for Google Cloud; pip install 'batchverify[gcp]'."
+        ) from None
     runner = DataflowRunner()
     cloud = options.view_as(GoogleCloudOptions)
     cloud.region = cloud.region or runner.get_default_gcp_region()
@@ -73,22 +76,22 @@ def fit(options: PipelineOptions, config: VerificationConfig) -> None:
         *_missing_on_workers(options, config),
         *_unfit_for_gpus(options, config),
     ]:
-        raise Refused(problems)
+        raise PreflightError(problems)
     _stage_this_package(options.view_as(SetupOptions), options)
     if config.accelerator is not None:
         _keep_one_model_per_gpu(options.view_as(DebugOptions))
     if malformed := PipelineOptionsValidator(options, runner).validate():
-        raise Refused([f"--runner=DataflowRunner: {problem}" for problem in malformed])
+        raise PreflightError([f"--runner=DataflowRunner: {problem}" for problem in malformed])
 
 
 def refuse_local_images(sample: Sequence[str]) -> None:
     """Refuses images that lie on this machine, by a sample of a manifest's URIs.
 
     Raises:
-        Refused: at the first one.
+        PreflightError: at the first one.
     """
     if local := next(filter(_is_local, sample), None):
-        raise Refused(
+        raise PreflightError(
             f"the manifest names {local}, which Dataflow's workers cannot read; copy the images to a store such as gs://, and "
             "name them by URI, or by relative path with --image-root gs://BUCKET/FOLDER."
         )

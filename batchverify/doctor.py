@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from batchverify import cli
-from batchverify.config import ModelConfig, Refused, VerificationConfig, printable
+from batchverify.config import ModelConfig, VerificationConfig
+from batchverify.errors import PreflightError, printable
 
 SANE, REFUSED, NOT_SANE = 0, 2, 3
 _MOST_IMAGES = 512
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         diagnosis = examine(config, options["images"], options["manifest"])
         if options["write_sidecar"]:
             write_sidecar(config, diagnosis)
-    except Refused as refused:
+    except PreflightError as refused:
         for problem in refused.problems:
             print(f"batchverify: {problem}", file=sys.stderr)
         return REFUSED
@@ -63,7 +64,7 @@ def examine(config: ModelConfig, images: str | None = None, manifest: str | None
     """Examines a model, on the images of a folder or manifest, or else on images made up for that.
 
     Raises:
-        Refused: if it can't be loaded, or no image can be read.
+        PreflightError: if it can't be loaded, or no image can be read.
     """
     from batchverify.certificate import UNKNOWN, certify
     from batchverify.models import load_model
@@ -115,7 +116,7 @@ def write_sidecar(config: ModelConfig, diagnosis: Diagnosis) -> None:
     from batchverify.sidecar import sidecar_path
 
     if config.model is None or "://" in config.model:
-        raise Refused("--write-sidecar needs a --model on this machine; copy the file to its store yourself.")
+        raise PreflightError("--write-sidecar needs a --model on this machine; copy the file to its store yourself.")
     said = {name: getattr(config, name) for name in ("pixels", "color", "resize", "fit", "signature", "compare", "output_is")}
     said |= {"threshold": config.threshold, "match_column": config.match_column, "image_size": config.image_size}
     said |= {"lambda": list(config.lambdas), "mend_shared_encoder": config.mend_shared_encoder}
@@ -123,7 +124,7 @@ def write_sidecar(config: ModelConfig, diagnosis: Diagnosis) -> None:
     kept = {name: value for name, value in said.items() if value is not None and value is not False and value != []}
     path = sidecar_path(config.model)
     if os.path.exists(path):
-        raise Refused(f"{path}: it exists already; take it away first, or edit it.")
+        raise PreflightError(f"{path}: it exists already; take it away first, or edit it.")
     Path(path).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
@@ -155,7 +156,7 @@ def _open_stores(options: dict[str, Any]) -> None:
 def _uris(images: str | None, manifest: str | None) -> list[str]:
     if images:
         if not os.path.isdir(images):
-            raise Refused(f"--images {images}: there is no such folder; check the path.")
+            raise PreflightError(f"--images {images}: there is no such folder; check the path.")
         from batchverify.images import IMAGE_ENDINGS
 
         found = sorted(str(path) for path in Path(images).rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
@@ -174,7 +175,7 @@ def _read(model: Any, config: ModelConfig, uris: list[str]) -> Any:
     reader = ImageReader(model.preprocessing.layout(), 64_000_000, 64 * 2**20)
     images = [image for image, _ in map(reader.read, uris) if not isinstance(image, Failure)]
     if len(images) < 2:
-        raise Refused(f"of {len(uris)} images found, {len(images)} could be read; give two or more.")
+        raise PreflightError(f"of {len(uris)} images found, {len(images)} could be read; give two or more.")
     return np.stack(images)
 
 

@@ -34,8 +34,10 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from batchverify.config import ModelConfig, ModelFacts, Refused, RunFailed, ScoringConfig
+from batchverify.config import ModelConfig, ScoringConfig
+from batchverify.errors import PreflightError, RunError
 from batchverify.folders import Folder
+from batchverify.model.facts import ModelFacts
 from batchverify.schema import STATUSES, ImageStatus
 from batchverify.stores import brief
 from batchverify.version import VERSION
@@ -127,18 +129,18 @@ class Keeping:
         """Returns the rows of one file: the columns of `stored_schema`.
 
         Raises:
-            RunFailed: if it is not the file that was written.
+            RunError: if it is not the file that was written.
         """
         data = self._bytes(part)
         if len(data) != part.bytes or hashlib.blake2b(data, digest_size=16).hexdigest() != part.digest:
-            raise RunFailed(f"--embeddings {self.path}: {part.name} is damaged; restore it, {_AFRESH}.")
+            raise RunError(f"--embeddings {self.path}: {part.name} is damaged; restore it, {_AFRESH}.")
         return pq.read_table(io.BytesIO(data))
 
     def write(self, rows: pa.Table) -> Iterator[Part]:
         """Writes rows of the next generation, and yields the files. What is written twice is listed once: where it counts.
 
         Raises:
-            RunFailed: if that cannot be done.
+            RunError: if that cannot be done.
         """
         most = max(1, _PART_BYTES * max(1, rows.num_rows) // max(1, rows.nbytes))
         for start in range(0, rows.num_rows, most):
@@ -153,7 +155,7 @@ class Keeping:
                 with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
                     file.write(data)
             except Exception as error:  # Beam wraps whatever the store's client raises.
-                raise RunFailed(f"--embeddings {self.path} cannot be written ({brief(error)}); check the path.") from None
+                raise RunError(f"--embeddings {self.path} cannot be written ({brief(error)}); check the path.") from None
             yield Part(name, len(data), part.num_rows, hashlib.blake2b(data, digest_size=16).hexdigest())
 
     def publish(self, parts: Iterable[Part], run_id: str) -> None:
@@ -174,7 +176,7 @@ class Keeping:
             with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
                 return file.read()
         except Exception as error:  # Beam wraps whatever the store's client raises.
-            raise RunFailed(
+            raise RunError(
                 f"--embeddings {self.path}: {part.name} cannot be read ({brief(error)}); another run may have replaced it: "
                 f"run again, {_AFRESH}."
             ) from None
@@ -193,34 +195,34 @@ class EmbeddingStore(Folder):
         """Returns what was published last, its files checked by name, size and footer; None if nothing was. Changes nothing.
 
         Raises:
-            Refused: with the remedy, if the directory is in use or something else, or the store is not whole.
+            PreflightError: with the remedy, if the directory is in use or something else, or the store is not whole.
         """
         try:
             present = FileSystems.exists(self._join(_POINTER))
             self._refuse_strange(present)
             return self._believed(self._read(_POINTER)) if present else None
-        except Refused:
+        except PreflightError:
             raise
         except Exception as error:  # Beam wraps whatever the store's client raises.
-            raise Refused(f"--embeddings {self.path} cannot be read ({brief(error)}); check the path.") from None
+            raise PreflightError(f"--embeddings {self.path} cannot be read ({brief(error)}); check the path.") from None
 
     def refuse_taken(self) -> None:
         """Refuses a store that another run on this machine writes to, or what cannot be one; changes nothing.
 
         Raises:
-            Refused: with the remedy.
+            PreflightError: with the remedy.
         """
         if os.path.isdir(self.path):
             os.close(self._lock())
         elif os.path.lexists(self.path):
-            raise Refused(f"--embeddings {self.path} is no directory; name another one.")
+            raise PreflightError(f"--embeddings {self.path} is no directory; name another one.")
 
     def claimed(self, generation: str) -> AbstractContextManager[None]:
         """Holds the store for one run, and sweeps what crashed runs left, and at the end this run's, if it did not publish.
 
         Raises:
-            Refused: if another run on this machine writes there.
-            RunFailed: if it cannot be written to.
+            PreflightError: if another run on this machine writes there.
+            RunError: if it cannot be written to.
         """
         return self._claimed(generation, functools.partial(self._sweep, generation))
 
@@ -267,7 +269,7 @@ class EmbeddingStore(Folder):
             generation = Generation(str(said["generation"]), dict(said["key"]), parts)
             rows = int(said["rows"])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            if isinstance(error, Refused):
+            if isinstance(error, PreflightError):
                 raise
             raise self._not_whole(f"{_POINTER} says nothing of use ({brief(error)})") from None
         if not _GENERATION.fullmatch(generation.name) or not all(_PART.fullmatch(part.name) for part in parts):
@@ -310,12 +312,12 @@ class EmbeddingStore(Folder):
         with os.scandir(self.path) as entries:
             for entry in entries:
                 if not _GENERATION.fullmatch(entry.name) and entry.name != f".{_POINTER}":
-                    raise Refused(
+                    raise PreflightError(
                         f"--embeddings {self.path} holds '{entry.name}' and no embeddings; name a folder of their own."
                     )
 
-    def _not_whole(self, fault: str) -> Refused:
-        return Refused(f"--embeddings {self.path}: the store is not whole: {fault}; restore it, {_AFRESH}.")
+    def _not_whole(self, fault: str) -> PreflightError:
+        return PreflightError(f"--embeddings {self.path}: the store is not whole: {fault}; restore it, {_AFRESH}.")
 
     def _published(self) -> str | None:
         """Returns the generation that is named, believed or not; None where there is none."""
@@ -351,7 +353,7 @@ def open_store(path: str, rebuild: bool) -> tuple[Generation | None, str | None]
     """Returns the generation that a run may read, if there is one, and why it is ignored, if it is.
 
     Raises:
-        Refused: if the store is in use, or not whole and not to be rebuilt.
+        PreflightError: if the store is in use, or not whole and not to be rebuilt.
     """
     store = EmbeddingStore(path)
     store.refuse_taken()

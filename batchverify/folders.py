@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
-from batchverify.config import Refused, RunFailed
+from batchverify.errors import PreflightError, RunError
 from batchverify.stores import brief, in_store
 
 _CLAIMED: dict[str, Folder] = {}  # by the claim's name
@@ -45,8 +45,8 @@ class Folder:
             take: what else there is to do before anything is written under the claim.
 
         Raises:
-            Refused: if another run on this machine holds it.
-            RunFailed: if it cannot be written to.
+            PreflightError: if another run on this machine holds it.
+            RunError: if it cannot be written to.
         """
         with ExitStack() as held:
             try:
@@ -55,10 +55,10 @@ class Folder:
                 if os.path.isdir(self.path):
                     held.callback(os.close, self._lock())
                 take()
-            except Refused:
+            except PreflightError:
                 raise
             except Exception as error:  # Beam wraps whatever the store's client raises.
-                raise RunFailed(f"{self.OPTION} {self.path} cannot be written ({brief(error)}); check the path.") from None
+                raise RunError(f"{self.OPTION} {self.path} cannot be written ({brief(error)}); check the path.") from None
             _CLAIMED[claim] = self
             held.callback(self._let_go, claim)
             yield
@@ -72,14 +72,14 @@ class Folder:
         """Locks the directory itself, which leaves no file behind and ends with the process, however that ends.
 
         Raises:
-            Refused: if another process has locked it.
+            PreflightError: if another process has locked it.
         """
         handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(handle)
-            raise Refused(
+            raise PreflightError(
                 f"{self.OPTION} {self.path}: another run writes there now; wait for it, or name another one."
             ) from None
         return handle
@@ -99,7 +99,7 @@ class Folder:
             file.write(text.encode())
 
 
-def abandon_all() -> None:
+def discard_unfinished() -> None:
     """Abandons all claims of this process."""
     for claim, folder in _CLAIMED.items():
         folder.abandon(claim)

@@ -21,8 +21,8 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from batchverify import stores
 from batchverify.schema import ImageStatus
 from batchverify.stores import brief, in_store
-from batchverify.tally import Tally
 from batchverify.traps import find_spacious_trap, find_trap, lacks_strips
+from batchverify.worker_stats import WorkerStats
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 # Of the files of these formats, where a folder is looked through.
@@ -58,7 +58,7 @@ _NO_ACCESS = Failure(ImageStatus.DENIED, "it may not be read")
 _BY_CODE: dict[int | None, Failure] = {404: _NO_OBJECT, 401: _NO_ACCESS, 403: _NO_ACCESS}
 
 
-class JpegFile(NamedTuple):
+class UndecodedJpeg(NamedTuple):
     """A JPEG file without traps or oddities, left to whoever decodes many at once.
 
     Attributes:
@@ -124,7 +124,7 @@ class Read(NamedTuple):
             that is sure, or nobody asked.
     """
 
-    image: np.ndarray | JpegFile | Failure | None
+    image: np.ndarray | UndecodedJpeg | Failure | None
     digest: bytes | None = None
     version: str | None = None
 
@@ -148,7 +148,7 @@ class ImageReader:
     max_bytes: int
     root: str | None = None
     limit_s: float = 60.0
-    tally: Tally = dataclasses.field(default_factory=Tally)
+    tally: WorkerStats = dataclasses.field(default_factory=WorkerStats)
     versions: str | None = None
 
     def read(self, uri: str) -> tuple[np.ndarray | Failure, bytes | None]:
@@ -259,11 +259,11 @@ def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndar
         uint8 `(height, width, channels)`, or the failure.
     """
     image = _decode(data, layout, max_pixels, leave_jpeg=False)
-    assert not isinstance(image, JpegFile)
+    assert not isinstance(image, UndecodedJpeg)
     return image
 
 
-def _decode(data: bytes, layout: Layout, max_pixels: int, leave_jpeg: bool) -> np.ndarray | JpegFile | Failure:
+def _decode(data: bytes, layout: Layout, max_pixels: int, leave_jpeg: bool) -> np.ndarray | UndecodedJpeg | Failure:
     if trap := find_trap(data):
         return Failure(ImageStatus.UNREADABLE, trap)
     try:
@@ -276,7 +276,7 @@ def _decode(data: bytes, layout: Layout, max_pixels: int, leave_jpeg: bool) -> n
             if lacks_strips(image):
                 return Failure(ImageStatus.UNREADABLE, "it cannot be decoded (a part of its pixels is missing)")
             if leave_jpeg and _is_plain_jpeg(image, data):
-                return JpegFile(data)
+                return UndecodedJpeg(data)
             # JPEG decodes at a half, a quarter, an eighth at a fraction of the cost; twice the wanted size keeps
             # the result within what the resize filter itself would smooth.
             if layout.resize.antialias:
@@ -448,7 +448,7 @@ def _read_store(uri: str, max_bytes: int, last_try: float) -> bytes | Failure:
         else:
             with FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as file:
                 data = stores.read_stream(file, max_bytes)
-    except stores.StoreFailure as failure:
+    except stores.StoreError as failure:
         return _BY_CODE.get(failure.code, Failure(ImageStatus.UNAVAILABLE, f"the store gave no image ({failure.words})"))
     except ModuleNotFoundError as error:
         return Failure(ImageStatus.UNSUPPORTED, str(error))

@@ -23,13 +23,14 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
-from batchverify.config import Refused, RunFailed, ScoringConfig
+from batchverify.config import ScoringConfig
 from batchverify.embeddings import Keeping, Part, is_unchanged, rows_carried_over, rows_of_tonight
+from batchverify.errors import PreflightError, RunError
 from batchverify.identity import check_identity, is_match
-from batchverify.images import Failure, ImageReader, JpegFile, Read
+from batchverify.images import Failure, ImageReader, Read, UndecodedJpeg
 from batchverify.manifest import pair_uris
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE
-from batchverify.reading import ReadAhead
+from batchverify.reading import Prefetcher
 from batchverify.schema import (
     BAD_ROW_COLUMN,
     MANIFEST_FILE,
@@ -42,7 +43,7 @@ from batchverify.schema import (
 )
 from batchverify.sidecar import GoldenPair, complete
 from batchverify.stores import in_store
-from batchverify.tally import Tally
+from batchverify.worker_stats import WorkerStats
 
 if TYPE_CHECKING:
     from batchverify.certificate import Certificate
@@ -87,7 +88,7 @@ class Network(Protocol):
         """Returns scores, float32 `(n,)`, of what was kept of images, `(n, d)` twice."""
 
 
-class KeepingNetwork(Network, Protocol):
+class EmbeddingLookupNetwork(Network, Protocol):
     """What `EncodeImages` needs of a network whose embeddings are kept: `encode` also gives the column `version`."""
 
     def look_up(self, uris: pa.Array) -> pa.Table:
@@ -153,11 +154,11 @@ class KerasNetwork:
         preprocessing: what is done to a decoded image.
     """
 
-    def __init__(self, config: ScoringConfig, tally: Tally | None = None, versions: str | None = None):
+    def __init__(self, config: ScoringConfig, tally: WorkerStats | None = None, versions: str | None = None):
         from batchverify.models import load_model, share_cores
 
         self._config = config = complete(config)
-        self._tally = tally = tally or Tally()
+        self._tally = tally = tally or WorkerStats()
         shares = min(_cores(), _MOST_SHARES)
         share_cores(_cores() // shares)
         self._model = load_model(config)
@@ -171,7 +172,7 @@ class KerasNetwork:
         self._reader = ImageReader(layout, *limits, config.image_root, config.image_timeout, tally, versions)
         self._most_under_way = shares + 1
         self._encoding = ThreadPoolExecutor(self._most_under_way, "encode-images")
-        self._ahead: ReadAhead | None = None
+        self._ahead: Prefetcher | None = None
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Fetches, decodes and encodes `uris`; see `Network.encode`."""
@@ -209,15 +210,15 @@ class KerasNetwork:
         return _Batch([found if isinstance(found.image, Failure) else found._replace(image=None) for found in read], embeddings)
 
     def _decoded(self, read: list[Read]) -> list[Read]:
-        files = [found.image for found in read if isinstance(found.image, JpegFile)]
+        files = [found.image for found in read if isinstance(found.image, UndecodedJpeg)]
         if not files or self._decode_jpegs is None:
             return read
         with self._tally.timed("decode"):
             images = iter(self._decode_jpegs(files))
-        return [found._replace(image=next(images)) if isinstance(found.image, JpegFile) else found for found in read]
+        return [found._replace(image=next(images)) if isinstance(found.image, UndecodedJpeg) else found for found in read]
 
     def look_up(self, uris: pa.Array) -> pa.Table:
-        """Finds out whether images are there and what tells if they have changed; see `KeepingNetwork.look_up`."""
+        """Finds out whether images are there and what tells if they have changed; see `EmbeddingLookupNetwork.look_up`."""
         names, found = uris.to_pylist(), []
         batches = self._read_ahead(names).batches(names, _LOOK_UPS_AT_ONCE, 1, self._reader.look_up)
         while results := self._await(batches):
@@ -233,13 +234,13 @@ class KerasNetwork:
             }
         )
 
-    def _read_ahead(self, uris: Sequence[str]) -> ReadAhead:
+    def _read_ahead(self, uris: Sequence[str]) -> Prefetcher:
         """Returns the threads that read; how many there are is decided by the first images that are asked for."""
         if self._ahead is None:
             limit_s = self._config.image_timeout
             threads = self._config.fetch_threads or (_STORE_THREADS if any(map(in_store, uris)) else _cores())
             read = functools.partial(self._reader.read_version, leave_jpegs=self._decode_jpegs is not None)
-            self._ahead = ReadAhead(read, _too_slow(limit_s), threads, limit_s)
+            self._ahead = Prefetcher(read, _too_slow(limit_s), threads, limit_s)
         return self._ahead
 
     def _await(self, batches: Iterator[Found]) -> Found | None:
@@ -260,14 +261,14 @@ class KerasNetwork:
         """Compares the network's parts with the whole on images at `uris`, as many as can be read.
 
         Raises:
-            Refused: if they differ.
+            PreflightError: if they differ.
         """
         read = self._read_ahead(uris).batches(uris, max(1, len(uris)), 0)
         images = [found.image for batch in read for found in self._decoded(batch) if isinstance(found.image, np.ndarray)]
         try:
             self._model.prove(np.stack(images) if images else np.zeros((0,)))
         except ValueError as error:
-            raise Refused(f"--model {self.facts.path}: on images of the manifest {error}; export it again.") from None
+            raise PreflightError(f"--model {self.facts.path}: on images of the manifest {error}; export it again.") from None
         if images and (found := self._model.judge_runtime(np.stack(images))):
             _LOG.info("Of the manifest: %s", found)
 
@@ -275,7 +276,7 @@ class KerasNetwork:
         """Scores pairs whose scores are known.
 
         Raises:
-            Refused: at an image that can't be read or a score that is another; the model isn't the one that was measured,
+            PreflightError: at an image that can't be read or a score that is another; the model isn't the one that was measured,
                 or its images come to it in another way.
         """
         for pair in pairs:
@@ -283,13 +284,13 @@ class KerasNetwork:
             for uri in (pair.left, pair.right):
                 image, _ = self._reader.read(uri)
                 if isinstance(image, Failure):
-                    raise Refused(
+                    raise PreflightError(
                         f"golden pair of --model {self.facts.path}: {uri}: {image.error}; mend it, or take the pair out."
                     )
                 images.append(self._model.encode(image[None]))
             score = float(self._model.compare(*images)[0])
             if not abs(score - pair.score) <= pair.tolerance:
-                raise Refused(
+                raise PreflightError(
                     f"--model {self.facts.path}: the golden pair {pair.left}, {pair.right} should score {pair.score:g}, "
                     f"but scores {score:.6g}; check --pixels, --color, --resize, --fit, and that it is the same model."
                 )
@@ -359,7 +360,7 @@ class ImageTable:
         for bucket, theirs in _by_bucket(uris, len(self._by_bucket)):
             images = self._by_bucket[bucket]
             if images is None:
-                raise RunFailed("a block is compared before its images are encoded; this is a fault of this program.")
+                raise RunError("a block is compared before its images are encoded; this is a fault of this program.")
             found.append(images.take(pc.index_in(theirs, value_set=images["uri"])))
         return pa.concat_tables(found).combine_chunks() if found else _no_images()
 
@@ -400,10 +401,10 @@ class EncodeImages(beam.DoFn):
         config: ScoringConfig,
         table: ImageTableLoader | None = None,
         keeping: Keeping | None = None,
-        tally: Tally | None = None,
+        tally: WorkerStats | None = None,
     ):
         self._loader, self._on_nan, self._table_loader = loader, config.on_nan, table
-        self._keeping, self._tally = keeping, tally or Tally()
+        self._keeping, self._tally = keeping, tally or WorkerStats()
         self._encoded = Metrics.counter("batchverify", "images_encoded")
         self._reused = Metrics.counter("batchverify", "images_reused")
         self._failed = Metrics.counter("batchverify", "images_failed")
@@ -445,7 +446,7 @@ class EncodeImages(beam.DoFn):
             images = self._network.encode(uris)
             reused = 0
         else:
-            images = encode_new(uris, stored, cast(KeepingNetwork, self._network), self._tally)
+            images = encode_new(uris, stored, cast(EmbeddingLookupNetwork, self._network), self._tally)
             reused = pc.sum(images["reused"]).as_py() or 0
         if self._on_nan == "fail":
             _require_finite(images)
@@ -494,7 +495,7 @@ def _apart(found: Iterable[tuple[str, pa.Table]]) -> tuple[list[tuple[str, pa.Ta
     return asked, pa.concat_tables(stored).combine_chunks() if stored else None
 
 
-def encode_new(uris: pa.Array, stored: pa.Table | None, network: KeepingNetwork, tally: Tally) -> pa.Table:
+def encode_new(uris: pa.Array, stored: pa.Table | None, network: EmbeddingLookupNetwork, tally: WorkerStats) -> pa.Table:
     """Returns what `network.encode` would, with a column `reused`; only what is not stored or has changed is encoded.
 
     Args:
@@ -549,7 +550,7 @@ def _of_failed(now: pa.Table, embedding: pa.FixedSizeListType) -> pa.Table:
     return _with_reused(images.append_column("version", pa.nulls(count, pa.string())), False)
 
 
-def read_stored(part: Part, keeping: Keeping, buckets: int, tally: Tally) -> Iterator[tuple[int, tuple[str, pa.Table]]]:
+def read_stored(part: Part, keeping: Keeping, buckets: int, tally: WorkerStats) -> Iterator[tuple[int, tuple[str, pa.Table]]]:
     """Reads one file of a store, each of its rows in the bucket that its URI belongs to, beside what blocks ask for there."""
     with tally.timed("read"):
         rows = keeping.read(part)
@@ -558,7 +559,7 @@ def read_stored(part: Part, keeping: Keeping, buckets: int, tally: Tally) -> Ite
         yield bucket, ("", rows.take(places))
 
 
-def write_kept(rows: pa.Table, keeping: Keeping, tally: Tally) -> list[Part]:
+def write_kept(rows: pa.Table, keeping: Keeping, tally: WorkerStats) -> list[Part]:
     """Writes rows of the next generation, and returns the files that hold them."""
     with tally.timed("write"):
         return list(keeping.write(rows))
@@ -579,9 +580,9 @@ class ComparePairs(beam.DoFn):
         loader: NetworkLoader,
         config: ScoringConfig,
         table: ImageTableLoader | None = None,
-        tally: Tally | None = None,
+        tally: WorkerStats | None = None,
     ):
-        self._loader, self._config, self._table_loader, self._tally = loader, config, table, tally or Tally()
+        self._loader, self._config, self._table_loader, self._tally = loader, config, table, tally or WorkerStats()
         self._scored = Metrics.counter("batchverify", "rows_scored")
         self._encodings = Metrics.counter("batchverify", "encodings")
 
@@ -595,7 +596,7 @@ class ComparePairs(beam.DoFn):
         for kind, table in found:
             by_kind[kind].append(table)
         if len(by_kind[BLOCK]) != 1:
-            raise RunFailed(f"{len(by_kind[BLOCK])} blocks have the key {key}; give every block a key of its own.")
+            raise RunError(f"{len(by_kind[BLOCK])} blocks have the key {key}; give every block a key of its own.")
         (block,) = by_kind[BLOCK]
         with self._tally.timed("compare"):
             scored = compare_block(block, self._images(block, by_kind[IMAGES]), self._network, self._config)
@@ -646,13 +647,13 @@ def compare_block(block: pa.Table, images: pa.Table, network: Network, config: S
     """Returns `block` with the result columns, each row looked up in `images`.
 
     Raises:
-        RunFailed: at a score that is not a number, unless `config.on_nan` says `keep`.
+        RunError: at a score that is not a number, unless `config.on_nan` says `keep`.
     """
     left, right = (_Side.find(uris, images) for uris in pair_uris(block, config))
     scores = _scores(left, right, images, network)
     odd = np.isnan(scores) & (left.status == _OK) & (right.status == _OK)
     if odd.any() and config.on_nan == "fail":
-        raise RunFailed(f"{_NOT_A_NUMBER}; check its weights, or keep such rows without a score with --on-nan keep.")
+        raise RunError(f"{_NOT_A_NUMBER}; check its weights, or keep such rows without a score with --on-nan keep.")
     error = _first_error(left, right, odd)
     if BAD_ROW_COLUMN in block.column_names:
         bad = block[BAD_ROW_COLUMN]
@@ -701,7 +702,7 @@ class _Side:
         index = pc.index_in(uris, value_set=images["uri"])
         place = pc.fill_null(index, -1).to_numpy().astype(np.int64)
         if np.any((place < 0) & uris.is_valid().to_numpy(zero_copy_only=False)):
-            raise RunFailed("an image that a block asked for was not answered; this is a fault of this program.")
+            raise RunError("an image that a block asked for was not answered; this is a fault of this program.")
         status = np.append(images["status"].to_numpy(), np.int8(_NO_URI))[place].astype(np.int8)
         identity = np.append(images["identity"].to_numpy(), np.float32(np.nan))[place].astype(np.float32)
         error = pc.if_else(pc.is_valid(index), images["error"].take(index), "the manifest names no image")
@@ -759,4 +760,4 @@ def _require_finite(images: pa.Table) -> None:
     wrong = ok & ~np.isfinite(images["identity"].to_numpy())
     if wrong.any():
         uri = images["uri"][int(np.argmax(wrong))].as_py()
-        raise RunFailed(f"{_NOT_A_NUMBER} to {uri} against itself; check its weights, or see --on-nan keep.")
+        raise RunError(f"{_NOT_A_NUMBER} to {uri} against itself; check its weights, or see --on-nan keep.")

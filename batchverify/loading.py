@@ -28,7 +28,8 @@ from keras.src.saving.serialization_lib import SafeModeScope
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
-from batchverify.config import ModelConfig, Refused
+from batchverify.config import ModelConfig
+from batchverify.errors import PreflightError
 from batchverify.modelfile import Kind, ModelFile, Prepared, open_model_file, prepare_config
 from batchverify.stores import brief
 
@@ -82,7 +83,7 @@ def load_file(options: ModelConfig) -> LoadedModel:
     """Loads the model that `options` name, or the embedded one.
 
     Raises:
-        Refused: if it can't be, or must not be; in one sentence, with the remedy.
+        PreflightError: if it can't be, or must not be; in one sentence, with the remedy.
     """
     with local_model(options.model) as local:
         name = options.model or "embedded"
@@ -90,7 +91,7 @@ def load_file(options: ModelConfig) -> LoadedModel:
         try:
             digest = _digest(local)
         except OSError as error:
-            raise Refused(f"--model {name}: it cannot be read ({error.strerror}); copy it again, whole.") from None
+            raise PreflightError(f"--model {name}: it cannot be read ({error.strerror}); copy it again, whole.") from None
         if options.trust_model_code:
             _LOG.warning("--trust-model-code: whatever code %s holds runs with your rights on every worker.", name)
         if file.kind is Kind.SAVED_MODEL:
@@ -107,9 +108,9 @@ def local_model(path: str | None) -> Iterator[str]:
             yield str(local)
     elif "://" not in path:
         if not os.path.exists(path):
-            raise Refused(f"--model {path}: there is no such file; check the path.")
+            raise PreflightError(f"--model {path}: there is no such file; check the path.")
         if not os.path.isdir(path) and not os.path.isfile(path):
-            raise Refused(f"--model {path}: it is neither a file nor a folder; give a model file.")
+            raise PreflightError(f"--model {path}: it is neither a file nor a folder; give a model file.")
         yield path
     else:
         with tempfile.TemporaryDirectory(prefix="batchverify-") as folder:
@@ -123,12 +124,12 @@ def _download(uri: str, local: str) -> str:
         for path in found or [uri]:
             target = os.path.normpath(local + path.removeprefix(uri))
             if target != local and not target.startswith(local + os.sep):
-                raise Refused(f"--model {uri}: the name {path} points outside of the folder; don't trust it.")
+                raise PreflightError(f"--model {uri}: the name {path} points outside of the folder; don't trust it.")
             _copy(path, target)
-    except Refused:
+    except PreflightError:
         raise
     except Exception as error:  # Beam wraps whatever the store's client raises.
-        raise Refused(f"--model {uri}: it cannot be fetched ({brief(error)}); check the URI and your access.") from None
+        raise PreflightError(f"--model {uri}: it cannot be fetched ({brief(error)}); check the URI and your access.") from None
     return local
 
 
@@ -149,7 +150,7 @@ def _digest(path: str) -> str:
         for name in sorted(names):
             file_path = os.path.join(folder, name)
             if not os.path.isfile(file_path):
-                raise Refused(f"--model {path}: {file_path} is no file; copy the folder again, whole.")
+                raise PreflightError(f"--model {path}: {file_path} is no file; copy the folder again, whole.")
             with open(file_path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").digest()
             together.update(os.fsencode(os.path.relpath(file_path, path)) + b"\0" + digest)
@@ -172,7 +173,7 @@ def _load_keras(file: ModelFile, options: ModelConfig, digest: str) -> LoadedMod
     if getattr(model, "inputs", None) and getattr(model, "outputs", None):
         graph = getattr(model, "_functional", None) or model
         if len(graph.outputs) != 1:
-            raise Refused(f"--model {file.name}: it has {len(graph.outputs)} outputs; give a model with one.")
+            raise PreflightError(f"--model {file.name}: it has {len(graph.outputs)} outputs; give a model with one.")
         inputs = tuple(_keras_input(tensor) for tensor in graph.inputs)
         return LoadedModel(file.name, digest, _keras_call(graph), inputs, graph, "", prepared.notes)
     return LoadedModel(
@@ -191,7 +192,7 @@ def _refuse_more_weights_than_stored(file: ModelFile, prepared: Prepared, option
     numbers = sum(math.prod(variable.shape) for variable in waiting)
     global_state.set_global_attribute("uninitialized_variables", [])
     if numbers > 8 * file.weight_bytes + _WEIGHTS_ALWAYS_FINE:
-        raise Refused(
+        raise PreflightError(
             f"--model {file.name}: its config asks for {numbers:,} weights, but it has {file.weight_bytes:,} bytes of them, so "
             "it is a bomb or not whole; don't trust it."
         )
@@ -211,7 +212,7 @@ def _keras_load(file: ModelFile, path: str, custom_objects: dict[str, Any], opti
     else:
         remedy = "load it where it was trained, and save it again with model.save('model.keras') or model.export('folder')"
     wrote = f", written by Keras {file.keras_version}," if file.keras_version else ""
-    raise Refused(
+    raise PreflightError(
         f"--model {file.name}: {file.kind.value}{wrote} that Keras {keras.__version__} cannot load ({words}); {remedy}."
     )
 
@@ -241,7 +242,7 @@ def _built_inputs(name: str, model: keras.Model) -> tuple[ModelInput, ...]:
     if isinstance(shapes, dict):
         shapes = list(shapes.values())
     if not shapes:
-        raise Refused(
+        raise PreflightError(
             f"--model {name}: it does not say what inputs it takes; write it with model.export('folder'), "
             "which keeps a signature, and give that folder."
         )
@@ -267,7 +268,7 @@ def _load_saved_model(file: ModelFile, options: ModelConfig, digest: str) -> Loa
     try:
         loaded = tf.saved_model.load(file.local)
     except Exception as error:  # TensorFlow raises whatever the graph leads it to.
-        raise Refused(
+        raise PreflightError(
             f"--model {file.name}: a SavedModel that TensorFlow {tf.__version__} cannot load ({_brief(error)}); "
             "copy the folder again, whole, or export it again."
         ) from None
@@ -276,7 +277,7 @@ def _load_saved_model(file: ModelFile, options: ModelConfig, digest: str) -> Loa
     inputs, outputs = function.structured_input_signature[1], function.structured_outputs
     if len(outputs) != 1:
         found = ", ".join(sorted(outputs)) or "none"
-        raise Refused(f"--model {file.name}: its signature '{key}' has the outputs {found}; give a signature with one.")
+        raise PreflightError(f"--model {file.name}: its signature '{key}' has the outputs {found}; give a signature with one.")
     names, output = list(inputs), next(iter(outputs))
 
     def call(*tensors: Any) -> Any:
@@ -296,14 +297,16 @@ def _refuse_useless(name: str, options: ModelConfig) -> None:
     }
     for option, value in given.items():
         if value:
-            raise Refused(
+            raise PreflightError(
                 f"{option} is for .keras and .h5 files, whose layers are named; --model {name} is a SavedModel, leave it out."
             )
 
 
 def _saved_input(model: str, name: str, spec: Any) -> ModelInput:
     if spec.shape.rank is None:
-        raise Refused(f"--model {model}: its input '{name}' has no shape; export it with an input signature that has one.")
+        raise PreflightError(
+            f"--model {model}: its input '{name}' has no shape; export it with an input signature that has one."
+        )
     return ModelInput(name, tuple(spec.shape[1:]), spec.dtype.name, spec.shape[0])
 
 
@@ -316,10 +319,10 @@ def _signature_name(model: str, keys: list[str], wanted: str | None) -> str:
         return str(wanted)
     found = ", ".join(f"'{key}'" for key in keys)
     if not keys:
-        raise Refused(f"--model {model}: the SavedModel has no signature; export it again, with model.export('folder').")
+        raise PreflightError(f"--model {model}: the SavedModel has no signature; export it again, with model.export('folder').")
     if wanted is None:
-        raise Refused(f"--model {model}: it has the signatures {found}; choose one with --signature.")
-    raise Refused(f"--signature is '{wanted}', but --model {model} has {found}.")
+        raise PreflightError(f"--model {model}: it has the signatures {found}; choose one with --signature.")
+    raise PreflightError(f"--signature is '{wanted}', but --model {model} has {found}.")
 
 
 def _check_saved_model(file: ModelFile, options: ModelConfig) -> None:
@@ -329,12 +332,14 @@ def _check_saved_model(file: ModelFile, options: ModelConfig) -> None:
         with open(os.path.join(file.local, "saved_model.pb"), "rb") as stream:
             saved.ParseFromString(stream.read())
     except Exception as error:  # protobuf's own errors
-        raise Refused(f"--model {file.name}: saved_model.pb is damaged ({_brief(error)}); copy the folder again.") from None
+        raise PreflightError(
+            f"--model {file.name}: saved_model.pb is damaged ({_brief(error)}); copy the folder again."
+        ) from None
     if options.trust_model_code:
         return
     for meta_graph in saved.meta_graphs:
         if found := _harmful_operation(meta_graph):
-            raise Refused(
+            raise PreflightError(
                 f"--model {file.name}: its graph holds the operation {found}, which no trained network needs and which can "
                 "touch files or run code; add --trust-model-code if you trust whoever made it."
             )

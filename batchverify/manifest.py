@@ -25,10 +25,11 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify import coders  # noqa: F401  registers the coder of pa.Table
-from batchverify.config import Refused, RunFailed, VerificationConfig
+from batchverify.config import VerificationConfig
+from batchverify.errors import PreflightError, RunError
 from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, MANIFEST_ROW, RESERVED_COLUMNS, is_text
 from batchverify.stores import brief, carried
-from batchverify.tally import Tally
+from batchverify.worker_stats import WorkerStats
 
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _CSV_BLOCK_BYTES = 64 * 2**20
@@ -88,9 +89,9 @@ class Manifest:
 class ReadManifest(beam.PTransform):
     """Reads a manifest: `(block key, pa.Table)` with the manifest's columns, its file and its row number."""
 
-    def __init__(self, manifest: Manifest, config: VerificationConfig, tally: Tally | None = None):
+    def __init__(self, manifest: Manifest, config: VerificationConfig, tally: WorkerStats | None = None):
         super().__init__()
-        self._manifest, self._config, self._tally = manifest, config, tally or Tally()
+        self._manifest, self._config, self._tally = manifest, config, tally or WorkerStats()
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[tuple[str, pa.Table]]:
         return (
@@ -110,7 +111,7 @@ def plan_manifest(config: VerificationConfig, sample: int = 12) -> Manifest:
     With `config.limit`, files and row groups beyond it are only looked at for their columns.
 
     Raises:
-        Refused: with all that is wrong, one sentence each.
+        PreflightError: with all that is wrong, one sentence each.
     """
     paths, problems = _match(config.manifests)
     budget = _Budget(_VALIDATION_BYTES, config.limit)
@@ -118,13 +119,13 @@ def plan_manifest(config: VerificationConfig, sample: int = 12) -> Manifest:
     for path in paths:
         try:
             seen.append(_Inspection(path, config, budget))
-        except Refused as refused:
+        except PreflightError as refused:
             problems += refused.problems
     problems += [problem for inspection in seen for problem in inspection.problems]
     schema, disagreements = _unify(seen)
     problems += disagreements
     if problems:
-        raise Refused(problems)
+        raise PreflightError(problems)
     rows = sum(inspection.expected_rows for inspection in seen)
     distinct = _distinct(seen)
     looked_at, images = sum(inspection.rows_sampled for inspection in seen), len(distinct)
@@ -144,7 +145,7 @@ def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> 
     """Reads one shard as tables of at most `config.block_rows` rows, cast to `schema`, with file and row columns.
 
     Raises:
-        RunFailed: at a mistake that was beyond the part of the file that `plan_manifest` looks at.
+        RunError: at a mistake that was beyond the part of the file that `plan_manifest` looks at.
     """
     row = shard.first_row
     try:
@@ -154,8 +155,8 @@ def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> 
                 block = batch.slice(start, rows)
                 yield _with_provenance(_cast(block, schema), shard.path, row)
                 row += block.num_rows
-    except Refused as refused:
-        raise RunFailed(str(refused)) from None
+    except PreflightError as refused:
+        raise RunError(str(refused)) from None
 
 
 def parse_labels(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,7 +203,7 @@ def _folder(path: str) -> str:
 
 
 def _read_timed(
-    shard: Shard, tally: Tally, schema: pa.Schema, label: str | None, config: VerificationConfig
+    shard: Shard, tally: WorkerStats, schema: pa.Schema, label: str | None, config: VerificationConfig
 ) -> Iterator[tuple[str, pa.Table]]:
     blocks = read_keyed(shard, schema, label, config)
     while True:
@@ -219,11 +220,11 @@ def read_keyed(
     """Yields the blocks of `read_blocks`, each with its key and its labels checked.
 
     Raises:
-        RunFailed: as `read_blocks`, and at a label that is none.
+        RunError: as `read_blocks`, and at a label that is none.
     """
     for block in read_blocks(shard, schema, config):
         if label is not None and (wrong := _bad_label(block, label, shard.path, block[MANIFEST_ROW][0].as_py())):
-            raise RunFailed(wrong)
+            raise RunError(wrong)
         yield f"{shard.path}#{block[MANIFEST_ROW][0].as_py()}", block
 
 
@@ -349,7 +350,7 @@ class _Inspection:
                 if budget.left <= 0 and (self.parquet or self._most_rows is None):
                     finished = False
                     break
-        except Refused as refused:
+        except PreflightError as refused:
             self.problems += refused.problems
         self._bytes_seen = started_with - budget.left
         self.expected_rows = self._expect_rows(finished, self._bytes_seen)
@@ -527,7 +528,7 @@ def _open(path: str) -> Any:
     try:
         return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
     except Exception as error:  # Beam wraps whatever the store's client raises.
-        raise Refused(f"{path}: it cannot be opened ({brief(error)}); check the path and your access.") from None
+        raise PreflightError(f"{path}: it cannot be opened ({brief(error)}); check the path and your access.") from None
 
 
 def _parquet_footer(path: str) -> pq.FileMetaData | None:
@@ -535,13 +536,13 @@ def _parquet_footer(path: str) -> pq.FileMetaData | None:
     with _open(path) as file:
         if file.read(4) != b"PAR1":
             if path.endswith((".parquet", ".pq")):
-                raise Refused(f"{path}: it is no Parquet file in spite of its name; write it again or rename it.")
+                raise PreflightError(f"{path}: it is no Parquet file in spite of its name; write it again or rename it.")
             return None
         file.seek(0)
         try:
             return _WithSchema(pq.ParquetFile(file))
         except (pa.ArrowException, OSError) as error:
-            raise Refused(f"{path}: the Parquet file is damaged ({brief(error)}); write it again.") from None
+            raise PreflightError(f"{path}: the Parquet file is damaged ({brief(error)}); write it again.") from None
 
 
 class _WithSchema:
@@ -564,7 +565,7 @@ def _parquet_batches(shard: Shard, columns: list[str] | None) -> Iterator[pa.Tab
                 table.validate(full=True)
                 yield table
         except (pa.ArrowException, OSError) as error:
-            raise Refused(f"{shard.path}: the Parquet file is damaged ({brief(error)}); write it again.") from None
+            raise PreflightError(f"{shard.path}: the Parquet file is damaged ({brief(error)}); write it again.") from None
 
 
 def _csv_schema(path: str, config: VerificationConfig) -> pa.Schema:
@@ -585,9 +586,9 @@ def _csv_header(path: str) -> list[str] | None:
             "".join(names or []).encode("utf-8")
             return names
         except UnicodeEncodeError:
-            raise Refused(f"{path}, header: it is not UTF-8; save the file as UTF-8.") from None
+            raise PreflightError(f"{path}, header: it is not UTF-8; save the file as UTF-8.") from None
         except (csv.Error, OSError) as error:
-            raise Refused(f"{path}, header: it cannot be read ({brief(error)}); save the file again.") from None
+            raise PreflightError(f"{path}, header: it cannot be read ({brief(error)}); save the file again.") from None
 
 
 def _csv_batches(path: str, columns: list[str] | None, keep: bool) -> Iterator[pa.Table]:
@@ -622,11 +623,11 @@ def _csv_batches(path: str, columns: list[str] | None, keep: bool) -> Iterator[p
                 row += found.num_rows
         except (pa.ArrowException, OSError) as error:
             if not _is_header_only(error):
-                raise Refused(f"{path}: {_why_unreadable(error)}.") from None
+                raise PreflightError(f"{path}: {_why_unreadable(error)}.") from None
     if aside.rows and not keep:
-        raise Refused([_misfit(path, found) for found in list(aside.rows)[:_PROBLEMS_TOLD]])
+        raise PreflightError([_misfit(path, found) for found in list(aside.rows)[:_PROBLEMS_TOLD]])
     if stream.quotes % 2:
-        raise Refused(f"{path}: a quote is opened and never closed; close it, or double quotes inside a field.")
+        raise PreflightError(f"{path}: a quote is opened and never closed; close it, or double quotes inside a field.")
     if aside.rows:
         yield aside.put_back(aside.nothing(), row)
 
@@ -717,7 +718,7 @@ def _as_text(batch: pa.Table, path: str, first_row: int) -> pa.Table:
     try:
         return batch.cast(pa.schema([(name, pa.string()) for name in batch.column_names]))
     except pa.ArrowInvalid:
-        raise Refused(_undecodable(batch, path, first_row)) from None
+        raise PreflightError(_undecodable(batch, path, first_row)) from None
 
 
 def _undecodable(batch: pa.Table, path: str, first_row: int) -> str:

@@ -29,7 +29,8 @@ import h5py
 
 from batchverify import comparisons, hdf5probe
 from batchverify.comparisons import KINDS, PAIR_KINDS, SINGLE_KINDS, TENSOR_OPERATIONS
-from batchverify.config import ModelConfig, Refused
+from batchverify.config import ModelConfig
+from batchverify.errors import PreflightError
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _MOST_CONFIG_BYTES = 256 * 2**20
@@ -70,7 +71,7 @@ class ModelFile:
         """Writes the file anew with another config, into `folder`, and returns its path.
 
         Raises:
-            Refused: if the rest of the file cannot be read.
+            PreflightError: if the rest of the file cannot be read.
         """
         write = self._rewrite_hdf5 if self.kind is Kind.HDF5 else self._rewrite_archive
         with _refusing(self.name, "the file is damaged", "copy it again, whole"):
@@ -118,7 +119,7 @@ def open_model_file(name: str, local: str) -> ModelFile:
     """Looks a model file through.
 
     Raises:
-        Refused: if it is no model, or one that must not be opened.
+        PreflightError: if it is no model, or one that must not be opened.
     """
     with _refusing(name, "the file cannot be read", "copy it again, whole"):
         kind = _identify(name, local)
@@ -127,7 +128,7 @@ def open_model_file(name: str, local: str) -> ModelFile:
     with _refusing(name, f"the {'file' if kind is Kind.KERAS else 'HDF5 file'} is damaged", "copy it again, whole"):
         config, version, weight_bytes = (_read_archive if kind is Kind.KERAS else _read_hdf5)(name, local)
     if version.startswith("1."):
-        raise Refused(
+        raise PreflightError(
             f"--model {name}: it was written by Keras {version}, whose format is no longer read; "
             "load it with Keras 2.2 and save it again, with model.save('model.h5')."
         )
@@ -146,7 +147,7 @@ def prepare_config(
         operation_module: where Keras has an operation of a name, such as `Absolute`.
 
     Raises:
-        Refused: if something in it is not explained by `options`.
+        PreflightError: if something in it is not explained by `options`.
     """
     with _refusing(file.name, "its config is damaged", "save the model again, with model.save()"):
         config = json.loads(json.dumps(file.config))
@@ -164,12 +165,12 @@ def _refusing(name: str, fault: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except Refused:
+    except PreflightError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             raise
-        raise Refused(f"--model {name}: {fault} ({_brief(error)}); {remedy}.") from None
+        raise PreflightError(f"--model {name}: {fault} ({_brief(error)}); {remedy}.") from None
 
 
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
@@ -191,7 +192,7 @@ def _identify(name: str, local: str) -> Kind:
     if os.path.isdir(local):
         if os.path.isfile(os.path.join(local, "saved_model.pb")):
             return Kind.SAVED_MODEL
-        raise Refused(
+        raise PreflightError(
             f"--model {name}: the folder holds no saved_model.pb, so it is no SavedModel; give a folder that "
             "model.export() wrote, or a .keras or .h5 file."
         )
@@ -203,8 +204,8 @@ def _identify(name: str, local: str) -> Kind:
         with zipfile.ZipFile(local) as archive:
             if _CONFIG in archive.namelist():
                 return Kind.KERAS
-        raise Refused(f"--model {name}: it is a zip archive without a {_CONFIG}, so no .keras file; {_ADVICE}")
-    raise Refused(f"--model {name}: {_looks_like(head)}")
+        raise PreflightError(f"--model {name}: it is a zip archive without a {_CONFIG}, so no .keras file; {_ADVICE}")
+    raise PreflightError(f"--model {name}: {_looks_like(head)}")
 
 
 _ADVICE = "save the model with model.save('model.keras')."
@@ -252,17 +253,23 @@ def _check_archive(name: str, archive: zipfile.ZipFile, packed: int) -> None:
     for info in archive.infolist():
         path = PurePosixPath(info.filename.replace("\\", "/"))
         if not path.parts or any(len(part) > 255 for part in path.parts) or any(str(one) in names for one in path.parents):
-            raise Refused(f"--model {name}: its entry {info.filename[:100]!r} cannot be unpacked; copy the file again, whole.")
+            raise PreflightError(
+                f"--model {name}: its entry {info.filename[:100]!r} cannot be unpacked; copy the file again, whole."
+            )
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or stat.S_ISLNK(info.external_attr >> 16):
-            raise Refused(f"--model {name}: its entry {info.filename[:100]!r} points outside of the archive; don't trust it.")
+            raise PreflightError(
+                f"--model {name}: its entry {info.filename[:100]!r} points outside of the archive; don't trust it."
+            )
         if info.filename in (_CONFIG, _METADATA) and info.file_size > _MOST_CONFIG_BYTES:
-            raise Refused(f"--model {name}: its {info.filename} has {info.file_size:,} bytes; no architecture is so long.")
+            raise PreflightError(
+                f"--model {name}: its {info.filename} has {info.file_size:,} bytes; no architecture is so long."
+            )
     _check_size(name, sum(info.file_size for info in archive.infolist()), packed)
 
 
 def _check_size(name: str, unpacked: int, packed: int) -> None:
     if unpacked > max(_UNPACKED_BYTES_ALWAYS_FINE, _MOST_EXPANSION * packed):
-        raise Refused(
+        raise PreflightError(
             f"--model {name}: {packed:,} bytes that unpack to {unpacked:,} are no trained weights but a bomb; don't trust it."
         )
 
@@ -274,7 +281,9 @@ def _read_hdf5(name: str, local: str) -> tuple[dict[str, Any], str, int]:
         _check_size(name, weight_bytes, os.path.getsize(local))
         config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
     if config is None:
-        raise Refused(f"--model {name}: it holds weights without an architecture; save the whole model, with model.save().")
+        raise PreflightError(
+            f"--model {name}: it holds weights without an architecture; save the whole model, with model.save()."
+        )
     with _refusing(name, "its model_config is no JSON", "copy the file again"):
         return _as_config(name, json.loads(config)), _as_text(version), weight_bytes
 
@@ -291,7 +300,7 @@ def _probe_hdf5(name: str, file: str | bytes) -> None:
     except subprocess.TimeoutExpired:
         ended = f"is still reading after {_PROBE_S} s"
     if ended:
-        raise Refused(f"--model {name}: it is damaged such that the HDF5 library {ended}; copy it again, whole.")
+        raise PreflightError(f"--model {name}: it is damaged such that the HDF5 library {ended}; copy it again, whole.")
 
 
 def _check_group(name: str, group: h5py.Group, seen: set[int]) -> int:
@@ -303,20 +312,20 @@ def _check_group(name: str, group: h5py.Group, seen: set[int]) -> int:
     seen.add(address)
     for key in group:
         if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-            raise Refused(f"--model {name}: its entry {group.name}/{key} links elsewhere; don't trust it.")
+            raise PreflightError(f"--model {name}: its entry {group.name}/{key} links elsewhere; don't trust it.")
         item = group[key]
         if isinstance(item, h5py.Group):
             total += _check_group(name, item, seen)
         elif isinstance(item, h5py.Dataset):
             if item.external or item.is_virtual:
-                raise Refused(f"--model {name}: its entry {item.name} reads other files; don't trust it.")
+                raise PreflightError(f"--model {name}: its entry {item.name} reads other files; don't trust it.")
             total += item.size * item.dtype.itemsize if item.size else 0
     return total
 
 
 def _as_config(name: str, config: Any) -> dict[str, Any]:
     if not isinstance(config, dict) or "class_name" not in config or not isinstance(config.get("config"), (dict, list)):
-        raise Refused(f"--model {name}: its config describes no Keras model; save the whole model, with model.save().")
+        raise PreflightError(f"--model {name}: its config describes no Keras model; save the whole model, with model.save().")
     return config
 
 
@@ -358,7 +367,7 @@ class _Rewriter:
         elif (said := self._said_of(layer)) is not None:
             self._rewrite_custom(layer, said)
         elif not self._trusted and not self._knows(layer):
-            raise Refused(self._unknown(layer))
+            raise PreflightError(self._unknown(layer))
 
     def _rewrite_lambda(self, layer: dict[str, Any]) -> None:
         name, joined = _name(layer), _joined(layer)
@@ -370,7 +379,7 @@ class _Rewriter:
             self.notes.append(f"Lambda layer '{name}' runs code from the model file, as --trust-model-code allows.")
             return
         if kind is None:
-            raise Refused(_lambda_refusal(self._name, layer))
+            raise PreflightError(_lambda_refusal(self._name, layer))
         self._become_comparison(layer, kind)
         self.notes.append(f"Lambda layer '{name}' computes {kind}, as --lambda says; its own code is not run.")
 
@@ -389,7 +398,7 @@ class _Rewriter:
 
     def _become_comparison(self, layer: dict[str, Any], kind: str) -> None:
         if kind not in KINDS:
-            raise Refused(f"--lambda names '{kind}', which is not known; give one of {', '.join(KINDS)}.")
+            raise PreflightError(f"--lambda names '{kind}', which is not known; give one of {', '.join(KINDS)}.")
         _join_tensors(layer)
         self._replace(layer, "Comparison", {"kind": kind})
 
@@ -398,7 +407,7 @@ class _Rewriter:
         if operation.startswith(("tf.", "tensorflow.")):
             operation = operation.split(".", 1)[1]
         if operation not in TENSOR_OPERATIONS:
-            raise Refused(
+            raise PreflightError(
                 f"--model {self._name}: layer '{_name(layer)}' calls tf.{operation}, which cannot be translated; "
                 "load the model with the TensorFlow that trained it and write it with model.export() as a SavedModel."
             )
@@ -444,7 +453,9 @@ class _Rewriter:
         for name in self._lambdas:
             if name and name not in lambdas:
                 found = ", ".join(f"'{one}'" for one in sorted(lambdas)) or "none"
-                raise Refused(f"--lambda {name}={self._lambdas[name]}: the model has no such Lambda layer; it has {found}.")
+                raise PreflightError(
+                    f"--lambda {name}={self._lambdas[name]}: the model has no such Lambda layer; it has {found}."
+                )
 
     def _refuse_foreign(self, node: Any) -> None:
         """Refuses classes and functions of modules that are not Keras', wherever they stand in a config."""
@@ -452,7 +463,7 @@ class _Rewriter:
             module = node.get("module")
             ours = node.get("class_name") in self.custom_objects or node.get("registered_name") in self.custom_objects
             if "class_name" in node and isinstance(module, str) and not _is_keras_module(module) and not ours:
-                raise Refused(
+                raise PreflightError(
                     f"--model {self._name}: it names {module}.{node['class_name']}, which is not Keras'; "
                     f"say what it is, --custom-object {node['class_name']}=module:attribute."
                 )
@@ -520,7 +531,7 @@ def _split_option(option: str, text: str) -> tuple[str, str]:
     """Returns name and kind of `NAME=KIND`, or an empty name for `KIND`."""
     name, _, kind = text.rpartition("=")
     if kind not in KINDS:
-        raise Refused(f"--{option} names '{kind}', which is not known; give one of {', '.join(KINDS)}.")
+        raise PreflightError(f"--{option} names '{kind}', which is not known; give one of {', '.join(KINDS)}.")
     return name, kind
 
 
@@ -529,7 +540,7 @@ def _import_attribute(class_name: str, said: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise Refused(
+        raise PreflightError(
             f"--custom-object {class_name}={said}: it is none of {', '.join(KINDS)}, and cannot be imported "
             f"({_brief(error)}); give module:attribute, with the module's folder on PYTHONPATH."
         ) from None
@@ -659,10 +670,12 @@ def _mend(name: str, config: dict[str, Any], allowed: bool) -> list[str]:
     fault = f"the score does not depend on the input '{ignored}': in the file, both branches use the other input's embedding"
     found = _unused_call(config, ignored)
     if found is None:
-        raise Refused(f"--model {name}: {fault}; build the network anew from its code, load its weights and save it again.")
+        raise PreflightError(
+            f"--model {name}: {fault}; build the network anew from its code, load its weights and save it again."
+        )
     encoder, call = found
     if not allowed:
-        raise Refused(
+        raise PreflightError(
             f"--model {name}: {fault}, while a second call of '{encoder}' is used by nothing (Keras 3.2.1 wrote such files); "
             "add --mend-shared-encoder to rewire the comparison to it."
         )
@@ -672,7 +685,7 @@ def _mend(name: str, config: dict[str, Any], allowed: bool) -> list[str]:
             if len(uses) > 1:
                 uses[1][1] = call
     if _ignored_input(config) is not None:
-        raise Refused(f"--model {name}: {fault}; it cannot be mended, so save it again with a current Keras.")
+        raise PreflightError(f"--model {name}: {fault}; it cannot be mended, so save it again with a current Keras.")
     return [f"Mended: the comparison took one call of '{encoder}' twice and now takes both, as --mend-shared-encoder allows."]
 
 

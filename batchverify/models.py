@@ -20,12 +20,14 @@ import numpy as np
 import tensorflow as tf
 
 from batchverify.comparisons import SCORE_FORMULAS, as_score, compare_embeddings
-from batchverify.config import ModelConfig, ModelFacts, Refused
+from batchverify.config import ModelConfig
+from batchverify.errors import PreflightError
 from batchverify.freezing import FrozenFunction
 from batchverify.loading import LoadedModel, ModelInput, load_file
+from batchverify.model.facts import ModelFacts
 from batchverify.preprocessing import Preprocessing, contradiction, decide_preprocessing, pixels_in_graph
 from batchverify.runtimes import on_runtime
-from batchverify.siamese import CannotSplit, IgnoresInput, Siamese, prove, split_siamese
+from batchverify.siamese import IgnoredInputError, Siamese, SplitError, prove, split_siamese
 from batchverify.trials import trial_images
 
 _LOG = logging.getLogger(__name__)
@@ -99,14 +101,14 @@ class PairModel:
             By how much they differ, in words; None where TensorFlow runs the network.
 
         Raises:
-            Refused: if they differ by more than rounding does and no less precision was asked for.
+            PreflightError: if they differ by more than rounding does and no less precision was asked for.
         """
         runtime, precision = self._runtime
         if runtime == "tensorflow":
             return None
         difference = self._difference(images)
         if precision == "float32" and not difference <= _MOST_DIFFERENCE:
-            raise Refused(
+            raise PreflightError(
                 f"--runtime {runtime}: its scores differ from TensorFlow's by {difference:.2g}, "
                 f"more than {_MOST_DIFFERENCE:g}; leave --runtime out."
             )
@@ -126,7 +128,7 @@ class PairModel:
         """Compares the parts with the whole network on uint8 images `(n, height, width, channels)`.
 
         Raises:
-            CannotSplit: if they differ.
+            SplitError: if they differ.
         """
         if self.siamese is not None and len(images):
             dtype = self.loaded.inputs[0].dtype
@@ -192,16 +194,16 @@ def load_model(config: ModelConfig) -> PairModel:
     """Loads the model that `config` names, takes it apart if it can be, and tries it on images made up for that.
 
     Raises:
-        Refused: if it cannot be used; in one sentence, with the remedy.
+        PreflightError: if it cannot be used; in one sentence, with the remedy.
     """
     _let_gpu_memory_grow()
     loaded = load_file(config)
     try:
         return _ready(loaded, config)
-    except Refused:
+    except PreflightError:
         raise
     except Exception as error:  # A graph that says what is not so leads Keras, TensorFlow and the code here to anything.
-        raise Refused(
+        raise PreflightError(
             f"--model {loaded.name}: it can be loaded but not run ({_first_line(error)}); check that it works where it was "
             "trained, and save it again."
         ) from None
@@ -211,7 +213,9 @@ def _ready(loaded: LoadedModel, config: ModelConfig) -> PairModel:
     name = loaded.name
     if len(loaded.inputs) not in (1, 2):
         found = ", ".join(f"'{one.name}'" for one in loaded.inputs)
-        raise Refused(f"--model {name}: it has {len(loaded.inputs)} inputs, {found}; give a model with two images, or one.")
+        raise PreflightError(
+            f"--model {name}: it has {len(loaded.inputs)} inputs, {found}; give a model with two images, or one."
+        )
     if len(loaded.inputs) == 2:
         loaded = _in_order(loaded)
     shape = _image_shape(name, loaded.inputs, config.image_size)
@@ -233,7 +237,9 @@ def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelCo
         plan = _embedding_plan(loaded, preprocessing, config)
         return PairModel(loaded, preprocessing, None, plan, config)
     if config.compare:
-        raise Refused(f"--compare is for a model with one input, but --model {loaded.name} has two and a head of its own.")
+        raise PreflightError(
+            f"--compare is for a model with one input, but --model {loaded.name} has two and a head of its own."
+        )
     reason = loaded.opaque
     if loaded.graph is not None:
         try:
@@ -242,12 +248,12 @@ def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelCo
             model = PairModel(loaded, preprocessing, siamese, plan, config)
             model.prove(trial_images(model.facts.image_shape, _PROOFS))
             return model
-        except IgnoresInput as error:
-            raise Refused(
+        except IgnoredInputError as error:
+            raise PreflightError(
                 f"--model {loaded.name}: {error}, so each pair would be judged by one image; rebuild the network from its "
                 "code, load its weights, and save it again."
             ) from None
-        except CannotSplit as error:
+        except SplitError as error:
             reason = str(error)
     _LOG.info("The network runs whole, twice for each pair and once more for each image: %s.", reason)
     plan = _whole_plan(loaded, preprocessing, config, reason)
@@ -288,7 +294,7 @@ def _embedding_plan(loaded: LoadedModel, preprocessing: Preprocessing, config: M
     kind = config.compare
     if kind is None:
         formulas = "; ".join(f"{name}: {formula}" for name, formula in SCORE_FORMULAS.items())
-        raise Refused(
+        raise PreflightError(
             f"--model {loaded.name}: it has one input, '{loaded.inputs[0].name}', so it is an encoder without a head; "
             f"say how two embeddings are compared, with --compare ({formulas})."
         )
@@ -323,13 +329,15 @@ def _to_score(loaded: LoadedModel, config: ModelConfig) -> Callable[[Any], Any]:
         shape = tuple(output.shape[1:])
         if math.prod(shape) == 2:
             if config.match_column is None:
-                raise Refused(
+                raise PreflightError(
                     f"--model {loaded.name}: its output has two columns; say which one is the probability of a match, "
                     "--match-column 0 or --match-column 1."
                 )
             output = tf.reshape(output, [-1, 2])[:, config.match_column]
         elif math.prod(shape) != 1:
-            raise Refused(f"--model {loaded.name}: its output has the shape (n, {', '.join(map(str, shape))}); give one score.")
+            raise PreflightError(
+                f"--model {loaded.name}: its output has the shape (n, {', '.join(map(str, shape))}); give one score."
+            )
         return tf.cast(tf.reshape(as_score(config.output_is or "score", output), [-1]), tf.float32)
 
     return to_score
@@ -346,22 +354,24 @@ def _try_out(model: PairModel, config: ModelConfig) -> list[str]:
     others = np.stack([model.compare(embeddings, np.roll(embeddings, shift, axis=0)) for shift in range(1, len(images))])
     every = np.concatenate([identity[None], others])
     if not np.all(np.isfinite(every)):
-        raise Refused(f"--model {name}: it gives scores that are no numbers on images made up for trial; check its weights.")
+        raise PreflightError(
+            f"--model {name}: it gives scores that are no numbers on images made up for trial; check its weights."
+        )
     notes = []
     if np.ptp(every) == 0:
         found = f"every pair scores {every.flat[0]:.4g}, whatever the images are: the network is untrained or dead"
         if model.loaded.opaque:
-            raise Refused(f"--model {name}: on trial {found}; check --pixels, and how it was trained and saved.")
+            raise PreflightError(f"--model {name}: on trial {found}; check --pixels, and how it was trained and saved.")
         notes.append(f"On trial {found}.")
     else:
         _refuse_ignored(name, every)
     if every.min() < -1e-6 or every.max() > 1 + 1e-6:
-        raise Refused(
+        raise PreflightError(
             f"--model {name}: on trial its output lies between {every.min():.3g} and {every.max():.3g}, "
             "but a score lies in [0, 1]; say what it is, --output-is distance, logit or cosine."
         )
     if config.output_is is None and not config.compare and identity.max() <= 1e-3 < 10 * others.mean() and others.mean() > 0.01:
-        raise Refused(
+        raise PreflightError(
             f"--model {name}: on trial an image against itself scores {identity.max():.2g}, and different images "
             f"{others.mean():.2g}, so the output looks like a distance; add --output-is distance, "
             "or --output-is score if it is none."
@@ -378,7 +388,7 @@ def _refuse_ignored(name: str, every: np.ndarray) -> None:
     by_right = np.stack([every[shift, (np.arange(count) + shift) % count] for shift in range(count)])
     for scores, side in ((every, "right"), (by_right, "left")):
         if np.all(np.ptp(scores, axis=0) == 0):
-            raise Refused(
+            raise PreflightError(
                 f"--model {name}: its score does not depend on the {side} image at all, as feeding it noise shows; "
                 "rebuild the network from its code, load its weights, and save it again."
             )
@@ -387,10 +397,10 @@ def _refuse_ignored(name: str, every: np.ndarray) -> None:
 def _trial_call(loaded: LoadedModel, call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except Refused:
+    except PreflightError:
         raise
     except Exception as error:  # A model raises whatever its layers do.
-        raise Refused(
+        raise PreflightError(
             f"--model {loaded.name}: it cannot be called on images of its own input's shape ({_first_line(error)}); "
             "check that it works where it was trained, and export it again."
         ) from None
@@ -444,20 +454,26 @@ def _image_shape(name: str, inputs: tuple[ModelInput, ...], wanted: tuple[int, i
     for one in inputs:
         if len(one.shape) != 3 or one.shape[2] not in (1, 3):
             lengths = ", ".join(str(length) for length in one.shape)
-            raise Refused(
+            raise PreflightError(
                 f"--model {name}: its input '{one.name}' has the shape (n, {lengths}), which is no batch of images with 1 or 3 "
                 "channels last; give a model that takes images."
             )
     if len(shapes) != 1:
-        raise Refused(f"--model {name}: its inputs take images of different shapes, {shapes}; give one whose inputs are alike.")
+        raise PreflightError(
+            f"--model {name}: its inputs take images of different shapes, {shapes}; give one whose inputs are alike."
+        )
     height, width, channels = inputs[0].shape
     if wanted and (height or wanted[0], width or wanted[1]) != tuple(wanted):
-        raise Refused(f"--image-size is {wanted[0]}x{wanted[1]}, but --model {name} takes {height}x{width}; leave it out.")
+        raise PreflightError(
+            f"--image-size is {wanted[0]}x{wanted[1]}, but --model {name} takes {height}x{width}; leave it out."
+        )
     if not wanted and (height is None or width is None):
-        raise Refused(f"--model {name}: its input leaves the size of the images open; say it, --image-size 160 or 160x120.")
+        raise PreflightError(
+            f"--model {name}: its input leaves the size of the images open; say it, --image-size 160 or 160x120."
+        )
     size = wanted or (height, width)
     if not 0 < int(size[0] or 0) * int(size[1] or 0) <= _MOST_PIXELS:
-        raise Refused(
+        raise PreflightError(
             f"--model {name}: it says that it takes images of {size[0]}x{size[1]}, which is nothing or more than "
             f"{_MOST_PIXELS:,} pixels; give a model of smaller ones."
         )

@@ -19,10 +19,11 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from batchverify.baseline import read_baseline
-from batchverify.config import Limit, Refused, ScoringConfig, VerificationConfig, accelerator_hint
+from batchverify.config import Limit, ScoringConfig, VerificationConfig, accelerator_hint
 from batchverify.dataflow import fit, is_dataflow, refuse_local_images
 from batchverify.drift import Night, compare_nights
 from batchverify.embeddings import EmbeddingStore, Generation, Keeping, Part, differing, embedding_key, open_store
+from batchverify.errors import PreflightError
 from batchverify.gates import judge
 from batchverify.inference import (
     BLOCK,
@@ -41,14 +42,14 @@ from batchverify.manifest import Manifest, ReadManifest, plan_manifest
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes, worker_bytes
 from batchverify.progress import Watcher
 from batchverify.report import make_report
-from batchverify.running import JobGoesOn, run_to_end, submit_pipeline
+from batchverify.running import JobDetachedError, run_to_end, submit_pipeline
 from batchverify.schema import output_schema
 from batchverify.scores import RunDirectory, WriteScores, finish_run
 from batchverify.sidecar import complete, golden_pairs
 from batchverify.stores import carried, refuse_unreachable, use
 from batchverify.summary import SUMMARY_VERSION, Summarise, Summary
-from batchverify.tally import Tally, profile, read_totals, tally_folder
 from batchverify.version import VERSION
+from batchverify.worker_stats import WorkerStats, profile_run, read_totals, stats_folder
 
 _LOG = logging.getLogger(__name__)
 _IMAGES_PER_BUCKET = 4096
@@ -99,13 +100,13 @@ class VerifyPairs(beam.PTransform):
         expected_images: int = 100_000,
         loader: NetworkLoader | None = None,
         table: ImageTableLoader | None = None,
-        tally: Tally | None = None,
+        tally: WorkerStats | None = None,
         keeping: Keeping | None = None,
     ):
         super().__init__()
         self._config = config = complete(config)
         self._buckets = table.buckets if table else bucket_count(expected_images)
-        self._loader, self._table, self._tally = loader or keras_loader(config), table, tally or Tally()
+        self._loader, self._table, self._tally = loader or keras_loader(config), table, tally or WorkerStats()
         self._keeping = keeping
 
     def expand(self, blocks: beam.PCollection[tuple[str, pa.Table]]) -> Verified:
@@ -164,7 +165,7 @@ def bucket_count(expected_images: int) -> int:
     return max(1, min(_MOST_BUCKETS, -(-expected_images // _IMAGES_PER_BUCKET)))
 
 
-def keras_loader(config: ScoringConfig, tally: Tally | None = None, versions: str | None = None) -> NetworkLoader:
+def keras_loader(config: ScoringConfig, tally: WorkerStats | None = None, versions: str | None = None) -> NetworkLoader:
     """Returns what loads the network that `config` names; see `KerasNetwork` for the arguments."""
     return NetworkLoader(functools.partial(carried(KerasNetwork), config, tally, versions))
 
@@ -207,8 +208,8 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
         watch: is told how far the run is, where its workers are on this machine.
 
     Raises:
-        Refused: if manifest, model or output directory cannot be used; nothing has been written.
-        RunFailed: if the run cannot be finished; there is no `_SUCCESS`. `JobGoesOn` where a job of Dataflow's may yet do.
+        PreflightError: if manifest, model or output directory cannot be used; nothing has been written.
+        RunError: if the run cannot be finished; there is no `_SUCCESS`. `JobDetachedError` where a job of Dataflow's may yet do.
     """
     with _tally(beam_args) as tally:
         prepared = prepare(config, beam_args, tally)
@@ -219,7 +220,7 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
         with _claimed(config, prepared.keeping) as hand_over:
             try:
                 counters = run_to_end(pipeline, functools.partial(_tell, watch, tally, prepared.manifest))
-            except JobGoesOn:
+            except JobDetachedError:
                 hand_over()
                 raise
         del held
@@ -235,11 +236,11 @@ def submit(config: VerificationConfig, beam_args: Sequence[str]) -> Submission:
         beam_args: Beam's own arguments.
 
     Raises:
-        Refused: as `run`, and for another runner.
-        RunFailed: if Dataflow does not take the job.
+        PreflightError: as `run`, and for another runner.
+        RunError: if Dataflow does not take the job.
     """
     if not is_dataflow(pipeline_options(beam_args)):
-        raise Refused("--no-wait is for --runner=DataflowRunner; the work of other runners ends with this process.")
+        raise PreflightError("--no-wait is for --runner=DataflowRunner; the work of other runners ends with this process.")
     prepared = prepare(config, beam_args)
     config = prepared.config
     pipeline = _pipeline(prepared)
@@ -265,13 +266,13 @@ def _claimed(config: VerificationConfig, keeping: Keeping | None) -> Iterator[Ca
 
 
 @contextmanager
-def _tally(beam_args: Sequence[str]) -> Iterator[Tally]:
+def _tally(beam_args: Sequence[str]) -> Iterator[WorkerStats]:
     """Gives a tally that the workers share, if they can be on this machine."""
     if is_dataflow(pipeline_options(beam_args)):
-        yield Tally()
+        yield WorkerStats()
         return
-    with tally_folder() as folder:
-        yield Tally(folder)
+    with stats_folder() as folder:
+        yield WorkerStats(folder)
 
 
 def _pipeline(prepared: Prepared) -> beam.Pipeline:
@@ -284,7 +285,7 @@ def _pipeline(prepared: Prepared) -> beam.Pipeline:
     return pipeline
 
 
-def _tell(watch: Watcher | None, tally: Tally, manifest: Manifest) -> None:
+def _tell(watch: Watcher | None, tally: WorkerStats, manifest: Manifest) -> None:
     if watch is not None and tally.folder is not None:
         watch(read_totals(tally.folder), manifest.expected_images, manifest.expected_rows)
 
@@ -312,11 +313,11 @@ class Prepared:
     baseline: Night | None
     options: PipelineOptions
     table: ImageTableLoader | None
-    tally: Tally
+    tally: WorkerStats
     keeping: Keeping | None
 
 
-def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Tally | None = None) -> Prepared:
+def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: WorkerStats | None = None) -> Prepared:
     """Looks at everything that a run needs before anything is written.
 
     Args:
@@ -325,7 +326,7 @@ def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Ta
         tally: is told how far the run is.
 
     Raises:
-        Refused: if manifest, model, baseline, store of embeddings or output directory cannot be used.
+        PreflightError: if manifest, model, baseline, store of embeddings or output directory cannot be used.
     """
     options = pipeline_options(beam_args)
     fit(options, config)
@@ -338,7 +339,7 @@ def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Ta
     manifest = plan_manifest(config)
     if is_dataflow(options):
         refuse_local_images(manifest.sample)
-    tally = tally or Tally()
+    tally = tally or WorkerStats()
     loader = keras_loader(config, tally, config.embeddings_version if config.embeddings else None)
     network = loader.get()
     assert isinstance(network, KerasNetwork)
@@ -355,7 +356,7 @@ def _keeping(config: VerificationConfig, network: KerasNetwork, stored: Generati
     """Decides what to do with the store, and says if what it has is not used."""
     assert config.embeddings is not None
     if network.encodings_per_pair:
-        raise Refused(
+        raise PreflightError(
             f"--embeddings {config.embeddings}: the network of --model {network.facts.path} runs whole, for each pair anew, so "
             "that there are no embeddings to keep; leave --embeddings out."
         )
@@ -424,11 +425,11 @@ def build(
     loader: NetworkLoader,
     table: ImageTableLoader | None = None,
     baseline: Night | None = None,
-    tally: Tally | None = None,
+    tally: WorkerStats | None = None,
     keeping: Keeping | None = None,
 ) -> None:
     """Adds the whole job to `pipeline`; see `Prepared` for the arguments."""
-    tally = tally or Tally()
+    tally = tally or WorkerStats()
     directory = RunDirectory(config.output)
     told = {key: str(value) for key, value in provenance.items() if key not in _DETAILS and value is not None}
     schema = output_schema(manifest.schema, told)
@@ -487,11 +488,11 @@ def _complete_summary(
     return summary | {"gates": [dataclasses.asdict(gate) for gate in judge(config, summary)]}
 
 
-def _profile(tally: Tally, began: float, in_process: bool) -> dict[str, Any] | None:
+def _profile(tally: WorkerStats, began: float, in_process: bool) -> dict[str, Any] | None:
     """Returns where the time went, or None on another machine than the launcher's."""
     if tally.folder is None or not os.path.isdir(tally.folder):
         return None
-    return profile(tally.folder, time.time() - began, in_process)
+    return profile_run(tally.folder, time.time() - began, in_process)
 
 
 def bounded_block_rows(block_rows: int, embedding_bytes: int) -> int:

@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from batchverify.config import ModelConfig, Refused
-from batchverify.images import Failure, JpegFile, Layout, PillowResize, Resize, decode
+from batchverify.config import ModelConfig
+from batchverify.errors import PreflightError
+from batchverify.images import Failure, Layout, PillowResize, Resize, UndecodedJpeg, decode
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # keras.applications.imagenet_utils
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # the same; blue, green, red
@@ -160,7 +161,7 @@ class JpegDecoder:
 
         self._decode = tf.function(decode_all, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
 
-    def __call__(self, files: Sequence[JpegFile]) -> Sequence[np.ndarray | Failure]:
+    def __call__(self, files: Sequence[UndecodedJpeg]) -> Sequence[np.ndarray | Failure]:
         """Returns uint8 `(height, width, 3)`, or the failure, of each file."""
         try:
             return self._decode(tf.constant([file.data for file in files])).numpy()
@@ -181,21 +182,23 @@ def decide_preprocessing(
         hidden: why the graph shows nothing, if there is no graph.
 
     Raises:
-        Refused: if neither tells the pixel scale.
+        PreflightError: if neither tells the pixel scale.
     """
     color = options.color or ("grey" if shape[2] == 1 else "bgr" if options.pixels == "caffe" else "rgb")
     if shape[2] == 1 and color != "grey":
-        raise Refused(f"--color is {color}, but --model {name} takes images with one channel; leave --color out.")
+        raise PreflightError(f"--color is {color}, but --model {name} takes images with one channel; leave --color out.")
     if options.pixels == "caffe" and color != "bgr":
-        raise Refused(f"--pixels caffe is made for blue, green, red; leave --color {color} out.")
+        raise PreflightError(f"--pixels caffe is made for blue, green, red; leave --color {color} out.")
     if options.pixels == "imagenet" and shape[2] == 1:
-        raise Refused(f"--pixels imagenet is made for three channels, but --model {name} takes one; see its training code.")
+        raise PreflightError(
+            f"--pixels imagenet is made for three channels, but --model {name} takes one; see its training code."
+        )
     if options.pixels:
         scale, source = options.pixels, "--pixels says"
     elif found:
         scale, source = found
     else:
-        raise Refused(_unknown_scale(name, hidden))
+        raise PreflightError(_unknown_scale(name, hidden))
     height, width, channels = shape
     resize, fit = options.resize or "bilinear", options.fit or "stretch"
     return Preprocessing(height, width, channels, scale, color, resize, fit, source)

@@ -11,7 +11,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from batchverify.tally import images_done
+from batchverify.worker_stats import images_done
 
 _LOG = logging.getLogger(__name__)
 _LOG_EVERY_S = 30.0

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 Found = TypeVar("Found")
 
 
-class ReadAhead(Generic[Found]):
+class Prefetcher(Generic[Found]):
     """Reads in threads of its own, which do not keep the process alive.
 
     Not an executor of the standard library: those wait at the end of the process for a thread that hangs, and have no

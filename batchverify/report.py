@@ -19,8 +19,8 @@ import jinja2
 from markupsafe import Markup
 
 from batchverify import metrics
-from batchverify.config import Refused, RunFailed, printable
 from batchverify.drift import Shift, shift_words
+from batchverify.errors import PreflightError, RunError, printable
 
 DONE, FAILED, REFUSED = 0, 1, 2
 _LOG = logging.getLogger(__name__)
@@ -86,11 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         use_arguments(beam_args, [("the run", options.directory)])
         print(printable(rebuild(options.directory, options.output)))
-    except Refused as refused:
+    except PreflightError as refused:
         for problem in refused.problems:
             print(f"batchverify: {problem}", file=sys.stderr)
         return REFUSED
-    except RunFailed as failed:
+    except RunError as failed:
         print(f"batchverify: {failed}", file=sys.stderr)
         return FAILED
     return DONE
@@ -100,8 +100,8 @@ def rebuild(directory: str, output: str | None = None) -> str:
     """Makes the report of a finished run again, and returns where it stands.
 
     Raises:
-        Refused: if there is no finished run, or its summary is newer than this program.
-        RunFailed: if the file cannot be written.
+        PreflightError: if there is no finished run, or its summary is newer than this program.
+        RunError: if the file cannot be written.
     """
     from batchverify.scores import RunDirectory
     from batchverify.stores import brief
@@ -110,11 +110,11 @@ def rebuild(directory: str, output: str | None = None) -> str:
     try:
         summary = run.read_summary() if run.is_finished() else None
     except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
-        raise Refused(f"{directory}: summary.json cannot be read ({brief(error)}); run the job again.") from None
+        raise PreflightError(f"{directory}: summary.json cannot be read ({brief(error)}); run the job again.") from None
     if summary is None:
-        raise Refused(f"{directory} holds no finished run; name the --output of one.")
+        raise PreflightError(f"{directory} holds no finished run; name the --output of one.")
     if not isinstance(summary, dict) or "summary_version" not in summary:
-        raise Refused(f"{directory}: its summary.json is not one that batchverify wrote; run the job again.")
+        raise PreflightError(f"{directory}: its summary.json is not one that batchverify wrote; run the job again.")
     page = render(summary)
     try:
         if output is None:
@@ -122,7 +122,7 @@ def rebuild(directory: str, output: str | None = None) -> str:
         with open(output, "w", encoding="utf-8") as file:
             file.write(page)
     except Exception as error:  # likewise
-        raise RunFailed(f"the report cannot be written ({brief(error)}); name another --output.") from None
+        raise RunError(f"the report cannot be written ({brief(error)}); name another --output.") from None
     return output
 
 
@@ -145,10 +145,12 @@ def render(summary: dict[str, Any]) -> str:
     """Returns the page of a summary.
 
     Raises:
-        Refused: if the summary is newer than this program.
+        PreflightError: if the summary is newer than this program.
     """
     if summary.get("summary_version", 0) > _NEWEST:
-        raise Refused(f"summary.json has version {summary['summary_version']}; update batchverify, which knows {_NEWEST}.")
+        raise PreflightError(
+            f"summary.json has version {summary['summary_version']}; update batchverify, which knows {_NEWEST}."
+        )
     if summary.get("summary_version") == 1:
         summary = _of_version_1(summary)
     summary = {"profile": None, "baseline": None, "embeddings": None, **summary}  # sections that not every run has

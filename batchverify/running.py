@@ -19,8 +19,8 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from batchverify import shutdown
-from batchverify.config import WORKER_DIED, Refused, RunFailed
 from batchverify.dataflow import job_link
+from batchverify.errors import WORKER_DIED, PreflightError, RunError
 
 _LOG = logging.getLogger(__name__)
 # How a local runner's thread says that the worker process which it watches over has ended.
@@ -34,7 +34,7 @@ _CANCEL_WITHIN_S = 20.0
 _JOBS: dict[str, PipelineResult] = {}  # of a service, and not known to have ended; by their links
 
 
-class JobGoesOn(RunFailed):
+class JobDetachedError(RunError):
     """A service's job was lost sight of; it may still be running, and may finish."""
 
 
@@ -42,12 +42,12 @@ def submit_pipeline(pipeline: beam.Pipeline) -> str | None:
     """Hands a pipeline to a service, and returns the job's link at once; None where a template's launcher starts the job.
 
     Raises:
-        RunFailed: if the service does not take it.
+        RunError: if the service does not take it.
     """
     try:
         return job_link(pipeline.options, pipeline.run())
     except Exception as error:  # A runner raises whatever its client does.
-        raise RunFailed(_root_cause(error)) from error
+        raise RunError(_root_cause(error)) from error
 
 
 def run_to_end(pipeline: beam.Pipeline, tick: Callable[[], None] = lambda: None) -> dict[str, int]:
@@ -58,7 +58,7 @@ def run_to_end(pipeline: beam.Pipeline, tick: Callable[[], None] = lambda: None)
         tick: is called some times a second meanwhile.
 
     Raises:
-        RunFailed: if it did not end well. Where a worker died that the runner waits for, the runner's threads go on
+        RunError: if it did not end well. Where a worker died that the runner waits for, the runner's threads go on
             waiting; whoever ends the process must not join them.
     """
     ended: Future[PipelineResult] = Future()
@@ -66,12 +66,12 @@ def run_to_end(pipeline: beam.Pipeline, tick: Callable[[], None] = lambda: None)
         threading.Thread(target=_settle, args=(pipeline, ended), name="run-pipeline", daemon=True).start()
         try:
             result = _wait_for(ended, died, tick)
-        except RunFailed:
+        except RunError:
             raise
         except Exception as error:  # A runner raises whatever its workers raised, in its own wrapping.
-            raise RunFailed(_root_cause(error)) from error
+            raise RunError(_root_cause(error)) from error
     if result.state not in (None, PipelineState.DONE):
-        raise RunFailed(f"the runner ended in state {result.state}; its own log says why.")
+        raise RunError(f"the runner ended in state {result.state}; its own log says why.")
     return _counters(result)
 
 
@@ -92,18 +92,18 @@ def _wait_for_job(link: str, result: Any) -> None:
     """Waits for the end of a service's job.
 
     Raises:
-        RunFailed: if it did not end well.
-        JobGoesOn: if it is not known to have ended.
+        RunError: if it did not end well.
+        JobDetachedError: if it is not known to have ended.
     """
     _JOBS[link] = result
     try:
         result.wait_until_finish()
     except Exception as error:  # of the job, or of the client that asks for its state
         if not result.is_in_terminal_state():
-            raise JobGoesOn(f"the job was lost sight of, and may go on and finish; see {link}.") from error
+            raise JobDetachedError(f"the job was lost sight of, and may go on and finish; see {link}.") from error
         if result.state == PipelineState.CANCELLED:
-            raise RunFailed(f"the job was cancelled; see {link}.") from error
-        raise RunFailed(f"{_root_cause(error).rstrip('.')}; see {link}.") from error
+            raise RunError(f"the job was cancelled; see {link}.") from error
+        raise RunError(f"{_root_cause(error).rstrip('.')}; see {link}.") from error
     finally:
         if result.is_in_terminal_state():
             _JOBS.pop(link, None)
@@ -156,7 +156,7 @@ def _wait_for(ended: Future[PipelineResult], died: threading.Event, tick: Callab
             return ended.result()
     if wait([ended], _GRACE_S).done:
         return ended.result()
-    raise RunFailed(_LOST_WORKER)
+    raise RunError(_LOST_WORKER)
 
 
 def _counters(result: PipelineResult) -> dict[str, int]:
@@ -176,7 +176,7 @@ def _root_cause(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     text = re.sub(r"^Dataflow pipeline failed\. State: \w+, Error:\n", "", text)
     text = re.sub(r" \[while running.*", "", text, flags=re.S)
-    if ours := re.findall(rf"(?:{RunFailed.__name__}|{Refused.__name__}): (.+)", text):
+    if ours := re.findall(rf"(?:{RunError.__name__}|{PreflightError.__name__}): (.+)", text):
         return ours[-1]
     if WORKER_DIED in text:
         return _LOST_WORKER

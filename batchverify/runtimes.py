@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from batchverify.config import ModelConfig, Refused
+from batchverify.config import ModelConfig
+from batchverify.errors import PreflightError
 from batchverify.freezing import FrozenFunction, freeze
 
 # OpenVINO's names. Of 16 bits, processors know bfloat16.
@@ -24,12 +25,12 @@ def on_runtime(function: Callable[..., Any], config: ModelConfig) -> Callable[..
     """Returns a function of tensors as a function of arrays, run as `config` asks.
 
     Raises:
-        Refused: if the runtime is not installed.
+        PreflightError: if the runtime is not installed.
     """
     if config.runtime == "tensorflow":
         return FrozenFunction(function)
     if importlib.util.find_spec("openvino") is None:
-        raise Refused("--runtime openvino: the package openvino is not installed; pip install 'batchverify[openvino]'.")
+        raise PreflightError("--runtime openvino: the package openvino is not installed; pip install 'batchverify[openvino]'.")
     return OpenVinoFunction(function, config.precision)
 
 

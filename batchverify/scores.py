@@ -22,10 +22,10 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify import folders, shutdown
-from batchverify.config import Refused, RunFailed
 from batchverify.embeddings import Keeping, Part
+from batchverify.errors import PreflightError, RunError
 from batchverify.folders import Folder
-from batchverify.stores import CarriedPath, brief, sweep_uploads
+from batchverify.stores import PathWithStorageOptions, brief, sweep_uploads
 
 _LOG = logging.getLogger(__name__)
 _SUCCESS, _SUMMARY, _REPORT, _SCORES, _RUNNING = "_SUCCESS", "summary.json", "report.html", "scores", "_RUNNING"
@@ -47,14 +47,14 @@ class RunDirectory(Folder):
         """Refuses a directory that another run writes to, or has finished in unless it may be overwritten; changes nothing.
 
         Raises:
-            Refused: with the remedy.
+            PreflightError: with the remedy.
         """
         try:
             finished = FileSystems.exists(self._join(_SUCCESS))
         except Exception as error:  # Beam wraps whatever the store's client raises.
-            raise Refused(f"--output {self.path} cannot be looked up ({brief(error)}); check the path.") from None
+            raise PreflightError(f"--output {self.path} cannot be looked up ({brief(error)}); check the path.") from None
         if finished and not overwrite:
-            raise Refused(f"--output {self.path} holds a finished run; name another directory, or add --overwrite.")
+            raise PreflightError(f"--output {self.path} holds a finished run; name another directory, or add --overwrite.")
         if os.path.isdir(self.path):
             os.close(self._lock())
 
@@ -65,8 +65,8 @@ class RunDirectory(Folder):
         there the later run takes the directory, and the earlier one finds out before it finishes, and fails.
 
         Raises:
-            Refused: if another run writes there.
-            RunFailed: if the directory cannot be written to.
+            PreflightError: if another run writes there.
+            RunError: if the directory cannot be written to.
         """
         return self._claimed(run_id, functools.partial(self._take, run_id))
 
@@ -90,7 +90,7 @@ class RunDirectory(Folder):
         """Returns how many rows the scores have in all, by their footers.
 
         Raises:
-            RunFailed: if some are another run's.
+            RunError: if some are another run's.
         """
         paths = [found.path for found in self._match(f"{_SCORES}-*.parquet")]
         # Of thousands of files in a store, most of the time is waiting.
@@ -109,7 +109,7 @@ class RunDirectory(Folder):
             report: what becomes of `report.html`.
 
         Raises:
-            RunFailed: if another run has taken the directory.
+            RunError: if another run has taken the directory.
         """
         with _SETTLING:
             if self.is_finished() and self._read(_SUCCESS) == run_id:
@@ -134,8 +134,8 @@ class RunDirectory(Folder):
     def is_finished(self) -> bool:
         return FileSystems.exists(self._join(_SUCCESS))
 
-    def _taken(self) -> RunFailed:
-        return RunFailed(f"another run has written to --output {self.path} meanwhile; give each run its own directory.")
+    def _taken(self) -> RunError:
+        return RunError(f"another run has written to --output {self.path} meanwhile; give each run its own directory.")
 
     def _is_ours(self, run_id: str) -> bool:
         """Returns whether this run has the directory and has not finished."""
@@ -157,13 +157,13 @@ class RunDirectory(Folder):
         sweep_uploads(self.path)
 
 
-def abandon_all() -> None:
+def discard_unfinished() -> None:
     """Sweeps whatever this process has begun and not finished; nothing can be finished after it."""
     _SETTLING.acquire()
-    folders.abandon_all()
+    folders.discard_unfinished()
 
 
-shutdown.register_clean_up(abandon_all)
+shutdown.register_clean_up(discard_unfinished)
 
 
 class WriteScores(beam.PTransform):
@@ -179,7 +179,7 @@ class WriteScores(beam.PTransform):
             | "Metadata" >> beam.Map(pa.Table.cast, self._schema).with_output_types(pa.Table)
             | "Parquet"
             >> beam.io.WriteToParquetBatched(
-                CarriedPath(self._directory.scores_prefix()), self._schema, codec="zstd", file_name_suffix=".parquet"
+                PathWithStorageOptions(self._directory.scores_prefix()), self._schema, codec="zstd", file_name_suffix=".parquet"
             )
         )
 
@@ -210,12 +210,12 @@ def finish_run(
             files into place a second time, it does not name again those that were in place already.
 
     Raises:
-        RunFailed: if not; there is no `_SUCCESS` then.
+        RunError: if not; there is no `_SUCCESS` then.
     """
     collections.deque(files, maxlen=0)
     rows_written = directory.count_rows(run_id)
     if not rows_read == rows_written == summary["rows"].get("total", 0):
-        raise RunFailed(f"{rows_read} rows were read but {rows_written} written; run again, and report it if it happens again.")
+        raise RunError(f"{rows_read} rows were read but {rows_written} written; run again, and report it if it happens again.")
     with _SETTLING:
         directory.finish(run_id, summary, report)
         if keeping is not None and all(gate["met"] for gate in summary["gates"]):

@@ -16,11 +16,11 @@ import numpy as np
 _TOLERANCE = 1e-5
 
 
-class CannotSplit(ValueError):
+class SplitError(ValueError):
     """The model is no encoder and a head; the message says why."""
 
 
-class IgnoresInput(ValueError):
+class IgnoredInputError(ValueError):
     """The score does not depend on one of the inputs."""
 
 
@@ -55,16 +55,16 @@ def split_siamese(model: keras.Model) -> Siamese:
     """Splits a functional model with two inputs and one output.
 
     Raises:
-        IgnoresInput: if an input does not reach the output.
-        CannotSplit: if no layer with weights works on one image alone.
+        IgnoredInputError: if an input does not reach the output.
+        SplitError: if no layer with weights works on one image alone.
     """
     graph = _Graph(model)
     ignored = [tensor.name for side, tensor in enumerate(model.inputs) if side not in graph.origin(model.outputs[0])]
     if ignored:
-        raise IgnoresInput(f"the score does not depend on the input '{ignored[0]}'")
+        raise IgnoredInputError(f"the score does not depend on the input '{ignored[0]}'")
     left, right = graph.frontier()
     if not (graph.learned(left) and graph.learned(right)):
-        raise CannotSplit("its two images meet before any layer with weights, so there is no encoder of one image")
+        raise SplitError("its two images meet before any layer with weights, so there is no encoder of one image")
     order = graph.matching(left, right)
     if order is not None:
         encoder = keras.Model(model.inputs[0], left)
@@ -81,14 +81,14 @@ def prove(siamese: Siamese, whole: Callable[[Any, Any], Any], left: Any, right: 
     """Returns by how much the parts' output differs from the whole model's, at most.
 
     Raises:
-        CannotSplit: if it is more than 1e-5 of the output's own size.
+        SplitError: if it is more than 1e-5 of the output's own size.
     """
     expected, parts = np.asarray(whole(left, right)), np.asarray(siamese.score(left, right))
     # A model may give no number for an image; its parts must then give none either.
     both_odd = np.isnan(expected) & np.isnan(parts)
     difference = float(np.max(np.where(both_odd, 0.0, np.abs(expected - parts))))
     if not difference <= _TOLERANCE * max(1.0, float(np.max(np.where(both_odd, 0.0, np.abs(expected))))):
-        raise CannotSplit(
+        raise SplitError(
             f"its parts give scores that differ from the whole model's by {difference:.2g}, more than {_TOLERANCE:g}"
         )
     return difference

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from batchverify.config import ModelConfig, Refused
+from batchverify.config import ModelConfig
+from batchverify.errors import PreflightError
 from batchverify.stores import brief
 
 _SUFFIX = ".batchverify.json"
@@ -52,7 +53,7 @@ def complete(config: Config) -> Config:
     """Returns `config` with what it leaves open taken from the model's sidecar, if there is one.
 
     Raises:
-        Refused: if the sidecar cannot be read or says what it may not.
+        PreflightError: if the sidecar cannot be read or says what it may not.
     """
     said = read_sidecar(config.model)
     taken: dict[str, Any] = {}
@@ -77,7 +78,7 @@ def read_sidecar(model: str | None) -> dict[str, Any]:
     """Returns what stands in the sidecar of `model`; nothing, if there is none.
 
     Raises:
-        Refused: if it cannot be read or says what it may not.
+        PreflightError: if it cannot be read or says what it may not.
     """
     if model is None:
         beside = importlib.resources.files("batchverify.demo") / f"sane.keras{_SUFFIX}"
@@ -89,9 +90,9 @@ def read_sidecar(model: str | None) -> dict[str, Any]:
         with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             said = json.loads(file.read(_MOST_BYTES))
     except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
-        raise Refused(f"{path}: it cannot be read ({brief(error)}); mend it, or take it away.") from None
+        raise PreflightError(f"{path}: it cannot be read ({brief(error)}); mend it, or take it away.") from None
     if problems := _problems(path, said):
-        raise Refused(problems)
+        raise PreflightError(problems)
     return said
 
 

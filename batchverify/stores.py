@@ -23,7 +23,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, S3Options
 from apache_beam.options.value_provider import ValueProvider
 
-from batchverify.config import Refused, printable
+from batchverify.errors import PreflightError, printable
 
 _LOG = logging.getLogger(__name__)
 # A URI, as Beam knows one; `/folder/a://b` is a path.
@@ -41,7 +41,7 @@ _options = PipelineOptions([])
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 
-class StoreFailure(Exception):
+class StoreError(Exception):
     """A store gave no object.
 
     Attributes:
@@ -77,11 +77,11 @@ def use_arguments(arguments: Sequence[str], places: Iterable[tuple[str, str | No
         places: as in `refuse_unreachable`.
 
     Raises:
-        Refused: if an argument is not Beam's, or a store cannot be reached.
+        PreflightError: if an argument is not Beam's, or a store cannot be reached.
     """
     known = beam_options() if arguments else []
     if unknown := [name for name in arguments if not name.startswith("-") or name.split("=")[0] not in known]:
-        raise Refused([f"there is no option {name}; see --help." for name in unknown])
+        raise PreflightError([f"there is no option {name}; see --help." for name in unknown])
     use(PipelineOptions(list(arguments)))
     refuse_unreachable(places)
 
@@ -109,7 +109,7 @@ def carried(function: Callable[..., Any]) -> Callable[..., Any]:
     return with_settings
 
 
-class CarriedPath(ValueProvider):
+class PathWithStorageOptions(ValueProvider):
     """A path for Beam's own transforms that brings the options in use here along.
 
     Args:
@@ -154,7 +154,7 @@ def refuse_unreachable(places: Iterable[tuple[str, str | None]], output: str | N
         output: which of them is written to.
 
     Raises:
-        Refused: where one cannot be reached at all; whether an object is there, and may be read, is for its reader to find.
+        PreflightError: where one cannot be reached at all; whether an object is there, and may be read, is for its reader to find.
     """
     problems, asked = [], set()
     for option, uri in places:
@@ -165,7 +165,7 @@ def refuse_unreachable(places: Iterable[tuple[str, str | None]], output: str | N
         if problem := _obstacle(store, uri, uri == output):
             problems.append(f"{option} {uri}: {problem}.")
     if problems:
-        raise Refused(problems)
+        raise PreflightError(problems)
 
 
 def _obstacle(store: type[_Google | _Amazon], uri: str, is_output: bool) -> str | None:
@@ -174,7 +174,7 @@ def _obstacle(store: type[_Google | _Amazon], uri: str, is_output: bool) -> str 
     try:
         bucket, name = _split(uri)
         (store.client().look_for if not is_output else store.client().list_one)(bucket, name)
-    except StoreFailure as failure:
+    except StoreError as failure:
         if is_output and failure.code == 404:
             return f"there is no bucket {bucket}; make it first, or name another"
         if is_output and failure.code == 403:
@@ -191,7 +191,7 @@ def _bucket(uri: str) -> str:
 def _split(uri: str) -> tuple[str, str]:
     found = _OBJECT.fullmatch(uri)
     if found is None:
-        raise StoreFailure(404, "it names no bucket")
+        raise StoreError(404, "it names no bucket")
     return found[1], found[2]
 
 
@@ -212,7 +212,7 @@ def read(uri: str, max_bytes: int, patience_s: float) -> bytes:
         patience_s: for how long a store that is out of order is asked again.
 
     Raises:
-        StoreFailure: with the store's answer.
+        StoreError: with the store's answer.
         ModuleNotFoundError: if the client of this store is not installed, with the remedy.
     """
     store = _store_of(uri)
@@ -295,7 +295,7 @@ class _Google(_Store):
             code = cause.code if isinstance(cause, GoogleAPICallError) else None
             if isinstance(cause, InvalidResponse):
                 code = cause.response.status_code
-            raise StoreFailure(*_told(code and int(code), cause)) from None
+            raise StoreError(*_told(code and int(code), cause)) from None
 
 
 class _Amazon(_Store):
@@ -363,11 +363,11 @@ class _Amazon(_Store):
             return call(**settings)
         except ClientError as error:
             code = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            raise StoreFailure(code, f"{code} {error.response.get('Error', {}).get('Code', '')}") from None
+            raise StoreError(code, f"{code} {error.response.get('Error', {}).get('Code', '')}") from None
         except NoCredentialsError:
-            raise StoreFailure(401, "there are no credentials") from None
+            raise StoreError(401, "there are no credentials") from None
         except (BotoCoreError, HTTPError, OSError, ValueError) as error:
-            raise StoreFailure(*_told(None, error)) from None
+            raise StoreError(*_told(None, error)) from None
 
 
 def sweep_uploads(folder: str) -> None:

@@ -16,7 +16,7 @@ from batchverify.config import ScoringConfig
 from batchverify.extremes import is_cut
 from batchverify.images import Failure, Layout, decode, fetch
 from batchverify.manifest import pair_uris
-from batchverify.reading import ReadAhead
+from batchverify.reading import Prefetcher
 from batchverify.schema import MANIFEST_FILE, ImageStatus
 
 _SIDE = 128
@@ -57,7 +57,7 @@ def pair_thumbnails(pairs: Sequence[dict[str, Any]], run: dict[str, Any]) -> lis
     config = ScoringConfig(**settings)
     uris = [_absolute(pair, config, folder) for pair in pairs]
     wanted = sorted({uri for both in uris for uri in both if uri is not None and not is_cut(uri)})
-    ahead = ReadAhead(
+    ahead = Prefetcher(
         lambda uri: _thumbnail(uri, config),
         lambda _: Thumbnail("", ImageStatus.UNAVAILABLE),
         min(_THREADS, config.fetch_threads or _THREADS),

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchverify import cli
-from batchverify.config import Refused, VerificationConfig
+from batchverify.config import VerificationConfig
+from batchverify.errors import PreflightError
 from batchverify.training.recipe import DISTORTIONS, HEADS, LAYERS, RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cli.quieten_libraries()
         return train(_parser().parse_args(sys.argv[1:] if argv is None else list(argv)))
-    except Refused as refused:
+    except PreflightError as refused:
         for problem in refused.problems:
             print(f"batchverify: {problem}", file=sys.stderr)
         return REFUSED
@@ -61,7 +62,7 @@ def train(options: argparse.Namespace) -> int:
     """Trains as the parsed `options` say and returns the exit code.
 
     Raises:
-        Refused: with what is wrong with them, before anything is trained.
+        PreflightError: with what is wrong with them, before anything is trained.
     """
     recipe = _recipe(options)
     files = _files(options)
@@ -78,7 +79,7 @@ def train(options: argparse.Namespace) -> int:
     seen, validation = data.split_classes(rest, options.validation, recipe.seed)
     invented = sources.draw_groups(options.invented, 24, 20, recipe.size, recipe.seed)
     if recipe.patience and not validation:
-        raise Refused(
+        raise PreflightError(
             f"--patience is {recipe.patience}, and with --validation 0 nothing tells when to stop; give one or the other."
         )
 
@@ -210,7 +211,7 @@ def _layer(text: str) -> tuple[str, float]:
 
 
 def _refuse(message: str) -> None:
-    raise Refused(f"{message}; see python -m batchverify.train --help.")
+    raise PreflightError(f"{message}; see python -m batchverify.train --help.")
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:
@@ -228,10 +229,10 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     said |= {name: tuple(said[name]) for name in ("layer_rates", "layer_momenta") if said[name]}
     try:
         recipe = Recipe.named(options.recipe, **said, frozen_statistics=options.start_from is not None)
-    except Refused as refused:
+    except PreflightError as refused:
         problems += refused.problems
     if problems:
-        raise Refused(problems)
+        raise PreflightError(problems)
     return recipe
 
 
@@ -240,16 +241,18 @@ def _files(options: argparse.Namespace) -> Files:
 
     files = Files(Path(options.output))
     if files.model.suffix != ".keras":
-        raise Refused(f"--output {options.output}: give a name that ends in .keras.")
+        raise PreflightError(f"--output {options.output}: give a name that ends in .keras.")
     if not options.resume and not options.overwrite:
         for path in (files.model, files.checkpoint):
             if path.exists():
-                raise Refused(f"--output: {path} exists; give --resume, --overwrite or another name.")
+                raise PreflightError(f"--output: {path} exists; give --resume, --overwrite or another name.")
     try:
         files.model.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=files.model.parent).close()
     except OSError as error:
-        raise Refused(f"--output {options.output}: it cannot be written ({error.strerror}); choose another place.") from None
+        raise PreflightError(
+            f"--output {options.output}: it cannot be written ({error.strerror}); choose another place."
+        ) from None
     return files
 
 
@@ -270,7 +273,7 @@ def _hold_out(groups: Sequence[Group], names: Sequence[str]) -> tuple[list[Group
     for name in names:
         if name not in there:
             near = difflib.get_close_matches(name, there, 1, 0.6) or there[:5]
-            raise Refused(f"--hold-out {name}: there is no such group; there is {', '.join(near)}.")
+            raise PreflightError(f"--hold-out {name}: there is no such group; there is {', '.join(near)}.")
     return [g for g in groups if g.name in names], [g for g in groups if g.name not in names]
 
 

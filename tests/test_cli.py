@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from batchverify.cli import closing_words, parse
-from batchverify.config import PIXELS, Refused
+from batchverify.config import PIXELS
+from batchverify.errors import PreflightError
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
@@ -67,7 +68,7 @@ def test_beams_options_pass_through():
 
 def test_zero_is_a_threshold():
     assert parse(["--manifest=m", "--output=o", "--threshold=0"])[0].threshold == 0
-    with pytest.raises(Refused):
+    with pytest.raises(PreflightError):
         parse(["--manifest=m", "--output=o", "--batch-size=0"])
 
 

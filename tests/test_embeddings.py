@@ -277,7 +277,7 @@ def test_a_store_that_is_not_whole_is_refused_or_rebuilt(damage, made, night, tm
     said = json.loads((store / POINTER).read_text())
     break_it(store, said, store / said["generation"] / said["files"][0]["name"])
     (store / POINTER).write_text(json.dumps(said) if said else "{not JSON")
-    with pytest.raises(batchverify.Refused, match=f"the store is not whole: .*{told}.*--embeddings-rebuild"):
+    with pytest.raises(batchverify.PreflightError, match=f"the store is not whole: .*{told}.*--embeddings-rebuild"):
         night("second")
     assert not (tmp_path / "out-second").exists()
     if damage not in ("JSON", "footer"):  # once refused, they are all rebuilt alike
@@ -293,9 +293,7 @@ def test_damage_inside_of_a_file_fails_the_run(made, night, tmp_path):
     data[len(data) // 3] ^= 1
     part.write_bytes(data)
     before = (tmp_path / "store" / POINTER).read_bytes()
-    with pytest.raises(
-        batchverify.RunFailed, match=r"part-[0-9a-f]+.parquet is damaged; restore it, or .*--embeddings-rebuild"
-    ):
+    with pytest.raises(batchverify.RunError, match=r"part-[0-9a-f]+.parquet is damaged; restore it, or .*--embeddings-rebuild"):
         night("second")
     assert list((tmp_path / "out-second").iterdir()) == []
     assert (tmp_path / "store" / POINTER).read_bytes() == before
@@ -334,7 +332,7 @@ def test_a_run_that_misses_a_gate_publishes_nothing(night, pictures, tmp_path):
 def test_one_store_takes_one_run_at_a_time(night, tmp_path):
     with (
         EmbeddingStore(str(tmp_path / "store")).claimed(f"embeddings-{0:032x}"),
-        pytest.raises(batchverify.Refused, match=r"--embeddings .* another run writes there now"),
+        pytest.raises(batchverify.PreflightError, match=r"--embeddings .* another run writes there now"),
     ):
         night("second")
     assert counts(night("third")) == (10, 0)
@@ -358,9 +356,9 @@ def test_leftovers_of_crashed_runs_are_swept_and_other_folders_refused(night, tm
     (left / f"part-{7:032x}.parquet").write_bytes(b"left by a crashed run")
     night("first")
     assert len(stored(tmp_path)) == 10
-    with pytest.raises(batchverify.Refused, match=r"holds 'p\d.png' and no embeddings; name a folder of their own"):
+    with pytest.raises(batchverify.PreflightError, match=r"holds 'p\d.png' and no embeddings; name a folder of their own"):
         night("second", embeddings=str(pictures))
-    with pytest.raises(batchverify.Refused, match="is no directory"):
+    with pytest.raises(batchverify.PreflightError, match="is no directory"):
         night("third", embeddings=str(pictures / "p1.png"))
 
 
@@ -404,7 +402,7 @@ def test_a_network_that_runs_whole_has_no_embeddings_to_keep(night, small_model,
 
     model = keras.models.load_model(small_model)
     model.export(str(tmp_path / "saved"), verbose=False)
-    with pytest.raises(batchverify.Refused, match=r"runs whole, .* leave --embeddings out"):
+    with pytest.raises(batchverify.PreflightError, match=r"runs whole, .* leave --embeddings out"):
         night("first", model=str(tmp_path / "saved"), pixels="0..255")
 
 

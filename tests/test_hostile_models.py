@@ -25,7 +25,8 @@ import keras
 import numpy as np
 import pytest
 
-from batchverify.config import ModelConfig, Refused
+from batchverify.config import ModelConfig
+from batchverify.errors import PreflightError
 from batchverify.models import load_model
 
 MOST_SECONDS = 20  # of processor time, for one file
@@ -570,7 +571,7 @@ def test_a_saved_model_folder_of_odd_files_is_refused(kind, tmp_path):
         Path(os.fsdecode(bytes(odd) + b"\xff")).touch()
     else:
         odd.symlink_to({"device": "/dev/zero", "loop": "odd", "secret": "/proc/self/mem"}[kind])
-    with _within(MOST_SECONDS), pytest.raises(Refused) as caught:
+    with _within(MOST_SECONDS), pytest.raises(PreflightError) as caught:
         load_model(ModelConfig(model=str(folder)))
     assert len(caught.value.problems) == 1 and "\n" not in caught.value.problems[0]
 
@@ -597,7 +598,7 @@ def _outcome(path: str) -> str:
         with _within(3 * MOST_SECONDS):
             load_model(ModelConfig(model=path))
         words = "loaded"
-    except Refused as refused:
+    except PreflightError as refused:
         words = f"refused: {refused.problems[0]}"
         if len(refused.problems) != 1 or not words.isprintable():
             words = f"more than a line: {words!r}"

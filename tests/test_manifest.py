@@ -23,7 +23,7 @@ def read(*paths, **settings) -> pa.Table:
 
 
 def problems(*paths, **settings) -> list[str]:
-    with pytest.raises(batchverify.Refused) as refused:
+    with pytest.raises(batchverify.PreflightError) as refused:
         read(*paths, **settings)
     return refused.value.problems
 
@@ -217,7 +217,7 @@ def test_a_parquet_file_with_a_lying_footer_is_refused_in_a_sentence(place, tmp_
     data[place] ^= 0xFF
     try:
         found = read(write(tmp_path / "p.parquet", bytes(data)))
-    except (batchverify.Refused, batchverify.RunFailed) as refused:
+    except (batchverify.PreflightError, batchverify.RunError) as refused:
         assert "p.parquet" in str(refused) and "\n" not in str(refused)
     else:
         assert found.num_rows == 1000
@@ -237,5 +237,5 @@ def test_once_enough_is_looked_at_files_are_only_opened(kind, tmp_path, monkeypa
     assert len(plan.shards) == 3
     assert plan.expected_rows == (4500 if kind == "parquet" else pytest.approx(4500, rel=0.15))
     pd.DataFrame({"left": ["a.png"], "rihgt": ["b.png"]}).to_csv(tmp_path / "q.csv", index=False)
-    with pytest.raises(batchverify.Refused, match="rihgt"):
+    with pytest.raises(batchverify.PreflightError, match="rihgt"):
         plan_manifest(dataclasses.replace(config, manifests=(*config.manifests, str(tmp_path / "q.csv"))))

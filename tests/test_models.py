@@ -24,7 +24,8 @@ from model_zoo import CASES, SHAPE, live_scores, siamese, write
 
 import batchverify
 import batchverify.trials
-from batchverify.config import ModelConfig, Refused
+from batchverify.config import ModelConfig
+from batchverify.errors import PreflightError
 from batchverify.images import Failure, Layout, decode, fetch
 from batchverify.models import load_model
 from batchverify.preprocessing import TensorFlowResize
@@ -167,7 +168,7 @@ def test_what_cannot_be_run_is_refused_in_one_sentence(name, tmp_path):
     if expected is None:
         load(path, **options)  # an option about a class that the model does not have harms nothing
         return
-    with pytest.raises(Refused, match=expected) as caught:
+    with pytest.raises(PreflightError, match=expected) as caught:
         load(path, **options)
     assert len(caught.value.problems) == 1 and "\n" not in caught.value.problems[0]
 
@@ -179,7 +180,7 @@ def test_a_planted_lambda_never_runs(suffix, tmp_path):
     evil = eval(f"lambda t: open({str(planted)!r}, 'w').close() or abs(t[0] - t[1])")
     code = base64.b64encode(marshal.dumps(evil.__code__)).decode()
     _edit_config(path, lambda text: _with_code(text, code))
-    with pytest.raises(Refused, match="--lambda distance=l1"):
+    with pytest.raises(PreflightError, match="--lambda distance=l1"):
         load(path)
     load(path, lambdas=("l1",))
     assert not planted.exists()
@@ -220,7 +221,7 @@ def test_a_saved_model_that_writes_files_is_refused(tmp_path):
 
     module = Evil()
     tf.saved_model.save(module, str(tmp_path / "model"), signatures=module.serve)
-    with pytest.raises(Refused, match="WriteFile"):
+    with pytest.raises(PreflightError, match="WriteFile"):
         load(tmp_path / "model", pixels="0..1")
     assert not (tmp_path / "planted").exists()
 
@@ -236,7 +237,7 @@ def test_a_shared_encoder_that_lost_its_second_call_is_refused_and_mended(suffix
     live.save(path)
     # What Keras 3.2.1 wrote: both branches take the encoder's first call.
     _edit_config(path, lambda text: text.replace('"keras_history": ["encoder", 1, 0]', '"keras_history": ["encoder", 0, 0]'))
-    with pytest.raises(Refused, match=r"does not depend on the input 'right'.*--mend-shared-encoder"):
+    with pytest.raises(PreflightError, match=r"does not depend on the input 'right'.*--mend-shared-encoder"):
         load(path, **case.options)
     model = load(path, mend_shared_encoder=True, **case.options)
     images = batchverify.trials.trial_images(SHAPE, 6)
@@ -253,7 +254,7 @@ def test_a_score_that_ignores_an_image_is_found_by_feeding_noise(tmp_path):
 
     module = Deaf()
     tf.saved_model.save(module, str(tmp_path / "model"), signatures=module.serve)
-    with pytest.raises(Refused, match="does not depend on the right image"):
+    with pytest.raises(PreflightError, match="does not depend on the right image"):
         load(tmp_path / "model", pixels="0..1")
 
 
@@ -265,7 +266,7 @@ def test_the_signature_of_a_saved_model_is_chosen(tmp_path):
 
     module = Two()
     tf.saved_model.save(module, str(tmp_path / "model"), signatures={"one": module.serve, "two": module.serve})
-    with pytest.raises(Refused, match="'one', 'two'; choose one with --signature"):
+    with pytest.raises(PreflightError, match="'one', 'two'; choose one with --signature"):
         load(tmp_path / "model", pixels="0..1")
     assert "'two'" in " ".join(load(tmp_path / "model", pixels="0..1", signature="two").facts.notes)
 
@@ -282,7 +283,7 @@ def test_a_sidecar_answers_for_the_model_and_its_golden_pair_is_checked(tmp_path
     assert summary["run"]["threshold"] == 0.3 and "pixels 0..1" in summary["run"]["preprocessing"]
 
     sidecar.write_text(json.dumps({"pixels": "0..1", "golden": [golden | {"score": 0.9}]}))
-    with pytest.raises(Refused, match=r"should score 0\.9, but scores 0\.5"):
+    with pytest.raises(PreflightError, match=r"should score 0\.9, but scores 0\.5"):
         batchverify.run(dataclasses.replace(config, output=str(tmp_path / "other")))
 
 
@@ -301,7 +302,7 @@ def test_a_sidecar_that_says_what_it_may_not_is_refused(said, expected, tmp_path
     from batchverify.sidecar import complete
 
     (tmp_path / "m.keras.batchverify.json").write_text(said)
-    with pytest.raises(Refused, match=expected):
+    with pytest.raises(PreflightError, match=expected):
         complete(ModelConfig(model=str(tmp_path / "m.keras")))
 
 
@@ -340,7 +341,7 @@ def test_a_model_in_a_store_is_copied_to_the_worker(name, tmp_path):
 
 
 def test_a_model_that_is_in_no_store_is_refused():
-    with pytest.raises(Refused, match=r"it cannot be fetched .*check the URI"):
+    with pytest.raises(PreflightError, match=r"it cannot be fetched .*check the URI"):
         load("shelf://nowhere/model.keras")
 
 
@@ -357,7 +358,7 @@ def test_a_damaged_file_is_loaded_or_refused_and_nothing_else(name, tmp_path):
         target.write_bytes(data[: rng.integers(len(data))] if attempt % 4 == 0 else data)
         try:
             load(path, **case.options)
-        except Refused as refused:
+        except PreflightError as refused:
             assert len(refused.problems) == 1 and "\n" not in refused.problems[0]
 
 
@@ -367,5 +368,5 @@ def test_weights_that_fail_their_checksum_are_refused_as_damaged(tmp_path):
     data = bytearray(Path(path).read_bytes())
     data[len(data) // 2] ^= 0xFF
     Path(path).write_bytes(data)
-    with pytest.raises(Refused, match=r"the file is damaged \(.*CRC.*copy it again, whole"):
+    with pytest.raises(PreflightError, match=r"the file is damaged \(.*CRC.*copy it again, whole"):
         load(path, **case.options)

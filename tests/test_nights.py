@@ -130,7 +130,7 @@ def test_the_first_night_goes_on_without_the_one_before(folder, small_model, tmp
 def test_an_optional_baseline_that_is_damaged_is_refused_all_the_same(night, tmp_path):
     before = damaged(night, tmp_path, lambda run: os.truncate(run / "summary.json", 300))
     config = batchverify.VerificationConfig(manifests=("m",), output="o", baseline=before, baseline_optional=True)
-    with pytest.raises(batchverify.Refused, match="truncated"):
+    with pytest.raises(batchverify.PreflightError, match="truncated"):
         read_baseline(config)
 
 
@@ -143,7 +143,7 @@ def test_summaries_of_every_version_so_far_are_baselines(night, tmp_path):
 
 @pytest.mark.parametrize("settings", [{"max_drift": 0.1}, {"baseline_optional": True}, {"baseline": "b", "max_drift": -1.0}])
 def test_options_of_a_baseline_need_one_and_make_sense(settings):
-    with pytest.raises(batchverify.Refused, match=r"--baseline|--max-drift"):
+    with pytest.raises(batchverify.PreflightError, match=r"--baseline|--max-drift"):
         batchverify.VerificationConfig(manifests=("m",), output="o", **settings)
 
 
@@ -177,7 +177,7 @@ def test_a_limit_reads_no_file_and_no_row_group_beyond_it(folder, tmp_path):
         file.write(bytes(64))
     config = batchverify.VerificationConfig(manifests=(str(tmp_path / "2.parquet"),), output="o", limit=15)
     assert [shard.row_groups for shard in plan_manifest(config).shards] == [(0, 1)]
-    with pytest.raises(batchverify.Refused, match="damaged"):
+    with pytest.raises(batchverify.PreflightError, match="damaged"):
         plan_manifest(batchverify.VerificationConfig(manifests=(str(tmp_path / "2.parquet"),), output="o"))
 
 

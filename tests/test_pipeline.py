@@ -182,7 +182,7 @@ def test_a_run_directory_is_whole_or_not_at_all(small_model, pictures, tmp_path,
     assert sorted(path.name for path in output.iterdir()) == [
         "_SUCCESS", "notes.txt", "report.html", "scores-00000-of-00001.parquet", "summary.json",
     ]  # fmt: skip
-    with pytest.raises(batchverify.Refused, match="--overwrite"):
+    with pytest.raises(batchverify.PreflightError, match="--overwrite"):
         batchverify.run(config)
 
 
@@ -219,6 +219,6 @@ def test_a_mistake_far_into_a_manifest_fails_the_run_clearly(small_model, pictur
     # The file changes between the look before the run and the run: a row loses a field.
     manifest.write_text(manifest.read_text() + "only one field\n")
     monkeypatch.setattr("batchverify.pipeline.plan_manifest", lambda _: plan)
-    with pytest.raises(batchverify.RunFailed, match=r"pairs\.csv, row 57: there are 1 fields where the header has 2"):
+    with pytest.raises(batchverify.RunError, match=r"pairs\.csv, row 57: there are 1 fields where the header has 2"):
         batchverify.run(config)
     assert not (tmp_path / "out" / "_SUCCESS").exists()

@@ -8,8 +8,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from batchverify.config import RESIZES, ModelConfig, Refused
-from batchverify.images import Failure, ImageReader, JpegFile, Layout, decode
+from batchverify.config import RESIZES, ModelConfig
+from batchverify.errors import PreflightError
+from batchverify.images import Failure, ImageReader, Layout, UndecodedJpeg, decode
 from batchverify.preprocessing import Preprocessing, decide_preprocessing, pixels_in_graph
 
 SIZE = (20, 28)
@@ -67,9 +68,9 @@ def decoded_together(preprocessing, folder, files):
         path = folder / f"{number}.jpg"
         path.write_bytes(data)
         found.append(reader.read_version(str(path), leave_jpegs=True).image)
-    left = [image for image in found if isinstance(image, JpegFile)]
+    left = [image for image in found if isinstance(image, UndecodedJpeg)]
     decoded = iter(preprocessing.jpeg_decoder(10**6)(left))
-    return [next(decoded) if isinstance(image, JpegFile) else image for image in found], len(left)
+    return [next(decoded) if isinstance(image, UndecodedJpeg) else image for image in found], len(left)
 
 
 def same(one, other):
@@ -161,5 +162,5 @@ def test_the_graph_shows_the_scale_or_does_not(layers, expected):
 
 
 def test_a_scale_that_nothing_shows_is_asked_for():
-    with pytest.raises(Refused, match="say it with --pixels"):
+    with pytest.raises(PreflightError, match="say it with --pixels"):
         decide_preprocessing(ModelConfig(model="m.keras"), "m.keras", (*SIZE, 3), None)

@@ -12,7 +12,7 @@ import pytest
 
 import batchverify
 from batchverify.progress import line
-from batchverify.tally import COUNTS, SECONDS, Tally, read_totals, tally_folder
+from batchverify.worker_stats import COUNTS, SECONDS, WorkerStats, read_totals, stats_folder
 
 
 def command(*arguments) -> list[str]:
@@ -79,18 +79,18 @@ def test_a_watcher_sees_the_whole_run(workers, demo, tmp_path):
 
 
 def test_tallies_of_several_workers_add_up_and_are_deleted():
-    with tally_folder() as folder:
+    with stats_folder() as folder:
         for images in (3, 4):
-            Tally(folder).add(images_encoded=images, fetch=0.5)
+            WorkerStats(folder).add(images_encoded=images, fetch=0.5)
         totals = read_totals(folder)
     assert (totals["images_encoded"], totals["fetch"]) == (7, 1.0)
     assert not os.path.exists(folder)
 
 
 def test_a_tally_without_its_folder_keeps_nothing():
-    with tally_folder() as folder:
+    with stats_folder() as folder:
         pass
-    Tally(folder).add(images_encoded=1)
+    WorkerStats(folder).add(images_encoded=1)
     assert not os.path.exists(folder)
 
 

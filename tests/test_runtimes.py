@@ -56,7 +56,7 @@ def test_openvino_gives_tensorflows_scores_and_says_how_near(precision, most, de
 
 
 def test_less_precision_is_refused_where_it_would_change_nothing():
-    with pytest.raises(batchverify.Refused, match="is for --runtime openvino"):
+    with pytest.raises(batchverify.PreflightError, match="is for --runtime openvino"):
         batchverify.ScoringConfig(precision="bfloat16")
 
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from batchverify.models import FixedShapeCall
-from batchverify.siamese import CannotSplit, IgnoresInput, split_siamese
+from batchverify.siamese import IgnoredInputError, SplitError, split_siamese
 
 SHAPE = (8, 8, 3)
 
@@ -61,7 +61,7 @@ def test_towers_that_share_nothing_keep_an_encoder_each():
 def test_images_that_meet_before_any_weight_cannot_be_split():
     left, right = two_inputs()
     distance = keras.layers.Flatten()(keras.ops.abs(left - right))
-    with pytest.raises(CannotSplit, match="meet before any layer with weights"):
+    with pytest.raises(SplitError, match="meet before any layer with weights"):
         split_siamese(keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(distance)))
 
 
@@ -69,7 +69,7 @@ def test_an_input_that_does_not_reach_the_output_is_found():
     left, right = two_inputs()
     encoder = tower()
     encoder(right)
-    with pytest.raises(IgnoresInput, match="'right'"):
+    with pytest.raises(IgnoredInputError, match="'right'"):
         split_siamese(keras.Model([left, right], keras.layers.Dense(1)(encoder(left))))
 
 

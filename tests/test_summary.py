@@ -178,7 +178,7 @@ def test_a_column_of_too_many_values_is_no_fold():
 def test_a_fold_column_that_cannot_be_is_refused(fold, told, small_model, tmp_path):
     pq_path = tmp_path / "pairs.parquet"
     pd.DataFrame({"left": ["a"], "right": ["b"], "fold": [[1, 2]]}).to_parquet(pq_path)
-    with pytest.raises(batchverify.Refused, match=told):
+    with pytest.raises(batchverify.PreflightError, match=told):
         batchverify.run(
             batchverify.VerificationConfig(manifests=(str(pq_path),), output=str(tmp_path / "o"), model=small_model, **fold)
         )

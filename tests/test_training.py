@@ -18,8 +18,9 @@ from PIL import Image
 
 from batchverify import train
 from batchverify.certificate import certify
-from batchverify.config import Refused, VerificationConfig
+from batchverify.config import VerificationConfig
 from batchverify.demo import characters
+from batchverify.errors import PreflightError
 from batchverify.siamese import split_siamese
 from batchverify.training import data, fit, network, sources
 from batchverify.training.distort import distort
@@ -256,7 +257,7 @@ def test_classes_are_what_genuine_pairs_join(tmp_path):
     (group,) = sources.read_manifest(config, 8)
     assert sorted(len(images) for images in group.classes) == [2, 3]
     (tmp_path / "pairs.csv").write_text("\n".join([*rows, "a2.png,a0.png,0"]))
-    with pytest.raises(Refused, match="row 5 says impostor, and genuine rows join its images"):
+    with pytest.raises(PreflightError, match="row 5 says impostor, and genuine rows join its images"):
         sources.read_manifest(config, 8)
 
 
@@ -279,7 +280,7 @@ def test_validation_takes_whole_classes(alphabets):
     images = [{image.tobytes() for group in part for c in group.classes for image in c} for part in (kept, aside)]
     assert not images[0] & images[1]
     assert [len(group.classes) for group in kept] == [4, 4, 4] and [len(group.classes) for group in aside] == [2, 2, 2]
-    with pytest.raises(Refused, match="no group has classes enough"):
+    with pytest.raises(PreflightError, match="no group has classes enough"):
         data.split_classes([data.Group("small", alphabets[0].classes[:3])], 0.3, 0)
 
 
@@ -399,7 +400,7 @@ def test_evaluation_knows_the_best_and_the_worst_network():
 
 @pytest.mark.parametrize("said", [{"name": "soup"}, {"head": "mended"}, {"distortion": "wild"}])
 def test_a_recipe_knows_its_choices(said):
-    with pytest.raises(Refused, match="give one of"):
+    with pytest.raises(PreflightError, match="give one of"):
         Recipe.named(**{"name": "batch", **said})
 
 

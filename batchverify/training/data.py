@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from batchverify.config import Refused
+from batchverify.errors import PreflightError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ def split_classes(groups: Sequence[Group], share: float, seed: int) -> tuple[lis
         The groups to train on, and those to validate on.
 
     Raises:
-        Refused: if `share` is above 0 and no group can spare two classes.
+        PreflightError: if `share` is above 0 and no group can spare two classes.
     """
     if not share:
         return list(groups), []
@@ -58,7 +58,7 @@ def split_classes(groups: Sequence[Group], share: float, seed: int) -> tuple[lis
         aside.append(Group(group.name, tuple(c for n, c in enumerate(group.classes) if n in chosen)))
         kept.append(Group(group.name, tuple(c for n, c in enumerate(group.classes) if n not in chosen)))
     if not aside:
-        raise Refused(
+        raise PreflightError(
             f"--validation is {share}, and no group has classes enough to set two aside; give more, or --validation 0."
         )
     return kept, aside
@@ -128,11 +128,11 @@ def batch_shape(groups: Sequence[Group], groups_in_batch: int, classes_in_group:
     As many as asked for if there are as many; else the same number of classes from fewer groups; else what there is.
 
     Raises:
-        Refused: if no group has two classes.
+        PreflightError: if no group has two classes.
     """
     counts = sorted((len(group.classes) for group in groups), reverse=True)
     if not counts or counts[0] < 2:
-        raise Refused("there are no two classes to train on in any group; give more classes, or set fewer aside.")
+        raise PreflightError("there are no two classes to train on in any group; give more classes, or set fewer aside.")
     for fewer in range(min(groups_in_batch, len(counts)), 0, -1):
         classes = -(-groups_in_batch * classes_in_group // fewer)
         if counts[fewer - 1] >= classes:
@@ -150,7 +150,7 @@ class PairSampler:
         self._groups = [group for group in groups if len(group.classes) >= 2]
         self._pairs = pairs
         if not self._groups:
-            raise Refused("there are no two classes to train on in any group; give more classes.")
+            raise PreflightError("there are no two classes to train on in any group; give more classes.")
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 images `(2 * pairs, size, size, channels)`."""

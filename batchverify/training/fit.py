@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from batchverify.config import Refused
+from batchverify.errors import PreflightError
 from batchverify.training.curves import plot_curves
 from batchverify.training.data import Group
 from batchverify.training.evaluate import evaluate
@@ -79,7 +79,7 @@ def fit(
         What happened, and the number of the signal that interrupted training; 0 if none did.
 
     Raises:
-        Refused: if there is nothing to resume from, or it is of another recipe or other data.
+        PreflightError: if there is nothing to resume from, or it is of another recipe or other data.
     """
     recipe = trainer.recipe
     history = _resume(trainer, files, fingerprint) if resume else History()
@@ -141,10 +141,12 @@ def _write_checkpoint(trainer: Trainer, history: History, files: Files, fingerpr
 
 def _resume(trainer: Trainer, files: Files, fingerprint: str) -> History:
     if not files.checkpoint.exists():
-        raise Refused(f"--resume: there is no {files.checkpoint}; training there is done, or was never begun.")
+        raise PreflightError(f"--resume: there is no {files.checkpoint}; training there is done, or was never begun.")
     with np.load(files.checkpoint) as state:
         if str(state["fingerprint"]) != fingerprint:
-            raise Refused(f"--resume: {files.checkpoint} was made with other options or images; give the same, or --overwrite.")
+            raise PreflightError(
+                f"--resume: {files.checkpoint} was made with other options or images; give the same, or --overwrite."
+            )
         trainer.restore(state)
         return History.from_json(str(state["history"]))
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from batchverify.config import Refused
+from batchverify.errors import PreflightError
 
 EMBEDDING_SIZE = 101
 
@@ -60,7 +60,7 @@ def build_encoder(
         weights: file of MobileNetV2 weights without its top, as Keras publishes them for ImageNet; random if None.
 
     Raises:
-        Refused: if the weights cannot be read, or are of another width.
+        PreflightError: if the weights cannot be read, or are of another width.
     """
     pixels = keras.Input((size, size, 3), name="pixels")
     backbone = keras.applications.MobileNetV2(input_shape=(size, size, 3), alpha=width, include_top=False, weights=None)
@@ -126,14 +126,18 @@ def read_encoder(path: str, size: int) -> keras.Model:
     """Returns the encoder of a model that `assemble` made.
 
     Raises:
-        Refused: if the file holds no such model, or one of another image size.
+        PreflightError: if the file holds no such model, or one of another image size.
     """
     try:
         encoder = keras.models.load_model(path, compile=False).get_layer("encoder")
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise Refused(f"--start-from {path}: no model that this command wrote can be read there ({_brief(error)}).") from None
+        raise PreflightError(
+            f"--start-from {path}: no model that this command wrote can be read there ({_brief(error)})."
+        ) from None
     if encoder.input_shape[1] != size:
-        raise Refused(f"--start-from {path}: it takes {encoder.input_shape[1]} pixels, and --size is {size}; give both alike.")
+        raise PreflightError(
+            f"--start-from {path}: it takes {encoder.input_shape[1]} pixels, and --size is {size}; give both alike."
+        )
     return with_batch_norm(encoder, FusedBatchNormalization)
 
 
@@ -153,7 +157,7 @@ def _load_backbone(backbone: keras.Model, weights: str, width: float) -> None:
     try:
         backbone.load_weights(weights)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refused(
+        raise PreflightError(
             f"--encoder-weights {weights}: they do not fit MobileNetV2 of width {width} without its top ({_brief(error)}); "
             "give the no_top file of that width, as keras.applications downloads it."
         ) from None

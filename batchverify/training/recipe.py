@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from batchverify.config import Refused
+from batchverify.errors import PreflightError
 
 LAYERS = ("backbone", "dense", "embedding", "score")
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)  # of MobileNetV2, for which ImageNet weights exist
@@ -76,14 +76,14 @@ class Recipe:
         """Returns a recipe by name, with what `said` says otherwise; None says nothing.
 
         Raises:
-            Refused: with all that is wrong, one sentence each.
+            PreflightError: with all that is wrong, one sentence each.
         """
         told = {field: value for field, value in said.items() if value is not None}
         return cls(**{"name": name, **RECIPES.get(name, {}), **told})
 
     def __post_init__(self) -> None:
         if problems := list(self._problems()):
-            raise Refused(problems)
+            raise PreflightError(problems)
 
     def _problems(self) -> Iterator[str]:
         for field, least in _AT_LEAST.items():

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from batchverify.config import Refused, VerificationConfig
+from batchverify.config import VerificationConfig
 from batchverify.demo import characters
+from batchverify.errors import PreflightError
 from batchverify.images import IMAGE_ENDINGS, Failure, ImageReader, Layout
 from batchverify.manifest import pair_uris, parse_labels, plan_manifest, read_blocks
 from batchverify.training.data import Group
@@ -32,10 +33,10 @@ def read_folders(folder: str, size: int) -> list[Group]:
         size: height and width of the result in pixels.
 
     Raises:
-        Refused: if there is no such folder, or no class with two readable images in it.
+        PreflightError: if there is no such folder, or no class with two readable images in it.
     """
     if not os.path.isdir(folder):
-        raise Refused(f"--images {folder}: there is no such folder; check the path.")
+        raise PreflightError(f"--images {folder}: there is no such folder; check the path.")
     classes: dict[Path, list[Path]] = {}
     for where, _, names in os.walk(folder):
         if images := sorted(name for name in names if name.lower().endswith(IMAGE_ENDINGS)):
@@ -56,12 +57,14 @@ def read_manifest(config: VerificationConfig, size: int) -> list[Group]:
         size: height and width of the result in pixels.
 
     Raises:
-        Refused: if it has no labels, labels that contradict each other, or no class with two readable images.
+        PreflightError: if it has no labels, labels that contradict each other, or no class with two readable images.
     """
     manifest = plan_manifest(config)
     name = ", ".join(config.manifests)
     if manifest.label_column is None:
-        raise Refused(f"--manifest {name}: it has no column 'genuine', which training needs; name it with --label-column.")
+        raise PreflightError(
+            f"--manifest {name}: it has no column 'genuine', which training needs; name it with --label-column."
+        )
     joined = _Joined()
     impostors: list[tuple[str, str, int]] = []
     for shard in manifest.shards:
@@ -76,7 +79,9 @@ def read_manifest(config: VerificationConfig, size: int) -> list[Group]:
                     impostors.append((one, other, row))
     for one, other, row in impostors:
         if joined.known(one) and joined.known(other) and joined.root(one) == joined.root(other):
-            raise Refused(f"--manifest {name}: row {row} says impostor, and genuine rows join its images; correct the labels.")
+            raise PreflightError(
+                f"--manifest {name}: row {row} says impostor, and genuine rows join its images; correct the labels."
+            )
     return _read({name: {str(n): files for n, files in enumerate(joined.classes())}}, size, f"--manifest {name}")
 
 
@@ -123,7 +128,9 @@ def _read(groups: Mapping[str, Mapping[str, Sequence[str]]], size: int, source: 
     if single:
         _LOG.warning("%d classes have one image, which makes no genuine pair; they are left out.", single)
     if not read:
-        raise Refused(f"{source}: no class in it has two images that can be read; see the README for what it must look like.")
+        raise PreflightError(
+            f"{source}: no class in it has two images that can be read; see the README for what it must look like."
+        )
     return _without_needless_colour(read)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from batchverify.images import ImageReader, JpegFile
+from batchverify.images import ImageReader, UndecodedJpeg
 from batchverify.preprocessing import JpegDecoder, Preprocessing
 from benchmarks.speed.images import SIZES, ensure_images
 from benchmarks.speed.networks import CALIBRATION_IMAGES, NETWORKS, ensure_network
@@ -66,7 +66,7 @@ def _as_batchverify(size: tuple[int, int], paths: list[str]) -> Callable[[], obj
 
     def decode_all() -> None:
         read = [reader.read_version(path, leave_jpegs=True).image for path in paths]
-        decoder([image for image in read if isinstance(image, JpegFile)])
+        decoder([image for image in read if isinstance(image, UndecodedJpeg)])
 
     return decode_all
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from batchverify.config import printable
+from batchverify.errors import printable
 from benchmarks.speed.contenders import Contender, difference, read_answer
 
 _ROOT = Path(__file__).parent.parent.parent

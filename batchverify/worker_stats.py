@@ -23,14 +23,14 @@ _FIELDS = COUNTS + SECONDS
 _RECORD = struct.Struct(f"{len(_FIELDS)}d")
 
 
-class Tally:
+class WorkerStats:
     """Counts in a file of its own, which the launcher reads while the run goes on.
 
     It travels to workers as the name of a folder. Where there is no such folder, on another machine, nothing is kept;
     Beam's counters are for that.
 
     Args:
-        folder: made by `tally_folder`, or None to keep nothing.
+        folder: made by `stats_folder`, or None to keep nothing.
     """
 
     def __init__(self, folder: str | None = None):
@@ -40,8 +40,8 @@ class Tally:
         self._encoding, self._encoding_since = 0, 0.0
         self._file: int | None = None
 
-    def __reduce__(self) -> tuple[type[Tally], tuple[str | None]]:
-        return Tally, (self.folder,)
+    def __reduce__(self) -> tuple[type[WorkerStats], tuple[str | None]]:
+        return WorkerStats, (self.folder,)
 
     def add(self, **amounts: float) -> None:
         """Adds to what has been counted, and shows it; names are those of `COUNTS` and `SECONDS`."""
@@ -114,7 +114,7 @@ def images_done(totals: dict[str, float]) -> float:
     return totals["images_encoded"] + totals["images_reused"] + totals["images_failed"]
 
 
-def profile(folder: str, seconds: float, in_process: bool) -> dict[str, object]:
+def profile_run(folder: str, seconds: float, in_process: bool) -> dict[str, object]:
     """Returns where a run's time went, for `summary.json`.
 
     Args:
@@ -141,7 +141,7 @@ _FOLDERS: set[str] = set()
 
 
 @contextmanager
-def tally_folder() -> Iterator[str]:
+def stats_folder() -> Iterator[str]:
     """Gives a folder for the tallies of one run, and deletes it."""
     with tempfile.TemporaryDirectory(prefix="batchverify-tally-") as folder:
         _FOLDERS.add(folder)
@@ -151,7 +151,7 @@ def tally_folder() -> Iterator[str]:
             _FOLDERS.discard(folder)
 
 
-def sweep() -> None:
+def delete_stats_folders() -> None:
     """Deletes the folders of runs that are under way, as the process is about to end at once."""
     for folder in _FOLDERS:
         for path in Path(folder).iterdir():
@@ -159,4 +159,4 @@ def sweep() -> None:
         Path(folder).rmdir()
 
 
-shutdown.register_clean_up(sweep)
+shutdown.register_clean_up(delete_stats_folders)
