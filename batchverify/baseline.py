@@ -11,9 +11,8 @@ from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import VerificationConfig
 from batchverify.drift import Night
-from batchverify.errors import PreflightError
+from batchverify.errors import PreflightError, short_reason
 from batchverify.scores import RunDirectory
-from batchverify.stores import brief
 
 _LOG = logging.getLogger(__name__)
 _READABLE_VERSIONS = (1, 2)
@@ -68,7 +67,7 @@ def _why_absent(path: str) -> str | None:
             return None
         return "holds no finished run" if FileSystems.exists(path) else "does not exist"
     except Exception as error:  # Beam wraps whatever the store's client raises.
-        raise PreflightError(f"--baseline {path} cannot be looked up ({brief(error)}); check the path.") from None
+        raise PreflightError(f"--baseline {path} cannot be looked up ({short_reason(error)}); check the path.") from None
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def _read(path: str) -> dict[str, Any]:
         raise PreflightError(f"--baseline {path} cannot be read (it is nested too deeply); name another run.") from None
     except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
         raise PreflightError(
-            f"--baseline {path} cannot be read ({brief(error)}); it may be truncated: name another run."
+            f"--baseline {path} cannot be read ({short_reason(error)}); it may be truncated: name another run."
         ) from None
     if not isinstance(summary, dict):
         raise PreflightError(f"--baseline {path} holds no JSON object; name a run directory or its summary.json.")

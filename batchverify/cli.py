@@ -547,9 +547,9 @@ def _refuse_unknown(others: list[str], parser: argparse.ArgumentParser) -> None:
     ours = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
     beams: list[str] = []
     if others:
-        from batchverify.stores import beam_options
+        from batchverify.io.storage_options import beam_option_names
 
-        beams = beam_options()
+        beams = beam_option_names()
     problems = []
     for name in names:
         if name in beams:

@@ -52,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options, beam_args = _parse(sys.argv[1:] if argv is None else list(argv))
         if beam_args or "://" in options.source:
-            from batchverify.stores import use_arguments
+            from batchverify.io.object_store import set_storage_arguments
 
-            use_arguments(beam_args, [("the run", options.source)])
+            set_storage_arguments(beam_args, [("the run", options.source)])
         if os.path.lexists(options.output) and not options.overwrite:
             raise PreflightError(f"--output {options.output} exists; name another one, or add --overwrite.")
         print(printable(options.convert(options)))

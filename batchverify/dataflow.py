@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options_validator import PipelineOptionsValida
 import batchverify
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
-from batchverify.stores import in_store
+from batchverify.io.filesystem import is_remote
 
 _LOG = logging.getLogger(__name__)
 # Where this package lies in a checkout; there is none where pip has put it beside others.
@@ -121,7 +121,7 @@ def _local_paths(config: VerificationConfig) -> Iterator[str]:
 
 
 def _is_local(path: str) -> bool:
-    return not in_store(path) or path.startswith("file:")
+    return not is_remote(path) or path.startswith("file:")
 
 
 def _missing_on_workers(options: PipelineOptions, config: VerificationConfig) -> Iterator[str]:

@@ -148,9 +148,9 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _open_stores(options: dict[str, Any]) -> None:
-    from batchverify.stores import use_arguments
+    from batchverify.io.object_store import set_storage_arguments
 
-    use_arguments(options["beam_args"], [(f"--{name}", options[name]) for name in ("model", "manifest")])
+    set_storage_arguments(options["beam_args"], [(f"--{name}", options[name]) for name in ("model", "manifest")])
 
 
 def _uris(images: str | None, manifest: str | None) -> list[str]:

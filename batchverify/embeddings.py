@@ -35,11 +35,10 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import ModelConfig, ScoringConfig
-from batchverify.errors import PreflightError, RunError
-from batchverify.folders import Folder
+from batchverify.errors import PreflightError, RunError, short_reason
+from batchverify.io.claimed_directory import ClaimedDirectory
 from batchverify.model.facts import ModelFacts
 from batchverify.schema import STATUSES, ImageStatus
-from batchverify.stores import brief
 from batchverify.version import VERSION
 
 _LOG = logging.getLogger(__name__)
@@ -155,7 +154,7 @@ class Keeping:
                 with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
                     file.write(data)
             except Exception as error:  # Beam wraps whatever the store's client raises.
-                raise RunError(f"--embeddings {self.path} cannot be written ({brief(error)}); check the path.") from None
+                raise RunError(f"--embeddings {self.path} cannot be written ({short_reason(error)}); check the path.") from None
             yield Part(name, len(data), part.num_rows, hashlib.blake2b(data, digest_size=16).hexdigest())
 
     def publish(self, parts: Iterable[Part], run_id: str) -> None:
@@ -166,7 +165,7 @@ class Keeping:
         except Exception as error:  # Beam wraps whatever the store's client raises.
             _LOG.error(
                 "--embeddings %s: the scores are whole, but the new embeddings could not be published (%s); "
-                "the store is as it was.", self.path, brief(error),
+                "the store is as it was.", self.path, short_reason(error),
             )  # fmt: skip
 
     def _bytes(self, part: Part) -> bytes:
@@ -177,12 +176,12 @@ class Keeping:
                 return file.read()
         except Exception as error:  # Beam wraps whatever the store's client raises.
             raise RunError(
-                f"--embeddings {self.path}: {part.name} cannot be read ({brief(error)}); another run may have replaced it: "
+                f"--embeddings {self.path}: {part.name} cannot be read ({short_reason(error)}); another run may have replaced it: "
                 f"run again, {_AFRESH}."
             ) from None
 
 
-class EmbeddingStore(Folder):
+class EmbeddingStore(ClaimedDirectory):
     """Where embeddings are kept from one run to the next.
 
     Args:
@@ -204,7 +203,7 @@ class EmbeddingStore(Folder):
         except PreflightError:
             raise
         except Exception as error:  # Beam wraps whatever the store's client raises.
-            raise PreflightError(f"--embeddings {self.path} cannot be read ({brief(error)}); check the path.") from None
+            raise PreflightError(f"--embeddings {self.path} cannot be read ({short_reason(error)}); check the path.") from None
 
     def refuse_taken(self) -> None:
         """Refuses a store that another run on this machine writes to, or what cannot be one; changes nothing.
@@ -226,13 +225,13 @@ class EmbeddingStore(Folder):
         """
         return self._claimed(generation, functools.partial(self._sweep, generation))
 
-    def abandon(self, generation: str) -> None:
+    def discard(self, generation: str) -> None:
         """Deletes what a run has written, unless that was published."""
         try:
             if self._published() != generation:
                 self._delete(generation)
         except Exception as error:  # Beam wraps whatever the store's client raises; what stays, a later run sweeps.
-            _LOG.warning("--embeddings %s cannot be swept (%s).", self.path, brief(error))
+            _LOG.warning("--embeddings %s cannot be swept (%s).", self.path, short_reason(error))
 
     def publish(self, generation: str, key: dict[str, Any], parts: tuple[Part, ...], run_id: str) -> None:
         """Makes a generation the store's own, in one step, and deletes the one before. May be called again."""
@@ -271,7 +270,7 @@ class EmbeddingStore(Folder):
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             if isinstance(error, PreflightError):
                 raise
-            raise self._not_whole(f"{_POINTER} says nothing of use ({brief(error)})") from None
+            raise self._not_whole(f"{_POINTER} says nothing of use ({short_reason(error)})") from None
         if not _GENERATION.fullmatch(generation.name) or not all(_PART.fullmatch(part.name) for part in parts):
             raise self._not_whole(f"{_POINTER} names files that are none of a store")
         if rows != generation.rows:
@@ -303,7 +302,7 @@ class EmbeddingStore(Folder):
             with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
                 return pq.read_metadata(file)
         except (pa.ArrowException, OSError) as error:
-            raise self._not_whole(f"{part.name} cannot be read ({brief(error)})") from None
+            raise self._not_whole(f"{part.name} cannot be read ({short_reason(error)})") from None
 
     def _refuse_strange(self, is_store: bool) -> None:
         """Refuses a folder on this machine that holds other things, and so was hardly meant."""

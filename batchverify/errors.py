@@ -38,3 +38,28 @@ class RunError(BatchverifyError, RuntimeError):
 
 # Beam's words for a worker process that is gone.
 WORKER_DIED = "Channel closed prematurely"
+
+
+class StoreError(Exception):
+    """A store gave no object.
+
+    Attributes:
+        code: what it answered, as HTTP numbers it; None if it gave no answer.
+        words: the same for people.
+    """
+
+    def __init__(self, code: int | None, words: str):
+        self.code, self.words = code, words
+        super().__init__(words)
+
+
+def short_reason(error: BaseException) -> str:
+    """Returns an error's first line, for a sentence; of Beam's wrapping, what is in it."""
+    inner = getattr(error, "exception_details", None)
+    if isinstance(inner, dict) and inner:
+        error = next(iter(inner.values()))
+        if not isinstance(error, BaseException):  # Beam may put a number there
+            return str(error)
+        return short_reason(error)
+    text = str(error).strip()
+    return printable(text.splitlines()[0][:200]) if text else type(error).__name__

@@ -18,9 +18,11 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from batchverify import stores
+from batchverify import errors
+from batchverify.errors import short_reason
+from batchverify.io import object_store
+from batchverify.io.filesystem import is_remote
 from batchverify.schema import ImageStatus
-from batchverify.stores import brief, in_store
 from batchverify.traps import find_spacious_trap, find_trap, lacks_strips
 from batchverify.worker_stats import WorkerStats
 
@@ -231,7 +233,7 @@ def fetch_file(
         uri = confined
     pause, last_try = _FIRST_PAUSE_S, time.monotonic() + limit_s / 2
     for attempt in range(_ATTEMPTS):
-        if in_store(uri):
+        if is_remote(uri):
             file = _find_in_store(uri, max_bytes, last_try, want_version, want_data)
         else:
             file = _find_local(uri, max_bytes, want_data)
@@ -289,7 +291,7 @@ def _decode(data: bytes, layout: Layout, max_pixels: int, leave_jpeg: bool) -> n
     except MemoryError:
         return Failure(ImageStatus.TOO_LARGE, "there is not enough memory to decode it")
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to.
-        return Failure(ImageStatus.UNREADABLE, f"it cannot be decoded ({brief(error)})")
+        return Failure(ImageStatus.UNREADABLE, f"it cannot be decoded ({short_reason(error)})")
 
 
 def _is_plain_jpeg(image: ImageFile.ImageFile, data: bytes) -> bool:
@@ -407,7 +409,7 @@ def _find_local(path: str, max_bytes: int, want_data: bool) -> File | Failure:
             return Failure(ImageStatus.DENIED, "it may not be read")
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO):
             return Failure(ImageStatus.MISSING, os.strerror(error.errno))
-        return Failure(ImageStatus.UNAVAILABLE, brief(error))
+        return Failure(ImageStatus.UNAVAILABLE, short_reason(error))
 
 
 def _version(size: int, changed_ns: int) -> str | None:
@@ -443,12 +445,12 @@ def _store_version(uri: str) -> str | Failure | None:
 
 def _read_store(uri: str, max_bytes: int, last_try: float) -> bytes | Failure:
     try:
-        if stores.has_client(uri):
-            data = stores.read(uri, max_bytes, max(1.0, last_try - time.monotonic()))
+        if object_store.has_client(uri):
+            data = object_store.read_object(uri, max_bytes, max(1.0, last_try - time.monotonic()))
         else:
             with FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-                data = stores.read_stream(file, max_bytes)
-    except stores.StoreError as failure:
+                data = object_store.read_stream(file, max_bytes)
+    except errors.StoreError as failure:
         return _BY_CODE.get(failure.code, Failure(ImageStatus.UNAVAILABLE, f"the store gave no image ({failure.words})"))
     except ModuleNotFoundError as error:
         return Failure(ImageStatus.UNSUPPORTED, str(error))
@@ -458,7 +460,7 @@ def _read_store(uri: str, max_bytes: int, last_try: float) -> bytes | Failure:
 
 
 def _store_failure(uri: str, error: Exception) -> Failure:
-    words = brief(error)
+    words = short_reason(error)
     if isinstance(error, ValueError) and "filesystem" in words.lower():
         return Failure(ImageStatus.UNSUPPORTED, f"no file system is installed for {uri.split('://')[0]}://")
     # Numbers in the URI itself, a port or a name, are no status of the store's.
@@ -477,11 +479,11 @@ def _too_many_bytes(size: int | None, max_bytes: int) -> Failure:
 
 def _confined(uri: str, root: str) -> str | None:
     """Returns where to open `uri`, every link in it resolved, or None if that is outside of `root`."""
-    if in_store(uri):
+    if is_remote(uri):
         return uri if uri.startswith(root.rstrip("/") + "/") and ".." not in uri.split("/") else None
     try:
         real_root, real = os.path.realpath(root), os.path.realpath(uri)
-        return real if not in_store(root) and os.path.commonpath([real_root, real]) == real_root else None
+        return real if not is_remote(root) and os.path.commonpath([real_root, real]) == real_root else None
     except ValueError:  # a NUL in the path, or what no file name can be; there is no such file anywhere
         return uri
 

@@ -28,6 +28,7 @@ from batchverify.embeddings import Keeping, Part, is_unchanged, rows_carried_ove
 from batchverify.errors import PreflightError, RunError
 from batchverify.identity import check_identity, is_match
 from batchverify.images import Failure, ImageReader, Read, UndecodedJpeg
+from batchverify.io.filesystem import is_remote
 from batchverify.manifest import pair_uris
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE
 from batchverify.reading import Prefetcher
@@ -42,7 +43,6 @@ from batchverify.schema import (
     category,
 )
 from batchverify.sidecar import GoldenPair, complete
-from batchverify.stores import in_store
 from batchverify.worker_stats import WorkerStats
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class KerasNetwork:
         """Returns the threads that read; how many there are is decided by the first images that are asked for."""
         if self._ahead is None:
             limit_s = self._config.image_timeout
-            threads = self._config.fetch_threads or (_STORE_THREADS if any(map(in_store, uris)) else _cores())
+            threads = self._config.fetch_threads or (_STORE_THREADS if any(map(is_remote, uris)) else _cores())
             read = functools.partial(self._reader.read_version, leave_jpegs=self._decode_jpegs is not None)
             self._ahead = Prefetcher(read, _too_slow(limit_s), threads, limit_s)
         return self._ahead

@@ -29,9 +29,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
 from batchverify.config import ModelConfig
-from batchverify.errors import PreflightError
+from batchverify.errors import PreflightError, short_reason
 from batchverify.modelfile import Kind, ModelFile, Prepared, open_model_file, prepare_config
-from batchverify.stores import brief
 
 _LOG = logging.getLogger(__name__)
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -129,7 +128,9 @@ def _download(uri: str, local: str) -> str:
     except PreflightError:
         raise
     except Exception as error:  # Beam wraps whatever the store's client raises.
-        raise PreflightError(f"--model {uri}: it cannot be fetched ({brief(error)}); check the URI and your access.") from None
+        raise PreflightError(
+            f"--model {uri}: it cannot be fetched ({short_reason(error)}); check the URI and your access."
+        ) from None
     return local
 
 

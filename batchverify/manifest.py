@@ -24,11 +24,11 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from batchverify import coders  # noqa: F401  registers the coder of pa.Table
 from batchverify.config import VerificationConfig
-from batchverify.errors import PreflightError, RunError
+from batchverify.errors import PreflightError, RunError, short_reason
+from batchverify.io import arrow_coder  # noqa: F401  registers the coder of pa.Table
+from batchverify.io.storage_options import with_storage_options
 from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, MANIFEST_ROW, RESERVED_COLUMNS, is_text
-from batchverify.stores import brief, carried
 from batchverify.worker_stats import WorkerStats
 
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
@@ -100,7 +100,7 @@ class ReadManifest(beam.PTransform):
             | "Spread" >> beam.Reshuffle()
             | "Read"
             >> beam.FlatMap(
-                carried(_read_timed), self._tally, self._manifest.schema, self._manifest.label_column, self._config
+                with_storage_options(_read_timed), self._tally, self._manifest.schema, self._manifest.label_column, self._config
             ).with_output_types(tuple[str, pa.Table])
         )
 
@@ -397,7 +397,9 @@ def _match(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
         try:
             found = FileSystems.match([pattern])[0].metadata_list
         except Exception as error:  # Beam wraps whatever the store's client raises.
-            problems.append(f"--manifest {pattern} cannot be looked up ({brief(error)}); check the path and your access.")
+            problems.append(
+                f"--manifest {pattern} cannot be looked up ({short_reason(error)}); check the path and your access."
+            )
             continue
         if not found:
             problems.append(f"--manifest {pattern}: there is no such file; check the path.")
@@ -528,7 +530,7 @@ def _open(path: str) -> Any:
     try:
         return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
     except Exception as error:  # Beam wraps whatever the store's client raises.
-        raise PreflightError(f"{path}: it cannot be opened ({brief(error)}); check the path and your access.") from None
+        raise PreflightError(f"{path}: it cannot be opened ({short_reason(error)}); check the path and your access.") from None
 
 
 def _parquet_footer(path: str) -> pq.FileMetaData | None:
@@ -542,7 +544,7 @@ def _parquet_footer(path: str) -> pq.FileMetaData | None:
         try:
             return _WithSchema(pq.ParquetFile(file))
         except (pa.ArrowException, OSError) as error:
-            raise PreflightError(f"{path}: the Parquet file is damaged ({brief(error)}); write it again.") from None
+            raise PreflightError(f"{path}: the Parquet file is damaged ({short_reason(error)}); write it again.") from None
 
 
 class _WithSchema:
@@ -565,7 +567,9 @@ def _parquet_batches(shard: Shard, columns: list[str] | None) -> Iterator[pa.Tab
                 table.validate(full=True)
                 yield table
         except (pa.ArrowException, OSError) as error:
-            raise PreflightError(f"{shard.path}: the Parquet file is damaged ({brief(error)}); write it again.") from None
+            raise PreflightError(
+                f"{shard.path}: the Parquet file is damaged ({short_reason(error)}); write it again."
+            ) from None
 
 
 def _csv_schema(path: str, config: VerificationConfig) -> pa.Schema:
@@ -588,7 +592,7 @@ def _csv_header(path: str) -> list[str] | None:
         except UnicodeEncodeError:
             raise PreflightError(f"{path}, header: it is not UTF-8; save the file as UTF-8.") from None
         except (csv.Error, OSError) as error:
-            raise PreflightError(f"{path}, header: it cannot be read ({brief(error)}); save the file again.") from None
+            raise PreflightError(f"{path}, header: it cannot be read ({short_reason(error)}); save the file again.") from None
 
 
 def _csv_batches(path: str, columns: list[str] | None, keep: bool) -> Iterator[pa.Table]:
@@ -695,7 +699,7 @@ def _why_unreadable(error: Exception) -> str:
     if "straddling object" in str(error):
         most = _CSV_BLOCK_BYTES // 2**20
         return f"a row is longer than {most} MiB, or a quote is opened and never closed; shorten it, or close the quote"
-    return f"it cannot be read ({brief(error)}); save the file again"
+    return f"it cannot be read ({short_reason(error)}); save the file again"
 
 
 def _text_or_bad(batch: pa.Table) -> pa.Table:

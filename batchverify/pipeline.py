@@ -38,6 +38,8 @@ from batchverify.inference import (
     request_images,
     write_kept,
 )
+from batchverify.io.object_store import refuse_unreachable
+from batchverify.io.storage_options import set_storage_options, with_storage_options
 from batchverify.manifest import Manifest, ReadManifest, plan_manifest
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes, worker_bytes
 from batchverify.progress import Watcher
@@ -46,7 +48,6 @@ from batchverify.running import JobDetachedError, run_to_end, submit_pipeline
 from batchverify.schema import output_schema
 from batchverify.scores import RunDirectory, WriteScores, finish_run
 from batchverify.sidecar import complete, golden_pairs
-from batchverify.stores import carried, refuse_unreachable, use
 from batchverify.summary import SUMMARY_VERSION, Summarise, Summary
 from batchverify.version import VERSION
 from batchverify.worker_stats import WorkerStats, profile_run, read_totals, stats_folder
@@ -167,7 +168,7 @@ def bucket_count(expected_images: int) -> int:
 
 def keras_loader(config: ScoringConfig, tally: WorkerStats | None = None, versions: str | None = None) -> NetworkLoader:
     """Returns what loads the network that `config` names; see `KerasNetwork` for the arguments."""
-    return NetworkLoader(functools.partial(carried(KerasNetwork), config, tally, versions))
+    return NetworkLoader(functools.partial(with_storage_options(KerasNetwork), config, tally, versions))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,11 +218,11 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
         config = prepared.config
         pipeline = _pipeline(prepared)
         held = prepared.table and prepared.table.get()
-        with _claimed(config, prepared.keeping) as hand_over:
+        with _claimed(config, prepared.keeping) as detach:
             try:
                 counters = run_to_end(pipeline, functools.partial(_tell, watch, tally, prepared.manifest))
             except JobDetachedError:
-                hand_over()
+                detach()
                 raise
         del held
     directory = RunDirectory(config.output)
@@ -244,9 +245,9 @@ def submit(config: VerificationConfig, beam_args: Sequence[str]) -> Submission:
     prepared = prepare(config, beam_args)
     config = prepared.config
     pipeline = _pipeline(prepared)
-    with _claimed(config, prepared.keeping) as hand_over:
+    with _claimed(config, prepared.keeping) as detach:
         link = submit_pipeline(pipeline)
-        hand_over()
+        detach()
     return Submission(RunDirectory(config.output).path, link)
 
 
@@ -256,13 +257,13 @@ def _claimed(config: VerificationConfig, keeping: Keeping | None) -> Iterator[Ca
     directory = RunDirectory(config.output)
     store = EmbeddingStore(keeping.path) if keeping else None
 
-    def hand_over() -> None:
-        directory.hand_over(config.run_id)
+    def detach() -> None:
+        directory.detach(config.run_id)
         if store and keeping:
-            store.hand_over(keeping.generation)
+            store.detach(keeping.generation)
 
     with directory.claimed(config.run_id), store.claimed(keeping.generation) if store and keeping else nullcontext():
-        yield hand_over
+        yield detach
 
 
 @contextmanager
@@ -330,7 +331,7 @@ def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Wo
     """
     options = pipeline_options(beam_args)
     fit(options, config)
-    use(options)
+    set_storage_options(options)
     refuse_unreachable(_places(config), config.output)
     RunDirectory(config.output).refuse_taken(config.overwrite)
     baseline = read_baseline(config)
@@ -443,14 +444,14 @@ def build(
         | "Summarise" >> Summarise(config, manifest.label_column, manifest.fold_column)
         | "WriteSummary" >> beam.Map(_complete_summary, provenance, config, baseline, profiled, keeping)
     )
-    report = summary | "MakeReport" >> beam.Map(carried(make_report))
+    report = summary | "MakeReport" >> beam.Map(with_storage_options(make_report))
     rows_read = blocks | "RowsRead" >> beam.Map(_rows) | beam.CombineGlobally(sum)
     _ = (
         pipeline
         | "Once" >> beam.Create([None])
         | "FinishRun"
         >> beam.Map(
-            carried(finish_run),
+            with_storage_options(finish_run),
             directory,
             config.run_id,
             beam.pvalue.AsSingleton(summary),

@@ -81,10 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", metavar="FILE", help="file to write (default: report.html in DIR)")
     options, beam_args = parser.parse_known_args(argv)
     logging.basicConfig(level=logging.ERROR)  # Beam warns of clients that are not installed.
-    from batchverify.stores import use_arguments
+    from batchverify.io.object_store import set_storage_arguments
 
     try:
-        use_arguments(beam_args, [("the run", options.directory)])
+        set_storage_arguments(beam_args, [("the run", options.directory)])
         print(printable(rebuild(options.directory, options.output)))
     except PreflightError as refused:
         for problem in refused.problems:
@@ -103,14 +103,14 @@ def rebuild(directory: str, output: str | None = None) -> str:
         PreflightError: if there is no finished run, or its summary is newer than this program.
         RunError: if the file cannot be written.
     """
+    from batchverify.errors import short_reason
     from batchverify.scores import RunDirectory
-    from batchverify.stores import brief
 
     run = RunDirectory(directory)
     try:
         summary = run.read_summary() if run.is_finished() else None
     except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
-        raise PreflightError(f"{directory}: summary.json cannot be read ({brief(error)}); run the job again.") from None
+        raise PreflightError(f"{directory}: summary.json cannot be read ({short_reason(error)}); run the job again.") from None
     if summary is None:
         raise PreflightError(f"{directory} holds no finished run; name the --output of one.")
     if not isinstance(summary, dict) or "summary_version" not in summary:
@@ -122,7 +122,7 @@ def rebuild(directory: str, output: str | None = None) -> str:
         with open(output, "w", encoding="utf-8") as file:
             file.write(page)
     except Exception as error:  # likewise
-        raise RunError(f"the report cannot be written ({brief(error)}); name another --output.") from None
+        raise RunError(f"the report cannot be written ({short_reason(error)}); name another --output.") from None
     return output
 
 

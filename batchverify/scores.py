@@ -21,11 +21,13 @@ import pyarrow.parquet as pq
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from batchverify import folders, shutdown
+from batchverify import shutdown
 from batchverify.embeddings import Keeping, Part
-from batchverify.errors import PreflightError, RunError
-from batchverify.folders import Folder
-from batchverify.stores import PathWithStorageOptions, brief, sweep_uploads
+from batchverify.errors import PreflightError, RunError, short_reason
+from batchverify.io import claimed_directory
+from batchverify.io.claimed_directory import ClaimedDirectory
+from batchverify.io.object_store import sweep_uploads
+from batchverify.io.storage_options import PathWithStorageOptions
 
 _LOG = logging.getLogger(__name__)
 _SUCCESS, _SUMMARY, _REPORT, _SCORES, _RUNNING = "_SUCCESS", "summary.json", "report.html", "scores", "_RUNNING"
@@ -34,7 +36,7 @@ _FOOTER_THREADS = 16
 _SETTLING = threading.RLock()
 
 
-class RunDirectory(Folder):
+class RunDirectory(ClaimedDirectory):
     """Where a run writes. It holds one run's files, or none.
 
     Args:
@@ -52,7 +54,7 @@ class RunDirectory(Folder):
         try:
             finished = FileSystems.exists(self._join(_SUCCESS))
         except Exception as error:  # Beam wraps whatever the store's client raises.
-            raise PreflightError(f"--output {self.path} cannot be looked up ({brief(error)}); check the path.") from None
+            raise PreflightError(f"--output {self.path} cannot be looked up ({short_reason(error)}); check the path.") from None
         if finished and not overwrite:
             raise PreflightError(f"--output {self.path} holds a finished run; name another directory, or add --overwrite.")
         if os.path.isdir(self.path):
@@ -74,14 +76,14 @@ class RunDirectory(Folder):
         self._sweep()
         self._write(_RUNNING, run_id)
 
-    def abandon(self, run_id: str) -> None:
+    def discard(self, run_id: str) -> None:
         """Sweeps this run if it has not finished; a finished one stays, and so does another's."""
         with _SETTLING:
             try:
                 if self._is_ours(run_id):
                     self._sweep()
             except Exception as error:  # Beam wraps whatever the store's client raises; what stays, the next run sweeps.
-                _LOG.warning("--output %s cannot be swept (%s).", self.path, brief(error))
+                _LOG.warning("--output %s cannot be swept (%s).", self.path, short_reason(error))
 
     def scores_prefix(self) -> str:
         return self._join(_SCORES)
@@ -160,7 +162,7 @@ class RunDirectory(Folder):
 def discard_unfinished() -> None:
     """Sweeps whatever this process has begun and not finished; nothing can be finished after it."""
     _SETTLING.acquire()
-    folders.discard_unfinished()
+    claimed_directory.discard_all_claims()
 
 
 shutdown.register_clean_up(discard_unfinished)

@@ -11,8 +11,7 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import ModelConfig
-from batchverify.errors import PreflightError
-from batchverify.stores import brief
+from batchverify.errors import PreflightError, short_reason
 
 _SUFFIX = ".batchverify.json"
 _MOST_BYTES = 2**20
@@ -90,7 +89,7 @@ def read_sidecar(model: str | None) -> dict[str, Any]:
         with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
             said = json.loads(file.read(_MOST_BYTES))
     except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
-        raise PreflightError(f"{path}: it cannot be read ({brief(error)}); mend it, or take it away.") from None
+        raise PreflightError(f"{path}: it cannot be read ({short_reason(error)}); mend it, or take it away.") from None
     if problems := _problems(path, said):
         raise PreflightError(problems)
     return said

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import apache_beam as beam
 import pyarrow as pa
 
-from batchverify.coders import ArrowTableCoder
+from batchverify.io.arrow_coder import ArrowTableCoder
 from batchverify.schema import MANIFEST_ROW
 
 

@@ -19,9 +19,10 @@ from object_stores import gs_store, s3_store
 from PIL import Image
 
 import batchverify
-from batchverify import doctor, images, report, stores
+from batchverify import doctor, images, report
 from batchverify.cli import main
 from batchverify.images import Failure, fetch
+from batchverify.io import object_store
 from batchverify.manifest import plan_manifest
 from batchverify.schema import ImageStatus
 
@@ -85,7 +86,7 @@ def store(request, both, monkeypatch):
     monkeypatch.setattr(auth._Credentials, "_credentials", None)
     store.clear("out")
     store.proxy.clear()
-    stores.use_arguments(store.arguments, [])
+    object_store.set_storage_arguments(store.arguments, [])
     return store
 
 
@@ -252,7 +253,7 @@ def test_a_manifest_that_may_not_be_read_is_refused(store, capsys):
 
 @pytest.mark.parametrize("trouble", ["off", "overloaded", "unauthorised", "unlisted"])
 def test_a_store_that_cannot_be_reached_is_refused_before_long(trouble, store, monkeypatch, capsys):
-    monkeypatch.setattr(stores, "_PROBE_S", 1.0)
+    monkeypatch.setattr(object_store, "_PROBE_S", 1.0)
     code = {"overloaded": 503, "unauthorised": 401, "unlisted": 403}.get(trouble)
     words = arguments(store)
     if code is None:

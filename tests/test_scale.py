@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchverify.coders import ArrowTableCoder
 from batchverify.config import ScoringConfig
 from batchverify.inference import encoded_images, request_images
+from batchverify.io.arrow_coder import ArrowTableCoder
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE
 from benchmarks.estimate import Job, distinct, estimate
 from benchmarks.scale import fit_growth, fit_parts, main

@@ -10,13 +10,13 @@ from contextlib import ExitStack, contextmanager
 from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
-from batchverify.errors import PreflightError, RunError
-from batchverify.stores import brief, in_store
+from batchverify.errors import PreflightError, RunError, short_reason
+from batchverify.io.filesystem import is_remote
 
-_CLAIMED: dict[str, Folder] = {}  # by the claim's name
+_CLAIMED: dict[str, ClaimedDirectory] = {}  # by the claim's name
 
 
-class Folder:
+class ClaimedDirectory:
     """What run directories and stores of embeddings have in common.
 
     Args:
@@ -28,11 +28,11 @@ class Folder:
     def __init__(self, path: str):
         self.path = path.rstrip("/") or "/"
 
-    def abandon(self, claim: str) -> None:
+    def discard(self, claim: str) -> None:
         """Deletes what was written under a claim and is not finished."""
         raise NotImplementedError
 
-    def hand_over(self, claim: str) -> None:
+    def detach(self, claim: str) -> None:
         """Leaves what was written to the run's job, which goes on elsewhere: from now on this process sweeps nothing."""
         _CLAIMED.pop(claim, None)
 
@@ -50,7 +50,7 @@ class Folder:
         """
         with ExitStack() as held:
             try:
-                if not in_store(self.path) and not FileSystems.exists(self.path):  # A store knows no folders.
+                if not is_remote(self.path) and not FileSystems.exists(self.path):  # A store knows no folders.
                     FileSystems.mkdirs(self.path)
                 if os.path.isdir(self.path):
                     held.callback(os.close, self._lock())
@@ -58,14 +58,16 @@ class Folder:
             except PreflightError:
                 raise
             except Exception as error:  # Beam wraps whatever the store's client raises.
-                raise RunError(f"{self.OPTION} {self.path} cannot be written ({brief(error)}); check the path.") from None
+                raise RunError(
+                    f"{self.OPTION} {self.path} cannot be written ({short_reason(error)}); check the path."
+                ) from None
             _CLAIMED[claim] = self
             held.callback(self._let_go, claim)
             yield
 
     def _let_go(self, claim: str) -> None:
         if claim in _CLAIMED:
-            self.abandon(claim)
+            self.discard(claim)
             del _CLAIMED[claim]
 
     def _lock(self) -> int:
@@ -99,7 +101,7 @@ class Folder:
             file.write(text.encode())
 
 
-def discard_unfinished() -> None:
+def discard_all_claims() -> None:
     """Abandons all claims of this process."""
     for claim, folder in _CLAIMED.items():
-        folder.abandon(claim)
+        folder.discard(claim)

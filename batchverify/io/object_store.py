@@ -7,9 +7,7 @@ object once, over a connection that is kept. All else goes through Beam's file s
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import functools
 import http.client
 import importlib
 import logging
@@ -19,15 +17,13 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, BinaryIO
 
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, S3Options
-from apache_beam.options.value_provider import ValueProvider
 
-from batchverify.errors import PreflightError, printable
+from batchverify.errors import PreflightError, StoreError, short_reason
+from batchverify.io.filesystem import URI_PATTERN
+from batchverify.io.storage_options import beam_option_names, current_options, set_storage_options
 
 _LOG = logging.getLogger(__name__)
-# A URI, as Beam knows one; `/folder/a://b` is a path.
-_URI = re.compile(r"([A-Za-z][-A-Za-z0-9+.]*)://")
 _OBJECT = re.compile(r"[a-z0-9]+://([^/]+)/?(.*)", re.S)
 _CONNECT_S, _ANSWER_S, _PROBE_S = 10.0, 30.0, 10.0
 # One client serves all reading threads; connections beyond these are not kept.
@@ -36,40 +32,11 @@ _CREDENTIALS = {
     "gs": "check GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login`, and the network",
     "s3": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile, --s3_endpoint_url, and the network",
 }
-_options = PipelineOptions([])
 # Google's client asks for the bucket beside each first request, for traces that nobody here looks at.
 os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
 
 
-class StoreError(Exception):
-    """A store gave no object.
-
-    Attributes:
-        code: what it answered, as HTTP numbers it; None if it gave no answer.
-        words: the same for people.
-    """
-
-    def __init__(self, code: int | None, words: str):
-        self.code, self.words = code, words
-        super().__init__(words)
-
-
-def in_store(uri: str) -> bool:
-    """Returns whether a URI is one of a store, and not a path on this machine."""
-    return _URI.match(uri) is not None
-
-
-def use(options: PipelineOptions) -> None:
-    """Has this process open all stores with these options of Beam's.
-
-    Before there is a pipeline, and on the workers of a pool, Beam's file systems know of none.
-    """
-    global _options
-    FileSystems.set_options(options)
-    _options = options
-
-
-def use_arguments(arguments: Sequence[str], places: Iterable[tuple[str, str | None]]) -> None:
+def set_storage_arguments(arguments: Sequence[str], places: Iterable[tuple[str, str | None]]) -> None:
     """Does the same for a command line that runs no pipeline, and looks whether its places can be reached.
 
     Args:
@@ -79,68 +46,11 @@ def use_arguments(arguments: Sequence[str], places: Iterable[tuple[str, str | No
     Raises:
         PreflightError: if an argument is not Beam's, or a store cannot be reached.
     """
-    known = beam_options() if arguments else []
+    known = beam_option_names() if arguments else []
     if unknown := [name for name in arguments if not name.startswith("-") or name.split("=")[0] not in known]:
         raise PreflightError([f"there is no option {name}; see --help." for name in unknown])
-    use(PipelineOptions(list(arguments)))
+    set_storage_options(PipelineOptions(list(arguments)))
     refuse_unreachable(places)
-
-
-def beam_options() -> list[str]:
-    """Returns the names of all options that are Beam's."""
-    parser: Any = argparse.ArgumentParser(add_help=False)
-    for kind in PipelineOptions.__subclasses__():
-        try:
-            kind._add_argparse_args(parser)
-        except argparse.ArgumentError:  # Two of Beam's own classes share an option.
-            continue
-    return [option for action in parser._actions for option in action.option_strings]
-
-
-def carried(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `function`, which brings the options in use here to whatever worker calls it."""
-    settings = _store_settings(_options)
-
-    @functools.wraps(function)
-    def with_settings(*args: Any, **kwargs: Any) -> Any:
-        _use_settings(settings)
-        return function(*args, **kwargs)
-
-    return with_settings
-
-
-class PathWithStorageOptions(ValueProvider):
-    """A path for Beam's own transforms that brings the options in use here along.
-
-    Args:
-        path: of a file, or the beginning of one.
-    """
-
-    def __init__(self, path: str):
-        self._path, self._settings = path, _store_settings(_options)
-
-    def is_accessible(self) -> bool:
-        return True
-
-    def get(self) -> str:
-        _use_settings(self._settings)
-        return self._path
-
-    def __str__(self) -> str:
-        return self._path
-
-
-def _store_settings(options: PipelineOptions) -> dict[str, Any]:
-    """Returns the options that say how stores are reached, where they are not at their defaults."""
-    given = options.get_all_options(drop_default=True)
-    kinds: tuple[type[PipelineOptions], ...] = (GoogleCloudOptions, S3Options)
-    names = {name for kind in kinds for name in PipelineOptions([]).view_as(kind).get_all_options(current_only=True)}
-    return {name: value for name, value in given.items() if name in names}
-
-
-def _use_settings(settings: dict[str, Any]) -> None:
-    if settings != _store_settings(_options):
-        use(PipelineOptions.from_dictionary(settings))
 
 
 # What is amiss, before a run.
@@ -168,7 +78,7 @@ def refuse_unreachable(places: Iterable[tuple[str, str | None]], output: str | N
         raise PreflightError(problems)
 
 
-def _obstacle(store: type[_Google | _Amazon], uri: str, is_output: bool) -> str | None:
+def _obstacle(store: type[_GoogleStore | _AmazonStore], uri: str, is_output: bool) -> str | None:
     if missing := store.missing_extra():
         return missing
     try:
@@ -203,7 +113,7 @@ def has_client(uri: str) -> bool:
     return _store_of(uri) is not None
 
 
-def read(uri: str, max_bytes: int, patience_s: float) -> bytes:
+def read_object(uri: str, max_bytes: int, patience_s: float) -> bytes:
     """Returns an object in one request; of one that is too large `max_bytes` + 1 bytes.
 
     Args:
@@ -231,7 +141,7 @@ def read_stream(file: BinaryIO | Any, max_bytes: int) -> bytes:
     return data
 
 
-class _Store:
+class _ObjectStore:
     """What both have in common. Each has a `client()`, kept until the options change."""
 
     scheme: str
@@ -247,28 +157,28 @@ class _Store:
         return None
 
 
-class _Google(_Store):
+class _GoogleStore(_ObjectStore):
     """Google Cloud Storage, by Google's client: one a thread, as it shares one `requests.Session` among its requests."""
 
     scheme, module, extra = "gs", "google.cloud.storage", "gcp"
     _of_thread = threading.local()
 
     @classmethod
-    def client(cls) -> _Google:
-        if getattr(cls._of_thread, "options", None) is not _options:
-            cls._of_thread.options, cls._of_thread.client = _options, cls()
+    def client(cls) -> _GoogleStore:
+        if getattr(cls._of_thread, "options", None) is not current_options():
+            cls._of_thread.options, cls._of_thread.client = current_options(), cls()
         return cls._of_thread.client
 
     def __init__(self) -> None:
         from apache_beam.io.gcp.gcsio import create_storage_client
 
-        anonymous = _options.view_as(GoogleCloudOptions).no_auth
-        self._client = create_storage_client(_options, use_credentials=not anonymous)
+        anonymous = current_options().view_as(GoogleCloudOptions).no_auth
+        self._client = create_storage_client(current_options(), use_credentials=not anonymous)
 
     def read(self, bucket: str, name: str, max_bytes: int, patience_s: float) -> bytes:
         stream = _Bounded(max_bytes)
         blob = self._client.bucket(bucket).blob(name)
-        with contextlib.suppress(_Full):
+        with contextlib.suppress(_EnoughReadError):
             self._ask(blob.download_to_file, patience_s, file_obj=stream, raw_download=True, client=self._client)
         return stream.data()
 
@@ -288,36 +198,36 @@ class _Google(_Store):
             return call(
                 timeout=(_CONNECT_S, min(_ANSWER_S, patience_s)), retry=DEFAULT_RETRY.with_timeout(patience_s), **settings
             )
-        except _Full:
+        except _EnoughReadError:
             raise
         except Exception as error:  # of the client, or whatever it lets through of requests and urllib3
             cause = error.cause if isinstance(error, RetryError) and error.cause is not None else error
             code = cause.code if isinstance(cause, GoogleAPICallError) else None
             if isinstance(cause, InvalidResponse):
                 code = cause.response.status_code
-            raise StoreError(*_told(code and int(code), cause)) from None
+            raise StoreError(*_describe(code and int(code), cause)) from None
 
 
-class _Amazon(_Store):
+class _AmazonStore(_ObjectStore):
     """Amazon S3 and what speaks like it, by boto3: one client for all threads, as boto3 allows."""
 
     scheme, module, extra = "s3", "boto3", "aws"
     _lock = threading.Lock()
-    _only: _Amazon | None = None
+    _only: _AmazonStore | None = None
     _made_with: PipelineOptions | None = None
 
     @classmethod
-    def client(cls) -> _Amazon:
+    def client(cls) -> _AmazonStore:
         with cls._lock:
-            if cls._only is None or cls._made_with is not _options:
-                cls._only, cls._made_with = cls(), _options
+            if cls._only is None or cls._made_with is not current_options():
+                cls._only, cls._made_with = cls(), current_options()
             return cls._only
 
     def __init__(self) -> None:
         import boto3
         from botocore.config import Config
 
-        given = _options.view_as(S3Options)
+        given = current_options().view_as(S3Options)
         self._client = boto3.session.Session().client(
             "s3",
             region_name=given.s3_region_name,
@@ -367,20 +277,20 @@ class _Amazon(_Store):
         except NoCredentialsError:
             raise StoreError(401, "there are no credentials") from None
         except (BotoCoreError, HTTPError, OSError, ValueError) as error:
-            raise StoreError(*_told(None, error)) from None
+            raise StoreError(*_describe(None, error)) from None
 
 
 def sweep_uploads(folder: str) -> None:
     """Gives up what Amazon S3 has received of files in `folder` that nobody finished."""
-    if _URI.match(folder) and _store_of(folder) is _Amazon:
+    if URI_PATTERN.match(folder) and _store_of(folder) is _AmazonStore:
         bucket, prefix = _split(folder)
         try:
-            _Amazon.client().abort_uploads(bucket, f"{prefix}/" if prefix else "")
+            _AmazonStore.client().abort_uploads(bucket, f"{prefix}/" if prefix else "")
         except Exception as error:  # Of a store that knows no such thing, or of one who may not; they are nobody's to see.
-            _LOG.info("unfinished uploads to %s cannot be looked for (%s).", folder, brief(error))
+            _LOG.info("unfinished uploads to %s cannot be looked for (%s).", folder, short_reason(error))
 
 
-class _Full(Exception):
+class _EnoughReadError(Exception):
     """There is more in an object than is wanted."""
 
 
@@ -395,35 +305,23 @@ class _Bounded:
         self._chunks.append(chunk[: self._room])
         self._room -= len(self._chunks[-1])
         if self._room <= 0:
-            raise _Full
+            raise _EnoughReadError
         return len(chunk)
 
     def data(self) -> bytes:
         return b"".join(self._chunks)
 
 
-_BY_SCHEME: dict[str, type[_Google | _Amazon]] = {store.scheme: store for store in (_Google, _Amazon)}
+_BY_SCHEME: dict[str, type[_GoogleStore | _AmazonStore]] = {store.scheme: store for store in (_GoogleStore, _AmazonStore)}
 
 
-def _store_of(uri: str) -> type[_Google | _Amazon] | None:
-    found = _URI.match(uri)
+def _store_of(uri: str) -> type[_GoogleStore | _AmazonStore] | None:
+    found = URI_PATTERN.match(uri)
     return _BY_SCHEME.get(found[1]) if found else None
 
 
-def _told(code: int | None, error: BaseException) -> tuple[int | None, str]:
+def _describe(code: int | None, error: BaseException) -> tuple[int | None, str]:
     """Returns a status, and an error in words without the many lines and addresses that clients put in it."""
     if code in http.client.responses:
         return code, f"{code} {http.client.responses[code]}"
-    return code, f"{type(error).__name__}: {brief(error)}"
-
-
-def brief(error: BaseException) -> str:
-    """Returns an error's first line, for a sentence; of Beam's wrapping, what is in it."""
-    inner = getattr(error, "exception_details", None)
-    if isinstance(inner, dict) and inner:
-        error = next(iter(inner.values()))
-        if not isinstance(error, BaseException):  # Beam may put a number there
-            return str(error)
-        return brief(error)
-    text = str(error).strip()
-    return printable(text.splitlines()[0][:200]) if text else type(error).__name__
+    return code, f"{type(error).__name__}: {short_reason(error)}"

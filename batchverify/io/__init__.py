@@ -1,0 +1,1 @@
+"""File systems and object stores: opening, claiming and reading what lies there."""
