@@ -157,7 +157,7 @@ def _uris(images: str | None, manifest: str | None) -> list[str]:
     if images:
         if not os.path.isdir(images):
             raise PreflightError(f"--images {images}: there is no such folder; check the path.")
-        from batchverify.images import IMAGE_ENDINGS
+        from batchverify.images.decode import IMAGE_ENDINGS
 
         found = sorted(str(path) for path in Path(images).rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
         step = max(1, len(found) // _MOST_IMAGES)
@@ -170,10 +170,11 @@ def _uris(images: str | None, manifest: str | None) -> list[str]:
 def _read(model: Any, config: ModelConfig, uris: list[str]) -> Any:
     import numpy as np
 
-    from batchverify.images import Failure, ImageReader
+    from batchverify.images.failure import ImageFailure
+    from batchverify.images.reader import ImageReader
 
     reader = ImageReader(model.preprocessing.layout(), 64_000_000, 64 * 2**20)
-    images = [image for image, _ in map(reader.read, uris) if not isinstance(image, Failure)]
+    images = [image for image, _ in map(reader.read, uris) if not isinstance(image, ImageFailure)]
     if len(images) < 2:
         raise PreflightError(f"of {len(uris)} images found, {len(images)} could be read; give two or more.")
     return np.stack(images)

@@ -27,11 +27,13 @@ from batchverify.config import ScoringConfig
 from batchverify.embeddings import Keeping, Part, is_unchanged, rows_carried_over, rows_of_tonight
 from batchverify.errors import PreflightError, RunError
 from batchverify.identity import check_identity, is_match
-from batchverify.images import Failure, ImageReader, Read, UndecodedJpeg
+from batchverify.images.decode import UndecodedJpeg
+from batchverify.images.failure import ImageFailure
+from batchverify.images.prefetch import Prefetcher
+from batchverify.images.reader import ImageRead, ImageReader
 from batchverify.io.filesystem import is_remote
 from batchverify.manifest import pair_uris
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE
-from batchverify.reading import Prefetcher
 from batchverify.schema import (
     BAD_ROW_COLUMN,
     MANIFEST_FILE,
@@ -134,7 +136,7 @@ class _Batch(NamedTuple):
         embeddings: `(n, d)` of those that could be read; None if none could.
     """
 
-    read: list[Read]
+    read: list[ImageRead]
     embeddings: np.ndarray | None
 
 
@@ -176,7 +178,7 @@ class KerasNetwork:
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Fetches, decodes and encodes `uris`; see `Network.encode`."""
-        read: list[Read] = []
+        read: list[ImageRead] = []
         embeddings = []
         batches = self._encoded(uris.to_pylist())
         while batch := self._await(batches):
@@ -198,7 +200,7 @@ class KerasNetwork:
         while under_way:
             yield under_way.popleft().result()
 
-    def _encode_batch(self, read: list[Read]) -> _Batch:
+    def _encode_batch(self, read: list[ImageRead]) -> _Batch:
         """Decodes what was left to be decoded, and encodes all."""
         read = self._decoded(read)
         pixels = [found.image for found in read if isinstance(found.image, np.ndarray)]
@@ -207,9 +209,11 @@ class KerasNetwork:
             with self._tally.encoding():
                 embeddings = self._model.encode(np.stack(pixels))
         self._tally.add(images_encoded=len(pixels), images_failed=len(read) - len(pixels))
-        return _Batch([found if isinstance(found.image, Failure) else found._replace(image=None) for found in read], embeddings)
+        return _Batch(
+            [found if isinstance(found.image, ImageFailure) else found._replace(image=None) for found in read], embeddings
+        )
 
-    def _decoded(self, read: list[Read]) -> list[Read]:
+    def _decoded(self, read: list[ImageRead]) -> list[ImageRead]:
         files = [found.image for found in read if isinstance(found.image, UndecodedJpeg)]
         if not files or self._decode_jpegs is None:
             return read
@@ -283,7 +287,7 @@ class KerasNetwork:
             images = []
             for uri in (pair.left, pair.right):
                 image, _ = self._reader.read(uri)
-                if isinstance(image, Failure):
+                if isinstance(image, ImageFailure):
                     raise PreflightError(
                         f"golden pair of --model {self.facts.path}: {uri}: {image.error}; mend it, or take the pair out."
                     )
@@ -295,7 +299,7 @@ class KerasNetwork:
                     f"but scores {score:.6g}; check --pixels, --color, --resize, --fit, and that it is the same model."
                 )
 
-    def _assemble(self, uris: pa.Array, read: list[Failure | None], embeddings: list[np.ndarray], digests) -> pa.Table:
+    def _assemble(self, uris: pa.Array, read: list[ImageFailure | None], embeddings: list[np.ndarray], digests) -> pa.Table:
         encoded = np.array([failure is None for failure in read], bool)
         dtype = np.float32 if not embeddings else embeddings[0].dtype
         found = np.concatenate([np.zeros((0, self.facts.embedding_size), dtype), *embeddings])
@@ -308,11 +312,11 @@ class KerasNetwork:
         )
 
 
-def _failure(read: Read) -> Failure | None:
-    return read.image if isinstance(read.image, Failure) else None
+def _failure(read: ImageRead) -> ImageFailure | None:
+    return read.image if isinstance(read.image, ImageFailure) else None
 
 
-def _statuses(failures: Sequence[Failure | None]) -> np.ndarray:
+def _statuses(failures: Sequence[ImageFailure | None]) -> np.ndarray:
     return np.array([_OK if failure is None else STATUSES.index(failure.status) for failure in failures], np.int8)
 
 
@@ -320,9 +324,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _too_slow(limit_s: float) -> Callable[[str], Read]:
-    failure = Failure(ImageStatus.UNAVAILABLE, f"fetching and decoding it took longer than {limit_s:g} s (--image-timeout)")
-    return lambda _: Read(failure)
+def _too_slow(limit_s: float) -> Callable[[str], ImageRead]:
+    failure = ImageFailure(
+        ImageStatus.UNAVAILABLE, f"fetching and decoding it took longer than {limit_s:g} s (--image-timeout)"
+    )
+    return lambda _: ImageRead(failure)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,9 @@ from PIL import Image
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
-from batchverify.images import Failure, Layout, PillowResize, Resize, UndecodedJpeg, decode
+from batchverify.images.decode import UndecodedJpeg, decode
+from batchverify.images.failure import ImageFailure
+from batchverify.images.resize import Layout, PillowResize, Resize
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # keras.applications.imagenet_utils
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # the same; blue, green, red
@@ -161,7 +163,7 @@ class JpegDecoder:
 
         self._decode = tf.function(decode_all, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
 
-    def __call__(self, files: Sequence[UndecodedJpeg]) -> Sequence[np.ndarray | Failure]:
+    def __call__(self, files: Sequence[UndecodedJpeg]) -> Sequence[np.ndarray | ImageFailure]:
         """Returns uint8 `(height, width, 3)`, or the failure, of each file."""
         try:
             return self._decode(tf.constant([file.data for file in files])).numpy()

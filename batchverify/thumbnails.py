@@ -14,9 +14,12 @@ from PIL import Image
 
 from batchverify.config import ScoringConfig
 from batchverify.extremes import is_cut
-from batchverify.images import Failure, Layout, decode, fetch
+from batchverify.images.decode import decode
+from batchverify.images.failure import ImageFailure
+from batchverify.images.fetch import fetch_bytes
+from batchverify.images.prefetch import Prefetcher
+from batchverify.images.resize import Layout
 from batchverify.manifest import pair_uris
-from batchverify.reading import Prefetcher
 from batchverify.schema import MANIFEST_FILE, ImageStatus
 
 _SIDE = 128
@@ -88,9 +91,9 @@ def _from(folder: str, path: str) -> str:
 
 
 def _thumbnail(uri: str, config: ScoringConfig) -> Thumbnail:
-    data = fetch(uri, config.max_image_bytes, config.image_root, min(_LONGEST_WAIT_S, config.image_timeout))
-    pixels = data if isinstance(data, Failure) else decode(data, Layout(_SIDE, _SIDE, fit="pad"), config.max_image_pixels)
-    if isinstance(pixels, Failure):
+    data = fetch_bytes(uri, config.max_image_bytes, config.image_root, min(_LONGEST_WAIT_S, config.image_timeout))
+    pixels = data if isinstance(data, ImageFailure) else decode(data, Layout(_SIDE, _SIDE, fit="pad"), config.max_image_pixels)
+    if isinstance(pixels, ImageFailure):
         return Thumbnail("", str(pixels.status))
     kinds = ("png", {"optimize": True}), ("jpeg", {"quality": 80})
     files = {}

@@ -20,7 +20,8 @@ from test_pipeline import SUBPROCESS_WORKERS, write_pairs
 import batchverify
 from batchverify.cli import main
 from batchverify.embeddings import EmbeddingStore
-from batchverify.images import ImageReader, Layout, PillowResize
+from batchverify.images.reader import ImageReader
+from batchverify.images.resize import Layout, PillowResize
 
 POINTER = "embeddings.json"
 

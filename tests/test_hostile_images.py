@@ -14,7 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from batchverify.images import Failure, ImageReader, Layout, PillowResize, decode
+from batchverify.images.decode import decode
+from batchverify.images.failure import ImageFailure
+from batchverify.images.reader import ImageReader
+from batchverify.images.resize import Layout, PillowResize
 from batchverify.schema import STATUSES
 from benchmarks import hostile_images
 
@@ -29,7 +32,7 @@ FUZZ = settings(
 
 def described(result) -> str:
     """Returns the status of a failure; of pixels `ok`, or what is wrong with them."""
-    if isinstance(result, Failure):
+    if isinstance(result, ImageFailure):
         return result.status.value if result.error and "\n" not in result.error else f"{result.status} without a sentence"
     whole = isinstance(result, np.ndarray) and result.dtype == np.uint8 and result.shape == (32, 32, 3)
     return "ok" if whole else f"{type(result)} of no use"
@@ -134,7 +137,7 @@ def damaged(draw) -> bytes:
 
 def check(data: bytes, layout: Layout) -> None:
     result = decode(data, layout, max_pixels=1_000_000)
-    if isinstance(result, Failure):
+    if isinstance(result, ImageFailure):
         assert result.status in {"unreadable", "too_large", "unsupported"} and result.error and "\n" not in result.error
     else:
         assert result.dtype == np.uint8 and result.shape == (layout.height, layout.width, layout.channels)
@@ -159,7 +162,7 @@ def test_any_name_gives_a_typed_failure(rooted, tmp_path):
     parts = ["..", "/", "\0", "\n", "x", "\udcff", "\ud800", " ", "%2f", "~", ":", "\u202e", "//", "é", "*", "?", "#", "'"]
     names = ["".join(rng.choices(parts, k=rng.randrange(9))) for _ in range(500)]
     found = [reader.read(f"{tmp_path}/no-such/{name}")[0] for name in names]
-    assert all(isinstance(one, Failure) and one.status in STATUSES for one in found)
+    assert all(isinstance(one, ImageFailure) and one.status in STATUSES for one in found)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from batchverify.images import Failure, Layout, decode, fetch
+from batchverify.images.decode import decode
+from batchverify.images.failure import ImageFailure
+from batchverify.images.fetch import fetch_bytes
+from batchverify.images.resize import Layout
 from batchverify.schema import ImageStatus
 
 SIZE = (32, 48)
@@ -91,7 +94,7 @@ def test_one_channel(picture):
 )
 def test_what_is_no_picture_is_a_typed_failure(data, status):
     failure = decode(data, Layout(*SIZE), max_pixels=2_000_000)
-    assert isinstance(failure, Failure) and failure.status == status and failure.error
+    assert isinstance(failure, ImageFailure) and failure.status == status and failure.error
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -99,7 +102,9 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "large").write_bytes(bytes(101))
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     os.mkfifo(tmp_path / "fifo")
-    found = {name: fetch(str(tmp_path / name), 100) for name in ("empty", "large", "loop", "fifo", "none", "empty/x", ".")}
+    found = {
+        name: fetch_bytes(str(tmp_path / name), 100) for name in ("empty", "large", "loop", "fifo", "none", "empty/x", ".")
+    }
     assert {name: failure.status for name, failure in found.items()} == {
         "empty": "empty", "large": "too_large", "loop": "missing", "fifo": "unreadable",
         "none": "missing", "empty/x": "missing", ".": "unreadable",
@@ -110,11 +115,11 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_a_file_without_permission_is_denied(tmp_path):
     (tmp_path / "secret").write_bytes(b"x")
     (tmp_path / "secret").chmod(0)
-    assert fetch(str(tmp_path / "secret"), 100).status == ImageStatus.DENIED
+    assert fetch_bytes(str(tmp_path / "secret"), 100).status == ImageStatus.DENIED
 
 
 def test_a_scheme_that_nobody_installed_is_unsupported():
-    assert fetch("gopher://host/a.png", 100).status == ImageStatus.UNSUPPORTED
+    assert fetch_bytes("gopher://host/a.png", 100).status == ImageStatus.UNSUPPORTED
 
 
 def test_nothing_outside_the_root_is_opened(tmp_path):
@@ -123,6 +128,6 @@ def test_nothing_outside_the_root_is_opened(tmp_path):
     (tmp_path / "outside").write_bytes(b"x")
     (root / "link").symlink_to(tmp_path / "outside")
     for name in ("../outside", "link"):
-        assert fetch(str(root / name), 100, str(root)).status == ImageStatus.OUTSIDE_ROOT
+        assert fetch_bytes(str(root / name), 100, str(root)).status == ImageStatus.OUTSIDE_ROOT
     (root / "inside").write_bytes(b"x")
-    assert fetch(str(root / "inside"), 100, str(root)) == b"x"
+    assert fetch_bytes(str(root / "inside"), 100, str(root)) == b"x"

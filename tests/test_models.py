@@ -26,7 +26,10 @@ import batchverify
 import batchverify.trials
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
-from batchverify.images import Failure, Layout, decode, fetch
+from batchverify.images.decode import decode
+from batchverify.images.failure import ImageFailure
+from batchverify.images.fetch import fetch_bytes
+from batchverify.images.resize import Layout
 from batchverify.models import load_model
 from batchverify.preprocessing import TensorFlowResize
 
@@ -37,8 +40,8 @@ def load(path, **options):
 
 def pixels_of(uris, channels):
     layout = Layout(model_zoo.SIDE, model_zoo.SIDE, channels, resize=TensorFlowResize("bilinear"))
-    data = [fetch(uri, 64 * 2**20) for uri in uris]
-    return [one if isinstance(one, Failure) else decode(one, layout) for one in data]
+    data = [fetch_bytes(uri, 64 * 2**20) for uri in uris]
+    return [one if isinstance(one, ImageFailure) else decode(one, layout) for one in data]
 
 
 @pytest.mark.parametrize("name", CASES)

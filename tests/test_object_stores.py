@@ -19,9 +19,11 @@ from object_stores import gs_store, s3_store
 from PIL import Image
 
 import batchverify
-from batchverify import doctor, images, report
+from batchverify import doctor, report
 from batchverify.cli import main
-from batchverify.images import Failure, fetch
+from batchverify.images import fetch
+from batchverify.images.failure import ImageFailure
+from batchverify.images.fetch import fetch_bytes
 from batchverify.io import object_store
 from batchverify.manifest import plan_manifest
 from batchverify.schema import ImageStatus
@@ -80,7 +82,7 @@ def store(request, both, monkeypatch):
     store = both[request.param]
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(images, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(fetch, "_FIRST_PAUSE_S", 0.01)
     # Beam looks for credentials once in a process, and other tests may have had it do so.
     monkeypatch.setattr(auth._Credentials, "_credentials_init", False)
     monkeypatch.setattr(auth._Credentials, "_credentials", None)
@@ -307,15 +309,15 @@ def test_an_image_is_asked_for_until_it_comes_or_the_time_is_up(name, faults, ex
     store.put(name, b"the picture")
     store.proxy.spoil("GET ", *faults)
     started = time.monotonic()
-    found = fetch(store.uri(name), 100, limit_s=12.0 if isinstance(expected, bytes) else 3.0)
+    found = fetch_bytes(store.uri(name), 100, limit_s=12.0 if isinstance(expected, bytes) else 3.0)
     assert time.monotonic() - started < 12
-    assert (found.status if isinstance(found, Failure) else found) == expected
+    assert (found.status if isinstance(found, ImageFailure) else found) == expected
     assert requests is None or len(store.proxy.asked) == requests
 
 
 def test_images_that_are_empty_or_too_large(store):
     store.put("in/empty.png", b"")
     store.put("in/large.png", bytes(300_000))
-    assert fetch(store.uri("in/empty.png"), 100).status == ImageStatus.EMPTY
-    assert fetch(store.uri("in/large.png"), 299_999).status == ImageStatus.TOO_LARGE
-    assert fetch(store.uri("in/large.png"), 300_000) == bytes(300_000)
+    assert fetch_bytes(store.uri("in/empty.png"), 100).status == ImageStatus.EMPTY
+    assert fetch_bytes(store.uri("in/large.png"), 299_999).status == ImageStatus.TOO_LARGE
+    assert fetch_bytes(store.uri("in/large.png"), 300_000) == bytes(300_000)

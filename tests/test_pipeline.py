@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import batchverify
-from batchverify.images import Failure, Layout, PillowResize, Resize, decode, fetch
+from batchverify.images.decode import decode
+from batchverify.images.failure import ImageFailure
+from batchverify.images.fetch import fetch_bytes
+from batchverify.images.resize import Layout, PillowResize, Resize
 from batchverify.inference import ImageTableLoader
 from batchverify.manifest import plan_manifest
 
@@ -34,9 +37,9 @@ def twin_of(manifest: pd.DataFrame, folder: Path, model_path: str, resize: Resiz
     def read(name):
         if not name:
             return "no_uri"
-        data = fetch(str(folder / name), 64 * 2**20)
-        pixels = data if isinstance(data, Failure) else decode(data, Layout(*size, resize=resize))
-        return str(pixels.status) if isinstance(pixels, Failure) else pixels[None].astype(np.float32)
+        data = fetch_bytes(str(folder / name), 64 * 2**20)
+        pixels = data if isinstance(data, ImageFailure) else decode(data, Layout(*size, resize=resize))
+        return str(pixels.status) if isinstance(pixels, ImageFailure) else pixels[None].astype(np.float32)
 
     def score(left, right):
         if isinstance(left, str) or isinstance(right, str):

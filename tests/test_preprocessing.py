@@ -10,7 +10,10 @@ from PIL import Image
 
 from batchverify.config import RESIZES, ModelConfig
 from batchverify.errors import PreflightError
-from batchverify.images import Failure, ImageReader, Layout, UndecodedJpeg, decode
+from batchverify.images.decode import UndecodedJpeg, decode
+from batchverify.images.failure import ImageFailure
+from batchverify.images.reader import ImageReader
+from batchverify.images.resize import Layout
 from batchverify.preprocessing import Preprocessing, decide_preprocessing, pixels_in_graph
 
 SIZE = (20, 28)
@@ -74,7 +77,7 @@ def decoded_together(preprocessing, folder, files):
 
 
 def same(one, other):
-    return one == other if isinstance(one, Failure) or isinstance(other, Failure) else np.array_equal(one, other)
+    return one == other if isinstance(one, ImageFailure) or isinstance(other, ImageFailure) else np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("resize", RESIZES)
@@ -107,7 +110,7 @@ def test_damaged_jpeg_files_decoded_together_are_as_each_decoded_alone(tmp_path)
         files.append(bytes(data[: place if number % 10 == 0 else None]))
     found, together = decoded_together(preprocessing, tmp_path, files)
     assert together > 100
-    assert sum(isinstance(one, Failure) for one in found) > 50
+    assert sum(isinstance(one, ImageFailure) for one in found) > 50
     assert [number for number, data in enumerate(files) if not same(found[number], decode(data, preprocessing.layout()))] == []
 
 

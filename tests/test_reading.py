@@ -8,7 +8,7 @@ from itertools import chain
 
 import pytest
 
-from batchverify.reading import Prefetcher
+from batchverify.images.prefetch import Prefetcher
 
 
 def test_results_come_in_order_whatever_each_takes():

@@ -11,8 +11,8 @@ import pytest
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileSystem
 
 import batchverify
-from batchverify import images
 from batchverify.images import fetch
+from batchverify.images.fetch import fetch_bytes
 from batchverify.schema import ImageStatus
 
 SCHEME = "flaky"
@@ -75,7 +75,7 @@ class Store(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def store(monkeypatch):
-    monkeypatch.setattr(images, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(fetch, "_FIRST_PAUSE_S", 0.01)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Store)
     server.daemon_threads = True
     server.lock, server.asked, server.schedules, server.released = threading.Lock(), [], {}, threading.Event()
@@ -106,7 +106,7 @@ def uri(store, name) -> str:
 )
 def test_what_passes_is_tried_again_and_what_lasts_is_not(schedule, expected, asked, store):
     store.schedules["a.png"] = list(schedule)
-    found = fetch(uri(store, "a.png"), 100)
+    found = fetch_bytes(uri(store, "a.png"), 100)
     assert (found if isinstance(found, bytes) else found.status) == expected
     assert len(store.asked) == asked
 
@@ -114,14 +114,14 @@ def test_what_passes_is_tried_again_and_what_lasts_is_not(schedule, expected, as
 @pytest.mark.parametrize("name", ["403.png", "a/404/b.png", "NoSuch.png"])
 def test_what_a_uri_is_called_says_nothing_of_its_failure(name, store):
     store.schedules[name] = [503]
-    assert fetch(uri(store, name), 100).status == ImageStatus.UNAVAILABLE
+    assert fetch_bytes(uri(store, name), 100).status == ImageStatus.UNAVAILABLE
 
 
 def test_the_pauses_between_tries_grow(store, monkeypatch):
     pauses = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     store.schedules["a.png"] = [503]
-    fetch(uri(store, "a.png"), 100)
+    fetch_bytes(uri(store, "a.png"), 100)
     assert len(pauses) == 2 and pauses[1] > 2 * pauses[0] > 0
 
 

@@ -15,7 +15,10 @@ from PIL import Image
 from batchverify.config import VerificationConfig
 from batchverify.demo import characters
 from batchverify.errors import PreflightError
-from batchverify.images import IMAGE_ENDINGS, Failure, ImageReader, Layout
+from batchverify.images.decode import IMAGE_ENDINGS
+from batchverify.images.failure import ImageFailure
+from batchverify.images.reader import ImageReader
+from batchverify.images.resize import Layout
 from batchverify.manifest import pair_uris, parse_labels, plan_manifest, read_blocks
 from batchverify.training.data import Group
 
@@ -116,8 +119,8 @@ def _read(groups: Mapping[str, Mapping[str, Sequence[str]]], size: int, source: 
             kept = []
             for files in classes.values():
                 found = list(pool.map(reader.read, files))
-                failed += [file for file, (image, _) in zip(files, found, strict=True) if isinstance(image, Failure)]
-                images = [image for image, _ in found if not isinstance(image, Failure)]
+                failed += [file for file, (image, _) in zip(files, found, strict=True) if isinstance(image, ImageFailure)]
+                images = [image for image, _ in found if not isinstance(image, ImageFailure)]
                 if len(images) > 1:
                     kept.append(np.stack(images))
                 single += len(images) == 1

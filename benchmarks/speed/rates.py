@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from batchverify.images import ImageReader, UndecodedJpeg
+from batchverify.images.decode import UndecodedJpeg
+from batchverify.images.reader import ImageReader
 from batchverify.preprocessing import JpegDecoder, Preprocessing
 from benchmarks.speed.images import SIZES, ensure_images
 from benchmarks.speed.networks import CALIBRATION_IMAGES, NETWORKS, ensure_network

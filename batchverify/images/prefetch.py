@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
-class Prefetcher(Generic[Found]):
+class Prefetcher(Generic[Result]):
     """Reads in threads of its own, which do not keep the process alive.
 
     Not an executor of the standard library: those wait at the end of the process for a thread that hangs, and have no
@@ -29,17 +29,17 @@ class Prefetcher(Generic[Found]):
         limit_s: seconds that one URI may take, counted from when its turn comes.
     """
 
-    def __init__(self, read: Callable[[str], Found], given_up: Callable[[str], Found], threads: int, limit_s: float):
+    def __init__(self, read: Callable[[str], Result], given_up: Callable[[str], Result], threads: int, limit_s: float):
         self._read, self._given_up, self._limit_s = read, given_up, limit_s
-        self._waiting: queue.SimpleQueue[_Task[Found] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Task[Result] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         weakref.finalize(self, self._waiting.put, None)
         for _ in range(threads):
             self._add_thread()
 
     def batches(
-        self, uris: Sequence[str], size: int, ahead: int, read: Callable[[str], Found] | None = None
-    ) -> Iterator[list[Found]]:
+        self, uris: Sequence[str], size: int, ahead: int, read: Callable[[str], Result] | None = None
+    ) -> Iterator[list[Result]]:
         """Yields the results in batches of `size`, in order, with `ahead` more batches on their way.
 
         Args:
@@ -48,7 +48,7 @@ class Prefetcher(Generic[Found]):
             ahead: how many more.
             read: in the place of the usual one, under the same limits.
         """
-        under_way: collections.deque[list[_Task[Found]]] = collections.deque()
+        under_way: collections.deque[list[_Task[Result]]] = collections.deque()
         for start in range(0, len(uris), size):
             under_way.append([self._submit(uri, read or self._read) for uri in uris[start : start + size]])
             if len(under_way) > ahead:
@@ -56,12 +56,12 @@ class Prefetcher(Generic[Found]):
         while under_way:
             yield [self._wait_for(task) for task in under_way.popleft()]
 
-    def _submit(self, uri: str, read: Callable[[str], Found]) -> _Task[Found]:
-        task: _Task[Found] = _Task(uri, read)
+    def _submit(self, uri: str, read: Callable[[str], Result]) -> _Task[Result]:
+        task: _Task[Result] = _Task(uri, read)
         self._waiting.put(task)
         return task
 
-    def _wait_for(self, task: _Task[Found]) -> Found:
+    def _wait_for(self, task: _Task[Result]) -> Result:
         while True:
             try:
                 return task.result.result(task.seconds_left(self._limit_s))
@@ -80,10 +80,10 @@ class Prefetcher(Generic[Found]):
 
 
 @dataclasses.dataclass
-class _Task(Generic[Found]):
+class _Task(Generic[Result]):
     uri: str
-    read: Callable[[str], Found]
-    result: Future[Found] = dataclasses.field(default_factory=Future)
+    read: Callable[[str], Result]
+    result: Future[Result] = dataclasses.field(default_factory=Future)
     started: float | None = None
     is_given_up: bool = False
 
@@ -92,7 +92,7 @@ class _Task(Generic[Found]):
         return limit_s if self.started is None else max(0.0, self.started + limit_s - time.monotonic())
 
 
-def _work(waiting: queue.SimpleQueue[_Task[Found] | None], lock: threading.Lock) -> None:
+def _work(waiting: queue.SimpleQueue[_Task[Result] | None], lock: threading.Lock) -> None:
     """Reads what waits, until there is a None: then nobody waits any more, and the other threads are told too."""
     while (task := waiting.get()) is not None:
         task.started = time.monotonic()

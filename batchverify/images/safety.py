@@ -17,7 +17,7 @@ _TO_NEXT_MARKER = re.compile(rb"[^\xff]*\xff+")
 _MARKERS_WITHOUT_LENGTH = {0x00, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
 
 
-def find_trap(data: bytes) -> str | None:
+def find_decoding_hazard(data: bytes) -> str | None:
     """Returns what makes a small file take minutes or gigabytes to open; None of an honest one."""
     if data.startswith(b"\xff\xd8"):
         # Only the first count is cheap; the second one passes over what merely looks like a scan.
@@ -80,7 +80,7 @@ def _strips(data: bytes) -> int:
     return most
 
 
-def find_spacious_trap(image: ImageFile.ImageFile, max_pixels: int) -> str | None:
+def find_memory_hazard(image: ImageFile.ImageFile, max_pixels: int) -> str | None:
     """Returns what makes a decoder hold more than the image's own pixels; None of an honest file."""
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""One image: fetched, decoded, resized. A failure is a value, never an exception."""
