@@ -21,7 +21,9 @@ from batchverify.drift import Night
 from batchverify.embeddings import Keeping, is_unchanged
 from batchverify.errors import PreflightError, RunError, printable
 from batchverify.inference import KerasNetwork
-from batchverify.manifest import Manifest, pair_uris, read_keyed
+from batchverify.manifest.columns import pair_uris
+from batchverify.manifest.read import read_keyed
+from batchverify.manifest.shard import Manifest
 from batchverify.memory import process_bytes, worker_bytes
 from batchverify.model.facts import ModelFacts
 from batchverify.pipeline import IN_PROCESS_RUNNER, Prepared, bucket_count, prepare

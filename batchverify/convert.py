@@ -236,7 +236,7 @@ def _labelled_scores(path: str, label_column: str) -> Iterator[tuple[list[int], 
     from apache_beam.io.filesystem import CompressionTypes
     from apache_beam.io.filesystems import FileSystems
 
-    from batchverify.manifest import parse_labels
+    from batchverify.manifest.columns import parse_labels
     from batchverify.scores import RunDirectory
 
     directory = RunDirectory(path)

@@ -162,7 +162,7 @@ def _uris(images: str | None, manifest: str | None) -> list[str]:
         found = sorted(str(path) for path in Path(images).rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
         step = max(1, len(found) // _MOST_IMAGES)
         return found[::step][:_MOST_IMAGES]
-    from batchverify.manifest import plan_manifest
+    from batchverify.manifest.plan import plan_manifest
 
     return list(plan_manifest(VerificationConfig(manifests=(str(manifest),), output="-"), sample=_MOST_IMAGES).sample)
 

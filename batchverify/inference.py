@@ -32,7 +32,7 @@ from batchverify.images.failure import ImageFailure
 from batchverify.images.prefetch import Prefetcher
 from batchverify.images.reader import ImageRead, ImageReader
 from batchverify.io.filesystem import is_remote
-from batchverify.manifest import pair_uris
+from batchverify.manifest.columns import pair_uris
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE
 from batchverify.schema import (
     BAD_ROW_COLUMN,

@@ -40,7 +40,9 @@ from batchverify.inference import (
 )
 from batchverify.io.object_store import refuse_unreachable
 from batchverify.io.storage_options import set_storage_options, with_storage_options
-from batchverify.manifest import Manifest, ReadManifest, plan_manifest
+from batchverify.manifest.plan import plan_manifest
+from batchverify.manifest.read import ReadManifest
+from batchverify.manifest.shard import Manifest
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes, worker_bytes
 from batchverify.progress import Watcher
 from batchverify.report import make_report

@@ -102,7 +102,7 @@ from batchverify import metrics
 from batchverify.config import ScoringConfig
 from batchverify.extremes import Extremes, find_extremes
 from batchverify.identity import is_match
-from batchverify.manifest import parse_labels
+from batchverify.manifest.columns import parse_labels
 from batchverify.schema import STATUSES, IdentityCheck, ImageStatus
 
 SUMMARY_VERSION = 2

@@ -19,7 +19,7 @@ from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes
 from batchverify.images.prefetch import Prefetcher
 from batchverify.images.resize import Layout
-from batchverify.manifest import pair_uris
+from batchverify.manifest.columns import pair_uris
 from batchverify.schema import MANIFEST_FILE, ImageStatus
 
 _SIDE = 128

@@ -10,7 +10,7 @@ import dataclasses
 import math
 
 from batchverify.config import VerificationConfig
-from batchverify.manifest import PARQUET_ROWS
+from batchverify.manifest.parquet import PARQUET_ROWS
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE, worker_bytes
 from batchverify.pipeline import bounded_block_rows, bucket_count
 

@@ -28,7 +28,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from batchverify.config import VerificationConfig
-from batchverify.manifest import plan_manifest, read_blocks
+from batchverify.manifest.plan import plan_manifest
+from batchverify.manifest.read import read_blocks
 from benchmarks.hostile_images import MOST_BYTES, MOST_PIXELS, write_corpus
 
 DEMO = Path(__file__).parent.parent / "manifests"

@@ -29,7 +29,7 @@ import pyarrow.csv
 
 from batchverify.config import VerificationConfig
 from batchverify.inference import Network, NetworkLoader, encoded_images
-from batchverify.manifest import plan_manifest
+from batchverify.manifest.plan import plan_manifest
 from batchverify.pipeline import build, image_table
 from batchverify.scores import RunDirectory
 from benchmarks.carried import Carried, count_carried

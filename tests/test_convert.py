@@ -10,7 +10,9 @@ import pytest
 
 import batchverify
 from batchverify.convert import main
-from batchverify.manifest import pair_uris, plan_manifest, read_blocks
+from batchverify.manifest.columns import pair_uris
+from batchverify.manifest.plan import plan_manifest
+from batchverify.manifest.read import read_blocks
 
 LFW = "2\t1\nAbel_Pacheco\t1\t4\nAbdul_Majeed\t1\tIan_Thorpe\t12\nAkhmed_Zakayev\t1\t3\nAJ_Lamas\t1\tZach_Safrin\t1\n"
 DEV = "1\nAaron_Peirsol 1 2\nAJ_Cook 1 Marsha_Thomason 1\n"

@@ -12,8 +12,9 @@ import pytest
 import zstandard
 
 import batchverify
-from batchverify import manifest
-from batchverify.manifest import pair_uris, parse_labels, plan_manifest, read_blocks
+from batchverify.manifest.columns import pair_uris, parse_labels
+from batchverify.manifest.plan import plan_manifest
+from batchverify.manifest.read import read_blocks
 
 
 def read(*paths, **settings) -> pa.Table:
@@ -172,7 +173,7 @@ def test_bad_rows_are_kept_where_they_stand(good_before, good_after, tmp_path):
 
 def test_bad_rows_are_put_back_across_the_readers_batches(tmp_path, monkeypatch):
     # Batches of 4 kB, so that bad rows stand at their ends and beginnings.
-    monkeypatch.setattr("batchverify.manifest._CSV_BLOCK_BYTES", 4096)
+    monkeypatch.setattr("batchverify.manifest.csv._CSV_BLOCK_BYTES", 4096)
     rng = np.random.default_rng(6)
     bad = rng.random(3000) < 0.2
     path = write(tmp_path / "p.csv", "left,right\n" + "".join(f"l{n},r{n}{',x' * int(bad[n])}\n" for n in range(3000)))
@@ -226,7 +227,7 @@ def test_a_parquet_file_with_a_lying_footer_is_refused_in_a_sentence(place, tmp_
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet"])
 def test_once_enough_is_looked_at_files_are_only_opened(kind, tmp_path, monkeypatch):
     """Planning thousands of files must not read them all; their columns are looked at, and their rows counted or estimated."""
-    monkeypatch.setattr(manifest, "_VALIDATION_BYTES", 1)
+    monkeypatch.setattr("batchverify.manifest.plan._VALIDATION_BYTES", 1)
     for number, rows in enumerate((1000, 3000, 500)):
         frame = pd.DataFrame({"left": [f"{n:04d}.png" for n in range(rows)], "right": "0000.png", "genuine": "1"})
         frame.loc[rows // 2, "genuine"] = "1" if number == 0 else "yes"

@@ -14,11 +14,12 @@ from PIL import Image
 from scipy import stats
 
 import batchverify
-from batchverify import manifest as manifests
 from batchverify.baseline import read_baseline
 from batchverify.check import DistinctTexts, survey_manifest
 from batchverify.cli import baseline_words, main
-from batchverify.manifest import plan_manifest, read_blocks
+from batchverify.manifest import csv, plan
+from batchverify.manifest.plan import plan_manifest
+from batchverify.manifest.read import read_blocks
 from batchverify.summary import SUMMARY_VERSION
 
 
@@ -245,8 +246,8 @@ def test_a_check_refuses_what_a_run_refuses(folder, night, small_model, tmp_path
 
 
 def test_a_check_finds_mistakes_that_the_look_before_a_run_does_not_reach(folder, small_model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(manifests, "_VALIDATION_BYTES", 1)
-    monkeypatch.setattr(manifests, "_CSV_BLOCK_BYTES", 200)
+    monkeypatch.setattr(plan, "_VALIDATION_BYTES", 1)
+    monkeypatch.setattr(csv, "_CSV_BLOCK_BYTES", 200)
     lines = ["left,right,genuine", *["p1.png,p2.png,1"] * 50, "p1.png,p2.png,perhaps", *["p1.png,p2.png,1"] * 50]
     (folder / "label.csv").write_text("\n".join(lines))
     (folder / "short.csv").write_text("\n".join([*lines[:40], "p1.png", *lines[:40]]))

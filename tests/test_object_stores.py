@@ -25,7 +25,7 @@ from batchverify.images import fetch
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes
 from batchverify.io import object_store
-from batchverify.manifest import plan_manifest
+from batchverify.manifest.plan import plan_manifest
 from batchverify.schema import ImageStatus
 
 pytestmark = pytest.mark.stores

@@ -19,7 +19,7 @@ from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes
 from batchverify.images.resize import Layout, PillowResize, Resize
 from batchverify.inference import ImageTableLoader
-from batchverify.manifest import plan_manifest
+from batchverify.manifest.plan import plan_manifest
 
 SUBPROCESS_WORKERS = [
     "--runner=PortableRunner",

@@ -64,7 +64,7 @@ def test_an_error_is_raised_where_the_result_is_taken_and_reading_goes_on():
 
 def test_a_read_that_hangs_does_not_keep_the_process_alive():
     code = (
-        "import threading\nfrom batchverify.reading import Prefetcher\n"
+        "import threading\nfrom batchverify.images.prefetch import Prefetcher\n"
         "ahead = Prefetcher(lambda uri: threading.Event().wait(), lambda uri: 'gave up', 1, 0.1)\n"
         "print(list(ahead.batches(['x'], 1, 1)))"
     )

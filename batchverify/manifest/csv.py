@@ -1,0 +1,213 @@
+"""CSV manifests: every column as text, just as it stands in the file."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from batchverify.config import VerificationConfig
+from batchverify.errors import PreflightError, short_reason
+from batchverify.io.filesystem import open_for_reading
+from batchverify.schema import BAD_ROW_COLUMN
+
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_CSV_BLOCK_BYTES = 64 * 2**20
+_PROBLEMS_TOLD = 20
+
+
+def read_csv_schema(path: str, config: VerificationConfig) -> pa.Schema:
+    names = _csv_header(path)
+    if names is None:  # A file of no bytes has no rows; it agrees with whatever the others say.
+        names = [config.left_column, config.right_column]
+    return pa.schema([(name, pa.string()) for name in names])
+
+
+def _csv_header(path: str) -> list[str] | None:
+    with open_for_reading(path) as file:
+        text = io.TextIOWrapper(
+            io.BufferedReader(_Decompressed(path, file)), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        )
+        try:
+            names = next(csv.reader(text), None)
+            # Only here, because the text is decoded past the header, where a mistake has a row number to tell.
+            "".join(names or []).encode("utf-8")
+            return names
+        except UnicodeEncodeError:
+            raise PreflightError(f"{path}, header: it is not UTF-8; save the file as UTF-8.") from None
+        except (csv.Error, OSError) as error:
+            raise PreflightError(f"{path}, header: it cannot be read ({short_reason(error)}); save the file again.") from None
+
+
+def read_csv_batches(path: str, columns: list[str] | None, keep: bool) -> Iterator[pa.Table]:
+    """Reads a CSV file with every column as text, just as it stands in the file.
+
+    Rows that don't fit the header or are not UTF-8 are refused, or kept, with what is wrong in `BAD_ROW_COLUMN`.
+    """
+    names = _csv_header(path)
+    if names is None:
+        return
+    aside = _MisfitRows(columns or names, names)
+    with open_for_reading(path) as file:
+        stream = _Decompressed(path, file)
+        row = 0
+        try:
+            reader = pa.csv.open_csv(
+                pa.PythonFile(stream, mode="r"),
+                # One thread, because only then does the reader know row numbers; workers read several files.
+                read_options=pa.csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK_BYTES),
+                parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=aside),
+                convert_options=pa.csv.ConvertOptions(
+                    column_types=dict.fromkeys(names, pa.binary()), null_values=[], strings_can_be_null=False,
+                    include_columns=columns or names,
+                ),
+            )  # fmt: skip
+            for batch in reader:
+                if aside.rows and not keep:
+                    break
+                found = pa.Table.from_batches([batch])
+                found = aside.put_back(_text_or_bad(found), row) if keep else _as_text(found, path, row)
+                yield found
+                row += found.num_rows
+        except (pa.ArrowException, OSError) as error:
+            if not _is_header_only(error):
+                raise PreflightError(f"{path}: {_why_unreadable(error)}.") from None
+    if aside.rows and not keep:
+        raise PreflightError([_misfit(path, found) for found in list(aside.rows)[:_PROBLEMS_TOLD]])
+    if stream.quotes % 2:
+        raise PreflightError(f"{path}: a quote is opened and never closed; close it, or double quotes inside a field.")
+    if aside.rows:
+        yield aside.put_back(aside.nothing(), row)
+
+
+class _MisfitRows:
+    """Rows whose fields are too few or too many: set aside by Arrow's reader, and put back where they stood.
+
+    Args:
+        columns: that are read.
+        names: that the header names.
+    """
+
+    def __init__(self, columns: list[str], names: list[str]):
+        self._columns, self._names = columns, names
+        self.rows: collections.deque[Any] = collections.deque()
+
+    def __call__(self, row: Any) -> str:
+        self.rows.append(row)
+        return "skip"
+
+    def nothing(self) -> pa.Table:
+        """Returns a table of no rows."""
+        return pa.table({name: pa.array([], pa.string()) for name in (*self._columns, BAD_ROW_COLUMN)})
+
+    def put_back(self, rows: pa.Table, first_row: int) -> pa.Table:
+        """Returns `rows`, of which the first is row `first_row` of the file, and among them those that were set aside."""
+        due: list[Any] = []
+        # Each one that is put back moves the end of this batch by a row; the last batch, of no rows, takes all.
+        while self.rows and (not rows.num_rows or _row_of(self.rows[0]) < first_row + rows.num_rows + len(due)):
+            due.append(self.rows.popleft())
+        if not due:
+            return rows
+        bad = np.zeros(rows.num_rows + len(due), bool)
+        bad[[_row_of(misfit) - first_row for misfit in due]] = True
+        place = np.empty(len(bad), np.int64)
+        place[~bad], place[bad] = np.arange(rows.num_rows), rows.num_rows + np.arange(len(due))
+        return pa.concat_tables([rows, self._as_table(due)]).take(place)
+
+    def _as_table(self, misfits: list[Any]) -> pa.Table:
+        fields = [dict(zip(self._names, next(csv.reader([misfit.text]), []), strict=False)) for misfit in misfits]
+        columns: dict[str, list[str]] = {name: [row.get(name, "") for row in fields] for name in self._columns}
+        columns[BAD_ROW_COLUMN] = [_field_count(misfit) for misfit in misfits]
+        return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+
+def _row_of(misfit: Any) -> int:
+    """Returns the row's number, counted from 0 below the header; Arrow counts from 1, the header too."""
+    return misfit.number - 2
+
+
+def _field_count(misfit: Any) -> str:
+    return f"there are {misfit.actual_columns} fields where the header has {misfit.expected_columns}"
+
+
+def _misfit(path: str, found: Any) -> str:
+    row = f", row {_row_of(found)}" if found.number else ""
+    return f"{path}{row}: {_field_count(found)}; quote fields that hold commas."
+
+
+def _is_header_only(error: Exception) -> bool:
+    return "Empty CSV file" in str(error)
+
+
+def _why_unreadable(error: Exception) -> str:
+    if "straddling object" in str(error):
+        most = _CSV_BLOCK_BYTES // 2**20
+        return f"a row is longer than {most} MiB, or a quote is opened and never closed; shorten it, or close the quote"
+    return f"it cannot be read ({short_reason(error)}); save the file again"
+
+
+def _text_or_bad(batch: pa.Table) -> pa.Table:
+    """Returns the batch as text; rows that are not UTF-8 have their wrong bytes replaced, and are bad."""
+    text = pa.schema([(name, pa.string()) for name in batch.column_names])
+    wrong: list[str | None] = [None] * batch.num_rows
+    try:
+        batch = batch.cast(text)
+    except pa.ArrowInvalid:
+        columns = {name: [value.decode("utf-8", "replace") for value in batch[name].to_pylist()] for name in text.names}
+        for name in text.names:
+            for row, (value, found) in enumerate(zip(batch[name].to_pylist(), columns[name], strict=True)):
+                if value != found.encode():
+                    wrong[row] = f"column '{name}' is not UTF-8"
+        batch = pa.table(columns, text)
+    return batch.append_column(BAD_ROW_COLUMN, pa.array(wrong, pa.string()))
+
+
+def _as_text(batch: pa.Table, path: str, first_row: int) -> pa.Table:
+    try:
+        return batch.cast(pa.schema([(name, pa.string()) for name in batch.column_names]))
+    except pa.ArrowInvalid:
+        raise PreflightError(_undecodable(batch, path, first_row)) from None
+
+
+def _undecodable(batch: pa.Table, path: str, first_row: int) -> str:
+    for row, values in enumerate(zip(*(column.to_pylist() for column in batch.columns), strict=True)):
+        for name, value in zip(batch.column_names, values, strict=True):
+            try:
+                value.decode("utf-8")
+            except UnicodeDecodeError:
+                return f"{path}, row {first_row + row}: column '{name}' is not UTF-8 ({value[:40]!r}); save the file as UTF-8."
+    return f"{path}: it is not UTF-8; save the file as UTF-8."
+
+
+def compression_of(path: str) -> str | None:
+    return next((kind for ending, kind in _COMPRESSIONS.items() if path.endswith(ending)), None)
+
+
+class _Decompressed(io.RawIOBase):
+    """The bytes of a CSV file, decompressed by its name's ending; counts the quotes that pass."""
+
+    def __init__(self, path: str, file: Any):
+        super().__init__()
+        kind = compression_of(path)
+        # Arrow's decompressors report a truncated file; those of Beam's file systems end without a word.
+        self._source = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), kind) if kind else file
+        self.quotes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._source.read(size)
+        self.quotes += data.count(b'"')
+        return data

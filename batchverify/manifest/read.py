@@ -1,0 +1,122 @@
+"""Reads the shards of a manifest as blocks, and lifts that into a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from batchverify.config import VerificationConfig
+from batchverify.errors import PreflightError, RunError
+from batchverify.io import arrow_coder  # noqa: F401  registers the coder of pa.Table
+from batchverify.io.storage_options import with_storage_options
+from batchverify.manifest.columns import find_bad_label
+from batchverify.manifest.csv import read_csv_batches
+from batchverify.manifest.parquet import read_parquet_batches
+from batchverify.manifest.shard import Manifest, Shard
+from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, MANIFEST_ROW
+from batchverify.worker_stats import WorkerStats
+
+_BLOCK_BYTES = 64 * 2**20
+
+
+class ReadManifest(beam.PTransform):
+    """Reads a manifest: `(block key, pa.Table)` with the manifest's columns, its file and its row number."""
+
+    def __init__(self, manifest: Manifest, config: VerificationConfig, tally: WorkerStats | None = None):
+        super().__init__()
+        self._manifest, self._config, self._tally = manifest, config, tally or WorkerStats()
+
+    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[tuple[str, pa.Table]]:
+        return (
+            begin
+            | "List" >> beam.Create(self._manifest.shards, reshuffle=False)
+            | "Spread" >> beam.Reshuffle()
+            | "Read"
+            >> beam.FlatMap(
+                with_storage_options(_read_timed), self._tally, self._manifest.schema, self._manifest.label_column, self._config
+            ).with_output_types(tuple[str, pa.Table])
+        )
+
+
+def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> Iterator[pa.Table]:
+    """Reads one shard as tables of at most `config.block_rows` rows, cast to `schema`, with file and row columns.
+
+    Raises:
+        RunError: at a mistake that was beyond the part of the file that `plan_manifest` looks at.
+    """
+    row = shard.first_row
+    try:
+        for batch in first_rows(read_batches(shard, keep=config.bad_rows == "keep"), shard.most_rows):
+            rows = _rows_in_block(batch, config.block_rows)
+            for start in range(0, batch.num_rows, rows):
+                block = batch.slice(start, rows)
+                yield _with_provenance(_cast(block, schema), shard.path, row)
+                row += block.num_rows
+    except PreflightError as refused:
+        raise RunError(str(refused)) from None
+
+
+def _read_timed(
+    shard: Shard, tally: WorkerStats, schema: pa.Schema, label: str | None, config: VerificationConfig
+) -> Iterator[tuple[str, pa.Table]]:
+    blocks = read_keyed(shard, schema, label, config)
+    while True:
+        with tally.timed("read"):
+            block = next(blocks, None)
+        if block is None:
+            return
+        yield block
+
+
+def read_keyed(
+    shard: Shard, schema: pa.Schema, label: str | None, config: VerificationConfig
+) -> Iterator[tuple[str, pa.Table]]:
+    """Yields the blocks of `read_blocks`, each with its key and its labels checked.
+
+    Raises:
+        RunError: as `read_blocks`, and at a label that is none.
+    """
+    for block in read_blocks(shard, schema, config):
+        if label is not None and (wrong := find_bad_label(block, label, shard.path, block[MANIFEST_ROW][0].as_py())):
+            raise RunError(wrong)
+        yield f"{shard.path}#{block[MANIFEST_ROW][0].as_py()}", block
+
+
+def _rows_in_block(batch: pa.Table, most: int) -> int:
+    """Returns how many rows fit a block: rows that carry much beside the pair travel fewer at a time."""
+    return max(1, min(most, batch.num_rows * _BLOCK_BYTES // max(1, batch.nbytes)))
+
+
+def _with_provenance(block: pa.Table, path: str, row: int) -> pa.Table:
+    # As a dictionary of one while it travels; the output has it as text.
+    files = pa.DictionaryArray.from_arrays(np.zeros(block.num_rows, np.int8), [path])
+    return block.append_column(MANIFEST_FILE, files).append_column(MANIFEST_ROW, pa.array(np.arange(row, row + block.num_rows)))
+
+
+# Reading files.
+
+
+def read_batches(shard: Shard, columns: list[str] | None = None, keep: bool = False) -> Iterator[pa.Table]:
+    if shard.row_groups is None:
+        yield from read_csv_batches(shard.path, columns, keep)
+    else:
+        yield from read_parquet_batches(shard, columns)
+
+
+def first_rows(batches: Iterator[pa.Table], most: int | None) -> Iterator[pa.Table]:
+    """Yields the first `most` rows, and reads no further batch than they need; all rows, if it is None."""
+    left = most
+    for batch in batches:
+        yield batch if left is None else batch.slice(0, left)
+        if left is not None and (left := left - batch.num_rows) <= 0:
+            return
+
+
+def _cast(block: pa.Table, schema: pa.Schema) -> pa.Table:
+    if BAD_ROW_COLUMN in block.column_names:
+        schema = schema.append(pa.field(BAD_ROW_COLUMN, pa.string()))
+    block = block.select(schema.names)
+    return block if block.schema.equals(schema) else block.cast(schema)
