@@ -26,10 +26,10 @@ from batchverify.manifest.read import read_keyed
 from batchverify.manifest.shard import Manifest
 from batchverify.memory import process_bytes, worker_bytes
 from batchverify.model.facts import ModelFacts
+from batchverify.model.sidecar import golden_pairs
 from batchverify.pipeline import IN_PROCESS_RUNNER, Prepared, bucket_count, prepare
 from batchverify.progress import duration
 from batchverify.schema import BAD_ROW_COLUMN, STATUSES
-from batchverify.sidecar import golden_pairs
 
 _HASHES = 65_536
 _SAMPLE = 256

@@ -66,22 +66,22 @@ def examine(config: ModelConfig, images: str | None = None, manifest: str | None
     Raises:
         PreflightError: if it can't be loaded, or no image can be read.
     """
-    from batchverify.certificate import UNKNOWN, certify
-    from batchverify.models import load_model
-    from batchverify.sidecar import complete
-    from batchverify.trials import trial_images
+    from batchverify.model.identity_bound import UNKNOWN_BOUND, bound_identity
+    from batchverify.model.load import load_model
+    from batchverify.model.probe_images import probe_images
+    from batchverify.model.sidecar import apply_sidecar
 
-    config = complete(config)
+    config = apply_sidecar(config)
     model = load_model(config)
     if images or manifest:
         pixels = _read(model, config, _uris(images, manifest))
         shown = f"{len(pixels)} images of {images or manifest}"
     else:
-        pixels = trial_images(model.facts.image_shape, _TRIAL_IMAGES, seed=2)
+        pixels = probe_images(model.facts.image_shape, _TRIAL_IMAGES, seed=2)
         shown = f"{len(pixels)} made-up images (noise, smooth shapes, drawings); --images DIR gives figures for yours"
     model.prove(pixels)
     embeddings = model.encode(pixels)
-    certificate = certify(model.siamese) if model.siamese else UNKNOWN
+    certificate = bound_identity(model.siamese) if model.siamese else UNKNOWN_BOUND
     scores = _measure(model, pixels, embeddings)
     findings = {
         "structure": _structure(model),
@@ -113,7 +113,7 @@ def page(diagnosis: Diagnosis) -> str:
 
 def write_sidecar(config: ModelConfig, diagnosis: Diagnosis) -> None:
     """Writes what is known of the model beside it, so that runs need not be told."""
-    from batchverify.sidecar import sidecar_path
+    from batchverify.model.sidecar import sidecar_path
 
     if config.model is None or "://" in config.model:
         raise PreflightError("--write-sidecar needs a --model on this machine; copy the file to its store yourself.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -40,7 +41,7 @@ class RunError(BatchverifyError, RuntimeError):
 WORKER_DIED = "Channel closed prematurely"
 
 
-class StoreError(Exception):
+class StoreError(BatchverifyError):
     """A store gave no object.
 
     Attributes:
@@ -53,13 +54,28 @@ class StoreError(Exception):
         super().__init__(words)
 
 
+# Colours of a terminal, and the line with which Keras wraps the error of a layer.
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_KERAS_WRAPPER, _KERAS_CAUSE = "Exception encountered when calling", "Exception encountered: "
+
+
 def short_reason(error: BaseException) -> str:
-    """Returns an error's first line, for a sentence; of Beam's wrapping, what is in it."""
+    """Returns the first line of an error that says something, without the wrapping of Beam and Keras, for use in a sentence."""
     inner = getattr(error, "exception_details", None)
     if isinstance(inner, dict) and inner:
         error = next(iter(inner.values()))
-        if not isinstance(error, BaseException):  # Beam may put a number there
+        if not isinstance(error, BaseException):  # Beam may put a number there.
             return str(error)
         return short_reason(error)
-    text = str(error).strip()
-    return printable(text.splitlines()[0][:200]) if text else type(error).__name__
+    lines = [_ANSI.sub("", line).strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(_KERAS_WRAPPER)] or lines
+    causes = [line.removeprefix(_KERAS_CAUSE) for line in lines if line.startswith(_KERAS_CAUSE)] or lines
+    return printable(causes[0][:200]) if causes else type(error).__name__
+
+
+class SplitError(BatchverifyError, ValueError):
+    """The model is no encoder and a head; the message says why."""
+
+
+class IgnoredInputError(BatchverifyError, ValueError):
+    """The score does not depend on one of the inputs."""

@@ -34,6 +34,7 @@ from batchverify.images.reader import ImageRead, ImageReader
 from batchverify.io.filesystem import is_remote
 from batchverify.manifest.columns import pair_uris
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE
+from batchverify.model.sidecar import GoldenPair, apply_sidecar
 from batchverify.schema import (
     BAD_ROW_COLUMN,
     MANIFEST_FILE,
@@ -44,11 +45,10 @@ from batchverify.schema import (
     ImageStatus,
     category,
 )
-from batchverify.sidecar import GoldenPair, complete
 from batchverify.worker_stats import WorkerStats
 
 if TYPE_CHECKING:
-    from batchverify.certificate import Certificate
+    from batchverify.model.identity_bound import IdentityBound
 
 _OK = STATUSES.index(ImageStatus.OK)
 _NO_URI = STATUSES.index(ImageStatus.NO_URI)
@@ -157,9 +157,9 @@ class KerasNetwork:
     """
 
     def __init__(self, config: ScoringConfig, tally: WorkerStats | None = None, versions: str | None = None):
-        from batchverify.models import load_model, share_cores
+        from batchverify.model.load import load_model, share_cores
 
-        self._config = config = complete(config)
+        self._config = config = apply_sidecar(config)
         self._tally = tally = tally or WorkerStats()
         shares = min(_cores(), _MOST_SHARES)
         share_cores(_cores() // shares)
@@ -255,11 +255,11 @@ class KerasNetwork:
         """See `Network.compare`."""
         return self._model.compare(left, right)
 
-    def certificate(self) -> Certificate | None:
+    def certificate(self) -> IdentityBound | None:
         """Returns what the head's weights prove; None where the model could not be taken apart."""
-        from batchverify.certificate import certify
+        from batchverify.model.identity_bound import bound_identity
 
-        return certify(self._model.siamese) if self._model.siamese else None
+        return bound_identity(self._model.siamese) if self._model.siamese else None
 
     def prove(self, uris: Sequence[str]) -> None:
         """Compares the network's parts with the whole on images at `uris`, as many as can be read.

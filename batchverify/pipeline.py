@@ -44,12 +44,12 @@ from batchverify.manifest.plan import plan_manifest
 from batchverify.manifest.read import ReadManifest
 from batchverify.manifest.shard import Manifest
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes, worker_bytes
+from batchverify.model.sidecar import apply_sidecar, golden_pairs
 from batchverify.progress import Watcher
 from batchverify.report import make_report
 from batchverify.running import JobDetachedError, run_to_end, submit_pipeline
 from batchverify.schema import output_schema
 from batchverify.scores import RunDirectory, WriteScores, finish_run
-from batchverify.sidecar import complete, golden_pairs
 from batchverify.summary import SUMMARY_VERSION, Summarise, Summary
 from batchverify.version import VERSION
 from batchverify.worker_stats import WorkerStats, profile_run, read_totals, stats_folder
@@ -107,7 +107,7 @@ class VerifyPairs(beam.PTransform):
         keeping: Keeping | None = None,
     ):
         super().__init__()
-        self._config = config = complete(config)
+        self._config = config = apply_sidecar(config)
         self._buckets = table.buckets if table else bucket_count(expected_images)
         self._loader, self._table, self._tally = loader or keras_loader(config), table, tally or WorkerStats()
         self._keeping = keeping
@@ -338,7 +338,7 @@ def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Wo
     RunDirectory(config.output).refuse_taken(config.overwrite)
     baseline = read_baseline(config)
     found = open_store(config.embeddings, config.embeddings_rebuild) if config.embeddings else None
-    config = complete(config)
+    config = apply_sidecar(config)
     manifest = plan_manifest(config)
     if is_dataflow(options):
         refuse_local_images(manifest.sample)

@@ -350,7 +350,7 @@ def _measure(model: Any, groups: Sequence[Group], seed: int) -> dict[str, Any] |
 
 
 def _write_sidecar(model: Path) -> None:
-    from batchverify.sidecar import sidecar_path
+    from batchverify.model.sidecar import sidecar_path
 
     # Pillow's bilinear filter, by which training reads its images, is TensorFlow's with antialiasing.
     Path(sidecar_path(str(model))).write_text('{"resize": "bilinear-antialias"}\n', encoding="utf-8")

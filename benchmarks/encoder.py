@@ -21,8 +21,8 @@ import numpy as np
 import tensorflow as tf
 
 from batchverify.config import PRECISIONS
-from batchverify.freezing import FrozenFunction
-from batchverify.runtimes import OpenVinoFunction
+from batchverify.model.frozen_graph import FrozenFunction
+from batchverify.model.runtimes import OpenVinoFunction
 from benchmarks.speed.images import SIZES, ensure_images
 from benchmarks.speed.networks import CALIBRATION_IMAGES, NETWORKS, ensure_network
 from benchmarks.speed.scripts.limit_threads import read_ahead

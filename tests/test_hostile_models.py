@@ -27,7 +27,7 @@ import pytest
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
-from batchverify.models import load_model
+from batchverify.model.load import load_model
 
 MOST_SECONDS = 20  # of processor time, for one file
 MOST_GIGABYTES = 8  # of memory that the loading process may ask for, TensorFlow's own included

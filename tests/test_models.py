@@ -23,15 +23,15 @@ import model_zoo
 from model_zoo import CASES, SHAPE, live_scores, siamese, write
 
 import batchverify
-import batchverify.trials
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
+from batchverify.images.batch_decode import TensorFlowResize
 from batchverify.images.decode import decode
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes
 from batchverify.images.resize import Layout
-from batchverify.models import load_model
-from batchverify.preprocessing import TensorFlowResize
+from batchverify.model import probe_images
+from batchverify.model.load import load_model
 
 
 def load(path, **options):
@@ -243,7 +243,7 @@ def test_a_shared_encoder_that_lost_its_second_call_is_refused_and_mended(suffix
     with pytest.raises(PreflightError, match=r"does not depend on the input 'right'.*--mend-shared-encoder"):
         load(path, **case.options)
     model = load(path, mend_shared_encoder=True, **case.options)
-    images = batchverify.trials.trial_images(SHAPE, 6)
+    images = probe_images.probe_images(SHAPE, 6)
     scores = model.compare(model.encode(images), model.encode(images[::-1]))
     np.testing.assert_allclose(scores, live_scores(case, live, images, images[::-1]), atol=1e-5)
     assert any("Mended" in note for note in model.facts.notes)
@@ -302,11 +302,11 @@ def test_a_sidecar_answers_for_the_model_and_its_golden_pair_is_checked(tmp_path
     ],
 )
 def test_a_sidecar_that_says_what_it_may_not_is_refused(said, expected, tmp_path):
-    from batchverify.sidecar import complete
+    from batchverify.model.sidecar import apply_sidecar
 
     (tmp_path / "m.keras.batchverify.json").write_text(said)
     with pytest.raises(PreflightError, match=expected):
-        complete(ModelConfig(model=str(tmp_path / "m.keras")))
+        apply_sidecar(ModelConfig(model=str(tmp_path / "m.keras")))
 
 
 class Shelf(LocalFileSystem):
@@ -339,7 +339,7 @@ def test_a_model_in_a_store_is_copied_to_the_worker(name, tmp_path):
     _, path = write(case, tmp_path)
     here, there = load(path, **case.options), load(f"shelf:/{path}", **case.options)
     assert here.facts.digest == there.facts.digest
-    images = batchverify.trials.trial_images(SHAPE, 4)
+    images = probe_images.probe_images(SHAPE, 4)
     np.testing.assert_array_equal(here.encode(images), there.encode(images))
 
 

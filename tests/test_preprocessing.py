@@ -14,7 +14,8 @@ from batchverify.images.decode import UndecodedJpeg, decode
 from batchverify.images.failure import ImageFailure
 from batchverify.images.reader import ImageReader
 from batchverify.images.resize import Layout
-from batchverify.preprocessing import Preprocessing, decide_preprocessing, pixels_in_graph
+from batchverify.model.pixel_scale import find_scale_in_graph
+from batchverify.model.preprocessing import Preprocessing, decide_preprocessing
 
 SIZE = (20, 28)
 
@@ -143,7 +144,7 @@ def test_bgr_is_rgb_turned_round_and_grey_has_three_equal_channels():
 
 def shown(*layers):
     model = keras.Sequential([keras.Input((32, 32, 3)), *layers, keras.layers.Conv2D(2, 3, padding="same")])
-    found = pixels_in_graph(model, model.inputs[0])
+    found = find_scale_in_graph(model, model.inputs[0])
     return found and found[0]
 
 

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import batchverify
-from batchverify.freezing import FrozenFunction
+from batchverify.model.frozen_graph import FrozenFunction
 
 OPENVINO = """
 import numpy as np, tensorflow as tf

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from batchverify.models import FixedShapeCall
-from batchverify.siamese import IgnoredInputError, SplitError, split_siamese
+from batchverify.errors import IgnoredInputError, SplitError
+from batchverify.model.pair_model import FixedShapeCall
+from batchverify.model.split import split_model
 
 SHAPE = (8, 8, 3)
 
@@ -45,7 +46,7 @@ def concatenated_with_two_dense_layers():
 @pytest.mark.parametrize("build", [nested_encoder, shared_layers_written_out_twice, concatenated_with_two_dense_layers])
 def test_the_parts_give_the_scores_of_the_whole(build):
     model = build()
-    siamese = split_siamese(model)
+    siamese = split_model(model)
     rng = np.random.default_rng(0)
     left, right = (rng.uniform(0, 255, (7, *SHAPE)).astype(np.float32) for _ in range(2))
     parts = siamese.score(left, right)
@@ -55,14 +56,14 @@ def test_the_parts_give_the_scores_of_the_whole(build):
 def test_towers_that_share_nothing_keep_an_encoder_each():
     left, right = two_inputs()
     distance = keras.ops.abs(tower("one")(left) - tower("other")(right))
-    assert not split_siamese(keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(distance))).shared
+    assert not split_model(keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(distance))).shared
 
 
 def test_images_that_meet_before_any_weight_cannot_be_split():
     left, right = two_inputs()
     distance = keras.layers.Flatten()(keras.ops.abs(left - right))
     with pytest.raises(SplitError, match="meet before any layer with weights"):
-        split_siamese(keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(distance)))
+        split_model(keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(distance)))
 
 
 def test_an_input_that_does_not_reach_the_output_is_found():
@@ -70,7 +71,7 @@ def test_an_input_that_does_not_reach_the_output_is_found():
     encoder = tower()
     encoder(right)
     with pytest.raises(IgnoredInputError, match="'right'"):
-        split_siamese(keras.Model([left, right], keras.layers.Dense(1)(encoder(left))))
+        split_model(keras.Model([left, right], keras.layers.Dense(1)(encoder(left))))
 
 
 def test_a_call_that_exhausts_the_memory_is_repeated_with_half():

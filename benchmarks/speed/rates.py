@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from batchverify.images.batch_decode import JpegDecoder
 from batchverify.images.decode import UndecodedJpeg
 from batchverify.images.reader import ImageReader
-from batchverify.preprocessing import JpegDecoder, Preprocessing
+from batchverify.model.preprocessing import Preprocessing
 from benchmarks.speed.images import SIZES, ensure_images
 from benchmarks.speed.networks import CALIBRATION_IMAGES, NETWORKS, ensure_network
 from benchmarks.speed.scripts.encoder import Parts

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-
-# Not in TensorFlow's public names, though it is what its own converters call, in this form since TensorFlow 2.0.
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 _LOG = logging.getLogger(__name__)

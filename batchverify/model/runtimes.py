@@ -15,13 +15,13 @@ import tensorflow as tf
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
-from batchverify.freezing import FrozenFunction, freeze
+from batchverify.model.frozen_graph import FrozenFunction, freeze
 
 # OpenVINO's names. Of 16 bits, processors know bfloat16.
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
-def on_runtime(function: Callable[..., Any], config: ModelConfig) -> Callable[..., np.ndarray]:
+def compile_for_runtime(function: Callable[..., Any], config: ModelConfig) -> Callable[..., np.ndarray]:
     """Returns a function of tensors as a function of arrays, run as `config` asks.
 
     Raises:

@@ -13,19 +13,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from batchverify.errors import IgnoredInputError, SplitError
+
 _TOLERANCE = 1e-5
 
 
-class SplitError(ValueError):
-    """The model is no encoder and a head; the message says why."""
-
-
-class IgnoredInputError(ValueError):
-    """The score does not depend on one of the inputs."""
-
-
 @dataclasses.dataclass(frozen=True)
-class Siamese:
+class SplitModel:
     """A model in two parts: `head(encode(left)[left part] + encode(right)[right part])` is the score.
 
     Attributes:
@@ -51,7 +45,7 @@ class Siamese:
         return keras.tree.flatten(self.encoder(images, training=False))
 
 
-def split_siamese(model: keras.Model) -> Siamese:
+def split_model(model: keras.Model) -> SplitModel:
     """Splits a functional model with two inputs and one output.
 
     Raises:
@@ -69,15 +63,15 @@ def split_siamese(model: keras.Model) -> Siamese:
     if order is not None:
         encoder = keras.Model(model.inputs[0], left)
         head = keras.Model([*left, *order], model.outputs[0])
-        return Siamese(encoder, slice(None), slice(None), head, shared=True)
+        return SplitModel(encoder, slice(None), slice(None), head, shared=True)
     image = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
     towers = [keras.Model(side, ends) for side, ends in zip(model.inputs, (left, right), strict=True)]
     ends = [end for tower in towers for end in keras.tree.flatten(tower(image))]
     head = keras.Model([*left, *right], model.outputs[0])
-    return Siamese(keras.Model(image, ends), slice(len(left)), slice(len(left), None), head, shared=False)
+    return SplitModel(keras.Model(image, ends), slice(len(left)), slice(len(left), None), head, shared=False)
 
 
-def prove(siamese: Siamese, whole: Callable[[Any, Any], Any], left: Any, right: Any) -> float:
+def check_split(siamese: SplitModel, whole: Callable[[Any, Any], Any], left: Any, right: Any) -> float:
     """Returns by how much the parts' output differs from the whole model's, at most.
 
     Raises:

@@ -4,6 +4,8 @@ The HDF5 library can crash, or run without end, on a damaged file. Whoever start
 and survives. What is merely wrong with a file is left to others; this ends well.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import sys

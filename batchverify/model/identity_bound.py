@@ -13,8 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from batchverify.comparisons import PAIR_KINDS, sigmoid
-from batchverify.siamese import Siamese
+from batchverify.model.safe_layers import PAIR_KINDS, sigmoid
+from batchverify.model.split import SplitModel
 
 # Kinds that are zero for equal embeddings and never negative.
 _DISTANCES = ("l1", "squared", "euclidean", "squared_euclidean", "manhattan", "cosine_distance")
@@ -23,7 +23,7 @@ _RANGES = {"sigmoid": 1.0, "hard_sigmoid": 1.0, "softmax": 1.0, "tanh": 2.0, "so
 
 
 @dataclasses.dataclass(frozen=True)
-class Certificate:
+class IdentityBound:
     """What the weights of a head say.
 
     Attributes:
@@ -43,14 +43,14 @@ class Certificate:
     bound: float | None
 
 
-UNKNOWN = Certificate(None, (), 0.0, None, None, None)
+UNKNOWN_BOUND = IdentityBound(None, (), 0.0, None, None, None)
 
 
-def certify(siamese: Siamese) -> Certificate:
+def bound_identity(siamese: SplitModel) -> IdentityBound:
     """Returns what the head of a split network proves, by looking at its last dense layer and what feeds it."""
     found = _last_dense(siamese.head)
     if found is None or not siamese.shared or len(siamese.head.inputs) != 2:
-        return UNKNOWN
+        return UNKNOWN_BOUND
     dense, distance = found
     kernel, bias = dense.kernel.numpy(), dense.bias.numpy() if dense.use_bias else np.zeros(dense.units)
     if dense.units == 2:
@@ -60,17 +60,17 @@ def certify(siamese: Siamese) -> Certificate:
     if comparison == "cosine":
         # The cosine of equal embeddings is 1, the highest that there is.
         best = sigmoid(offset + float(weights.sum()))
-        return Certificate(comparison, tuple(weights), offset, best, bool(np.all(weights >= 0)), None)
+        return IdentityBound(comparison, tuple(weights), offset, best, bool(np.all(weights >= 0)), None)
     if comparison not in _DISTANCES:
-        return Certificate(comparison, tuple(weights), offset, None, None, None)
+        return IdentityBound(comparison, tuple(weights), offset, None, None, None)
     identity = sigmoid(offset)
     holds = bool(np.all(weights <= 0))
     if holds:
-        return Certificate(comparison, tuple(weights), offset, identity, True, identity)
-    return Certificate(comparison, tuple(weights), offset, identity, False, _bound(siamese, comparison, weights, offset))
+        return IdentityBound(comparison, tuple(weights), offset, identity, True, identity)
+    return IdentityBound(comparison, tuple(weights), offset, identity, False, _bound(siamese, comparison, weights, offset))
 
 
-def _bound(siamese: Siamese, comparison: str, weights: np.ndarray, offset: float) -> float | None:
+def _bound(siamese: SplitModel, comparison: str, weights: np.ndarray, offset: float) -> float | None:
     widest = _embedding_range(siamese.encoder)
     if widest is None or comparison not in _ELEMENTWISE:
         return None

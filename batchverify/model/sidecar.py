@@ -48,7 +48,7 @@ def sidecar_path(model: str) -> str:
     return model.rstrip("/") + _SUFFIX
 
 
-def complete(config: Config) -> Config:
+def apply_sidecar(config: Config) -> Config:
     """Returns `config` with what it leaves open taken from the model's sidecar, if there is one.
 
     Raises:

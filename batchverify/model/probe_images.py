@@ -8,7 +8,7 @@ from PIL import Image
 from batchverify.demo import characters
 
 
-def trial_images(shape: tuple[int, int, int], count: int, seed: int = 0) -> np.ndarray:
+def probe_images(shape: tuple[int, int, int], count: int, seed: int = 0) -> np.ndarray:
     """Returns uint8 images `(count, height, width, channels)`: noise, smooth shapes and drawings in turn."""
     rng = np.random.default_rng(seed)
     makers = [_noise, _smooth, _drawing]

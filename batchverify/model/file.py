@@ -1,0 +1,276 @@
+"""A model file before Keras sees it: what it is, whether it may be opened, its config read."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import io
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import PurePosixPath
+from typing import Any
+
+import h5py
+
+from batchverify.errors import PreflightError, short_reason
+from batchverify.model import hdf5_probe
+
+_CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+_MOST_CONFIG_BYTES = 256 * 2**20
+_UNPACKED_BYTES_ALWAYS_FINE = 2**30
+_MOST_EXPANSION = 100
+_PROBE_S = 300
+
+
+class ModelKind(Enum):
+    """How a model is stored."""
+
+    KERAS = "a .keras archive"
+    HDF5 = "an HDF5 file"
+    SAVED_MODEL = "a SavedModel folder"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFile:
+    """A model file that has been looked through and may be opened.
+
+    Attributes:
+        name: what the user calls it.
+        local: where it lies on this machine.
+        kind: how it is stored.
+        config: Keras' config of the architecture; empty for a SavedModel.
+        keras_version: of the Keras that wrote it, as far as it says.
+        weight_bytes: that its weights have, as it says; 0 for a SavedModel.
+    """
+
+    name: str
+    local: str
+    kind: ModelKind
+    config: dict[str, Any]
+    keras_version: str
+    weight_bytes: int = 0
+
+    def rewritten(self, config: dict[str, Any], folder: str) -> str:
+        """Writes the file anew with another config, into `folder`, and returns its path.
+
+        Raises:
+            PreflightError: if the rest of the file cannot be read.
+        """
+        write = self._rewrite_hdf5 if self.kind is ModelKind.HDF5 else self._rewrite_archive
+        with refusing_damage(self.name, "the file is damaged", "copy it again, whole"):
+            return write(config, folder)
+
+    def _rewrite_hdf5(self, config: dict[str, Any], folder: str) -> str:
+        path = os.path.join(folder, "model.h5")
+        shutil.copyfile(self.local, path)
+        os.chmod(path, 0o600)
+        with h5py.File(path, "r+") as file:
+            del file.attrs["model_config"]
+            file.attrs["model_config"] = json.dumps(config).encode()
+        return path
+
+    def _rewrite_archive(self, config: dict[str, Any], folder: str) -> str:
+        path = os.path.join(folder, "model.keras")
+        with zipfile.ZipFile(self.local) as old, zipfile.ZipFile(path, "w") as new:
+            for info in old.infolist():
+                if info.filename == _CONFIG:
+                    new.writestr(_CONFIG, json.dumps(config))
+                elif not info.is_dir():
+                    with old.open(info) as source, new.open(info.filename, "w", force_zip64=True) as copy:
+                        shutil.copyfileobj(source, copy, 2**20)
+        return path
+
+
+def open_model_file(name: str, local: str) -> ModelFile:
+    """Looks a model file through.
+
+    Raises:
+        PreflightError: if it is no model, or one that must not be opened.
+    """
+    with refusing_damage(name, "the file cannot be read", "copy it again, whole"):
+        kind = _identify(name, local)
+    if kind is ModelKind.SAVED_MODEL:
+        return ModelFile(name, local, kind, {}, "")
+    with refusing_damage(name, f"the {'file' if kind is ModelKind.KERAS else 'HDF5 file'} is damaged", "copy it again, whole"):
+        config, version, weight_bytes = (_read_archive if kind is ModelKind.KERAS else _read_hdf5)(name, local)
+    if version.startswith("1."):
+        raise PreflightError(
+            f"--model {name}: it was written by Keras {version}, whose format is no longer read; "
+            "load it with Keras 2.2 and save it again, with model.save('model.h5')."
+        )
+    return ModelFile(name, local, kind, config, version, weight_bytes)
+
+
+@contextlib.contextmanager
+def refusing_damage(name: str, fault: str, remedy: str) -> Iterator[None]:
+    """Turns whatever a broken file leads zipfile, h5py, json or the code here to into a refusal.
+
+    The disk's own errors are no fault of the file, but for those that a file's wrong offsets lead to.
+    """
+    try:
+        yield
+    except PreflightError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise
+        raise PreflightError(f"--model {name}: {fault} ({short_reason(error)}); {remedy}.") from None
+
+
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+
+
+# What a file is
+
+
+def _identify(name: str, local: str) -> ModelKind:
+    if os.path.isdir(local):
+        if os.path.isfile(os.path.join(local, "saved_model.pb")):
+            return ModelKind.SAVED_MODEL
+        raise PreflightError(
+            f"--model {name}: the folder holds no saved_model.pb, so it is no SavedModel; give a folder that "
+            "model.export() wrote, or a .keras or .h5 file."
+        )
+    with open(local, "rb") as file:
+        head = file.read(512)
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return ModelKind.HDF5
+    if head.startswith(b"PK") and zipfile.is_zipfile(local):
+        with zipfile.ZipFile(local) as archive:
+            if _CONFIG in archive.namelist():
+                return ModelKind.KERAS
+        raise PreflightError(f"--model {name}: it is a zip archive without a {_CONFIG}, so no .keras file; {_ADVICE}")
+    raise PreflightError(f"--model {name}: {_looks_like(head)}")
+
+
+_ADVICE = "save the model with model.save('model.keras')."
+
+
+def _looks_like(head: bytes) -> str:
+    start = head.lstrip().lower()
+    if not head:
+        return f"the file is empty; copy it again, or {_ADVICE}"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page, most likely an error page that was saved in the model's place; download the model again."
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the model itself; fetch the model with git lfs pull."
+    if head[0] == 0x80 and 2 <= head[1] <= 5:
+        return f"it is a pickle, which can run any code when it is opened, and is never read; {_ADVICE}"
+    if head.startswith(b"PK"):
+        return "it is a truncated zip archive; copy the .keras file again, whole."
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ")):
+        return "it is compressed; unpack it first."
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError:
+        return f"it is no .keras archive, no HDF5 file and no SavedModel folder; {_ADVICE}"
+    return f"it is a text file, not a model; {_ADVICE}"
+
+
+def _read_archive(name: str, local: str) -> tuple[dict[str, Any], str, int]:
+    with zipfile.ZipFile(local) as archive:
+        _check_archive(name, archive, os.path.getsize(local))
+        config = json.loads(archive.read(_CONFIG))
+        metadata = json.loads(archive.read(_METADATA)) if _METADATA in archive.namelist() else {}
+        version = str(metadata.get("keras_version", "")) if isinstance(metadata, dict) else ""
+        weight_bytes = sum(info.file_size for info in archive.infolist())  # of model.weights.npz, which Keras also reads
+        if _WEIGHTS in archive.namelist():
+            weights = archive.read(_WEIGHTS)
+            _probe_hdf5(name, weights)
+            with h5py.File(io.BytesIO(weights), "r") as file:
+                weight_bytes = _check_group(name, file, set())
+            _check_size(name, weight_bytes, len(weights))
+        return _as_config(name, config), version, weight_bytes
+
+
+def _check_archive(name: str, archive: zipfile.ZipFile, packed: int) -> None:
+    names = {info.filename for info in archive.infolist()}
+    for info in archive.infolist():
+        path = PurePosixPath(info.filename.replace("\\", "/"))
+        if not path.parts or any(len(part) > 255 for part in path.parts) or any(str(one) in names for one in path.parents):
+            raise PreflightError(
+                f"--model {name}: its entry {info.filename[:100]!r} cannot be unpacked; copy the file again, whole."
+            )
+        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or stat.S_ISLNK(info.external_attr >> 16):
+            raise PreflightError(
+                f"--model {name}: its entry {info.filename[:100]!r} points outside of the archive; don't trust it."
+            )
+        if info.filename in (_CONFIG, _METADATA) and info.file_size > _MOST_CONFIG_BYTES:
+            raise PreflightError(
+                f"--model {name}: its {info.filename} has {info.file_size:,} bytes; no architecture is so long."
+            )
+    _check_size(name, sum(info.file_size for info in archive.infolist()), packed)
+
+
+def _check_size(name: str, unpacked: int, packed: int) -> None:
+    if unpacked > max(_UNPACKED_BYTES_ALWAYS_FINE, _MOST_EXPANSION * packed):
+        raise PreflightError(
+            f"--model {name}: {packed:,} bytes that unpack to {unpacked:,} are no trained weights but a bomb; don't trust it."
+        )
+
+
+def _read_hdf5(name: str, local: str) -> tuple[dict[str, Any], str, int]:
+    _probe_hdf5(name, local)
+    with h5py.File(local, "r") as file:
+        weight_bytes = _check_group(name, file, set())
+        _check_size(name, weight_bytes, os.path.getsize(local))
+        config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
+    if config is None:
+        raise PreflightError(
+            f"--model {name}: it holds weights without an architecture; save the whole model, with model.save()."
+        )
+    with refusing_damage(name, "its model_config is no JSON", "copy the file again"):
+        return _as_config(name, json.loads(config)), _as_text(version), weight_bytes
+
+
+def _probe_hdf5(name: str, file: str | bytes) -> None:
+    """Reads an HDF5 file, by its path or its bytes, in a process of its own, as the HDF5 library can crash on a broken one."""
+    path, data = (file, None) if isinstance(file, str) else ("-", file)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", hdf5_probe.__file__, path],
+            input=data, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=_PROBE_S,
+        )  # fmt: skip
+        ended = "crashes" if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        ended = f"is still reading after {_PROBE_S} s"
+    if ended:
+        raise PreflightError(f"--model {name}: it is damaged such that the HDF5 library {ended}; copy it again, whole.")
+
+
+def _check_group(name: str, group: h5py.Group, seen: set[int]) -> int:
+    """Returns how many bytes the datasets below `group` say that they have; `seen` are the groups that were counted."""
+    total = 0
+    address = h5py.h5o.get_info(group.id).addr
+    if address in seen:  # Groups may be within each other, and in many places.
+        return 0
+    seen.add(address)
+    for key in group:
+        if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+            raise PreflightError(f"--model {name}: its entry {group.name}/{key} links elsewhere; don't trust it.")
+        item = group[key]
+        if isinstance(item, h5py.Group):
+            total += _check_group(name, item, seen)
+        elif isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual:
+                raise PreflightError(f"--model {name}: its entry {item.name} reads other files; don't trust it.")
+            total += item.size * item.dtype.itemsize if item.size else 0
+    return total
+
+
+def _as_config(name: str, config: Any) -> dict[str, Any]:
+    if not isinstance(config, dict) or "class_name" not in config or not isinstance(config.get("config"), (dict, list)):
+        raise PreflightError(f"--model {name}: its config describes no Keras model; save the whole model, with model.save().")
+    return config
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

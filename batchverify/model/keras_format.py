@@ -1,0 +1,120 @@
+"""Keras' own formats: `.keras` archives and HDF5 files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras.src.backend.common import global_state
+from keras.src.legacy.saving.saving_utils import model_from_config
+from keras.src.saving.serialization_lib import SafeModeScope
+
+from batchverify.config import ModelConfig
+from batchverify.errors import PreflightError, short_reason
+from batchverify.model.file import ModelFile, ModelKind
+from batchverify.model.loaded import LoadedModel, ModelInput
+from batchverify.model.rewrite import LoadableConfig, prepare_config
+
+_LOG = logging.getLogger(__name__)
+_WEIGHTS_ALWAYS_FINE = 2**22
+_SUFFIX = {ModelKind.KERAS: "model.keras", ModelKind.HDF5: "model.h5"}
+
+
+# Keras' own formats
+
+
+def load_keras_file(file: ModelFile, options: ModelConfig, digest: str) -> LoadedModel:
+    prepared = prepare_config(file, options, _is_known, _operation_module)
+    _refuse_more_weights_than_stored(file, prepared, options)
+    with tempfile.TemporaryDirectory(prefix="batchverify-") as folder:
+        if prepared.changed:
+            path = file.rewritten(prepared.config, folder)
+        else:  # Keras goes by the name's ending.
+            path = os.path.join(folder, _SUFFIX[file.kind])
+            os.symlink(os.path.abspath(file.local), path)
+        model = _keras_load(file, path, prepared.custom_objects, options)
+    if getattr(model, "inputs", None) and getattr(model, "outputs", None):
+        graph = getattr(model, "_functional", None) or model
+        if len(graph.outputs) != 1:
+            raise PreflightError(f"--model {file.name}: it has {len(graph.outputs)} outputs; give a model with one.")
+        inputs = tuple(_keras_input(tensor) for tensor in graph.inputs)
+        return LoadedModel(file.name, digest, _keras_call(graph), inputs, graph, "", prepared.notes)
+    return LoadedModel(
+        file.name, digest, _keras_call(model), _built_inputs(file.name, model), None,
+        f"it is a subclassed model ({type(model).__name__}), whose layers can't be told apart", prepared.notes,
+    )  # fmt: skip
+
+
+def _refuse_more_weights_than_stored(file: ModelFile, prepared: LoadableConfig, options: ModelConfig) -> None:
+    """Builds the model without any memory for its weights, to count them: a short config may ask for terabytes."""
+    build = model_from_config if file.kind is ModelKind.HDF5 else keras.saving.deserialize_keras_object
+    without_memory, as_trusted = keras.StatelessScope(initialize_variables=False), SafeModeScope(not options.trust_model_code)
+    with without_memory, as_trusted, contextlib.suppress(Exception):  # What is wrong, loading will say.
+        build(json.loads(json.dumps(prepared.config)), custom_objects=prepared.custom_objects)
+    waiting = global_state.get_global_attribute("uninitialized_variables") or []
+    numbers = sum(math.prod(variable.shape) for variable in waiting)
+    global_state.set_global_attribute("uninitialized_variables", [])
+    if numbers > 8 * file.weight_bytes + _WEIGHTS_ALWAYS_FINE:
+        raise PreflightError(
+            f"--model {file.name}: its config asks for {numbers:,} weights, but it has {file.weight_bytes:,} bytes of them, so "
+            "it is a bomb or not whole; don't trust it."
+        )
+
+
+def _keras_load(file: ModelFile, path: str, custom_objects: dict[str, Any], options: ModelConfig) -> keras.Model:
+    try:
+        return keras.models.load_model(
+            path, custom_objects=custom_objects, compile=False, safe_mode=not options.trust_model_code
+        )
+    except RecursionError:
+        words = "its layers are nested too deeply"
+    except Exception as error:  # Keras raises whatever its layers do.
+        words = short_reason(error)
+    if options.trust_model_code and "marshal" in words:
+        remedy = "a Lambda in it was written by another Python; say what it computes instead, with --lambda"
+    else:
+        remedy = "load it where it was trained, and save it again with model.save('model.keras') or model.export('folder')"
+    wrote = f", written by Keras {file.keras_version}," if file.keras_version else ""
+    raise PreflightError(
+        f"--model {file.name}: {file.kind.value}{wrote} that Keras {keras.__version__} cannot load ({words}); {remedy}."
+    )
+
+
+def _is_known(class_name: str) -> bool:
+    return hasattr(keras.layers, class_name) or class_name in ("Functional", "Model", "Sequential", "InputLayer")
+
+
+def _operation_module(class_name: str) -> str | None:
+    for module in (keras.src.ops.numpy, keras.src.ops.nn, keras.src.ops.math, keras.src.ops.core, keras.src.ops.linalg):
+        if isinstance(getattr(module, class_name, None), type):
+            return module.__name__
+    return None
+
+
+def _keras_input(tensor: Any) -> ModelInput:
+    return ModelInput(tensor.name, tuple(tensor.shape[1:]), str(tensor.dtype), tensor.shape[0])
+
+
+def _keras_call(model: keras.Model) -> Callable[..., Any]:
+    return lambda *tensors: model(tensors[0] if len(tensors) == 1 else list(tensors), training=False)
+
+
+def _built_inputs(name: str, model: keras.Model) -> tuple[ModelInput, ...]:
+    """Returns the inputs that a subclassed model was built with."""
+    shapes = (model.get_build_config() or {}).get("input_shape") or (model.get_build_config() or {}).get("shapes_dict")
+    if isinstance(shapes, dict):
+        shapes = list(shapes.values())
+    if not shapes:
+        raise PreflightError(
+            f"--model {name}: it does not say what inputs it takes; write it with model.export('folder'), "
+            "which keeps a signature, and give that folder."
+        )
+    shapes = shapes if isinstance(shapes[0], (list, tuple)) else [shapes]
+    return tuple(ModelInput(f"input {number}", tuple(shape[1:]), "float32") for number, shape in enumerate(shapes))

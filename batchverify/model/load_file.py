@@ -1,0 +1,36 @@
+"""From a model file to something that can be called."""
+
+from __future__ import annotations
+
+import logging
+
+from batchverify.config import ModelConfig
+from batchverify.errors import PreflightError
+from batchverify.model.file import ModelKind, open_model_file
+from batchverify.model.keras_format import load_keras_file
+from batchverify.model.loaded import LoadedModel
+from batchverify.model.local_copy import digest_model, local_model
+from batchverify.model.saved_model import load_saved_model, refuse_layer_options
+
+_LOG = logging.getLogger(__name__)
+
+
+def load_file(options: ModelConfig) -> LoadedModel:
+    """Loads the model that `options` name, or the embedded one.
+
+    Raises:
+        PreflightError: if it can't be, or must not be; in one sentence, with the remedy.
+    """
+    with local_model(options.model) as local:
+        name = options.model or "embedded"
+        file = open_model_file(name, local)
+        try:
+            digest = digest_model(local)
+        except OSError as error:
+            raise PreflightError(f"--model {name}: it cannot be read ({error.strerror}); copy it again, whole.") from None
+        if options.trust_model_code:
+            _LOG.warning("--trust-model-code: whatever code %s holds runs with your rights on every worker.", name)
+        if file.kind is ModelKind.SAVED_MODEL:
+            refuse_layer_options(name, options)
+            return load_saved_model(file, options, digest)
+        return load_keras_file(file, options, digest)

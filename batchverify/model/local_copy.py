@@ -1,0 +1,74 @@
+"""A model file on this machine, wherever it is stored."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.resources
+import os
+import tempfile
+from collections.abc import Iterator
+
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from batchverify.errors import PreflightError, short_reason
+
+
+@contextlib.contextmanager
+def local_model(path: str | None) -> Iterator[str]:
+    """Gives a local path of the model, wherever it is stored."""
+    if path is None:
+        with importlib.resources.as_file(importlib.resources.files("batchverify.demo") / "sane.keras") as local:
+            yield str(local)
+    elif "://" not in path:
+        if not os.path.exists(path):
+            raise PreflightError(f"--model {path}: there is no such file; check the path.")
+        if not os.path.isdir(path) and not os.path.isfile(path):
+            raise PreflightError(f"--model {path}: it is neither a file nor a folder; give a model file.")
+        yield path
+    else:
+        with tempfile.TemporaryDirectory(prefix="batchverify-") as folder:
+            yield _download(path.rstrip("/"), os.path.join(folder, "model"))
+
+
+def _download(uri: str, local: str) -> str:
+    try:
+        # Of a folder, a store knows only the files in it.
+        found = [file.path for match in FileSystems.match([f"{uri}/**"]) for file in match.metadata_list]
+        for path in found or [uri]:
+            target = os.path.normpath(local + path.removeprefix(uri))
+            if target != local and not target.startswith(local + os.sep):
+                raise PreflightError(f"--model {uri}: the name {path} points outside of the folder; don't trust it.")
+            _copy(path, target)
+    except PreflightError:
+        raise
+    except Exception as error:  # Beam wraps whatever the store's client raises.
+        raise PreflightError(
+            f"--model {uri}: it cannot be fetched ({short_reason(error)}); check the URI and your access."
+        ) from None
+    return local
+
+
+def _copy(uri: str, local: str) -> None:
+    os.makedirs(os.path.dirname(local), exist_ok=True)
+    with FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as source, open(local, "wb") as copy:
+        while data := source.read(2**20):
+            copy.write(data)
+
+
+def digest_model(path: str) -> str:
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    together = hashlib.sha256()
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted(names):
+            file_path = os.path.join(folder, name)
+            if not os.path.isfile(file_path):
+                raise PreflightError(f"--model {path}: {file_path} is no file; copy the folder again, whole.")
+            with open(file_path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
+            together.update(os.fsencode(os.path.relpath(file_path, path)) + b"\0" + digest)
+    return together.hexdigest()
