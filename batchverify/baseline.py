@@ -12,7 +12,7 @@ from apache_beam.io.filesystems import FileSystems
 from batchverify.config import VerificationConfig
 from batchverify.drift import Night
 from batchverify.errors import PreflightError, short_reason
-from batchverify.scores import RunDirectory
+from batchverify.output.run_directory import RunDirectory
 
 _LOG = logging.getLogger(__name__)
 _READABLE_VERSIONS = (1, 2)

@@ -18,7 +18,6 @@ from apache_beam.options.pipeline_options import StandardOptions
 
 from batchverify.config import VerificationConfig
 from batchverify.drift import Night
-from batchverify.embeddings import Keeping, is_unchanged
 from batchverify.errors import PreflightError, RunError, printable
 from batchverify.inference import KerasNetwork
 from batchverify.manifest.columns import pair_uris
@@ -27,6 +26,7 @@ from batchverify.manifest.shard import Manifest
 from batchverify.memory import process_bytes, worker_bytes
 from batchverify.model.facts import ModelFacts
 from batchverify.model.sidecar import golden_pairs
+from batchverify.output.embedding_store import EmbeddingStoreSession, is_unchanged
 from batchverify.pipeline import IN_PROCESS_RUNNER, Prepared, bucket_count, prepare
 from batchverify.progress import duration
 from batchverify.schema import BAD_ROW_COLUMN, STATUSES
@@ -170,7 +170,7 @@ class Check:
     runner: str
     seconds: float | None
     memory: int
-    keeping: Keeping | None
+    keeping: EmbeddingStoreSession | None
 
 
 def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Check:
@@ -242,7 +242,7 @@ def try_images(network: KerasNetwork, uris: list[str]) -> Sample:
     )
 
 
-def _count_unchanged(network: KerasNetwork, keeping: Keeping | None, uris: list[str]) -> int | None:
+def _count_unchanged(network: KerasNetwork, keeping: EmbeddingStoreSession | None, uris: list[str]) -> int | None:
     if keeping is None or keeping.rows > _MOST_SEARCHED:
         return None
     wanted, count = pa.array(uris, pa.string()), 0
@@ -281,7 +281,7 @@ def words(check: Check) -> str:
     return "\n".join(map(printable, lines))
 
 
-def _store_words(keeping: Keeping, sample: Sample) -> str:
+def _store_words(keeping: EmbeddingStoreSession, sample: Sample) -> str:
     if keeping.ignored:
         return f"{keeping.path}: what is stored is not used: {keeping.ignored}"
     if keeping.stored is None:

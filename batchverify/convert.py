@@ -237,7 +237,7 @@ def _labelled_scores(path: str, label_column: str) -> Iterator[tuple[list[int], 
     from apache_beam.io.filesystems import FileSystems
 
     from batchverify.manifest.columns import parse_labels
-    from batchverify.scores import RunDirectory
+    from batchverify.output.run_directory import RunDirectory
 
     directory = RunDirectory(path)
     if not directory.is_finished():

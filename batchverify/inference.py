@@ -24,7 +24,6 @@ from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
 from batchverify.config import ScoringConfig
-from batchverify.embeddings import Keeping, Part, is_unchanged, rows_carried_over, rows_of_tonight
 from batchverify.errors import PreflightError, RunError
 from batchverify.identity import check_identity, is_match
 from batchverify.images.decode import UndecodedJpeg
@@ -35,6 +34,7 @@ from batchverify.io.filesystem import is_remote
 from batchverify.manifest.columns import pair_uris
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE
 from batchverify.model.sidecar import GoldenPair, apply_sidecar
+from batchverify.output.embedding_store import EmbeddingStoreSession, StoredFile, current_rows, is_unchanged, retained_rows
 from batchverify.schema import (
     BAD_ROW_COLUMN,
     MANIFEST_FILE,
@@ -406,7 +406,7 @@ class EncodeImages(beam.DoFn):
         loader: NetworkLoader,
         config: ScoringConfig,
         table: ImageTableLoader | None = None,
-        keeping: Keeping | None = None,
+        keeping: EmbeddingStoreSession | None = None,
         tally: WorkerStats | None = None,
     ):
         self._loader, self._on_nan, self._table_loader = loader, config.on_nan, table
@@ -432,7 +432,7 @@ class EncodeImages(beam.DoFn):
             yield beam.pvalue.TaggedOutput(IMAGES, images.drop_columns(["embedding"]))
             if self._keeping is not None:
                 yield from _kept(kept)  # The last rows wait for those that are carried over: one file, not two.
-                kept = [rows_of_tonight(images, self._keeping.today)]
+                kept = [current_rows(images, self._keeping.today)]
                 named.append(kept[0]["uri"].combine_chunks())
             images = images.drop_columns([name for name in _NOT_SENT if name in images.column_names])
             if self._table is None:
@@ -444,7 +444,7 @@ class EncodeImages(beam.DoFn):
             yield from ((key, _no_images()) for key in keys)
         if self._keeping is not None and stored is not None:
             others = stored.filter(pc.invert(pc.is_in(stored["uri"], value_set=pa.chunked_array(named, pa.string()))))
-            kept.append(rows_carried_over(others, self._keeping.today, self._keeping.days))
+            kept.append(retained_rows(others, self._keeping.today, self._keeping.days))
         yield from _kept(kept)
 
     def _images(self, uris: pa.Array, stored: pa.Table | None) -> pa.Table:
@@ -556,7 +556,9 @@ def _of_failed(now: pa.Table, embedding: pa.FixedSizeListType) -> pa.Table:
     return _with_reused(images.append_column("version", pa.nulls(count, pa.string())), False)
 
 
-def read_stored(part: Part, keeping: Keeping, buckets: int, tally: WorkerStats) -> Iterator[tuple[int, tuple[str, pa.Table]]]:
+def read_stored(
+    part: StoredFile, keeping: EmbeddingStoreSession, buckets: int, tally: WorkerStats
+) -> Iterator[tuple[int, tuple[str, pa.Table]]]:
     """Reads one file of a store, each of its rows in the bucket that its URI belongs to, beside what blocks ask for there."""
     with tally.timed("read"):
         rows = keeping.read(part)
@@ -565,7 +567,7 @@ def read_stored(part: Part, keeping: Keeping, buckets: int, tally: WorkerStats) 
         yield bucket, ("", rows.take(places))
 
 
-def write_kept(rows: pa.Table, keeping: Keeping, tally: WorkerStats) -> list[Part]:
+def write_kept(rows: pa.Table, keeping: EmbeddingStoreSession, tally: WorkerStats) -> list[StoredFile]:
     """Writes rows of the next generation, and returns the files that hold them."""
     with tally.timed("write"):
         return list(keeping.write(rows))

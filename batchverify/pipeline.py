@@ -22,7 +22,6 @@ from batchverify.baseline import read_baseline
 from batchverify.config import Limit, ScoringConfig, VerificationConfig, accelerator_hint
 from batchverify.dataflow import fit, is_dataflow, refuse_local_images
 from batchverify.drift import Night, compare_nights
-from batchverify.embeddings import EmbeddingStore, Generation, Keeping, Part, differing, embedding_key, open_store
 from batchverify.errors import PreflightError
 from batchverify.gates import judge
 from batchverify.inference import (
@@ -45,11 +44,21 @@ from batchverify.manifest.read import ReadManifest
 from batchverify.manifest.shard import Manifest
 from batchverify.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes, worker_bytes
 from batchverify.model.sidecar import apply_sidecar, golden_pairs
+from batchverify.output.embedding_store import (
+    EmbeddingStore,
+    EmbeddingStoreSession,
+    Generation,
+    StoredFile,
+    differing_settings,
+    embedding_key,
+    open_store,
+)
+from batchverify.output.run_directory import RunDirectory
+from batchverify.output.write_scores import WriteScores, finish_run
 from batchverify.progress import Watcher
 from batchverify.report import make_report
 from batchverify.running import JobDetachedError, run_to_end, submit_pipeline
 from batchverify.schema import output_schema
-from batchverify.scores import RunDirectory, WriteScores, finish_run
 from batchverify.summary import SUMMARY_VERSION, Summarise, Summary
 from batchverify.version import VERSION
 from batchverify.worker_stats import WorkerStats, profile_run, read_totals, stats_folder
@@ -79,7 +88,7 @@ class Verified(NamedTuple):
 
     scores: beam.PCollection[pa.Table]
     images: beam.PCollection[pa.Table]
-    kept: beam.PCollection[Part] | None = None
+    kept: beam.PCollection[StoredFile] | None = None
 
 
 class VerifyPairs(beam.PTransform):
@@ -104,7 +113,7 @@ class VerifyPairs(beam.PTransform):
         loader: NetworkLoader | None = None,
         table: ImageTableLoader | None = None,
         tally: WorkerStats | None = None,
-        keeping: Keeping | None = None,
+        keeping: EmbeddingStoreSession | None = None,
     ):
         super().__init__()
         self._config = config = apply_sidecar(config)
@@ -145,7 +154,9 @@ class VerifyPairs(beam.PTransform):
         kept = encoded[KEPT] | "WriteKept" >> beam.FlatMap(write_kept, self._keeping, self._tally) if self._keeping else None
         return Verified(scored, encoded[IMAGES], kept)
 
-    def _stored(self, pipeline: beam.Pipeline, keeping: Keeping) -> beam.PCollection[tuple[int, tuple[str, pa.Table]]]:
+    def _stored(
+        self, pipeline: beam.Pipeline, keeping: EmbeddingStoreSession
+    ) -> beam.PCollection[tuple[int, tuple[str, pa.Table]]]:
         return (
             pipeline
             | "StoredParts" >> beam.Create(keeping.parts(), reshuffle=False)
@@ -254,7 +265,7 @@ def submit(config: VerificationConfig, beam_args: Sequence[str]) -> Submission:
 
 
 @contextmanager
-def _claimed(config: VerificationConfig, keeping: Keeping | None) -> Iterator[Callable[[], None]]:
+def _claimed(config: VerificationConfig, keeping: EmbeddingStoreSession | None) -> Iterator[Callable[[], None]]:
     """Holds the run directory, and the store of embeddings if there is one; gives what leaves them to a job that goes on."""
     directory = RunDirectory(config.output)
     store = EmbeddingStore(keeping.path) if keeping else None
@@ -317,7 +328,7 @@ class Prepared:
     options: PipelineOptions
     table: ImageTableLoader | None
     tally: WorkerStats
-    keeping: Keeping | None
+    keeping: EmbeddingStoreSession | None
 
 
 def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: WorkerStats | None = None) -> Prepared:
@@ -355,7 +366,9 @@ def prepare(config: VerificationConfig, beam_args: Sequence[str] = (), tally: Wo
     return Prepared(config, manifest, loader, network, baseline, options, table, tally, keeping)
 
 
-def _keeping(config: VerificationConfig, network: KerasNetwork, stored: Generation | None, ignored: str | None) -> Keeping:
+def _keeping(
+    config: VerificationConfig, network: KerasNetwork, stored: Generation | None, ignored: str | None
+) -> EmbeddingStoreSession:
     """Decides what to do with the store, and says if what it has is not used."""
     assert config.embeddings is not None
     if network.encodings_per_pair:
@@ -364,12 +377,12 @@ def _keeping(config: VerificationConfig, network: KerasNetwork, stored: Generati
             "that there are no embeddings to keep; leave --embeddings out."
         )
     key = embedding_key(config, network.facts, network.preprocessing)
-    if stored and (names := differing(stored.key, key)):
+    if stored and (names := differing_settings(stored.key, key)):
         stored, ignored = None, f"made with another {', '.join(names).replace('_', ' ')}"
     if ignored:
         _LOG.warning("--embeddings %s: what is stored is not used, and replaced at the end (%s).", config.embeddings, ignored)
     today = datetime.datetime.now(datetime.UTC).date()
-    return Keeping(
+    return EmbeddingStoreSession(
         config.embeddings.rstrip("/") or "/", config.embeddings_version, key, stored, ignored, today, config.embeddings_days
     )
 
@@ -429,7 +442,7 @@ def build(
     table: ImageTableLoader | None = None,
     baseline: Night | None = None,
     tally: WorkerStats | None = None,
-    keeping: Keeping | None = None,
+    keeping: EmbeddingStoreSession | None = None,
 ) -> None:
     """Adds the whole job to `pipeline`; see `Prepared` for the arguments."""
     tally = tally or WorkerStats()
@@ -475,7 +488,7 @@ def _complete_summary(
     config: VerificationConfig,
     baseline: Night | None,
     profiled: Callable[[], dict[str, Any] | None],
-    keeping: Keeping | None,
+    keeping: EmbeddingStoreSession | None,
 ) -> dict[str, Any]:
     summary = {"summary_version": SUMMARY_VERSION, "run": provenance, **found.to_json(provenance["threshold"])}
     summary["baseline"] = baseline and {"path": config.baseline, **compare_nights(baseline, Night.of(summary))}

@@ -104,7 +104,7 @@ def rebuild(directory: str, output: str | None = None) -> str:
         RunError: if the file cannot be written.
     """
     from batchverify.errors import short_reason
-    from batchverify.scores import RunDirectory
+    from batchverify.output.run_directory import RunDirectory
 
     run = RunDirectory(directory)
     try:

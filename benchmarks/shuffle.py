@@ -30,8 +30,8 @@ import pyarrow.csv
 from batchverify.config import VerificationConfig
 from batchverify.inference import Network, NetworkLoader, encoded_images
 from batchverify.manifest.plan import plan_manifest
+from batchverify.output.run_directory import RunDirectory
 from batchverify.pipeline import build, image_table
-from batchverify.scores import RunDirectory
 from benchmarks.carried import Carried, count_carried
 from benchmarks.skew import CASES
 

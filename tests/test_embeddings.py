@@ -19,9 +19,9 @@ from test_pipeline import SUBPROCESS_WORKERS, write_pairs
 
 import batchverify
 from batchverify.cli import main
-from batchverify.embeddings import EmbeddingStore
 from batchverify.images.reader import ImageReader
 from batchverify.images.resize import Layout, PillowResize
+from batchverify.output.embedding_store import EmbeddingStore
 
 POINTER = "embeddings.json"
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 import batchverify
 from batchverify.cli import main
-from batchverify.scores import RunDirectory
+from batchverify.output.run_directory import RunDirectory
 
 FINISHED = ["_SUCCESS", "report.html", "scores-00000-of-00001.parquet", "summary.json"]
 

@@ -14,7 +14,7 @@ import pytest
 import batchverify
 from batchverify import report
 from batchverify.cli import parse
-from batchverify.scores import RunDirectory
+from batchverify.output.run_directory import RunDirectory
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SCRIPT = "<script>alert(1)</script>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 import glob
 import json
@@ -10,30 +9,25 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
-import apache_beam as beam
-import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify import shutdown
-from batchverify.embeddings import Keeping, Part
 from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.io import claimed_directory
 from batchverify.io.claimed_directory import ClaimedDirectory
 from batchverify.io.object_store import sweep_uploads
-from batchverify.io.storage_options import PathWithStorageOptions
 
 _LOG = logging.getLogger(__name__)
 _SUCCESS, _SUMMARY, _REPORT, _SCORES, _RUNNING = "_SUCCESS", "summary.json", "report.html", "scores", "_RUNNING"
 _FOOTER_THREADS = 16
 # Held while a run is finished and while it is swept away, so that an interrupted run is never left half of each.
-_SETTLING = threading.RLock()
+FINISHING = threading.RLock()
 
 
 class RunDirectory(ClaimedDirectory):
@@ -78,7 +72,7 @@ class RunDirectory(ClaimedDirectory):
 
     def discard(self, run_id: str) -> None:
         """Sweeps this run if it has not finished; a finished one stays, and so does another's."""
-        with _SETTLING:
+        with FINISHING:
             try:
                 if self._is_ours(run_id):
                     self._sweep()
@@ -113,7 +107,7 @@ class RunDirectory(ClaimedDirectory):
         Raises:
             RunError: if another run has taken the directory.
         """
-        with _SETTLING:
+        with FINISHING:
             if self.is_finished() and self._read(_SUCCESS) == run_id:
                 return  # A worker died after it had finished the run, and its bundle was tried again.
             if not self._is_ours(run_id):
@@ -161,68 +155,11 @@ class RunDirectory(ClaimedDirectory):
 
 def discard_unfinished() -> None:
     """Sweeps whatever this process has begun and not finished; nothing can be finished after it."""
-    _SETTLING.acquire()
+    FINISHING.acquire()
     claimed_directory.discard_all_claims()
 
 
 shutdown.register_clean_up(discard_unfinished)
-
-
-class WriteScores(beam.PTransform):
-    """Writes tables as `scores-*.parquet` and gives the files' names."""
-
-    def __init__(self, directory: RunDirectory, schema: pa.Schema):
-        super().__init__()
-        self._directory, self._schema = directory, schema
-
-    def expand(self, tables: beam.PCollection[pa.Table]) -> beam.PCollection[str]:
-        return (
-            tables
-            | "Metadata" >> beam.Map(pa.Table.cast, self._schema).with_output_types(pa.Table)
-            | "Parquet"
-            >> beam.io.WriteToParquetBatched(
-                PathWithStorageOptions(self._directory.scores_prefix()), self._schema, codec="zstd", file_name_suffix=".parquet"
-            )
-        )
-
-
-def finish_run(
-    _: Any,
-    directory: RunDirectory,
-    run_id: str,
-    summary: dict[str, Any],
-    report: str,
-    rows_read: int,
-    files: Iterable[str],
-    keeping: Keeping | None = None,
-    parts: Iterable[Part] = (),
-) -> int:
-    """Checks that every row that was read has been written, then finishes the run, and last publishes its embeddings.
-
-    Embeddings are those of a finished run or of none: a crash between the two costs the next run its encoding, and nothing
-    else. In this process a stop waits until both are done. A run with a gate that is not met publishes none.
-
-    Args:
-        directory: of the run.
-        run_id: whose scores count.
-        summary: what becomes of `summary.json`.
-        report: what becomes of `report.html`.
-        rows_read: how many rows there should be.
-        files: the names that Beam gives of what it wrote. They are only waited for: where a worker dies and Beam moves
-            files into place a second time, it does not name again those that were in place already.
-
-    Raises:
-        RunError: if not; there is no `_SUCCESS` then.
-    """
-    collections.deque(files, maxlen=0)
-    rows_written = directory.count_rows(run_id)
-    if not rows_read == rows_written == summary["rows"].get("total", 0):
-        raise RunError(f"{rows_read} rows were read but {rows_written} written; run again, and report it if it happens again.")
-    with _SETTLING:
-        directory.finish(run_id, summary, report)
-        if keeping is not None and all(gate["met"] for gate in summary["gates"]):
-            keeping.publish(parts, run_id)
-    return rows_written
 
 
 def _read_footer(path: str) -> pq.FileMetaData:

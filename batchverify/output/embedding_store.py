@@ -56,7 +56,7 @@ _LIBRARIES = ("keras", "pillow", "tensorflow")
 _AFRESH = "or start afresh with --embeddings-rebuild"
 
 
-class Part(NamedTuple):
+class StoredFile(NamedTuple):
     """One file of a generation.
 
     Attributes:
@@ -84,7 +84,7 @@ class Generation:
 
     name: str
     key: dict[str, Any]
-    parts: tuple[Part, ...]
+    parts: tuple[StoredFile, ...]
 
     @property
     def rows(self) -> int:
@@ -92,7 +92,7 @@ class Generation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Keeping:
+class EmbeddingStoreSession:
     """What one run does with a store.
 
     Attributes:
@@ -120,11 +120,11 @@ class Keeping:
         """How many embeddings are read."""
         return self.stored.rows if self.stored else 0
 
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[StoredFile, ...]:
         """Returns the files to read, with `read` and `read_columns`."""
         return self.stored.parts if self.stored else ()
 
-    def read(self, part: Part) -> pa.Table:
+    def read(self, part: StoredFile) -> pa.Table:
         """Returns the rows of one file: the columns of `stored_schema`.
 
         Raises:
@@ -135,7 +135,7 @@ class Keeping:
             raise RunError(f"--embeddings {self.path}: {part.name} is damaged; restore it, {_AFRESH}.")
         return pq.read_table(io.BytesIO(data))
 
-    def write(self, rows: pa.Table) -> Iterator[Part]:
+    def write(self, rows: pa.Table) -> Iterator[StoredFile]:
         """Writes rows of the next generation, and yields the files. What is written twice is listed once: where it counts.
 
         Raises:
@@ -155,9 +155,9 @@ class Keeping:
                     file.write(data)
             except Exception as error:  # Beam wraps whatever the store's client raises.
                 raise RunError(f"--embeddings {self.path} cannot be written ({short_reason(error)}); check the path.") from None
-            yield Part(name, len(data), part.num_rows, hashlib.blake2b(data, digest_size=16).hexdigest())
+            yield StoredFile(name, len(data), part.num_rows, hashlib.blake2b(data, digest_size=16).hexdigest())
 
-    def publish(self, parts: Iterable[Part], run_id: str) -> None:
+    def publish(self, parts: Iterable[StoredFile], run_id: str) -> None:
         """Makes what was written the store, and deletes the generation before. A failure is told, and fails no run."""
         store = EmbeddingStore(self.path)
         try:
@@ -168,7 +168,7 @@ class Keeping:
                 "the store is as it was.", self.path, short_reason(error),
             )  # fmt: skip
 
-    def _bytes(self, part: Part) -> bytes:
+    def _bytes(self, part: StoredFile) -> bytes:
         assert self.stored is not None
         path = FileSystems.join(self.path, self.stored.name, part.name)
         try:
@@ -233,7 +233,7 @@ class EmbeddingStore(ClaimedDirectory):
         except Exception as error:  # Beam wraps whatever the store's client raises; what stays, a later run sweeps.
             _LOG.warning("--embeddings %s cannot be swept (%s).", self.path, short_reason(error))
 
-    def publish(self, generation: str, key: dict[str, Any], parts: tuple[Part, ...], run_id: str) -> None:
+    def publish(self, generation: str, key: dict[str, Any], parts: tuple[StoredFile, ...], run_id: str) -> None:
         """Makes a generation the store's own, in one step, and deletes the one before. May be called again."""
         before = self._published()
         if before == generation:
@@ -263,7 +263,7 @@ class EmbeddingStore(ClaimedDirectory):
             if said["format"] != _FORMAT:
                 raise self._not_whole(f"it has the format {said['format']!r:.20}, and this program knows {_FORMAT}")
             parts = tuple(
-                Part(str(one["name"]), int(one["bytes"]), int(one["rows"]), str(one["digest"])) for one in said["files"]
+                StoredFile(str(one["name"]), int(one["bytes"]), int(one["rows"]), str(one["digest"])) for one in said["files"]
             )
             generation = Generation(str(said["generation"]), dict(said["key"]), parts)
             rows = int(said["rows"])
@@ -279,7 +279,7 @@ class EmbeddingStore(ClaimedDirectory):
         self._require_readable(generation)
         return generation
 
-    def _require_present(self, generation: str, parts: tuple[Part, ...]) -> None:
+    def _require_present(self, generation: str, parts: tuple[StoredFile, ...]) -> None:
         found = {one.path.rsplit("/", 1)[-1]: one.size_in_bytes for one in self._match(f"{generation}/part-*.parquet")}
         for part in parts:
             if part.name not in found:
@@ -296,7 +296,7 @@ class EmbeddingStore(ClaimedDirectory):
             if footer.num_rows != part.rows:
                 raise self._not_whole(f"{part.name} has {footer.num_rows:,} rows and should have {part.rows:,}")
 
-    def _footer(self, generation: str, part: Part) -> pq.FileMetaData:
+    def _footer(self, generation: str, part: StoredFile) -> pq.FileMetaData:
         try:
             path = self._join(generation, part.name)
             with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
@@ -389,7 +389,7 @@ def embedding_key(config: ScoringConfig, facts: ModelFacts, preprocessing: Any) 
     return json.loads(json.dumps(key))
 
 
-def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def differing_settings(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Returns the names of what two keys do not agree on."""
     return [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
 
@@ -434,7 +434,7 @@ def is_unchanged(stored: pa.Table, now: pa.Table) -> np.ndarray:
     return pc.or_(*equal).to_numpy(zero_copy_only=False)
 
 
-def rows_of_tonight(images: pa.Table, today: datetime.date) -> pa.Table:
+def current_rows(images: pa.Table, today: datetime.date) -> pa.Table:
     """Returns what the next generation has of images that could be read.
 
     Args:
@@ -447,7 +447,7 @@ def rows_of_tonight(images: pa.Table, today: datetime.date) -> pa.Table:
     return dated.select(schema.names).cast(schema)
 
 
-def rows_carried_over(stored: pa.Table, today: datetime.date, days: int | None) -> pa.Table:
+def retained_rows(stored: pa.Table, today: datetime.date, days: int | None) -> pa.Table:
     """Returns what the next generation has of rows that tonight did not name or could not read.
 
     Args:
