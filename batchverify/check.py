@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import StandardOptions
 
 from batchverify.config import VerificationConfig
-from batchverify.drift import Night
 from batchverify.errors import PreflightError, RunError, printable
+from batchverify.evaluation.drift import RunStatistics
 from batchverify.inference import KerasNetwork
 from batchverify.manifest.columns import pair_uris
 from batchverify.manifest.read import read_keyed
@@ -165,7 +165,7 @@ class Check:
     model: ModelFacts
     golden: int
     sample: Sample
-    baseline: Night | None
+    baseline: RunStatistics | None
     buckets: int
     runner: str
     seconds: float | None

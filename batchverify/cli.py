@@ -141,7 +141,7 @@ def _swept_when_stopped() -> Iterator[None]:
 
 def _tell_gates(summary: dict[str, Any]) -> bool:
     """Says which gates are not met, and returns whether there is one."""
-    from batchverify.gates import Gate
+    from batchverify.evaluation.gates import Gate
 
     broken = [gate for gate in (Gate(**found) for found in summary["gates"]) if not gate.met]
     for gate in broken:
@@ -227,7 +227,7 @@ def submission_words(output: str, link: str | None) -> str:
 
 def baseline_words(baseline: dict[str, Any]) -> str:
     """Returns what changed since the earlier run, in two lines."""
-    from batchverify.drift import shift_words
+    from batchverify.evaluation.drift import describe_shift
 
     before, now = (f"{rate:.2%}" if rate is not None else "none" for rate in baseline["match_rate"])
     changed = [f"{now - before:+,} {status}" for status, (before, now) in baseline["failures"].items() if now != before]
@@ -235,7 +235,7 @@ def baseline_words(baseline: dict[str, Any]) -> str:
     one, other = baseline["threshold"]
     threshold = "" if one == other else f"; threshold {one:g} before, {other:g} now"
     told = (
-        f"against {baseline['path']}: {shift_words(baseline['psi'])}, with {model}{threshold};\n"
+        f"against {baseline['path']}: {describe_shift(baseline['psi'])}, with {model}{threshold};\n"
         f"          matches {before} before, {now} now; failures {', '.join(changed) or 'as before'}"
     )
     return printable(told, keep="\n")  # The earlier summary may be a stranger's.

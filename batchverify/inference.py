@@ -25,7 +25,7 @@ from apache_beam.utils.shared import Shared
 
 from batchverify.config import ScoringConfig
 from batchverify.errors import PreflightError, RunError
-from batchverify.identity import check_identity, is_match
+from batchverify.evaluation.identity import check_identity, is_match
 from batchverify.images.decode import UndecodedJpeg
 from batchverify.images.failure import ImageFailure
 from batchverify.images.prefetch import Prefetcher

@@ -18,12 +18,13 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
-from batchverify.baseline import read_baseline
 from batchverify.config import Limit, ScoringConfig, VerificationConfig, accelerator_hint
 from batchverify.dataflow import fit, is_dataflow, refuse_local_images
-from batchverify.drift import Night, compare_nights
 from batchverify.errors import PreflightError
-from batchverify.gates import judge
+from batchverify.evaluation.baseline import read_baseline
+from batchverify.evaluation.drift import RunStatistics, compare_runs
+from batchverify.evaluation.gates import evaluate_gates
+from batchverify.evaluation.summary import SUMMARY_VERSION, Summarise, Summary
 from batchverify.inference import (
     BLOCK,
     IMAGES,
@@ -59,7 +60,6 @@ from batchverify.progress import Watcher
 from batchverify.report import make_report
 from batchverify.running import JobDetachedError, run_to_end, submit_pipeline
 from batchverify.schema import output_schema
-from batchverify.summary import SUMMARY_VERSION, Summarise, Summary
 from batchverify.version import VERSION
 from batchverify.worker_stats import WorkerStats, profile_run, read_totals, stats_folder
 
@@ -324,7 +324,7 @@ class Prepared:
     manifest: Manifest
     loader: NetworkLoader
     network: KerasNetwork
-    baseline: Night | None
+    baseline: RunStatistics | None
     options: PipelineOptions
     table: ImageTableLoader | None
     tally: WorkerStats
@@ -440,7 +440,7 @@ def build(
     provenance: dict[str, Any],
     loader: NetworkLoader,
     table: ImageTableLoader | None = None,
-    baseline: Night | None = None,
+    baseline: RunStatistics | None = None,
     tally: WorkerStats | None = None,
     keeping: EmbeddingStoreSession | None = None,
 ) -> None:
@@ -486,12 +486,12 @@ def _complete_summary(
     found: Summary,
     provenance: dict[str, Any],
     config: VerificationConfig,
-    baseline: Night | None,
+    baseline: RunStatistics | None,
     profiled: Callable[[], dict[str, Any] | None],
     keeping: EmbeddingStoreSession | None,
 ) -> dict[str, Any]:
     summary = {"summary_version": SUMMARY_VERSION, "run": provenance, **found.to_json(provenance["threshold"])}
-    summary["baseline"] = baseline and {"path": config.baseline, **compare_nights(baseline, Night.of(summary))}
+    summary["baseline"] = baseline and {"path": config.baseline, **compare_runs(baseline, RunStatistics.of(summary))}
     if keeping is not None:
         summary["embeddings"] = {
             "path": keeping.path,
@@ -501,7 +501,7 @@ def _complete_summary(
             "encoded": found.counts["embeddings.encoded"],
         }
     summary["profile"] = profiled()
-    return summary | {"gates": [dataclasses.asdict(gate) for gate in judge(config, summary)]}
+    return summary | {"gates": [dataclasses.asdict(gate) for gate in evaluate_gates(config, summary)]}
 
 
 def _profile(tally: WorkerStats, began: float, in_process: bool) -> dict[str, Any] | None:

@@ -18,9 +18,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from batchverify import metrics
-from batchverify.drift import Shift, shift_words
 from batchverify.errors import PreflightError, RunError, printable
+from batchverify.evaluation import metrics
+from batchverify.evaluation.drift import Shift, describe_shift
 
 DONE, FAILED, REFUSED = 0, 1, 2
 _LOG = logging.getLogger(__name__)
@@ -300,7 +300,7 @@ def _baseline_points(summary: dict[str, Any]) -> Iterator[Point]:
     if baseline.get("model_changed"):
         yield Point("warn", "The model is another one than in the run that this one is compared with.")
     psi = baseline.get("psi")
-    yield Point("warn" if psi is None else _SHIFTS[Shift.of(psi)], f"Against the earlier run, {shift_words(psi)}.")
+    yield Point("warn" if psi is None else _SHIFTS[Shift.of(psi)], f"Against the earlier run, {describe_shift(psi)}.")
 
 
 def _plots(summary: dict[str, Any]) -> dict[str, str]:
@@ -410,7 +410,7 @@ def _drift(baseline: dict[str, Any]) -> dict[str, Any]:
         rows += [(f"{title}: {name.replace('_', ' ')}", *pair) for name, pair in (baseline.get(group) or {}).items()]
     return {
         "rows": rows,
-        "words": shift_words(baseline.get("psi")),
+        "words": describe_shift(baseline.get("psi")),
         **{name: baseline.get(name) for name in ("path", "psi", "ks", "model_changed")},
     }
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from PIL import Image
 
 from batchverify.config import ScoringConfig
-from batchverify.extremes import is_cut
+from batchverify.evaluation.extremes import is_cut
 from batchverify.images.decode import decode
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from batchverify import metrics
-from batchverify.identity import check_identity, is_match
+from batchverify.evaluation import metrics
+from batchverify.evaluation.identity import check_identity, is_match
 from batchverify.schema import VERDICTS
 
 

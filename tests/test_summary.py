@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 
 import batchverify
-from batchverify import metrics, summary
-from batchverify.extremes import LONGEST_TEXT, PAIRS_OF_A_KIND, is_cut
-from batchverify.summary import Summary, summarise_rows
+from batchverify.evaluation import metrics, summary
+from batchverify.evaluation.extremes import LONGEST_TEXT, PAIRS_OF_A_KIND, is_cut
+from batchverify.evaluation.summary import Summary, summarise_rows
 
 FAULTY = str(Path(batchverify.__file__).parent / "demo" / "faulty.keras")
 CONFIG = batchverify.ScoringConfig()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from batchverify import metrics
+from batchverify.evaluation import metrics
 from batchverify.training.data import Group
 
 Encode = Callable[[np.ndarray], np.ndarray]

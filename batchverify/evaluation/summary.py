@@ -98,10 +98,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchverify import metrics
 from batchverify.config import ScoringConfig
-from batchverify.extremes import Extremes, find_extremes
-from batchverify.identity import is_match
+from batchverify.evaluation import metrics
+from batchverify.evaluation.extremes import Extremes, find_extremes
+from batchverify.evaluation.identity import is_match
 from batchverify.manifest.columns import parse_labels
 from batchverify.schema import STATUSES, IdentityCheck, ImageStatus
 

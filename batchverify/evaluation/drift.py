@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from batchverify import metrics
+from batchverify.evaluation import metrics
 
 _QUANTILES = 10
 _SMOOTHING = 0.5
@@ -76,7 +76,7 @@ def kolmogorov_smirnov(before: np.ndarray, now: np.ndarray) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Night:
+class RunStatistics:
     """What is compared of one run.
 
     Attributes:
@@ -101,7 +101,7 @@ class Night:
     identity: Mapping[str, float | None]
 
     @classmethod
-    def of(cls, summary: Mapping[str, Any]) -> Night:
+    def of(cls, summary: Mapping[str, Any]) -> RunStatistics:
         """Reads what `summary.json` says.
 
         Raises:
@@ -136,7 +136,7 @@ class Night:
         return float(self.scores @ middles / self.scored) if self.scored else None
 
 
-def compare_nights(before: Night, now: Night) -> dict[str, Any]:
+def compare_runs(before: RunStatistics, now: RunStatistics) -> dict[str, Any]:
     """Returns what changed, as `summary.json` has it: pairs are `[before, now]`, None where there is no score."""
     psi, ks = population_stability_index(before.scores, now.scores), kolmogorov_smirnov(before.scores, now.scores)
     statuses = sorted({*before.failures, *now.failures})
@@ -165,7 +165,7 @@ class Shift(enum.StrEnum):
         return cls.LITTLE if psi < _LITTLE else cls.SOME if psi < _SOME else cls.LARGE
 
 
-def shift_words(psi: float | None) -> str:
+def describe_shift(psi: float | None) -> str:
     """Returns what a population stability index means, in a few words."""
     if psi is None:
         return "the scores cannot be compared, as one of the two runs has none"

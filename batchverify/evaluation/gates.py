@@ -35,14 +35,14 @@ class Gate:
         return f"{self.found:,} of {self.rows:,} rows, where {self.option} allows {self.limit}"
 
 
-def judge(config: VerificationConfig, summary: dict[str, Any]) -> list[Gate]:
+def evaluate_gates(config: VerificationConfig, summary: dict[str, Any]) -> list[Gate]:
     """Returns the gates that `config` sets, each with what `summary` (of `summary.json`) says of it."""
     rows, identity = summary["rows"], summary["identity"]
     total, scored = rows.get("total", 0), rows.get("scored", 0)
     faults = identity["below_threshold"] + identity["outscored"]
     gates = [
-        _judge("--max-failed-rows", config.max_failed_rows, rows.get("failed", 0), total),
-        _judge("--max-identity-faults", config.max_identity_faults, faults, scored),
+        _evaluate_limit("--max-failed-rows", config.max_failed_rows, rows.get("failed", 0), total),
+        _evaluate_limit("--max-identity-faults", config.max_identity_faults, faults, scored),
     ]
     if config.max_drift is not None and summary.get("baseline"):
         psi = summary["baseline"]["psi"]
@@ -52,5 +52,5 @@ def judge(config: VerificationConfig, summary: dict[str, Any]) -> list[Gate]:
     return [gate for gate in gates if gate is not None]
 
 
-def _judge(option: str, limit: Limit | None, found: int, rows: int) -> Gate | None:
+def _evaluate_limit(option: str, limit: Limit | None, found: int, rows: int) -> Gate | None:
     return None if limit is None else Gate(option, str(limit), found, rows, limit.allows(found, rows))

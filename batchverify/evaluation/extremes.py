@@ -62,7 +62,7 @@ def find_extremes(table: pa.Table, labels: np.ndarray, config: ScoringConfig) ->
     rank = np.zeros(table.num_rows)
     return Extremes(
         {
-            kind: _keep(table, chosen, values if values is not None else rank, labels, config)
+            kind: _select_extremes(table, chosen, values if values is not None else rank, labels, config)
             for kind, chosen, values in _ranked(table, labels, config.match_threshold())
             if chosen.any()
         }
@@ -98,7 +98,9 @@ def _failure(table: pa.Table) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(first, str(ImageStatus.OK)), NOT_A_NUMBER, first)
 
 
-def _keep(table: pa.Table, chosen: np.ndarray, rank: np.ndarray, labels: np.ndarray, config: ScoringConfig) -> pa.Table:
+def _select_extremes(
+    table: pa.Table, chosen: np.ndarray, rank: np.ndarray, labels: np.ndarray, config: ScoringConfig
+) -> pa.Table:
     rows = np.flatnonzero(chosen)
     if len(rows) > PAIRS_OF_A_KIND:
         least = np.partition(rank[rows], PAIRS_OF_A_KIND - 1)[PAIRS_OF_A_KIND - 1]

@@ -10,8 +10,8 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import VerificationConfig
-from batchverify.drift import Night
 from batchverify.errors import PreflightError, short_reason
+from batchverify.evaluation.drift import RunStatistics
 from batchverify.output.run_directory import RunDirectory
 
 _LOG = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ _READABLE_VERSIONS = (1, 2)
 _MOST_BYTES = 64 * 2**20
 
 
-def read_baseline(config: VerificationConfig) -> Night | None:
+def read_baseline(config: VerificationConfig) -> RunStatistics | None:
     """Returns what `config.baseline` says of its run; None if there is no baseline, or none yet and that may be.
 
     Raises:
@@ -46,7 +46,7 @@ def read_baseline(config: VerificationConfig) -> Night | None:
             f"{' and '.join(map(str, _READABLE_VERSIONS))}; name a run of this program's own."
         )
     try:
-        return Night.of(summary)
+        return RunStatistics.of(summary)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         words = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise PreflightError(

@@ -1,0 +1,1 @@
+"""What scores say: the identity check, error rates, the summary, drift, gates."""
