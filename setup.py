@@ -18,7 +18,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["batchverify", "batchverify.*"]),
-    package_data={"batchverify": ["report.html.j2"], "batchverify.demo": ["*.keras", "*.json", "*.md"]},
+    package_data={
+        "batchverify": ["py.typed"],
+        "batchverify.report": ["report.html.j2"],
+        "batchverify.demo": ["*.keras", "*.json", "*.md"],
+    },
     install_requires=[
         "apache-beam>=2.77,<2.80",
         "h5py>=3.11,<4",

@@ -57,7 +57,7 @@ from batchverify.output.embedding_store import (
 from batchverify.output.run_directory import RunDirectory
 from batchverify.output.write_scores import WriteScores, finish_run
 from batchverify.progress import Watcher
-from batchverify.report import make_report
+from batchverify.report.render import make_report
 from batchverify.running import JobDetachedError, run_to_end, submit_pipeline
 from batchverify.schema import output_schema
 from batchverify.version import VERSION

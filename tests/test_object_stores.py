@@ -19,13 +19,14 @@ from object_stores import gs_store, s3_store
 from PIL import Image
 
 import batchverify
-from batchverify import doctor, report
+from batchverify import doctor
 from batchverify.cli import main
 from batchverify.images import fetch
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes
 from batchverify.io import object_store
 from batchverify.manifest.plan import plan_manifest
+from batchverify.report import render
 from batchverify.schema import ImageStatus
 
 pytestmark = pytest.mark.stores
@@ -217,7 +218,7 @@ def test_all_that_a_run_reads_and_writes_may_lie_in_a_store(store, folder, local
     np.testing.assert_allclose(scores["score"], local["score"], atol=1e-5, equal_nan=True)
     assert main(words) == 2 and "add --overwrite" in capsys.readouterr().err
     store.put("out/report.html", b"none")
-    assert report.main([store.uri("out"), *store.arguments]) == 0
+    assert render.main([store.uri("out"), *store.arguments]) == 0
     assert b"data:image/" in store.get("out/report.html")
 
 

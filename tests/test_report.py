@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 import batchverify
-from batchverify import report
 from batchverify.cli import parse
 from batchverify.output.run_directory import RunDirectory
+from batchverify.report import command, render, verdict
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SCRIPT = "<script>alert(1)</script>"
@@ -221,7 +221,7 @@ def test_strings_of_strangers_show_as_text(small_model, pictures, tmp_path, visi
 
 def test_the_command_in_it_makes_the_same_run(sane, faulty):
     for output in (sane, faulty):
-        command = report.command_of(json.loads((output / "summary.json").read_text())["run"])
+        command = command.command_of(json.loads((output / "summary.json").read_text())["run"])
         there, _, words = command.partition("\n")
         assert shlex.split(there) == ["cd", str(Path.cwd())]
         config, others = parse(shlex.split(words.replace("\\\n", ""))[3:])
@@ -232,7 +232,7 @@ def test_the_command_in_it_makes_the_same_run(sane, faulty):
 
 def test_it_is_made_again_from_anywhere(faulty, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert report.main([str(faulty), "--output", str(tmp_path / "again.html")]) == report.DONE
+    assert render.main([str(faulty), "--output", str(tmp_path / "again.html")]) == render.DONE
     assert capsys.readouterr().out.strip() == str(tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text() == (faulty / "report.html").read_text()
 
@@ -250,7 +250,7 @@ def test_an_image_that_is_gone_is_a_word_in_its_place(small_model, pictures, tmp
     (pictures / "p1.png").write_bytes(b"no image")
     (pictures / "p2.png").unlink()
     (pictures / "p2.png").symlink_to(page)  # outside of the root
-    assert report.main([str(tmp_path / "out")]) == report.DONE
+    assert render.main([str(tmp_path / "out")]) == render.DONE
     for status in ("missing", "unreadable", "outside root"):
         assert page.read_text().count(f'<span class="gone">{status}</span>') == 4
     assert "<img " not in page.read_text()
@@ -265,7 +265,7 @@ def test_sections_that_other_runs_have(sane):
         "path": "/runs/yesterday", "psi": 0.3, "ks": 0.2, "match_rate": [0.5, 0.54], "score_mean": [0.4, None],
         "failures": {"missing": [0, 1]}, "identity": {"sane": [125, 122]}, "model_changed": True,
     }  # fmt: skip
-    page = report.render(summary)
+    page = render.render(summary)
     for words in (
         "encode 30.0",
         "images per second",
@@ -276,8 +276,8 @@ def test_sections_that_other_runs_have(sane):
         "failed: missing",
     ):
         assert words in page
-    assert report.judge_run(summary).level == "warn"
-    assert "Where the time went" not in report.render(summary | {"profile": None})
+    assert verdict.judge_run(summary).level == "warn"
+    assert "Where the time went" not in render.render(summary | {"profile": None})
 
 
 def test_the_summary_of_an_older_version_has_a_report(sane, tmp_path, capsys):
@@ -294,28 +294,28 @@ def test_the_summary_of_an_older_version_has_a_report(sane, tmp_path, capsys):
     }
     with RunDirectory(str(tmp_path)).claimed("old"):
         RunDirectory(str(tmp_path)).finish("old", old, "")
-    assert report.main([str(tmp_path)]) == report.DONE
+    assert render.main([str(tmp_path)]) == render.DONE
     page = (tmp_path / "report.html").read_text()
     for words in ("The model is sane", f"{summary['error_rates']['accuracy']:.2%}", "of an older version", "plot-det"):
         assert words in page
     old["summary_version"] = 99
     (tmp_path / "summary.json").write_text(json.dumps(old))
-    assert report.main([str(tmp_path)]) == report.REFUSED
+    assert render.main([str(tmp_path)]) == render.REFUSED
     assert "has version 99; update batchverify" in capsys.readouterr().err
 
 
 def test_a_directory_without_a_finished_run_is_refused(tmp_path, capsys):
-    assert report.main([str(tmp_path / "none")]) == report.REFUSED
+    assert render.main([str(tmp_path / "none")]) == render.REFUSED
     assert "holds no finished run" in capsys.readouterr().err
     (tmp_path / "_SUCCESS").touch()
     for text, told in (("{", "cannot be read"), ("[]", "is not one that batchverify wrote")):
         (tmp_path / "summary.json").write_text(text)
-        assert report.main([str(tmp_path)]) == report.REFUSED and told in capsys.readouterr().err
+        assert render.main([str(tmp_path)]) == render.REFUSED and told in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
 
 
 def test_a_report_that_cannot_be_made_says_so_and_fails_no_run(caplog):
-    page = report.make_report({"summary_version": 2, "<b>": 1})
+    page = render.make_report({"summary_version": 2, "<b>": 1})
     assert "This report could not be made" in page and "The scores are whole" in page
     assert "the report could not be made (KeyError" in caplog.text
 

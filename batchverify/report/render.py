@@ -7,12 +7,10 @@ Nothing of the scores is read: all that is shown stands in `summary.json`, but t
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.resources
 import logging
-import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -20,7 +18,9 @@ from markupsafe import Markup
 
 from batchverify.errors import PreflightError, RunError, printable
 from batchverify.evaluation import metrics
-from batchverify.evaluation.drift import Shift, describe_shift
+from batchverify.evaluation.drift import describe_shift
+from batchverify.report.command import command_of
+from batchverify.report.verdict import format_value, judge_model, judge_run
 
 DONE, FAILED, REFUSED = 0, 1, 2
 _LOG = logging.getLogger(__name__)
@@ -28,45 +28,6 @@ _NEWEST = 2
 _PICTURED = 10  # pairs of a kind; with three kinds at most 60 images
 _LABELLED = ("identity_faults", "highest_impostors", "lowest_genuines")
 _UNLABELLED = ("identity_faults", "highest_unlabelled", "lowest_unlabelled")
-_OPTIONS = {"manifests": "manifest", "lambdas": "lambda", "custom_objects": "custom-object"}
-_MARKS = {"good": "✓", "warn": "!", "bad": "✗", "plain": "–"}
-_SHIFTS = {Shift.LITTLE: "good", Shift.SOME: "warn", Shift.LARGE: "bad"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One thing that a verdict rests on.
-
-    Attributes:
-        level: `good`, `warn`, `bad` or `plain`.
-        text: the same in words.
-    """
-
-    level: str
-    text: str
-
-    @property
-    def mark(self) -> str:
-        return _MARKS[self.level]
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """Whether to believe a run.
-
-    Attributes:
-        level: as of a `Point`.
-        headline: one short sentence.
-        points: what it rests on.
-    """
-
-    level: str
-    headline: str
-    points: tuple[Point, ...]
-
-    @property
-    def mark(self) -> str:
-        return _MARKS[self.level]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -161,7 +122,7 @@ def render(summary: dict[str, Any]) -> str:
         run=run,
         rates=rates,
         verdict=judge_run(summary),
-        sanity=_sanity(summary),
+        sanity=judge_model(summary),
         plots=_plots(summary),
         gallery=_gallery(summary),
         failures=_failures(summary),
@@ -172,140 +133,9 @@ def render(summary: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-def judge_run(summary: dict[str, Any]) -> Verdict:
-    """Returns whether a run is to be believed, in words for somebody who never heard of the identity check."""
-    identity = _identity_point(summary)
-    points = [
-        identity,
-        *_certificate_points(summary),
-        *_gate_points(summary),
-        *_row_points(summary),
-        *_baseline_points(summary),
-    ]
-    broken = any(not gate["met"] for gate in summary["gates"])
-    if summary["rows"].get("total", 0) == 0:
-        return Verdict("warn", "The manifest had no rows, so there is nothing to judge.", tuple(points))
-    if identity.level == "bad":
-        headline = "Don’t trust these scores: the model fails the identity check."
-    elif identity.level == "warn":
-        headline = "Nothing could be judged: no image could be read."
-    elif broken:
-        headline = "The model is sane, but a limit that you set is not met."
-    elif failed := summary["rows"].get("failed", 0):
-        headline = f"The model is sane, and the run is complete, but {_counted(failed, 'row has', 'rows have')} no score."
-    else:
-        headline = "The model is sane, and the run is complete."
-    level = (
-        "bad" if broken or identity.level == "bad" else "warn" if any(p.level in ("warn", "bad") for p in points) else "good"
-    )
-    return Verdict(level, headline, tuple(points))
-
-
-def command_of(run: dict[str, Any]) -> str:
-    """Returns what a shell is told to do this run again; empty where the summary is too old to say."""
-    words = []
-    for name, value in run.get("options", {}).items():
-        option = f"--{_OPTIONS.get(name, name).replace('_', '-')}"
-        if value is True:
-            words.append(option)
-        elif name == "image_size":
-            words.append(f"{option} {value[0]}x{value[1]}")
-        else:
-            # With "=", so that a value that begins with a dash is none of the options.
-            words += [shlex.quote(f"{option}={each}") for each in (value if isinstance(value, list) else [value])]
-    if not words:
-        return ""
-    return f"cd {shlex.quote(run['working_directory'])}\n" + " \\\n    ".join(["python -m batchverify", *words])
-
-
-def _identity_point(summary: dict[str, Any]) -> Point:
-    identity, threshold = summary["identity"], summary["run"]["threshold"]
-    compared = summary["images"].get("ok", 0)
-    if identity["score_min"] is None:
-        return Point("warn", "Identity check: no image could be encoded, so none was compared with itself.")
-    low, high = identity["score_min"], identity["score_max"]
-    scale = f"{low:.4f}" if f"{low:.4f}" == f"{high:.4f}" else f"{low:.4f} to {high:.4f}"
-    refused, outscored = identity["images_below_threshold"], identity["outscored"]
-    if not refused and not outscored:
-        return Point(
-            "good",
-            f"Identity check passed: each of {compared:,} images, compared with itself, scored {scale}; none fell below the "
-            f"threshold {threshold:g}, and no pair scored higher than its own images do.",
-        )
-    seen = []
-    if refused:
-        seen.append(f"{refused:,} of {compared:,} images, compared with themselves, fall below the threshold {threshold:g}")
-    if outscored:
-        seen.append(f"{outscored:,} of {summary['rows'].get('scored', 0):,} pairs score higher than an image against itself")
-    return Point(
-        "bad",
-        f"Identity check failed: {'; '.join(seen)}. An image compared with itself scores {scale}; nothing can be more "
-        "alike, so it should be near 1. The model is at fault, not the images: retrain its head with weights that can’t be "
-        "positive and with identity pairs.",
-    )
-
-
-def _certificate_points(summary: dict[str, Any]) -> Iterator[Point]:
-    certificate = summary["run"].get("certificate")
-    if certificate and certificate["holds"] is False and not summary["identity"]["outscored"]:
-        yield Point(
-            "warn",
-            f"{certificate['positive_weights']:,} of {certificate['weights']:,} weights of the head are positive, so that a "
-            "pair can outscore an image against itself, though none did in this run.",
-        )
-
-
-def _sanity(summary: dict[str, Any]) -> Point:
-    """Returns the doctor's verdict on the model, from what this run saw of it."""
-    identity, certificate = _identity_point(summary), summary["run"].get("certificate")
-    if identity.level == "warn":
-        return Point("warn", "Not to be told: no image could be encoded.")
-    if identity.level == "bad" or (certificate and certificate["holds"] is False):
-        return Point("bad", "Not sane: an image compared with itself is not, or need not be, the most alike that there is.")
-    if certificate and certificate["holds"]:
-        return Point("good", "Sane, and proven so by its weights: no pair can outscore an image compared with itself.")
-    return Point("good", "Sane on all pairs of this run; its weights don’t prove it for others.")
-
-
-def _counted(count: int, one: str, more: str) -> str:
-    return f"{count:,} {one if count == 1 else more}"
-
-
-def _gate_points(summary: dict[str, Any]) -> Iterator[Point]:
-    if not summary["gates"]:
-        yield Point("plain", "No gates were set (--max-failed-rows, --max-identity-faults).")
-    for gate in summary["gates"]:
-        words = f"{gate['option']} {gate['limit']}: found {_shown(gate['found'])}"
-        words += f" of {gate['rows']:,} rows" if gate.get("rows") and isinstance(gate["found"], int) else ""
-        yield Point("good" if gate["met"] else "bad", f"Gate {'met' if gate['met'] else 'not met'}: {words}.")
-
-
-def _row_points(summary: dict[str, Any]) -> Iterator[Point]:
-    rows = summary["rows"]
-    total, failed = rows.get("total", 0), rows.get("failed", 0)
-    yield Point("good", f"Rows in = rows out: {total:,} read, {total:,} written.")
-    if failed:
-        yield Point(
-            "warn",
-            f"{failed:,} of {total:,} rows ({failed / total:.2%}) have no score; they count as neither match nor non-match.",
-        )
-    elif total:
-        yield Point("good", "Every row has a score.")
-
-
-def _baseline_points(summary: dict[str, Any]) -> Iterator[Point]:
-    baseline = summary.get("baseline")
-    if not baseline:
-        return
-    if baseline.get("model_changed"):
-        yield Point("warn", "The model is another one than in the run that this one is compared with.")
-    psi = baseline.get("psi")
-    yield Point("warn" if psi is None else _SHIFTS[Shift.of(psi)], f"Against the earlier run, {describe_shift(psi)}.")
-
-
 def _plots(summary: dict[str, Any]) -> dict[str, str]:
     """Returns SVG elements by name, empty where there is nothing to show."""
-    from batchverify import plots
+    from batchverify.report import plots
 
     rates, histograms = summary["error_rates"], summary["score_histograms"]
     genuine, impostor, unlabelled, identity, faults = (
@@ -348,7 +178,7 @@ def _gallery(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _pictures(pairs: list[dict[str, Any]], run: dict[str, Any]) -> list[Any]:
-    from batchverify.thumbnails import Thumbnail, pair_thumbnails
+    from batchverify.report.thumbnails import Thumbnail, pair_thumbnails
 
     try:
         return pair_thumbnails(pairs, run)
@@ -437,23 +267,13 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalized
     )
-    environment.filters |= {"shown": _shown, "percent": _percent, "interval": _interval, "words": _words}
+    environment.filters |= {"shown": format_value, "percent": _percent, "interval": _interval, "words": _words}
     return environment
 
 
 def _finalized(value: Any) -> Any:
     """Writes out what is not printed, such as marks that turn the direction of a line, in strings that come from strangers."""
     return printable(value, keep="\n") if type(value) is str else value
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _percent(value: float | None) -> str:
