@@ -15,17 +15,18 @@ from batchverify.version import VERSION as __version__
 # name is looked up when it is first used.
 _EXPORTS = {
     "BatchverifyError": "errors",
+    "JobDetachedError": "errors",
     "Limit": "config",
     "PreflightError": "errors",
     "RunError": "errors",
-    "RunResult": "pipeline",
+    "RunResult": "pipeline.run",
     "ScoringConfig": "config",
-    "Submission": "pipeline",
+    "Submission": "pipeline.run",
     "VerificationConfig": "config",
-    "Verified": "pipeline",
-    "VerifyPairs": "pipeline",
-    "run": "pipeline",
-    "submit": "pipeline",
+    "Verified": "pipeline.transforms",
+    "VerifyPairs": "pipeline.transforms",
+    "run": "pipeline.run",
+    "submit": "pipeline.run",
 }
 __all__ = [*_EXPORTS, "__version__"]
 

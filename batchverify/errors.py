@@ -79,3 +79,7 @@ class SplitError(BatchverifyError, ValueError):
 
 class IgnoredInputError(BatchverifyError, ValueError):
     """The score does not depend on one of the inputs."""
+
+
+class JobDetachedError(RunError):
+    """A service's job was lost sight of; it may still be running, and may finish."""

@@ -143,7 +143,7 @@ _FOLDERS: set[str] = set()
 @contextmanager
 def stats_folder() -> Iterator[str]:
     """Gives a folder for the tallies of one run, and deletes it."""
-    with tempfile.TemporaryDirectory(prefix="batchverify-tally-") as folder:
+    with tempfile.TemporaryDirectory(prefix="batchverify-stats-") as folder:
         _FOLDERS.add(folder)
         try:
             yield folder

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from batchverify.config import VerificationConfig
 from batchverify.manifest.plan import plan_manifest
-from batchverify.memory import available_bytes, process_bytes
+from batchverify.pipeline.memory import available_bytes, process_bytes
 from benchmarks.estimate import DEVICES, Device, Job, distinct, estimate, table, words
 from benchmarks.shuffle import EMBEDDING_SIZE, Measured, measure_alone, write_manifest
 from benchmarks.skew import CASES, uniform

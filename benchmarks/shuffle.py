@@ -28,10 +28,11 @@ import pyarrow as pa
 import pyarrow.csv
 
 from batchverify.config import VerificationConfig
-from batchverify.inference import Network, NetworkLoader, encoded_images
 from batchverify.manifest.plan import plan_manifest
 from batchverify.output.run_directory import RunDirectory
-from batchverify.pipeline import build, image_table
+from batchverify.pipeline.network import Network, NetworkLoader, encoded_images
+from batchverify.pipeline.plan import image_table
+from batchverify.pipeline.run import build
 from benchmarks.carried import Carried, count_carried
 from benchmarks.skew import CASES
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from batchverify.config import ScoringConfig
-from batchverify.inference import request_images
-from batchverify.pipeline import bucket_count
+from batchverify.pipeline.buckets import request_images
+from batchverify.pipeline.transforms import bucket_count
 
 HOT = "/images/hot.jpg"
 

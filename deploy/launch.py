@@ -11,7 +11,8 @@ import re
 import sys
 from collections.abc import Sequence
 
-from batchverify.cli import make_parser, run_as_process
+from batchverify.cli.job import run_as_process
+from batchverify.cli.options import make_parser
 
 
 def arguments(parameters: Sequence[str], image: str | None, today: datetime.date) -> list[str]:

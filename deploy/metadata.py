@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from batchverify.cli import make_parser
+from batchverify.cli.options import make_parser
 
 # They say how to run in a terminal.
 _NOT_FOR_LAUNCHERS = {"--help", "--version", "--check", "--quiet", "--no-wait"}

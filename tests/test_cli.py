@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from batchverify.cli import closing_words, parse
+from batchverify.cli.messages import closing_words
+from batchverify.cli.options import parse
 from batchverify.config import PIXELS
 from batchverify.errors import PreflightError
 
@@ -74,7 +75,7 @@ def test_zero_is_a_threshold():
 
 def test_help_loads_neither_beam_nor_tensorflow():
     code = (
-        "import sys\nfrom batchverify.cli import main\n"
+        "import sys\nfrom batchverify.cli.job import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "sys.exit(bool({'apache_beam', 'tensorflow', 'keras', 'pyarrow', 'pandas'} & set(sys.modules)))"
     )

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import batchverify
-from batchverify.convert import main
+from batchverify.cli.convert import main
 from batchverify.manifest.columns import pair_uris
 from batchverify.manifest.plan import plan_manifest
 from batchverify.manifest.read import read_blocks
@@ -202,6 +202,6 @@ def test_scores_that_cannot_be_converted_are_a_sentence(change, more, told, run,
 
 
 def test_it_stands_on_its_own_as_a_command(tmp_path):
-    command = [sys.executable, "-m", "batchverify.convert", "lfw", str(tmp_path / "none"), "--output", "p.csv", "--frob"]
+    command = [sys.executable, "-m", "batchverify.cli.convert", "lfw", str(tmp_path / "none"), "--output", "p.csv", "--frob"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "unrecognized arguments: --frob" in done.stderr and "Traceback" not in done.stderr

@@ -35,7 +35,7 @@ from google.cloud.dataflow import JobState, JobType
 from PIL import Image
 
 import batchverify
-from batchverify.cli import main
+from batchverify.cli.job import main
 
 BUCKET = "gs://nightly-pairs"
 IMAGE = "europe-docker.pkg.dev/my-project/images/batchverify:1"
@@ -263,7 +263,7 @@ def test_the_job_that_arrives_has_all_it_needs(arguments, service):
     assert all(re.search(r"beam_python3\.\d+_sdk:2\.\d+", image) for image in images(pipeline))
     assert not any(hints(pipeline).values())
     assert "no_use_multiple_sdk_containers" not in job["environment"]["experiments"]
-    assert sum(b"batchverify.inference" in pickle for pickle in pickles(pipeline)) >= 2
+    assert sum(b"batchverify.pipeline" in pickle for pickle in pickles(pipeline)) >= 2
     assert not any(b"__main__" in pickle for pickle in pickles(pipeline))
     # The launcher is gone; the job finds the directory to be its own.
     assert names(arguments) == ["_RUNNING"]

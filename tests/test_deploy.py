@@ -17,7 +17,7 @@ from google.cloud import dataflow
 from google.protobuf import json_format
 from packaging.requirements import Requirement
 
-from batchverify.cli import parse
+from batchverify.cli.options import parse
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 FIRST, SECOND = datetime.date(2026, 2, 28), datetime.date(2026, 3, 1)

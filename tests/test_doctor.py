@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from model_zoo import SHAPE, l1, siamese
 
-from batchverify import doctor
+from batchverify.cli import doctor
 from batchverify.model.identity_bound import bound_identity
 from batchverify.model.split import split_model
 

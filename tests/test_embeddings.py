@@ -18,7 +18,7 @@ from test_faults import start, wait_for
 from test_pipeline import SUBPROCESS_WORKERS, write_pairs
 
 import batchverify
-from batchverify.cli import main
+from batchverify.cli.job import main
 from batchverify.images.reader import ImageReader
 from batchverify.images.resize import Layout, PillowResize
 from batchverify.output.embedding_store import EmbeddingStore
@@ -222,14 +222,14 @@ def test_rows_that_tonight_does_not_name_stay_and_grow_old(night, pairs, tmp_pat
 def grow_older(tmp_path, days):
     """Writes the store's only file again with earlier dates, as the store itself would have then."""
     said = json.loads((tmp_path / "store" / POINTER).read_text())
-    keeping = batchverify.embeddings.Keeping(
-        str(tmp_path / "store"), "stat", said["key"], EmbeddingStore(str(tmp_path / "store")).look(), None, None
+    session = batchverify.embeddings.Keeping(
+        str(tmp_path / "store"), "stat", said["key"], EmbeddingStore(str(tmp_path / "store")).read_published(), None, None
     )
-    (part,) = keeping.parts()
-    rows = keeping.read(part)
+    (part,) = session.parts()
+    rows = session.read(part)
     earlier = pa.array(np.array(rows["last_used"]) - np.timedelta64(days, "D"), pa.date32())
-    parts = list(keeping.write(rows.set_column(5, rows.schema.field("last_used"), earlier)))
-    keeping.publish(parts, "older")
+    parts = list(session.write(rows.set_column(5, rows.schema.field("last_used"), earlier)))
+    session.publish(parts, "older")
 
 
 def cut(store, said, part):

@@ -5,8 +5,8 @@ import logging
 import pytest
 
 import batchverify
-from batchverify import pipeline
-from batchverify.memory import available_bytes, process_bytes, worker_bytes
+from batchverify.pipeline import plan
+from batchverify.pipeline.memory import available_bytes, process_bytes, worker_bytes
 
 GIB = 2**30
 
@@ -25,7 +25,7 @@ def test_this_machine_says_how_much_it_has():
 
 
 def test_a_run_that_does_not_fit_says_so_with_the_alternative(demo, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(pipeline, "available_bytes", lambda: 10_000)
+    monkeypatch.setattr(plan, "available_bytes", lambda: 10_000)
     config = batchverify.VerificationConfig(manifests=(str(demo / "demo.csv"),), output=str(tmp_path / "out"))
     with caplog.at_level(logging.WARNING, logger="batchverify"):
         batchverify.run(config)
@@ -41,7 +41,7 @@ def test_one_that_fits_says_nothing(demo, tmp_path, caplog):
 
 def test_a_run_of_workers_elsewhere_says_what_one_needs(demo, tmp_path, caplog, monkeypatch):
     # As for a runner whose workers share no process; this one's do, and are quicker to start.
-    monkeypatch.setattr(pipeline, "image_table", lambda *_: None)
+    monkeypatch.setattr(plan, "image_table", lambda *_: None)
     config = batchverify.VerificationConfig(manifests=(str(demo / "demo.csv"),), output=str(tmp_path / "out"), block_rows=50)
     with caplog.at_level(logging.INFO, logger="batchverify"):
         batchverify.run(config)

@@ -14,13 +14,14 @@ from PIL import Image
 from scipy import stats
 
 import batchverify
-from batchverify.check import DistinctTexts, survey_manifest
-from batchverify.cli import baseline_words, main
+from batchverify.cli.job import main
+from batchverify.cli.messages import baseline_words
 from batchverify.evaluation.baseline import read_baseline
 from batchverify.evaluation.summary import SUMMARY_VERSION
 from batchverify.manifest import csv, plan
 from batchverify.manifest.plan import plan_manifest
 from batchverify.manifest.read import read_blocks
+from batchverify.pipeline.check import DistinctTexts, survey_manifest
 
 
 @pytest.fixture(scope="module")

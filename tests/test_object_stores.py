@@ -19,8 +19,8 @@ from object_stores import gs_store, s3_store
 from PIL import Image
 
 import batchverify
-from batchverify import doctor
-from batchverify.cli import main
+from batchverify.cli import doctor
+from batchverify.cli.job import main
 from batchverify.images import fetch
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes

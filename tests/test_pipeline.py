@@ -18,8 +18,8 @@ from batchverify.images.decode import decode
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes
 from batchverify.images.resize import Layout, PillowResize, Resize
-from batchverify.inference import ImageTableLoader
 from batchverify.manifest.plan import plan_manifest
+from batchverify.pipeline.image_table import ImageTableLoader
 
 SUBPROCESS_WORKERS = [
     "--runner=PortableRunner",
@@ -221,7 +221,7 @@ def test_a_mistake_far_into_a_manifest_fails_the_run_clearly(small_model, pictur
     plan = plan_manifest(config)
     # The file changes between the look before the run and the run: a row loses a field.
     manifest.write_text(manifest.read_text() + "only one field\n")
-    monkeypatch.setattr("batchverify.pipeline.plan_manifest", lambda _: plan)
+    monkeypatch.setattr("batchverify.pipeline.plan.plan_manifest", lambda _: plan)
     with pytest.raises(batchverify.RunError, match=r"pairs\.csv, row 57: there are 1 fields where the header has 2"):
         batchverify.run(config)
     assert not (tmp_path / "out" / "_SUCCESS").exists()

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 import batchverify
-from batchverify.progress import line
+from batchverify.cli.progress import format_progress
 from batchverify.worker_stats import COUNTS, SECONDS, WorkerStats, read_totals, stats_folder
 
 
@@ -96,6 +96,6 @@ def test_a_tally_without_its_folder_keeps_nothing():
 
 def test_a_line_says_how_far_and_how_long():
     totals = dict.fromkeys(COUNTS, 0.0) | {"images_encoded": 900.0, "images_failed": 100.0, "rows_scored": 50.0}
-    said = line(totals, images=10_000, rows=20_000, rate=50.0)
+    said = format_progress(totals, images=10_000, rows=20_000, rate=50.0)
     assert "1,000 of 10,000 (10%), 100 failed, 50/s, about 3 min left" in said
     assert "50 of 20,000 (0%)" in said

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import batchverify
-from batchverify.cli import parse
+from batchverify.cli.options import parse
 from batchverify.output.run_directory import RunDirectory
 from batchverify.report import command, render, verdict
 
@@ -221,8 +221,8 @@ def test_strings_of_strangers_show_as_text(small_model, pictures, tmp_path, visi
 
 def test_the_command_in_it_makes_the_same_run(sane, faulty):
     for output in (sane, faulty):
-        command = command.command_of(json.loads((output / "summary.json").read_text())["run"])
-        there, _, words = command.partition("\n")
+        told = command.command_of(json.loads((output / "summary.json").read_text())["run"])
+        there, _, words = told.partition("\n")
         assert shlex.split(there) == ["cd", str(Path.cwd())]
         config, others = parse(shlex.split(words.replace("\\\n", ""))[3:])
         said = json.loads((output / "summary.json").read_text())["run"]["options"]

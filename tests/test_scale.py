@@ -8,9 +8,10 @@ import pyarrow as pa
 import pytest
 
 from batchverify.config import ScoringConfig
-from batchverify.inference import encoded_images, request_images
 from batchverify.io.arrow_coder import ArrowTableCoder
-from batchverify.memory import EMBEDDING_BYTES_AT_ONCE
+from batchverify.pipeline.buckets import request_images
+from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE
+from batchverify.pipeline.network import encoded_images
 from benchmarks.estimate import Job, distinct, estimate
 from benchmarks.scale import fit_growth, fit_parts, main
 

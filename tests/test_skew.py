@@ -12,8 +12,9 @@ import pytest
 
 import batchverify
 from batchverify.config import ScoringConfig, VerificationConfig
-from batchverify.inference import EncodeImages, NetworkLoader
-from batchverify.memory import EMBEDDING_BYTES_AT_ONCE
+from batchverify.pipeline.encode import EncodeImages
+from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE
+from batchverify.pipeline.network import NetworkLoader
 from benchmarks.carried import Carried, count_carried
 from benchmarks.shuffle import EMBEDDING_SIZE, NullNetwork, run_null, write_manifest
 from benchmarks.skew import CASES
@@ -119,7 +120,7 @@ def test_parts_change_no_score(small_model, pictures, tmp_path, read_scores, mon
     frame.to_csv(tmp_path / "pairs.csv", index=False)
     found = []
     for bound in (EMBEDDING_BYTES_AT_ONCE, 3 * 4 * 12):  # the model's embeddings are twelve numbers
-        monkeypatch.setattr("batchverify.inference.EMBEDDING_BYTES_AT_ONCE", bound)
+        monkeypatch.setattr("batchverify.pipeline.encode.EMBEDDING_BYTES_AT_ONCE", bound)
         config = VerificationConfig(
             manifests=(str(tmp_path / "pairs.csv"),), output=str(tmp_path / str(bound)), model=small_model
         )

@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from batchverify import train
+from batchverify.cli import train
 from batchverify.config import VerificationConfig
 from batchverify.demo import characters
 from batchverify.errors import PreflightError
@@ -195,7 +195,7 @@ def test_the_command_trains_on_a_manifest_and_on_encoder_weights(folder, tmp_pat
 
 def test_interrupted_training_leaves_a_model_and_goes_on(folder, tmp_path):
     output = tmp_path / "model.keras"
-    arguments = [sys.executable, "-m", "batchverify.train", "--images", str(folder), "--output", str(output), "--size",
+    arguments = [sys.executable, "-m", "batchverify.cli.train", "--images", str(folder), "--output", str(output), "--size",
                  str(SIZE), "--validation", "0.3", "--steps-per-epoch", "2", "--steps", "100000"]  # fmt: skip
 
     def run_until_an_epoch(number, *more):

@@ -45,7 +45,7 @@ class ImageReader:
         max_bytes: a file of more is `too_large`.
         root: folder outside of which nothing is opened, or None.
         limit_s: seconds that one image may take in all.
-        tally: is told how long it took.
+        stats: is told how long it took.
         versions: of `config.EMBEDDING_VERSIONS`: what `look_up` goes by; None where nobody looks up.
     """
 
@@ -54,7 +54,7 @@ class ImageReader:
     max_bytes: int
     root: str | None = None
     limit_s: float = 60.0
-    tally: WorkerStats = dataclasses.field(default_factory=WorkerStats)
+    stats: WorkerStats = dataclasses.field(default_factory=WorkerStats)
     versions: str | None = None
 
     def read(self, uri: str) -> tuple[np.ndarray | ImageFailure, bytes | None]:
@@ -76,7 +76,7 @@ class ImageReader:
         fetched = time.perf_counter()
         leave_jpeg = leave_jpegs and len(file.data) <= _MOST_BYTES_LEFT
         image = decode_or_defer(file.data, self.layout, self.max_pixels, leave_jpeg)
-        self.tally.collect("decode", time.perf_counter() - fetched)
+        self.stats.collect("decode", time.perf_counter() - fetched)
         return ImageRead(image, _digest(file.data), file.version)
 
     def look_up(self, uri: str) -> ImageRead:
@@ -90,7 +90,7 @@ class ImageReader:
     def _fetch(self, uri: str, want_version: bool, want_data: bool = True) -> FetchedFile | ImageFailure:
         started = time.perf_counter()
         file = fetch_file(uri, self.max_bytes, self.root, self.limit_s, want_version, want_data)
-        self.tally.collect("fetch", time.perf_counter() - started)
+        self.stats.collect("fetch", time.perf_counter() - started)
         return file
 
 

@@ -25,9 +25,9 @@ _BLOCK_BYTES = 64 * 2**20
 class ReadManifest(beam.PTransform):
     """Reads a manifest: `(block key, pa.Table)` with the manifest's columns, its file and its row number."""
 
-    def __init__(self, manifest: Manifest, config: VerificationConfig, tally: WorkerStats | None = None):
+    def __init__(self, manifest: Manifest, config: VerificationConfig, stats: WorkerStats | None = None):
         super().__init__()
-        self._manifest, self._config, self._tally = manifest, config, tally or WorkerStats()
+        self._manifest, self._config, self._stats = manifest, config, stats or WorkerStats()
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[tuple[str, pa.Table]]:
         return (
@@ -36,7 +36,7 @@ class ReadManifest(beam.PTransform):
             | "Spread" >> beam.Reshuffle()
             | "Read"
             >> beam.FlatMap(
-                with_storage_options(_read_timed), self._tally, self._manifest.schema, self._manifest.label_column, self._config
+                with_storage_options(_read_timed), self._stats, self._manifest.schema, self._manifest.label_column, self._config
             ).with_output_types(tuple[str, pa.Table])
         )
 
@@ -60,11 +60,11 @@ def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> 
 
 
 def _read_timed(
-    shard: Shard, tally: WorkerStats, schema: pa.Schema, label: str | None, config: VerificationConfig
+    shard: Shard, stats: WorkerStats, schema: pa.Schema, label: str | None, config: VerificationConfig
 ) -> Iterator[tuple[str, pa.Table]]:
     blocks = read_keyed(shard, schema, label, config)
     while True:
-        with tally.timed("read"):
+        with stats.timed("read"):
             block = next(blocks, None)
         if block is None:
             return

@@ -31,33 +31,33 @@ _SUFFIX = {ModelKind.KERAS: "model.keras", ModelKind.HDF5: "model.h5"}
 
 
 def load_keras_file(file: ModelFile, options: ModelConfig, digest: str) -> LoadedModel:
-    prepared = prepare_config(file, options, _is_known, _operation_module)
-    _refuse_more_weights_than_stored(file, prepared, options)
+    loadable = prepare_config(file, options, _is_known, _operation_module)
+    _refuse_more_weights_than_stored(file, loadable, options)
     with tempfile.TemporaryDirectory(prefix="batchverify-") as folder:
-        if prepared.changed:
-            path = file.rewritten(prepared.config, folder)
+        if loadable.changed:
+            path = file.rewritten(loadable.config, folder)
         else:  # Keras goes by the name's ending.
             path = os.path.join(folder, _SUFFIX[file.kind])
             os.symlink(os.path.abspath(file.local), path)
-        model = _keras_load(file, path, prepared.custom_objects, options)
+        model = _keras_load(file, path, loadable.custom_objects, options)
     if getattr(model, "inputs", None) and getattr(model, "outputs", None):
         graph = getattr(model, "_functional", None) or model
         if len(graph.outputs) != 1:
             raise PreflightError(f"--model {file.name}: it has {len(graph.outputs)} outputs; give a model with one.")
         inputs = tuple(_keras_input(tensor) for tensor in graph.inputs)
-        return LoadedModel(file.name, digest, _keras_call(graph), inputs, graph, "", prepared.notes)
+        return LoadedModel(file.name, digest, _keras_call(graph), inputs, graph, "", loadable.notes)
     return LoadedModel(
         file.name, digest, _keras_call(model), _built_inputs(file.name, model), None,
-        f"it is a subclassed model ({type(model).__name__}), whose layers can't be told apart", prepared.notes,
+        f"it is a subclassed model ({type(model).__name__}), whose layers can't be told apart", loadable.notes,
     )  # fmt: skip
 
 
-def _refuse_more_weights_than_stored(file: ModelFile, prepared: LoadableConfig, options: ModelConfig) -> None:
+def _refuse_more_weights_than_stored(file: ModelFile, loadable: LoadableConfig, options: ModelConfig) -> None:
     """Builds the model without any memory for its weights, to count them: a short config may ask for terabytes."""
     build = model_from_config if file.kind is ModelKind.HDF5 else keras.saving.deserialize_keras_object
     without_memory, as_trusted = keras.StatelessScope(initialize_variables=False), SafeModeScope(not options.trust_model_code)
     with without_memory, as_trusted, contextlib.suppress(Exception):  # What is wrong, loading will say.
-        build(json.loads(json.dumps(prepared.config)), custom_objects=prepared.custom_objects)
+        build(json.loads(json.dumps(loadable.config)), custom_objects=loadable.custom_objects)
     waiting = global_state.get_global_attribute("uninitialized_variables") or []
     numbers = sum(math.prod(variable.shape) for variable in waiting)
     global_state.set_global_attribute("uninitialized_variables", [])

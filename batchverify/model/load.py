@@ -79,7 +79,7 @@ def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelCo
             siamese = split_model(loaded.graph)
             plan = plan_split(loaded, preprocessing, config, siamese)
             model = PairModel(loaded, preprocessing, siamese, plan, config)
-            model.prove(probe_images(model.facts.image_shape, PROOFS))
+            model.check_split(probe_images(model.facts.image_shape, PROOFS))
             return model
         except IgnoredInputError as error:
             raise PreflightError(

@@ -116,7 +116,7 @@ class PairModel:
 
         return float(np.nanmax(np.abs(scores(self._encode, self._compare) - scores(self._plan.encode, self._plan.compare))))
 
-    def prove(self, images: np.ndarray) -> None:
+    def check_split(self, images: np.ndarray) -> None:
         """Compares the parts with the whole network on uint8 images `(n, height, width, channels)`.
 
         Raises:

@@ -190,7 +190,7 @@ class EmbeddingStore(ClaimedDirectory):
 
     OPTION = "--embeddings"
 
-    def look(self) -> Generation | None:
+    def read_published(self) -> Generation | None:
         """Returns what was published last, its files checked by name, size and footer; None if nothing was. Changes nothing.
 
         Raises:
@@ -357,7 +357,7 @@ def open_store(path: str, rebuild: bool) -> tuple[Generation | None, str | None]
     store = EmbeddingStore(path)
     store.refuse_taken()
     if not rebuild:
-        return store.look(), None
+        return store.read_published(), None
     return None, "--embeddings-rebuild"
 
 

@@ -41,7 +41,7 @@ def finish_run(
     report: str,
     rows_read: int,
     files: Iterable[str],
-    keeping: EmbeddingStoreSession | None = None,
+    session: EmbeddingStoreSession | None = None,
     parts: Iterable[StoredFile] = (),
 ) -> int:
     """Checks that every row that was read has been written, then finishes the run, and last publishes its embeddings.
@@ -67,6 +67,6 @@ def finish_run(
         raise RunError(f"{rows_read} rows were read but {rows_written} written; run again, and report it if it happens again.")
     with FINISHING:
         directory.finish(run_id, summary, report)
-        if keeping is not None and all(gate["met"] for gate in summary["gates"]):
-            keeping.publish(parts, run_id)
+        if session is not None and all(gate["met"] for gate in summary["gates"]):
+            session.publish(parts, run_id)
     return rows_written

@@ -12,15 +12,15 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from batchverify import shutdown
-from batchverify.dataflow import job_link
-from batchverify.errors import WORKER_DIED, PreflightError, RunError
+from batchverify.errors import WORKER_DIED, JobDetachedError, PreflightError, RunError
+from batchverify.pipeline.dataflow import job_link
 
 _LOG = logging.getLogger(__name__)
 # How a local runner's thread says that the worker process which it watches over has ended.
@@ -32,10 +32,6 @@ _LOOK_AGAIN_S = 0.25
 _GRACE_S = 10.0
 _CANCEL_WITHIN_S = 20.0
 _JOBS: dict[str, PipelineResult] = {}  # of a service, and not known to have ended; by their links
-
-
-class JobDetachedError(RunError):
-    """A service's job was lost sight of; it may still be running, and may finish."""
 
 
 def submit_pipeline(pipeline: beam.Pipeline) -> str | None:
@@ -185,3 +181,9 @@ def _root_cause(error: BaseException) -> str:
     if services := re.findall(r'details = "(.+?)"', text):
         return f"a part of the runner does not answer ({services[-1]}); check that its job service and its workers run."
     return text.splitlines()[-1 if "Traceback" in text else 0]
+
+
+class Watcher(Protocol):
+    """Is told how far a run is, some times a second, with what `stats.read_totals` gives."""
+
+    def __call__(self, totals: dict[str, float], images: int, rows: int) -> None: ...

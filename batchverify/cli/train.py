@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchverify import cli
+from batchverify.cli.logging import quieten_libraries
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
 from batchverify.training.recipe import DISTORTIONS, HEADS, LAYERS, RECIPES, Recipe
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from batchverify.training.fit import Files
     from batchverify.training.history import Epoch, History
 
+
 DONE, REFUSED, INTERRUPTED = 0, 2, 130
-_LOG = logging.getLogger("batchverify.train")
+_LOG = logging.getLogger("batchverify.cli.train")
 # Said by the recipe unless the command line does.
 _RECIPE_OPTIONS = (
     "head", "freeze_bias", "size", "width", "dropout", "distortion", "steps", "steps_per_epoch", "batch_groups",
@@ -47,7 +48,7 @@ _RECIPE_OPTIONS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains as `argv` says and returns the exit code."""
     try:
-        cli.quieten_libraries()
+        quieten_libraries()
         return train(_parser().parse_args(sys.argv[1:] if argv is None else list(argv)))
     except PreflightError as refused:
         for problem in refused.problems:

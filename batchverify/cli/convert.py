@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from batchverify import cli
+from batchverify.cli.logging import quieten_libraries
 from batchverify.errors import PreflightError, printable
 
 DONE, REFUSED = 0, 2
@@ -370,5 +370,5 @@ def _refuse(message: str) -> Any:
 
 
 if __name__ == "__main__":
-    cli.quieten_libraries()
+    quieten_libraries()
     sys.exit(main())

@@ -6,21 +6,15 @@ import logging
 import sys
 import time
 from contextlib import ExitStack
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from batchverify.pipeline.execution import Watcher
 from batchverify.worker_stats import images_done
 
 _LOG = logging.getLogger(__name__)
 _LOG_EVERY_S = 30.0
-
-
-class Watcher(Protocol):
-    """Is told how far a run is, some times a second, with what `tally.read_totals` gives."""
-
-    def __call__(self, totals: dict[str, float], images: int, rows: int) -> None: ...
 
 
 def watcher(stack: ExitStack) -> Watcher:
@@ -69,10 +63,10 @@ class _Lines:
         if time.monotonic() < self._next:
             return
         self._next += _LOG_EVERY_S
-        _LOG.info("%s", line(totals, max(images, done), max(rows, scored), rate))
+        _LOG.info("%s", format_progress(totals, max(images, done), max(rows, scored), rate))
 
 
-def line(totals: dict[str, float], images: int, rows: int, rate: float) -> str:
+def format_progress(totals: dict[str, float], images: int, rows: int, rate: float) -> str:
     """Returns how far a run is in one line.
 
     Args:

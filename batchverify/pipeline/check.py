@@ -17,18 +17,18 @@ import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import StandardOptions
 
 from batchverify.config import VerificationConfig
-from batchverify.errors import PreflightError, RunError, printable
+from batchverify.errors import PreflightError, RunError
 from batchverify.evaluation.drift import RunStatistics
-from batchverify.inference import KerasNetwork
 from batchverify.manifest.columns import pair_uris
 from batchverify.manifest.read import read_keyed
 from batchverify.manifest.shard import Manifest
-from batchverify.memory import process_bytes, worker_bytes
 from batchverify.model.facts import ModelFacts
 from batchverify.model.sidecar import golden_pairs
 from batchverify.output.embedding_store import EmbeddingStoreSession, is_unchanged
-from batchverify.pipeline import IN_PROCESS_RUNNER, Prepared, bucket_count, prepare
-from batchverify.progress import duration
+from batchverify.pipeline.memory import process_bytes, worker_bytes
+from batchverify.pipeline.network import KerasNetwork
+from batchverify.pipeline.plan import RunPlan, plan_run
+from batchverify.pipeline.transforms import bucket_count
 from batchverify.schema import BAD_ROW_COLUMN, STATUSES
 
 _HASHES = 65_536
@@ -157,7 +157,7 @@ class Check:
         runner: Beam's name of it.
         seconds: estimate of a run in one process like this, without shuffling and writing; None without an image.
         memory: estimate in bytes, of the run in this process, or of each worker of another runner.
-        keeping: what the run would do with a store of embeddings, or None.
+        session: what the run would do with a store of embeddings, or None.
     """
 
     config: VerificationConfig
@@ -170,7 +170,7 @@ class Check:
     runner: str
     seconds: float | None
     memory: int
-    keeping: EmbeddingStoreSession | None
+    session: EmbeddingStoreSession | None
 
 
 def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Check:
@@ -180,27 +180,25 @@ def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Chec
         PreflightError: as the run, and at a mistake anywhere in the manifest.
         RunError: if the output directory could not be written.
     """
-    prepared = prepare(config, beam_args)
-    _require_writable(prepared.config.output)
-    survey = survey_manifest(prepared.manifest, prepared.config)
-    if prepared.keeping is not None:
-        _require_writable(prepared.keeping.path, "--embeddings")
+    plan = plan_run(config, beam_args)
+    _require_writable(plan.config.output)
+    survey = survey_manifest(plan.manifest, plan.config)
+    if plan.session is not None:
+        _require_writable(plan.session.path, "--embeddings")
     uris = survey.images.sample()
-    sample = dataclasses.replace(
-        try_images(prepared.network, uris), unchanged=_count_unchanged(prepared.network, prepared.keeping, uris)
-    )
+    sample = dataclasses.replace(try_images(plan.network, uris), unchanged=_count_unchanged(plan.network, plan.session, uris))
     return Check(
-        config=prepared.config,
+        config=plan.config,
         survey=survey,
-        model=prepared.network.facts,
-        golden=len(golden_pairs(prepared.config)),
+        model=plan.network.facts,
+        golden=len(golden_pairs(plan.config)),
         sample=sample,
-        baseline=prepared.baseline,
-        buckets=bucket_count(max(prepared.manifest.expected_images, prepared.keeping.rows if prepared.keeping else 0)),
-        runner=str(prepared.options.view_as(StandardOptions).runner),
+        baseline=plan.baseline,
+        buckets=bucket_count(max(plan.manifest.expected_images, plan.session.rows if plan.session else 0)),
+        runner=str(plan.options.view_as(StandardOptions).runner),
         seconds=_seconds(survey, sample),
-        memory=_memory(prepared, survey),
-        keeping=prepared.keeping,
+        memory=_memory(plan, survey),
+        session=plan.session,
     )
 
 
@@ -242,67 +240,15 @@ def try_images(network: KerasNetwork, uris: list[str]) -> Sample:
     )
 
 
-def _count_unchanged(network: KerasNetwork, keeping: EmbeddingStoreSession | None, uris: list[str]) -> int | None:
-    if keeping is None or keeping.rows > _MOST_SEARCHED:
+def _count_unchanged(network: KerasNetwork, session: EmbeddingStoreSession | None, uris: list[str]) -> int | None:
+    if session is None or session.rows > _MOST_SEARCHED:
         return None
     wanted, count = pa.array(uris, pa.string()), 0
-    for part in keeping.parts():
-        rows = keeping.read(part)
+    for part in session.parts():
+        rows = session.read(part)
         rows = rows.filter(pc.is_in(rows["uri"], value_set=wanted))
         count += int(is_unchanged(rows, network.look_up(rows["uri"].combine_chunks())).sum())
     return count
-
-
-def words(check: Check) -> str:
-    """Returns what a check found, for the terminal."""
-    survey, sample, facts = check.survey, check.sample, check.model
-    about = "" if survey.images.is_exact() else "about "
-    limited = f" (the first {check.config.limit:,}, --limit)" if check.config.limit else ""
-    bad = f", {survey.bad_rows:,} of them bad" if survey.bad_rows else ""
-    found = ", ".join(f"{number:,} {status}" for status, number in sample.statuses.items()) or "none named"
-    lines = [
-        "",
-        f"Manifest  {survey.rows:,} rows{bad}{limited} in {survey.files:,} files",
-        f"          {about}{survey.images.count():,} distinct images",
-        f"Model     {facts.path}: {facts.structure}",
-        *([f"          {check.golden} golden pairs score as they should"] if check.golden else []),
-        f"Images    {sum(sample.statuses.values()):,} tried: {found}",
-        *(f"          {status}: {example}" for status, example in sample.examples.items()),
-        *([f"Baseline  {check.config.baseline}: {check.baseline.scored:,} scored rows"] if check.baseline else []),
-        *([f"Store     {_store_words(check.keeping, sample)}"] if check.keeping else []),
-        f"Output    {check.config.output} {_output_words(check.config.output)}",
-        f"Plan      blocks of rows: {survey.blocks:,}, buckets of images: {check.buckets:,}, runner: {_runner_words(check)}",
-        f"Time      {_time_words(check)}",
-        f"Memory    about {check.memory / 2**30:.1f} GiB"
-        + ("" if check.runner == IN_PROCESS_RUNNER else " for each worker process"),
-        "",
-        "Nothing is wrong, and nothing was written.",
-    ]
-    return "\n".join(map(printable, lines))
-
-
-def _store_words(keeping: EmbeddingStoreSession, sample: Sample) -> str:
-    if keeping.ignored:
-        return f"{keeping.path}: what is stored is not used: {keeping.ignored}"
-    if keeping.stored is None:
-        return f"{keeping.path}: nothing is stored yet"
-    tried = sum(sample.statuses.values())
-    of_sample = f"; of {tried:,} images tried, {sample.unchanged:,} are in it unchanged" if sample.unchanged is not None else ""
-    return f"{keeping.path}: {keeping.rows:,} embeddings that fit{of_sample}"
-
-
-def _runner_words(check: Check) -> str:
-    return f"{check.runner}, in this process" if check.runner == IN_PROCESS_RUNNER else check.runner
-
-
-def _time_words(check: Check) -> str:
-    sample = check.sample
-    if check.seconds is None or not sample.images_per_second or not sample.pairs_per_second:
-        return "unknown, as no image of the sample could be encoded"
-    return (
-        f"about {duration(check.seconds)} in one process like this, and what shuffling and writing take: "
-        f"{sample.images_per_second:,.0f} images/s and {sample.pairs_per_second:,.0f} pairs/s were measured"
-    )
 
 
 def _pairs_per_second(network: KerasNetwork, images: pa.Table) -> float:
@@ -324,11 +270,11 @@ def _seconds(survey: Survey, sample: Sample) -> float | None:
     )
 
 
-def _memory(prepared: Prepared, survey: Survey) -> int:
-    used, of_image = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, prepared.network.facts.embedding_bytes
-    if prepared.table is None:
+def _memory(plan: RunPlan, survey: Survey) -> int:
+    used, of_image = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, plan.network.facts.embedding_bytes
+    if plan.table is None:
         return used + worker_bytes(survey.largest_block, survey.most_requests, of_image)
-    stored = prepared.keeping.rows if prepared.keeping else 0
+    stored = plan.session.rows if plan.session else 0
     return used + process_bytes(survey.bytes, survey.images.count() + stored, of_image)
 
 
@@ -342,7 +288,3 @@ def _require_writable(output: str, option: str = "--output") -> None:
         raise RunError(f"{option} {output} cannot be written ({folder} is not a folder); check the path.")
     if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
         raise RunError(f"{option} {output} cannot be written ({folder} takes no new files); check the path and your rights.")
-
-
-def _output_words(output: str) -> str:
-    return "lies in a store, and whether it takes files was not tried" if "://" in output else "can be written"

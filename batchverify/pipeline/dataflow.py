@@ -47,7 +47,7 @@ def job_link(options: PipelineOptions, result: Any) -> str | None:
     return f"https://console.cloud.google.com/dataflow/jobs/{cloud.region}/{result.job_id()}?project={cloud.project}"
 
 
-def fit(options: PipelineOptions, config: VerificationConfig) -> None:
+def configure_dataflow(options: PipelineOptions, config: VerificationConfig) -> None:
     """Completes `options` with what Dataflow needs and the user need not say; leaves those of other runners alone.
 
     Raises:

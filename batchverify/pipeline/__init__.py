@@ -1,0 +1,1 @@
+"""The job as a Beam pipeline: transforms, plan, run."""
