@@ -140,12 +140,8 @@ def pools(tmp_path_factory, sdist, launcher):
 def cluster(pools, launcher) -> list[str]:
     """Beam's arguments for a run on all pools."""
     port_file = launcher.parent / "cluster-ports"
-    command = [
-        sys.executable,
-        str(Path(__file__).resolve().parents[1] / "support" / "cluster.py"),
-        str(port_file),
-        *(pool.address for pool in pools),
-    ]
+    script = REPOSITORY / "tests" / "support" / "cluster.py"
+    command = [sys.executable, str(script), str(port_file), *(pool.address for pool in pools)]
     with (launcher.parent / "cluster-log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     while not port_file.exists():
