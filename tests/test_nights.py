@@ -109,10 +109,10 @@ def damaged(night, tmp_path, change) -> str:
         (lambda run: (run / "_SUCCESS").unlink(), "holds no finished run; name an earlier run"),
         (lambda run: (run / "summary.json").unlink(), "cannot be read"),
         (lambda run: os.truncate(run / "summary.json", 300), "it may be truncated"),
-        (lambda run: (run / "summary.json").write_text('{"summary_version": 99}'), "is of version 99"),
+        (lambda run: (run / "summary.json").write_text('{"summary_version": 99}'), "has version 99"),
         (lambda run: (run / "summary.json").write_text(f'{{"summary_version": {SUMMARY_VERSION}}}'), "it lacks 'run'"),
         (lambda run: (run / "summary.json").write_text("[" * 100_000), "nested too deeply"),
-        (lambda run: (run / "summary.json").write_text("[]"), "holds no JSON object"),
+        (lambda run: (run / "summary.json").write_text("[]"), "does not hold a JSON object"),
     ],
 )
 def test_a_baseline_that_cannot_be_compared_with_is_refused_before_anything(change, told, folder, night, tmp_path, capsys):

@@ -17,7 +17,8 @@ from batchverify.config import VerificationConfig
 from batchverify.errors import JobDetachedError, PreflightError
 from batchverify.evaluation.drift import RunStatistics, compare_runs
 from batchverify.evaluation.gates import evaluate_gates
-from batchverify.evaluation.summary import SUMMARY_VERSION, Summarise, Summary
+from batchverify.evaluation.summary import SUMMARY_VERSION, Summary
+from batchverify.evaluation.summary_transform import Summarise
 from batchverify.io.storage_options import with_storage_options
 from batchverify.manifest.read import ReadManifest
 from batchverify.manifest.shard import Manifest
@@ -214,7 +215,7 @@ def _complete_summary(
     session: EmbeddingStoreSession | None,
 ) -> dict[str, Any]:
     summary = {"summary_version": SUMMARY_VERSION, "run": provenance, **found.to_json(provenance["threshold"])}
-    summary["baseline"] = baseline and {"path": config.baseline, **compare_runs(baseline, RunStatistics.of(summary))}
+    summary["baseline"] = baseline and {"path": config.baseline, **compare_runs(baseline, RunStatistics.from_summary(summary))}
     if session is not None:
         summary["embeddings"] = {
             "path": session.path,

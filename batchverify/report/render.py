@@ -251,7 +251,7 @@ def _of_version_1(summary: dict[str, Any]) -> dict[str, Any]:
     if rates:
         genuine, impostor = (metrics.dense(histograms[kind]) for kind in ("genuine", "impostor"))
         matches = (round((1 - (rates["fnmr"] or 0)) * rates["genuine"]), round((rates["fmr"] or 0) * rates["impostor"]))
-        rates = metrics.describe(genuine, impostor, rates["threshold"], matches, (0, 0))
+        rates = metrics.describe_error_rates(genuine, impostor, rates["threshold"], matches, (0, 0))
         rates |= {"folds": None, "generalised_fmr": None, "generalised_fnmr": None}
     images = summary["images"]
     failed = metrics.Rate(images.get("total", 0) - images.get("ok", 0), images.get("total", 0))
