@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-DEMO = Path(__file__).parent.parent / "manifests"
+DEMO = Path(__file__).resolve().parents[1] / "manifests"
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from model_zoo import SHAPE, l1, siamese
 
 from batchverify.cli import doctor
 from batchverify.model.identity_bound import bound_identity
 from batchverify.model.split import split_model
+from tests.support.model_zoo import SHAPE, l1, siamese
 
 DEMO = Path(doctor.__file__).parent / "demo"
 

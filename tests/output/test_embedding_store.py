@@ -14,14 +14,14 @@ import pytest
 from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.localfilesystem import LocalFileSystem
 from PIL import Image
-from test_faults import start, wait_for
-from test_pipeline import SUBPROCESS_WORKERS, write_pairs
 
 import batchverify
 from batchverify.cli.job import main
 from batchverify.images.reader import ImageReader
 from batchverify.images.resize import Layout, PillowResize
 from batchverify.output.embedding_store import EmbeddingStore
+from tests.faults.test_faulty_runs import start, wait_for
+from tests.pipeline.test_run import SUBPROCESS_WORKERS, write_pairs
 
 POINTER = "embeddings.json"
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from object_stores import s3_store
 from PIL import Image
 
 import batchverify
+from tests.support.object_stores import s3_store
 
 pytestmark = pytest.mark.workers
 REPOSITORY = Path(batchverify.__file__).parents[1]
@@ -140,7 +140,8 @@ def pools(tmp_path_factory, sdist, launcher):
 def cluster(pools, launcher) -> list[str]:
     """Beam's arguments for a run on all pools."""
     port_file = launcher.parent / "cluster-ports"
-    command = [sys.executable, str(Path(__file__).parent / "cluster.py"), str(port_file), *(pool.address for pool in pools)]
+    script = REPOSITORY / "tests" / "support" / "cluster.py"
+    command = [sys.executable, str(script), str(port_file), *(pool.address for pool in pools)]
     with (launcher.parent / "cluster-log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     while not port_file.exists():

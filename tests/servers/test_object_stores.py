@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from apache_beam.internal.gcp import auth
-from object_stores import gs_store, s3_store
 from PIL import Image
 
 import batchverify
@@ -28,6 +27,7 @@ from batchverify.io import object_store
 from batchverify.manifest.plan import plan_manifest
 from batchverify.report import render
 from batchverify.schema import ImageStatus
+from tests.support.object_stores import gs_store, s3_store
 
 pytestmark = pytest.mark.stores
 FINISHED = ["_SUCCESS", "report.html", "scores-00000-of-00001.parquet", "summary.json"]
@@ -288,7 +288,7 @@ def test_without_credentials_s3_is_refused_at_once(both, monkeypatch, capsys):
 def test_a_store_whose_extra_is_not_installed_is_refused(scheme, module, extra):
     code = f"import sys; sys.modules[{module!r}] = None; from batchverify.cli import main; sys.exit(main())"
     words = [word for option in ("--manifest", "--output") for word in (option, f"{scheme}://bucket/x")]
-    folder = Path(__file__).parents[1]
+    folder = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, cwd=folder)
     assert done.returncode == 2
     assert f"pip install 'batchverify[{extra}]'" in done.stderr and "Traceback" not in done.stderr

@@ -65,7 +65,7 @@ def report(tmp_path_factory) -> dict:
     """What reading the corpus came to, in a process of its own, whose memory is its own, and which may crash."""
     folder = tmp_path_factory.mktemp("hostile")
     command = [sys.executable, __file__, str(folder / "corpus"), str(folder / "report.json")]
-    root = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    root = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     subprocess.run(command, check=True, timeout=200, stderr=subprocess.DEVNULL, env=root)
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 

@@ -245,7 +245,7 @@ CASES: dict[str, Case] = {
     "early_fusion": Case(early_fusion, encodings=WHOLE),
     "subclassed": Case(
         subclassed,
-        options={"custom_objects": ("Subclassed=model_zoo:Subclassed",), "pixels": "0..255"},
+        options={"custom_objects": ("Subclassed=tests.support.model_zoo:Subclassed",), "pixels": "0..255"},
         encodings=WHOLE,
     ),
     "custom_distance": Case(

@@ -6,7 +6,6 @@ import json
 import marshal
 import os
 import pickle
-import sys
 import zipfile
 from pathlib import Path
 
@@ -18,10 +17,6 @@ import tensorflow as tf
 from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.localfilesystem import LocalFileSystem
 
-sys.path.insert(0, str(Path(__file__).parent))  # so that --custom-object can import the zoo's classes
-import model_zoo
-from model_zoo import CASES, SHAPE, live_scores, siamese, write
-
 import batchverify
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
@@ -32,6 +27,8 @@ from batchverify.images.fetch import fetch_bytes
 from batchverify.images.resize import Layout
 from batchverify.model import probe_images
 from batchverify.model.load import load_model
+from tests.support import model_zoo
+from tests.support.model_zoo import CASES, SHAPE, live_scores, siamese, write
 
 
 def load(path, **options):

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 from batchverify.cli.options import parse
 
-DEPLOY = Path(__file__).parent.parent / "deploy"
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 FIRST, SECOND = datetime.date(2026, 2, 28), datetime.date(2026, 3, 1)
 
 
