@@ -373,7 +373,7 @@ def test_a_flex_templates_launcher_writes_the_job_and_returns(arguments, service
         (["--accelerator", "nvidia-tesla-t4"], "--accelerator needs TensorFlow with CUDA"),
         ([*GPU, "--flexrs_goal=COST_OPTIMIZED"], "--accelerator and --flexrs_goal exclude each other"),
         ([*GPU, "--dataflow_service_options=worker_accelerator=type:x"], "worker_accelerator gives every worker a GPU"),
-        ([*GPU, "--runtime", "openvino"], "--runtime openvino runs on processors"),
+        ([*GPU, "--runtime", "openvino"], "--runtime openvino runs on the CPU"),
         (["--runtime", "openvino"], "which Beam's own image lacks"),
         (["--accelerator", "type:nvidia-tesla-t4;count:2"], "give a type such as nvidia-tesla-t4"),
         (["--manifest", f"{BUCKET}/local.csv"], "the manifest names /srv/p0.png, which Dataflow's workers cannot read"),
