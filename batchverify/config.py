@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 
 from batchverify.errors import PreflightError
+from batchverify.uris import is_remote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,7 +337,7 @@ def _overlap(first: str, second: str) -> bool:
 
 
 def _directory_prefix(path: str) -> str:
-    return path.rstrip("/") + "/" if "://" in path else os.path.join(os.path.realpath(path), "")
+    return path.rstrip("/") + "/" if is_remote(path) else os.path.join(os.path.realpath(path), "")
 
 
 def _is_size(size: Sequence[int]) -> bool:

@@ -7,6 +7,7 @@ from batchverify.errors import printable
 from batchverify.output.embedding_store import EmbeddingStoreSession
 from batchverify.pipeline.check import Check, Sample
 from batchverify.pipeline.plan import IN_PROCESS_RUNNER
+from batchverify.uris import is_remote
 
 
 def format_check(check: Check) -> str:
@@ -62,4 +63,4 @@ def _time_words(check: Check) -> str:
 
 
 def _output_words(output: str) -> str:
-    return "lies in a store, and whether it takes files was not tried" if "://" in output else "can be written"
+    return "lies in a store, and whether it takes files was not tried" if is_remote(output) else "can be written"

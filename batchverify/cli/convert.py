@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 from batchverify.cli.logging import quieten_libraries
 from batchverify.errors import PreflightError, printable
+from batchverify.uris import is_remote
 
 DONE, REFUSED = 0, 2
 _ROWS_AT_ONCE = 65_536
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Converts what `argv` names, says what was written and returns the exit code."""
     try:
         options, beam_args = _parse(sys.argv[1:] if argv is None else list(argv))
-        if beam_args or "://" in options.source:
+        if beam_args or is_remote(options.source):
             from batchverify.io.object_store import set_storage_arguments
 
             set_storage_arguments(beam_args, [("the run", options.source)])
@@ -233,9 +234,9 @@ def _labelled_scores(path: str, label_column: str) -> Iterator[tuple[list[int], 
     """Yields labels, 1, 0 or -1 for none, and scores as text that gives the same float32 again, None for none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from apache_beam.io.filesystem import CompressionTypes
     from apache_beam.io.filesystems import FileSystems
 
+    from batchverify.io.filesystem import open_for_reading
     from batchverify.manifest.columns import parse_labels
     from batchverify.output.run_directory import RunDirectory
 
@@ -243,7 +244,7 @@ def _labelled_scores(path: str, label_column: str) -> Iterator[tuple[list[int], 
     if not directory.is_finished():
         raise PreflightError(f"{path} holds no finished run; name a directory with _SUCCESS in it.")
     for found in FileSystems.match([f"{directory.scores_prefix()}-*.parquet"])[0].metadata_list:
-        with FileSystems.open(found.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        with open_for_reading(found.path) as file:
             reader = pq.ParquetFile(file)
             if label_column not in reader.schema_arrow.names:
                 names = ", ".join(reader.schema_arrow.names)
@@ -301,13 +302,13 @@ def _batched(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
 
 def _from_output(folder: str, output: str) -> str:
     """Returns `folder` as the manifest must name it, whose relative paths start from its own folder."""
-    if not folder or "://" in folder or "://" in output or os.path.isabs(folder):
+    if not folder or is_remote(folder) or is_remote(output) or os.path.isabs(folder):
         return folder
     return os.path.relpath(folder, os.path.dirname(os.path.abspath(output)))
 
 
 def _under(prefix: str, path: str) -> str:
-    return path if not prefix or "://" in path or os.path.isabs(path) else f"{prefix.rstrip('/')}/{path}"
+    return path if not prefix or is_remote(path) or os.path.isabs(path) else f"{prefix.rstrip('/')}/{path}"
 
 
 def _is_number(text: str) -> bool:

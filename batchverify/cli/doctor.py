@@ -21,6 +21,7 @@ from batchverify.cli.options import add_model_options, model_settings, refuse, w
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError, printable
 from batchverify.model.diagnosis import Diagnosis, examine
+from batchverify.uris import is_remote
 
 SANE, REFUSED, NOT_SANE = 0, 2, 3
 
@@ -65,7 +66,7 @@ def write_sidecar(config: ModelConfig, diagnosis: Diagnosis) -> None:
     """Writes what is known of the model beside it, so that runs need not be told."""
     from batchverify.model.sidecar import sidecar_path
 
-    if config.model is None or "://" in config.model:
+    if config.model is None or is_remote(config.model):
         raise PreflightError("--write-sidecar needs a --model on this machine; copy the file to its store yourself.")
     said = {name: getattr(config, name) for name in ("pixels", "color", "resize", "fit", "signature", "compare", "output_is")}
     said |= {"threshold": config.threshold, "match_column": config.match_column, "image_size": config.image_size}

@@ -6,12 +6,12 @@ import json
 import logging
 from typing import Any
 
-from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, short_reason
 from batchverify.evaluation.drift import RunStatistics
+from batchverify.io.filesystem import read_bytes
 from batchverify.output.run_directory import RunDirectory
 
 _LOG = logging.getLogger(__name__)
@@ -78,8 +78,7 @@ def _why_absent(path: str) -> str | None:
 
 def _read_summary(path: str) -> dict[str, Any]:
     try:
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            summary = json.loads(file.read(_MAX_SUMMARY_BYTES))
+        summary = json.loads(read_bytes(path, _MAX_SUMMARY_BYTES))
     except RecursionError:
         raise PreflightError(f"--baseline {path} cannot be read (it is nested too deeply); name another run.") from None
     except Exception as error:  # Beam wraps any exception of the store's client, and JSON has errors of its own.

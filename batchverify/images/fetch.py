@@ -9,15 +9,15 @@ import stat
 import time
 from typing import NamedTuple
 
-from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify import errors
 from batchverify.errors import short_reason
 from batchverify.images.failure import ImageFailure
 from batchverify.io import object_store
-from batchverify.io.filesystem import is_remote
+from batchverify.io.filesystem import open_for_reading
 from batchverify.schema import ImageStatus
+from batchverify.uris import is_remote
 
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
 _DENIED = {errno.EACCES, errno.EPERM}
@@ -154,7 +154,7 @@ def _read_store(uri: str, max_bytes: int, last_try: float) -> bytes | ImageFailu
         if object_store.has_client(uri):
             data = object_store.read_object(uri, max_bytes, max(1.0, last_try - time.monotonic()))
         else:
-            with FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            with open_for_reading(uri) as file:
                 data = object_store.read_stream(file, max_bytes)
     except errors.StoreError as failure:
         return _BY_CODE.get(failure.code, ImageFailure(ImageStatus.UNAVAILABLE, f"the store gave no image ({failure.words})"))

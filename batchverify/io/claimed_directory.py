@@ -7,11 +7,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from apache_beam.io.filesystem import CompressionTypes, FileMetadata
+from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.errors import PreflightError, RunError, short_reason
-from batchverify.io.filesystem import is_remote
+from batchverify.io.filesystem import read_text, write_text
+from batchverify.uris import is_remote
 
 _CLAIMED: dict[str, ClaimedDirectory] = {}  # by the claim's name
 
@@ -87,8 +88,7 @@ class ClaimedDirectory:
         return handle
 
     def _read(self, name: str) -> str:
-        with FileSystems.open(self._join(name), compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            return file.read().decode()
+        return read_text(self._join(name))
 
     def _join(self, *names: str) -> str:
         return FileSystems.join(self.path, *names)
@@ -97,8 +97,7 @@ class ClaimedDirectory:
         return FileSystems.match([self._join(*pattern.split("/"))])[0].metadata_list
 
     def _write(self, name: str, text: str) -> None:
-        with FileSystems.create(self._join(name), compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            file.write(text.encode())
+        write_text(self._join(name), text)
 
 
 def discard_all_claims() -> None:

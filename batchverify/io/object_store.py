@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, S3Options
 
 from batchverify.errors import PreflightError, StoreError, short_reason
-from batchverify.io.filesystem import URI_PATTERN
 from batchverify.io.storage_options import beam_option_names, current_options, set_storage_options
+from batchverify.uris import scheme_of
 
 _LOG = logging.getLogger(__name__)
 _OBJECT = re.compile(r"[a-z0-9]+://([^/]+)/?(.*)", re.S)
@@ -282,7 +282,7 @@ class _AmazonStore(_ObjectStore):
 
 def sweep_uploads(folder: str) -> None:
     """Gives up what Amazon S3 has received of files in `folder` that nobody finished."""
-    if URI_PATTERN.match(folder) and _store_of(folder) is _AmazonStore:
+    if _store_of(folder) is _AmazonStore:
         bucket, prefix = _split(folder)
         try:
             _AmazonStore.client().abort_uploads(bucket, f"{prefix}/" if prefix else "")
@@ -316,8 +316,7 @@ _BY_SCHEME: dict[str, type[_GoogleStore | _AmazonStore]] = {store.scheme: store 
 
 
 def _store_of(uri: str) -> type[_GoogleStore | _AmazonStore] | None:
-    found = URI_PATTERN.match(uri)
-    return _BY_SCHEME.get(found[1]) if found else None
+    return _BY_SCHEME.get(scheme_of(uri) or "")
 
 
 def _describe(code: int | None, error: BaseException) -> tuple[int | None, str]:

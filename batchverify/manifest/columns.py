@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from batchverify.config import VerificationConfig
 from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, RESERVED_COLUMNS, is_text
+from batchverify.uris import URI_PATTERN, is_remote
 
 DEFAULT_LABEL, DEFAULT_FOLD = "genuine", "fold"
 
@@ -50,12 +51,12 @@ def resolve_uris(column: pa.ChunkedArray, base: str | None) -> pa.ChunkedArray:
     uris = pc.replace_substring_regex(uris, "^file://", "")
     if base is None:
         return uris
-    absolute = pc.match_substring_regex(uris, r"^(/|[A-Za-z][A-Za-z0-9+.-]*://)")
+    absolute = pc.match_substring_regex(uris, f"^(/|{URI_PATTERN.pattern})")
     return pc.if_else(absolute, uris, pc.binary_join_element_wise(base.rstrip("/"), uris, "/"))
 
 
 def parent_folder(path: str) -> str:
-    return path.rsplit("/", 1)[0] if "://" in path else os.path.dirname(os.path.abspath(path))
+    return path.rsplit("/", 1)[0] if is_remote(path) else os.path.dirname(os.path.abspath(path))
 
 
 def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) -> Iterator[str]:

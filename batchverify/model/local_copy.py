@@ -9,10 +9,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 
-from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.errors import PreflightError, short_reason
+from batchverify.io.filesystem import open_for_reading
+from batchverify.uris import is_remote
 
 
 @contextlib.contextmanager
@@ -21,7 +22,7 @@ def local_model(path: str | None) -> Iterator[str]:
     if path is None:
         with importlib.resources.as_file(importlib.resources.files("batchverify.demo") / "sane.keras") as local:
             yield str(local)
-    elif "://" not in path:
+    elif not is_remote(path):
         if not os.path.exists(path):
             raise PreflightError(f"--model {path}: there is no such file; check the path.")
         if not os.path.isdir(path) and not os.path.isfile(path):
@@ -52,7 +53,7 @@ def _download(uri: str, local: str) -> str:
 
 def _copy(uri: str, local: str) -> None:
     os.makedirs(os.path.dirname(local), exist_ok=True)
-    with FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as source, open(local, "wb") as copy:
+    with open_for_reading(uri) as source, open(local, "wb") as copy:
         while data := source.read(2**20):
             copy.write(data)
 

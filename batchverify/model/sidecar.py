@@ -11,12 +11,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError, short_reason
-from batchverify.io.filesystem import is_remote
+from batchverify.io.filesystem import read_bytes
+from batchverify.uris import is_remote
 
 _SUFFIX = ".batchverify.json"
 _MAX_BYTES = 2**20
@@ -102,8 +102,7 @@ def _read_beside(model: str) -> tuple[str, Any]:
     try:
         if not FileSystems.exists(path):
             return path, {}
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            return path, json.loads(file.read(_MAX_BYTES))
+        return path, json.loads(read_bytes(path, _MAX_BYTES))
     except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
         raise PreflightError(f"{path}: it cannot be read ({short_reason(error)}); repair or remove it.") from None
 

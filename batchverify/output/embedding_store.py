@@ -31,14 +31,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import ModelConfig, ScoringConfig
 from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.io.claimed_directory import ClaimedDirectory
+from batchverify.io.filesystem import open_for_reading, read_bytes, write_bytes
 from batchverify.model.facts import ModelFacts
 from batchverify.schema import STATUSES, ImageStatus
+from batchverify.uris import is_remote
 from batchverify.version import VERSION
 
 _LOG = logging.getLogger(__name__)
@@ -151,8 +152,7 @@ class EmbeddingStoreSession:
             data, name = sink.getvalue(), f"part-{uuid.uuid4().hex}.parquet"
             try:
                 path = FileSystems.join(self.path, self.generation, name)
-                with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-                    file.write(data)
+                write_bytes(path, data)
             except Exception as error:  # Beam wraps whatever the store's client raises.
                 raise RunError(f"--embeddings {self.path} cannot be written ({short_reason(error)}); check the path.") from None
             yield StoredFile(name, len(data), part.num_rows, hashlib.blake2b(data, digest_size=16).hexdigest())
@@ -172,8 +172,7 @@ class EmbeddingStoreSession:
         assert self.stored is not None
         path = FileSystems.join(self.path, self.stored.name, part.name)
         try:
-            with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-                return file.read()
+            return read_bytes(path)
         except Exception as error:  # Beam wraps whatever the store's client raises.
             raise RunError(
                 f"--embeddings {self.path}: {part.name} cannot be read ({short_reason(error)}); another run may have replaced it: "
@@ -248,7 +247,7 @@ class EmbeddingStore(ClaimedDirectory):
         self._delete(generation, spared={part.name for part in parts})  # what bundles wrote that were run twice
 
     def _replace(self, text: str) -> None:
-        if "://" in self.path:
+        if is_remote(self.path):
             self._write(_POINTER, text)  # Stores of objects show a new object once it is whole.
             return
         unfinished = f".{_POINTER}"
@@ -299,7 +298,7 @@ class EmbeddingStore(ClaimedDirectory):
     def _footer(self, generation: str, part: StoredFile) -> pq.FileMetaData:
         try:
             path = self._join(generation, part.name)
-            with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+            with open_for_reading(path) as file:
                 return pq.read_metadata(file)
         except (pa.ArrowException, OSError) as error:
             raise self._not_whole(f"{part.name} cannot be read ({short_reason(error)})") from None
@@ -330,7 +329,7 @@ class EmbeddingStore(ClaimedDirectory):
 
     def _sweep(self, ours: str) -> None:
         """Deletes what crashed runs left."""
-        published, in_store = self._published(), "://" in self.path
+        published, in_store = self._published(), is_remote(self.path)
         youngest: dict[str, float] = {}
         for found in self._match("embeddings-*/part-*.parquet"):
             name = found.path.rsplit("/", 2)[-2]

@@ -14,13 +14,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify import shutdown
 from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.io import claimed_directory
 from batchverify.io.claimed_directory import ClaimedDirectory
+from batchverify.io.filesystem import open_for_reading
 from batchverify.io.object_store import sweep_uploads
 
 _LOG = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ shutdown.register_clean_up(discard_unfinished)
 
 
 def _read_footer(path: str) -> pq.FileMetaData:
-    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+    with open_for_reading(path) as file:
         return pq.read_metadata(file)
 
 

@@ -30,6 +30,7 @@ from batchverify.pipeline.network import KerasNetwork
 from batchverify.pipeline.plan import RunPlan, plan_run
 from batchverify.pipeline.transforms import bucket_count
 from batchverify.schema import BAD_ROW_COLUMN, STATUSES
+from batchverify.uris import is_remote
 
 _HASHES = 65_536
 _SAMPLE = 256
@@ -279,7 +280,7 @@ def _memory(plan: RunPlan, survey: Survey) -> int:
 
 
 def _require_writable(output: str, option: str = "--output") -> None:
-    if "://" in output:
+    if is_remote(output):
         return
     folder = os.path.abspath(output)
     while not os.path.lexists(folder):

@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options_validator import PipelineOptionsValida
 import batchverify
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
-from batchverify.io.filesystem import is_remote
+from batchverify.uris import is_remote
 
 _LOG = logging.getLogger(__name__)
 # Where this package lies in a checkout; there is none where pip has put it beside others.

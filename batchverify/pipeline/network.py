@@ -21,9 +21,9 @@ from batchverify.images.decode import UndecodedJpeg
 from batchverify.images.failure import ImageFailure
 from batchverify.images.prefetch import Prefetcher
 from batchverify.images.reader import ImageRead, ImageReader
-from batchverify.io.filesystem import is_remote
 from batchverify.model.sidecar import GoldenPair, apply_sidecar
 from batchverify.schema import STATUSES, ImageStatus
+from batchverify.uris import is_remote
 from batchverify.worker_stats import WorkerStats
 
 if TYPE_CHECKING:

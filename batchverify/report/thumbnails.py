@@ -21,6 +21,7 @@ from batchverify.images.prefetch import Prefetcher
 from batchverify.images.resize import Layout
 from batchverify.manifest.columns import pair_uris
 from batchverify.schema import MANIFEST_FILE, ImageStatus
+from batchverify.uris import is_remote
 
 _SIDE = 128
 _THREADS = 8
@@ -87,7 +88,7 @@ def _absolute(pair: dict[str, Any], config: ScoringConfig, folder: str) -> tuple
 
 def _from(folder: str, path: str) -> str:
     """Returns where `path` leads from `folder`; a URI or an absolute path leads to the same place from anywhere."""
-    return path if "://" in path else os.path.join(folder, path)
+    return path if is_remote(path) else os.path.join(folder, path)
 
 
 def _thumbnail(uri: str, config: ScoringConfig) -> Thumbnail:
