@@ -24,7 +24,7 @@ from batchverify.manifest.read import ReadManifest
 from batchverify.manifest.shard import Manifest
 from batchverify.output.embedding_store import EmbeddingStore, EmbeddingStoreSession
 from batchverify.output.run_directory import RunDirectory
-from batchverify.output.write_scores import WriteScores, finish_run
+from batchverify.output.write_scores import FinishRun, WriteScores
 from batchverify.pipeline.dataflow import is_dataflow
 from batchverify.pipeline.execution import Watcher, run_to_end, submit_pipeline
 from batchverify.pipeline.image_table import ImageTableLoader
@@ -189,15 +189,13 @@ def build(
         pipeline
         | "Once" >> beam.Create([None])
         | "FinishRun"
-        >> beam.Map(
-            with_storage_options(finish_run),
-            directory,
-            config.run_id,
+        >> beam.ParDo(
+            FinishRun(directory, config.run_id, session),
             beam.pvalue.AsSingleton(summary),
             beam.pvalue.AsSingleton(report),
             beam.pvalue.AsSingleton(rows_read),
             beam.pvalue.AsIter(files),
-            *([] if verified.kept is None else [session, beam.pvalue.AsIter(verified.kept)]),
+            *([] if verified.kept is None else [beam.pvalue.AsIter(verified.kept)]),
         )
     )
 
