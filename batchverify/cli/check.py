@@ -5,13 +5,14 @@ from __future__ import annotations
 from batchverify.cli.progress import duration
 from batchverify.errors import printable
 from batchverify.output.embedding_store import EmbeddingStoreSession
-from batchverify.pipeline.check import Check, Sample
+from batchverify.pipeline.check import CheckResult
 from batchverify.pipeline.plan import IN_PROCESS_RUNNER
+from batchverify.pipeline.sample import SampleResult
 
 
-def format_check(check: Check) -> str:
+def format_check(check: CheckResult) -> str:
     """Returns what a check found, for the terminal."""
-    survey, sample, facts = check.survey, check.sample, check.model
+    survey, sample, facts = check.manifest, check.sample, check.model
     about = "" if survey.images.is_exact() else "about "
     limited = f" (the first {check.config.limit:,}, --limit)" if check.config.limit else ""
     bad = f", {survey.bad_rows:,} of them bad" if survey.bad_rows else ""
@@ -37,7 +38,7 @@ def format_check(check: Check) -> str:
     return "\n".join(map(printable, lines))
 
 
-def _store_words(session: EmbeddingStoreSession, sample: Sample) -> str:
+def _store_words(session: EmbeddingStoreSession, sample: SampleResult) -> str:
     if session.ignored:
         return f"{session.path}: what is stored is not used: {session.ignored}"
     if session.stored is None:
@@ -47,11 +48,11 @@ def _store_words(session: EmbeddingStoreSession, sample: Sample) -> str:
     return f"{session.path}: {session.rows:,} embeddings that fit{of_sample}"
 
 
-def _runner_words(check: Check) -> str:
+def _runner_words(check: CheckResult) -> str:
     return f"{check.runner}, in this process" if check.runner == IN_PROCESS_RUNNER else check.runner
 
 
-def _time_words(check: Check) -> str:
+def _time_words(check: CheckResult) -> str:
     sample = check.sample
     if check.seconds is None or not sample.images_per_second or not sample.pairs_per_second:
         return "unknown, as no image of the sample could be encoded"

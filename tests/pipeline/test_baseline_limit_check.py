@@ -21,7 +21,8 @@ from batchverify.evaluation.summary import SUMMARY_VERSION
 from batchverify.manifest import csv, plan
 from batchverify.manifest.plan import plan_manifest
 from batchverify.manifest.read import read_blocks
-from batchverify.pipeline.check import DistinctTexts, survey_manifest
+from batchverify.pipeline.distinct_count import DistinctCounter
+from batchverify.pipeline.manifest_scan import scan_manifest
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +262,7 @@ def test_a_check_finds_mistakes_that_the_look_before_a_run_does_not_reach(folder
 
 
 def test_distinct_texts_are_counted_exactly_while_few_and_nearly_when_many():
-    few, many = DistinctTexts(most=1000, sample=50), DistinctTexts(most=4000, sample=50)
+    few, many = DistinctCounter(max_hashes=1000, sample_size=50), DistinctCounter(max_hashes=4000, sample_size=50)
     for start in range(0, 90_000, 3_000):  # each block shares two thirds with the last
         texts = pa.array([f"image{number}" for number in range(start, start + 9_000)])
         few.add(texts.slice(0, 20).filter(pa.array([start < 3_000] * 20)))
@@ -276,6 +277,6 @@ def test_a_survey_counts_what_a_manifest_holds(folder):
     config = batchverify.VerificationConfig(
         manifests=(str(folder / "1.csv"), str(folder / "2.parquet")), output="o", block_rows=10
     )
-    survey = survey_manifest(plan_manifest(config), config)
+    survey = scan_manifest(plan_manifest(config), config)
     assert (survey.files, survey.rows, survey.images.count()) == (2, 60, 11)
-    assert survey.blocks == 3 + 4 and survey.most_requests <= 11
+    assert survey.blocks == 3 + 4 and survey.max_images_per_block <= 11
