@@ -14,8 +14,8 @@ from PIL import Image
 from scipy import stats
 
 import batchverify
-from batchverify.cli.job import main
-from batchverify.cli.messages import baseline_words
+from batchverify.cli.main import main
+from batchverify.cli.messages import baseline_message
 from batchverify.evaluation.baseline import read_baseline
 from batchverify.evaluation.summary import SUMMARY_VERSION
 from batchverify.manifest import csv, plan
@@ -231,7 +231,7 @@ def test_a_check_of_a_model_that_runs_whole_times_its_pairs(folder, tmp_path, ca
 
 def test_names_in_a_baseline_cannot_drive_the_terminal():
     changed = {"path": "b", "psi": 0.5, "match_rate": [None, 1], "failures": {"\x1b[2J": [1, 0]}, "model_changed": True}
-    told = baseline_words({**changed, "threshold": [0.5, 0.5]})
+    told = baseline_message({**changed, "threshold": [0.5, 0.5]})
     assert "\x1b" not in told and "have moved a lot (PSI 0.500), with ANOTHER MODEL" in told
 
 
