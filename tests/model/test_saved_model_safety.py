@@ -20,13 +20,15 @@ from batchverify.model.load import load_model
 FORBIDDEN = (
     # They read or write files, or print to one.
     "ReadFile", "WriteFile", "MatchingFiles", "WholeFileReaderV2", "PrintV2", "ImmutableConst", "LoadAndRemapMatrix",
-    "GenerateVocabRemapping", "InitializeTableFromTextFileV2", "EncodeProto", "DecodeProtoV2", "SaveSlices", "RestoreSlice",
-    "FileSystemSetConfiguration", "DebugIdentity", "DebugIdentityV2", "DebugIdentityV3", "DebugNumericSummary",
-    "DebugNumericSummaryV2", "DebugNanCount", "CopyHost", "WriteGraphSummary", "CacheDataset", "CacheDatasetV2",
-    "SnapshotDataset", "SnapshotDatasetV2", "SaveDataset", "LoadDataset", "RegisterDataset", "RegisterDatasetV2", "TextLineDataset",
+    "GenerateVocabRemapping", "InitializeTableFromTextFileV2", "EncodeProto", "DecodeProtoV2", "SaveSlices",
+    "RestoreSlice", "FileSystemSetConfiguration", "DebugIdentity", "DebugIdentityV2", "DebugIdentityV3",
+    "DebugNumericSummary", "DebugNumericSummaryV2", "DebugNanCount", "CopyHost", "WriteGraphSummary", "CacheDataset",
+    "CacheDatasetV2", "SnapshotDataset", "SnapshotDatasetV2", "SaveDataset", "LoadDataset", "RegisterDataset",
+    "RegisterDatasetV2", "TextLineDataset",
     # They run a graph, a function or code that is elsewhere.
     "DatasetFromGraph", "PyFunc", "PyFuncStateless", "EagerPyFunc", "RemoteCall", "XlaCustomCall", "XlaCustomCallV2",
-    "XlaCallModule", "XlaLaunch", "TPUPartitionedCall", "SymbolicGradient", "BatchFunction", "MapDefun", "DataServiceDatasetV4", "Send", "Recv",
+    "XlaCallModule", "XlaLaunch", "TPUPartitionedCall", "SymbolicGradient", "BatchFunction", "MapDefun",
+    "DataServiceDatasetV4", "Send", "Recv",
     # They are a saver's, and stand here in no saver's function.
     "RestoreV2", "SaveV2", "MergeV2Checkpoints", "ShardedFilename",
     # Nobody registered it.
