@@ -1,6 +1,6 @@
 """Opens, reads and writes files on any file system that Beam knows: the only place that opens one through Beam.
 
-Each function lets the errors of the file system through. Beam wraps whatever the store's client raises, so callers that must
+All functions but `open_input` let the errors of the file system through. Beam wraps whatever the store's client raises, so callers that must
 report a failure catch `Exception`.
 """
 
@@ -11,10 +11,24 @@ from typing import Any
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from batchverify.errors import PreflightError, short_reason
+
 
 def open_for_reading(path: str) -> Any:
     """Returns a binary file with the bytes as they are stored; without this setting, Beam decompresses by the file's name."""
     return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def open_input(path: str) -> Any:
+    """Returns a binary file that the user has named, with the bytes as they are stored.
+
+    Raises:
+        PreflightError: If it cannot be opened.
+    """
+    try:
+        return open_for_reading(path)
+    except Exception as error:  # Beam wraps whatever the store's client raises.
+        raise PreflightError(f"{path}: it cannot be opened ({short_reason(error)}); check the path and your access.") from None
 
 
 def open_for_writing(path: str) -> Any:

@@ -14,7 +14,7 @@ import pyarrow.csv
 
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, short_reason
-from batchverify.manifest.open import open_manifest_file
+from batchverify.io.filesystem import open_input
 from batchverify.schema import BAD_ROW_COLUMN
 
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
@@ -30,7 +30,7 @@ def read_csv_schema(path: str, config: VerificationConfig) -> pa.Schema:
 
 
 def _csv_header(path: str) -> list[str] | None:
-    with open_manifest_file(path) as file:
+    with open_input(path) as file:
         text = io.TextIOWrapper(
             io.BufferedReader(_Decompressed(path, file)), encoding="utf-8-sig", errors="surrogateescape", newline=""
         )
@@ -54,7 +54,7 @@ def read_csv_batches(path: str, columns: list[str] | None, keep: bool) -> Iterat
     if names is None:
         return
     aside = _MisfitRows(columns or names, names)
-    with open_manifest_file(path) as file:
+    with open_input(path) as file:
         stream = _Decompressed(path, file)
         row = 0
         try:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchverify.errors import PreflightError, short_reason
-from batchverify.manifest.open import open_manifest_file
+from batchverify.io.filesystem import open_input
 from batchverify.manifest.shard import Shard
 
 # Of one block of a Parquet file, at most.
@@ -17,7 +17,7 @@ PARQUET_ROWS = 262_144
 
 def read_footer(path: str) -> pq.FileMetaData | None:
     """Returns the footer of a Parquet file, or None for any other file."""
-    with open_manifest_file(path) as file:
+    with open_input(path) as file:
         if file.read(4) != b"PAR1":
             if path.endswith((".parquet", ".pq")):
                 raise PreflightError(f"{path}: it is no Parquet file in spite of its name; write it again or rename it.")
@@ -41,7 +41,7 @@ class ParquetFooter:
 
 
 def read_parquet_batches(shard: Shard, columns: list[str] | None) -> Iterator[pa.Table]:
-    with open_manifest_file(shard.path) as file:
+    with open_input(shard.path) as file:
         try:
             reader = pq.ParquetFile(file)
             for batch in reader.iter_batches(PARQUET_ROWS, row_groups=list(shard.row_groups or ()), columns=columns):

@@ -155,8 +155,8 @@ def _to_setting(key: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _to_texts(value: str | list[Any]) -> list[Any]:
-    return [value] if isinstance(value, str) else value
+def _to_texts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _is_open(value: Any) -> bool:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import batchverify
-from batchverify.cli.job import main
+from batchverify.cli.main import main
 from batchverify.output.run_directory import RunDirectory
 
 FINISHED = ["_SUCCESS", "report.html", "scores-00000-of-00001.parquet", "summary.json"]

@@ -16,7 +16,7 @@ from apache_beam.io.localfilesystem import LocalFileSystem
 from PIL import Image
 
 import batchverify
-from batchverify.cli.job import main
+from batchverify.cli.main import main
 from batchverify.images.reader import ImageReader
 from batchverify.images.resize import Layout, PillowResize
 from batchverify.output.embedding_store import EmbeddingStore

@@ -35,7 +35,7 @@ from google.cloud.dataflow import JobState, JobType
 from PIL import Image
 
 import batchverify
-from batchverify.cli.job import main
+from batchverify.cli.main import main
 
 BUCKET = "gs://nightly-pairs"
 IMAGE = "europe-docker.pkg.dev/my-project/images/batchverify:1"
@@ -392,7 +392,7 @@ def test_what_cannot_run_there_is_refused_before_anything_is_submitted(options, 
 
 def test_an_installation_without_source_says_what_to_give(arguments, service, tmp_path):
     shutil.copytree(Path(batchverify.__file__).parent, tmp_path / "site" / "batchverify")
-    command = [sys.executable, "-c", "from batchverify.cli import run_as_process; run_as_process()", *arguments]
+    command = [sys.executable, "-c", "from batchverify.cli.main import run_as_process; run_as_process()", *arguments]
     done = subprocess.run(command, cwd=tmp_path / "site", env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 2 and "this installation has no source to send them; add --extra_package=FILE" in done.stderr
