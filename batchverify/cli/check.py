@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from batchverify.cli.progress import format_duration
 from batchverify.errors import printable
-from batchverify.output.embedding_store import EmbeddingStoreSession
+from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.pipeline.check import CheckResult
 from batchverify.pipeline.plan import IN_PROCESS_RUNNER
 from batchverify.pipeline.sample import SampleResult

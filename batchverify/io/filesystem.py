@@ -1,7 +1,7 @@
 """Opens, reads and writes files on any file system that Beam knows: the only place that opens one through Beam.
 
-All functions but `open_input` let the errors of the file system through. Beam wraps whatever the store's client raises, so callers that must
-report a failure catch `Exception`.
+All functions but `open_input` let the errors of the file system through. Beam wraps whatever the store's client raises, so
+callers that must report a failure catch `Exception`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from batchverify.errors import RunError
 from batchverify.io.storage_options import PathWithStorageOptions, with_storage_options
-from batchverify.output.embedding_store import EmbeddingStoreSession, StoredFile
+from batchverify.output.embedding_session import EmbeddingStoreSession
+from batchverify.output.embedding_store import StoredFile
 from batchverify.output.run_directory import FINISHING, RunDirectory
 
 

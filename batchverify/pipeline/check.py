@@ -14,7 +14,7 @@ from batchverify.config import VerificationConfig
 from batchverify.errors import RunError
 from batchverify.evaluation.drift import RunStatistics
 from batchverify.model.facts import ModelFacts
-from batchverify.output.embedding_store import EmbeddingStoreSession
+from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.pipeline.buckets import bucket_count
 from batchverify.pipeline.manifest_scan import ManifestCounts, scan_manifest
 from batchverify.pipeline.memory import process_bytes, worker_bytes

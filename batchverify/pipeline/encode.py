@@ -14,7 +14,7 @@ from apache_beam.metrics.metric import Metrics
 
 from batchverify.config import ScoringConfig
 from batchverify.errors import RunError
-from batchverify.output.embedding_store import EmbeddingStoreSession
+from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.pipeline.compare import NOT_A_NUMBER
 from batchverify.pipeline.encoded_images import OK_CODE, no_encoded_images
 from batchverify.pipeline.image_table import ImageTableLoader

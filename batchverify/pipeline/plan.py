@@ -20,7 +20,9 @@ from batchverify.manifest.plan import plan_manifest
 from batchverify.manifest.shard import Manifest
 from batchverify.model.facts import ModelFacts
 from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
-from batchverify.output.embedding_store import EmbeddingStoreSession, Generation, differing_settings, embedding_key, open_store
+from batchverify.output.embedding_key import differing_settings, embedding_key
+from batchverify.output.embedding_session import EmbeddingStoreSession
+from batchverify.output.embedding_store import Generation, open_store
 from batchverify.output.run_directory import RunDirectory
 from batchverify.pipeline.buckets import bucket_count
 from batchverify.pipeline.dataflow import configure_dataflow, is_dataflow, refuse_local_images

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchverify.output.embedding_store import EmbeddingStoreSession, is_unchanged
+from batchverify.output.embedding_rows import is_unchanged
+from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.pipeline.encoded_images import OK_CODE, embedding_matrix
 from batchverify.pipeline.network import EmbeddingLookupNetwork, Network
 from batchverify.schema import STATUSES, ImageStatus
@@ -71,7 +72,7 @@ def count_unchanged(network: EmbeddingLookupNetwork, session: EmbeddingStoreSess
     if session.rows > _MAX_STORE_ROWS:
         return None
     sample, count = pa.array(uris, pa.string()), 0
-    for file in session.parts():
+    for file in session.files():
         rows = session.read(file)
         rows = rows.filter(pc.is_in(rows["uri"], value_set=sample))
         count += int(is_unchanged(rows, network.look_up(rows["uri"].combine_chunks())).sum())

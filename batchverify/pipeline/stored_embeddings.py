@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchverify.output.embedding_store import EmbeddingStoreSession, StoredFile, current_rows, is_unchanged, retained_rows
+from batchverify.output.embedding_rows import current_rows, is_unchanged, retained_rows
+from batchverify.output.embedding_session import EmbeddingStoreSession
+from batchverify.output.embedding_store import StoredFile
 from batchverify.pipeline.buckets import rows_by_bucket
 from batchverify.pipeline.encoded_images import OK_CODE, embedding_matrix, encoded_images
 from batchverify.pipeline.network import EmbeddingLookupNetwork

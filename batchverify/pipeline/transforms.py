@@ -10,7 +10,8 @@ from apache_beam.pvalue import PCollection
 
 from batchverify.config import ScoringConfig, accelerator_hint
 from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
-from batchverify.output.embedding_store import EmbeddingStoreSession, StoredFile
+from batchverify.output.embedding_session import EmbeddingStoreSession
+from batchverify.output.embedding_store import StoredFile
 from batchverify.pipeline.buckets import bucket_count, request_images
 from batchverify.pipeline.compare import BLOCK_TABLE, IMAGES_TABLE, ComparePairs
 from batchverify.pipeline.encode import IMAGES_OUTPUT, STORED_ROWS_OUTPUT, EncodeImages
@@ -129,7 +130,7 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
     def _read_stored(self, pipeline: beam.Pipeline, session: EmbeddingStoreSession) -> PCollection[_BY_BUCKET]:
         stored: PCollection[_BY_BUCKET] = (
             pipeline
-            | "StoredFiles" >> beam.Create(session.parts(), reshuffle=False)
+            | "StoredFiles" >> beam.Create(session.files(), reshuffle=False)
             | "SpreadFiles" >> beam.Reshuffle()
             | "ReadStored" >> beam.FlatMap(read_stored, session, self._buckets, self._stats).with_output_types(_BY_BUCKET)
         )

@@ -19,6 +19,7 @@ import batchverify
 from batchverify.cli.main import main
 from batchverify.images.reader import ImageReader
 from batchverify.images.resize import Layout, PillowResize
+from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import EmbeddingStore
 from tests.faults.test_faulty_runs import start, wait_for
 from tests.pipeline.test_run import SUBPROCESS_WORKERS, write_pairs
@@ -222,10 +223,10 @@ def test_rows_that_tonight_does_not_name_stay_and_grow_old(night, pairs, tmp_pat
 def grow_older(tmp_path, days):
     """Writes the store's only file again with earlier dates, as the store itself would have then."""
     said = json.loads((tmp_path / "store" / POINTER).read_text())
-    session = batchverify.embeddings.Keeping(
+    session = EmbeddingStoreSession(
         str(tmp_path / "store"), "stat", said["key"], EmbeddingStore(str(tmp_path / "store")).read_published(), None, None
     )
-    (part,) = session.parts()
+    (part,) = session.files()
     rows = session.read(part)
     earlier = pa.array(np.array(rows["last_used"]) - np.timedelta64(days, "D"), pa.date32())
     parts = list(session.write(rows.set_column(5, rows.schema.field("last_used"), earlier)))
@@ -247,13 +248,13 @@ def change_rows(store, said, part):
 
 
 DAMAGES = {
-    "JSON": (lambda store, said, part: said.clear(), "says nothing of use"),
+    "JSON": (lambda store, said, part: said.clear(), "cannot be understood"),
     "missing": (lambda store, said, part: part.unlink(), "is missing"),
     "size": (cut, "bytes and should have"),
     "footer": (lambda store, said, part: part.write_bytes(b"\0" * part.stat().st_size), "cannot be read"),
     "columns": (change_columns, "other columns"),
     "rows": (change_rows, "9 rows and should have 10"),
-    "names": (lambda store, said, part: said["files"][0].update(name="../part.parquet"), "names files that are none"),
+    "names": (lambda store, said, part: said["files"][0].update(name="../part.parquet"), "names files that no store has"),
     "format": (lambda store, said, part: said.update(format=99), "format 99"),
 }
 
