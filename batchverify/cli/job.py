@@ -55,9 +55,12 @@ def _run(argv: Sequence[str]) -> int:
         print(format_check(check_run(config, beam_args)))
         return DONE
     from batchverify.cli.progress import watcher
+    from batchverify.images.pillow_settings import configure_pillow
     from batchverify.pipeline.dataflow import is_dataflow, is_template_launch
     from batchverify.pipeline.plan import pipeline_options
     from batchverify.pipeline.run import run, submit
+
+    configure_pillow()
 
     quiet = "--quiet" in argv
     if quiet:

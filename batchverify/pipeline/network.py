@@ -20,7 +20,7 @@ from batchverify.errors import PreflightError
 from batchverify.images.decode import UndecodedJpeg
 from batchverify.images.failure import ImageFailure
 from batchverify.images.prefetch import Prefetcher
-from batchverify.images.reader import ImageRead, ImageReader
+from batchverify.images.reader import ImageReader, ReadResult
 from batchverify.io.filesystem import is_remote
 from batchverify.model.sidecar import GoldenPair, apply_sidecar
 from batchverify.schema import STATUSES, ImageStatus
@@ -109,7 +109,7 @@ class _Batch(NamedTuple):
         embeddings: `(n, d)` of those that could be read; None if none could.
     """
 
-    read: list[ImageRead]
+    read: list[ReadResult]
     embeddings: np.ndarray | None
 
 
@@ -151,7 +151,7 @@ class KerasNetwork:
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Fetches, decodes and encodes `uris`; see `Network.encode`."""
-        read: list[ImageRead] = []
+        read: list[ReadResult] = []
         embeddings = []
         batches = self._encoded(uris.to_pylist())
         while batch := self._await(batches):
@@ -173,7 +173,7 @@ class KerasNetwork:
         while under_way:
             yield under_way.popleft().result()
 
-    def _encode_batch(self, read: list[ImageRead]) -> _Batch:
+    def _encode_batch(self, read: list[ReadResult]) -> _Batch:
         """Decodes what was left to be decoded, and encodes all."""
         read = self._decoded(read)
         pixels = [found.image for found in read if isinstance(found.image, np.ndarray)]
@@ -186,7 +186,7 @@ class KerasNetwork:
             [found if isinstance(found.image, ImageFailure) else found._replace(image=None) for found in read], embeddings
         )
 
-    def _decoded(self, read: list[ImageRead]) -> list[ImageRead]:
+    def _decoded(self, read: list[ReadResult]) -> list[ReadResult]:
         files = [found.image for found in read if isinstance(found.image, UndecodedJpeg)]
         if not files or self._decode_jpegs is None:
             return read
@@ -216,7 +216,7 @@ class KerasNetwork:
         if self._ahead is None:
             limit_s = self._config.image_timeout
             threads = self._config.fetch_threads or (_STORE_THREADS if any(map(is_remote, uris)) else _cores())
-            read = functools.partial(self._reader.read_version, leave_jpegs=self._decode_jpegs is not None)
+            read = functools.partial(self._reader.read_with_version, defer_jpegs=self._decode_jpegs is not None)
             self._ahead = Prefetcher(read, _too_slow(limit_s), threads, limit_s)
         return self._ahead
 
@@ -285,7 +285,7 @@ class KerasNetwork:
         )
 
 
-def _failure(read: ImageRead) -> ImageFailure | None:
+def _failure(read: ReadResult) -> ImageFailure | None:
     return read.image if isinstance(read.image, ImageFailure) else None
 
 
@@ -297,11 +297,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _too_slow(limit_s: float) -> Callable[[str], ImageRead]:
+def _too_slow(limit_s: float) -> Callable[[str], ReadResult]:
     failure = ImageFailure(
         ImageStatus.UNAVAILABLE, f"fetching and decoding it took longer than {limit_s:g} s (--image-timeout)"
     )
-    return lambda _: ImageRead(failure)
+    return lambda _: ReadResult(failure)
 
 
 @dataclasses.dataclass(frozen=True)
