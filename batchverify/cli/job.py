@@ -61,7 +61,6 @@ def _run(argv: Sequence[str]) -> int:
     from batchverify.pipeline.run import run, submit
 
     configure_pillow()
-
     quiet = "--quiet" in argv
     if quiet:
         logging.getLogger("batchverify").setLevel(logging.WARNING)

@@ -230,9 +230,9 @@ class KerasNetwork:
 
     def certificate(self) -> IdentityBound | None:
         """Returns what the head's weights prove; None where the model could not be taken apart."""
-        from batchverify.model.identity_bound import bound_identity
+        from batchverify.model.identity_bound import find_identity_bound
 
-        return bound_identity(self._model.siamese) if self._model.siamese else None
+        return find_identity_bound(self._model.split) if self._model.split else None
 
     def check_split(self, uris: Sequence[str]) -> None:
         """Compares the network's parts with the whole on images at `uris`, as many as can be read.
@@ -246,7 +246,7 @@ class KerasNetwork:
             self._model.check_split(np.stack(images) if images else np.zeros((0,)))
         except ValueError as error:
             raise PreflightError(f"--model {self.facts.path}: on images of the manifest {error}; export it again.") from None
-        if images and (found := self._model.judge_runtime(np.stack(images))):
+        if images and (found := self._model.describe_runtime(np.stack(images))):
             _LOG.info("Of the manifest: %s", found)
 
     def check_golden(self, pairs: Sequence[GoldenPair]) -> None:
