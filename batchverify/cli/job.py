@@ -124,9 +124,11 @@ def _check(arguments: JobArguments) -> int:
 
 
 def _run(arguments: JobArguments) -> int:
+    from batchverify.images.pillow_settings import configure_pillow
     from batchverify.pipeline.dataflow import is_dataflow, is_template_launch
     from batchverify.pipeline.plan import pipeline_options
 
+    configure_pillow()
     if arguments.quiet:
         logging.getLogger("batchverify").setLevel(logging.WARNING)
     beam_options = pipeline_options(arguments.beam_args)

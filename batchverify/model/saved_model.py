@@ -1,4 +1,4 @@
-"""SavedModel folders: checked, loaded, a signature chosen."""
+"""Loads SavedModel folders: checks them first, then chooses a signature."""
 
 from __future__ import annotations
 
@@ -16,15 +16,28 @@ from batchverify.model.saved_model_safety import find_forbidden_operation
 
 
 def load_saved_model(file: ModelFile, options: ModelConfig, digest: str) -> LoadedModel:
+    """Loads a SavedModel folder.
+
+    Args:
+        file: The folder.
+        options: The user's statements about the model.
+        digest: The SHA-256 of the folder's files, in hex.
+
+    Raises:
+        PreflightError: If it cannot be loaded, or must not be.
+    """
     _check_saved_model(file, options)
     try:
         loaded = tf.saved_model.load(file.local)
-    except Exception as error:  # TensorFlow raises whatever the graph leads it to.
+    except Exception as error:  # TensorFlow raises any exception on a broken graph.
         raise PreflightError(
             f"--model {file.name}: a SavedModel that TensorFlow {tf.__version__} cannot load ({short_reason(error)}); "
             "copy the folder again, whole, or export it again."
         ) from None
-    key = _signature_name(file.name, sorted(loaded.signatures), options.signature)
+    return _call_signature(file, loaded, _choose_signature(file.name, sorted(loaded.signatures), options.signature), digest)
+
+
+def _call_signature(file: ModelFile, loaded: Any, key: str, digest: str) -> LoadedModel:
     function = loaded.signatures[key]
     inputs, outputs = function.structured_input_signature[1], function.structured_outputs
     if len(outputs) != 1:
@@ -33,28 +46,29 @@ def load_saved_model(file: ModelFile, options: ModelConfig, digest: str) -> Load
     names, output = list(inputs), next(iter(outputs))
 
     def call(*tensors: Any) -> Any:
-        assert loaded is not None  # The variables live as long as it does.
+        assert loaded is not None  # Holding the model keeps its variables alive.
         return function(**dict(zip(names, tensors, strict=True)))[output]
 
-    specs = tuple(_saved_input(file.name, name, spec) for name, spec in inputs.items())
+    specs = tuple(_model_input(file.name, name, spec) for name, spec in inputs.items())
     note = f"Calls the signature '{key}' of the SavedModel."
     return LoadedModel(file.name, digest, call, specs, None, "a SavedModel does not show its layers", (note,))
 
 
 def refuse_layer_options(name: str, options: ModelConfig) -> None:
-    given = {
+    """Refuses options about layers, which a SavedModel does not show."""
+    layer_options = {
         "--lambda": options.lambdas,
         "--custom-object": options.custom_objects,
         "--mend-shared-encoder": options.mend_shared_encoder,
     }
-    for option, value in given.items():
+    for option, value in layer_options.items():
         if value:
             raise PreflightError(
                 f"{option} is for .keras and .h5 files, whose layers are named; --model {name} is a SavedModel, leave it out."
             )
 
 
-def _saved_input(model: str, name: str, spec: Any) -> ModelInput:
+def _model_input(model: str, name: str, spec: Any) -> ModelInput:
     if spec.shape.rank is None:
         raise PreflightError(
             f"--model {model}: its input '{name}' has no shape; export it with an input signature that has one."
@@ -62,7 +76,7 @@ def _saved_input(model: str, name: str, spec: Any) -> ModelInput:
     return ModelInput(name, tuple(spec.shape[1:]), spec.dtype.name, spec.shape[0])
 
 
-def _signature_name(model: str, keys: list[str], wanted: str | None) -> str:
+def _choose_signature(model: str, keys: list[str], wanted: str | None) -> str:
     if wanted is None and "serving_default" in keys:
         return "serving_default"
     if wanted is None and len(keys) == 1:
@@ -83,7 +97,7 @@ def _check_saved_model(file: ModelFile, options: ModelConfig) -> None:
     try:
         with open(os.path.join(file.local, "saved_model.pb"), "rb") as stream:
             saved.ParseFromString(stream.read())
-    except Exception as error:  # protobuf's own errors
+    except Exception as error:  # protobuf has errors of its own.
         raise PreflightError(
             f"--model {file.name}: saved_model.pb is damaged ({short_reason(error)}); copy the folder again."
         ) from None

@@ -18,7 +18,7 @@ from batchverify.errors import PreflightError
 from batchverify.images.decode import UndecodedJpeg
 from batchverify.images.failure import ImageFailure
 from batchverify.images.prefetch import Prefetcher
-from batchverify.images.reader import ImageRead, ImageReader
+from batchverify.images.reader import ImageReader, ReadResult
 from batchverify.io.storage_options import with_storage_options
 from batchverify.model.sidecar import GoldenPair
 from batchverify.pipeline.encoded_images import OK_CODE, encoded_images
@@ -52,7 +52,7 @@ class _EncodedBatch(NamedTuple):
         embeddings: `(n, d)`, the embeddings of the images that could be read; None if none could.
     """
 
-    reads: list[ImageRead]
+    reads: list[ReadResult]
     embeddings: np.ndarray | None
 
 
@@ -91,11 +91,11 @@ class KerasNetwork:
         # One more batch than are encoded at a time waits, so that a thread that ends its batch has the next one at once.
         self._max_submitted = _parallel_batches() + 1
         self._encoders = ThreadPoolExecutor(self._max_submitted, "encode-images")
-        self._prefetcher: Prefetcher[ImageRead] | None = None
+        self._prefetcher: Prefetcher[ReadResult] | None = None
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Fetches, decodes and encodes `uris`; see `Network.encode`."""
-        reads: list[ImageRead] = []
+        reads: list[ReadResult] = []
         embeddings: list[np.ndarray] = []
         batches = self._encode_batches(uris.to_pylist())
         while batch := self._next_batch(batches):
@@ -114,7 +114,7 @@ class KerasNetwork:
     def look_up(self, uris: pa.Array) -> pa.Table:
         """Finds out whether images exist, and their versions or digests; see `EmbeddingLookupNetwork.look_up`."""
         names: list[str] = uris.to_pylist()
-        reads: list[ImageRead] = []
+        reads: list[ReadResult] = []
         batches = self._get_prefetcher(names).batches(names, _LOOKUP_BATCH_SIZE, 1, self._reader.look_up)
         while batch := self._next_batch(batches):
             reads += batch
@@ -131,9 +131,9 @@ class KerasNetwork:
 
     def identity_bound(self) -> IdentityBound | None:
         """Returns what the weights of the head prove; None where the model could not be split."""
-        from batchverify.model.identity_bound import bound_identity
+        from batchverify.model.identity_bound import find_identity_bound
 
-        return bound_identity(self._model.siamese) if self._model.siamese else None
+        return find_identity_bound(self._model.split) if self._model.split else None
 
     def check_split(self, uris: Sequence[str]) -> None:
         """Compares the network's two parts with the whole network, on those images at `uris` that can be read.
@@ -149,7 +149,7 @@ class KerasNetwork:
             self._model.check_split(np.stack(images) if images else np.zeros((0,)))
         except ValueError as error:
             raise PreflightError(f"--model {self.facts.path}: on images of the manifest {error}; export it again.") from None
-        if images and (note := self._model.judge_runtime(np.stack(images))):
+        if images and (note := self._model.describe_runtime(np.stack(images))):
             _LOG.info("On images of the manifest: %s", note)
 
     def check_golden_pairs(self, pairs: Sequence[GoldenPair]) -> None:
@@ -185,7 +185,7 @@ class KerasNetwork:
         while submitted:
             yield submitted.popleft().result()
 
-    def _encode_batch(self, reads: list[ImageRead]) -> _EncodedBatch:
+    def _encode_batch(self, reads: list[ReadResult]) -> _EncodedBatch:
         reads = self._decode_deferred(reads)
         pixels = [read.image for read in reads if isinstance(read.image, np.ndarray)]
         embeddings = None
@@ -195,7 +195,7 @@ class KerasNetwork:
         self._stats.add(images_encoded=len(pixels), images_failed=len(reads) - len(pixels))
         return _EncodedBatch([_without_pixels(read) for read in reads], embeddings)
 
-    def _decode_deferred(self, reads: list[ImageRead]) -> list[ImageRead]:
+    def _decode_deferred(self, reads: list[ReadResult]) -> list[ReadResult]:
         """Returns `reads` with the JPEG files decoded whose decoding was deferred to the batch."""
         files = [read.image for read in reads if isinstance(read.image, UndecodedJpeg)]
         if not files or self._decode_jpegs is None:
@@ -204,12 +204,12 @@ class KerasNetwork:
             images = iter(self._decode_jpegs(files))
         return [read._replace(image=next(images)) if isinstance(read.image, UndecodedJpeg) else read for read in reads]
 
-    def _get_prefetcher(self, uris: Sequence[str]) -> Prefetcher[ImageRead]:
+    def _get_prefetcher(self, uris: Sequence[str]) -> Prefetcher[ReadResult]:
         """Returns the threads that read. The first call decides how many there are, by whether its `uris` lie in a store."""
         if self._prefetcher is None:
             limit_s = self._config.image_timeout
             default = _REMOTE_FETCH_THREADS if any(map(is_remote, uris)) else _core_count()
-            read = functools.partial(self._reader.read_version, leave_jpegs=self._decode_jpegs is not None)
+            read = functools.partial(self._reader.read_with_version, defer_jpegs=self._decode_jpegs is not None)
             self._prefetcher = Prefetcher(read, _timed_out_after(limit_s), self._config.fetch_threads or default, limit_s)
         return self._prefetcher
 
@@ -217,7 +217,7 @@ class KerasNetwork:
         with self._stats.timed("wait"):
             return next(batches, None)
 
-    def _to_table(self, uris: pa.Array, reads: list[ImageRead], batches: list[np.ndarray]) -> pa.Table:
+    def _to_table(self, uris: pa.Array, reads: list[ReadResult], batches: list[np.ndarray]) -> pa.Table:
         failures = [_failure_of(read) for read in reads]
         is_encoded = np.array([failure is None for failure in failures], bool)
         size, dtype = self.facts.embedding_size, batches[0].dtype if batches else np.float32
@@ -259,11 +259,11 @@ def keras_loader(config: ScoringConfig, stats: WorkerStats | None = None, versio
     return NetworkLoader(functools.partial(with_storage_options(load_network), config, stats, versions))
 
 
-def _failure_of(read: ImageRead) -> ImageFailure | None:
+def _failure_of(read: ReadResult) -> ImageFailure | None:
     return read.image if isinstance(read.image, ImageFailure) else None
 
 
-def _without_pixels(read: ImageRead) -> ImageRead:
+def _without_pixels(read: ReadResult) -> ReadResult:
     return read if isinstance(read.image, ImageFailure) else read._replace(image=None)
 
 
@@ -275,11 +275,11 @@ def _errors(failures: Sequence[ImageFailure | None]) -> list[str | None]:
     return [failure.error if failure else None for failure in failures]
 
 
-def _timed_out_after(limit_s: float) -> Callable[[str], ImageRead]:
+def _timed_out_after(limit_s: float) -> Callable[[str], ReadResult]:
     failure = ImageFailure(
         ImageStatus.UNAVAILABLE, f"fetching and decoding it took longer than {limit_s:g} s (--image-timeout)"
     )
-    return lambda _: ImageRead(failure)
+    return lambda _: ReadResult(failure)
 
 
 def _parallel_batches() -> int:

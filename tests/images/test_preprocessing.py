@@ -71,7 +71,7 @@ def decoded_together(preprocessing, folder, files):
     for number, data in enumerate(files):
         path = folder / f"{number}.jpg"
         path.write_bytes(data)
-        found.append(reader.read_version(str(path), leave_jpegs=True).image)
+        found.append(reader.read_with_version(str(path), defer_jpegs=True).image)
     left = [image for image in found if isinstance(image, UndecodedJpeg)]
     decoded = iter(preprocessing.jpeg_decoder(10**6)(left))
     return [next(decoded) if isinstance(image, UndecodedJpeg) else image for image in found], len(left)

@@ -18,7 +18,7 @@ from batchverify.model.frozen_graph import FrozenFunction
 OPENVINO = """
 import numpy as np, tensorflow as tf
 from concurrent.futures import ThreadPoolExecutor
-from batchverify.runtimes import OpenVinoFunction
+from batchverify.model.runtimes import OpenVinoFunction
 weights = tf.Variable(np.random.default_rng(0).normal(size=(4, 3)), dtype=tf.float32)
 function = lambda left, right: tf.matmul(left, weights) - tf.matmul(tf.cast(right, tf.float32), weights)
 for precision, most in (("float32", 1e-5), ("bfloat16", 0.1)):

@@ -147,7 +147,7 @@ def test_a_file_that_changes_while_it_is_read_is_filed_as_what_it_was(pictures):
 
     reader = ImageReader(Layout(16, 16, resize=LateResize()), 10**6, 10**6, versions="stat")
     before = reader.look_up(str(path)).version
-    assert reader.read_version(str(path)).version == before != reader.look_up(str(path)).version
+    assert reader.read_with_version(str(path)).version == before != reader.look_up(str(path)).version
 
 
 def test_images_that_fail_tonight_fail_as_without_a_store(night, pictures, tmp_path, read_scores):

@@ -308,7 +308,7 @@ def test_an_image_is_asked_for_until_it_comes_or_the_time_is_up(name, faults, ex
     store.put(name, b"the picture")
     store.proxy.spoil("GET ", *faults)
     started = time.monotonic()
-    found = fetch_bytes(store.uri(name), 100, limit_s=12.0 if isinstance(expected, bytes) else 3.0)
+    found = fetch_bytes(store.uri(name), 100, timeout_s=12.0 if isinstance(expected, bytes) else 3.0)
     assert time.monotonic() - started < 12
     assert (found.status if isinstance(found, ImageFailure) else found) == expected
     assert requests is None or len(store.proxy.asked) == requests

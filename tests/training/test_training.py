@@ -20,7 +20,7 @@ from batchverify.cli.messages import epoch_message
 from batchverify.config import VerificationConfig
 from batchverify.demo import characters
 from batchverify.errors import PreflightError
-from batchverify.model.identity_bound import bound_identity
+from batchverify.model.identity_bound import find_identity_bound
 from batchverify.model.split import split_model
 from batchverify.training import data, fit, network, sources
 from batchverify.training.distort import distort
@@ -98,7 +98,7 @@ def test_the_certificate_of_the_repaired_head_holds_after_every_step(alphabets, 
     trainer = small_trainer(alphabets, head=head, learning_rate=1.0)
     for _ in range(5):
         trainer.train_step()
-        certificate = bound_identity(split_model(network.assemble(trainer.encoder, trainer.head)))
+        certificate = find_identity_bound(split_model(network.assemble(trainer.encoder, trainer.head)))
         assert certificate.holds is holds
 
 
@@ -165,10 +165,10 @@ def test_the_command_trains_on_class_folders(folder, tmp_path, capsys):
         assert "batchverify" not in archive.read("config.json").decode()  # any Keras 3 loads it
     model = keras.models.load_model(output)
     siamese = split_model(model)
-    assert siamese.shared and bound_identity(siamese).holds
+    assert siamese.shared and find_identity_bound(siamese).holds
     figures = json.loads(output.with_suffix(".json").read_text())
     assert figures["measured_on"] == "held out" and figures["recipe"]["seed"] == 0
-    assert figures["figures"]["identity_score"] == pytest.approx(bound_identity(siamese).identity_score, abs=1e-6)
+    assert figures["figures"]["identity_score"] == pytest.approx(find_identity_bound(siamese).identity_score, abs=1e-6)
     assert len(list(csv.DictReader(output.with_suffix(".log.csv").open()))) == 2
     assert Image.open(output.with_suffix(".curves.png")).size[0] > 600
     assert not output.with_suffix(".checkpoint.npz").exists()
