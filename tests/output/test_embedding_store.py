@@ -20,8 +20,8 @@ from batchverify.cli.job import main
 from batchverify.images.reader import ImageReader
 from batchverify.images.resize import Layout, PillowResize
 from batchverify.output.embedding_store import EmbeddingStore
-from tests.faults.test_faulty_runs import start, wait_for
-from tests.pipeline.test_run import SUBPROCESS_WORKERS, write_pairs
+from tests.support.manifests import write_pairs
+from tests.support.processes import SUBPROCESS_WORKERS, start_program, wait_for
 
 POINTER = "embeddings.json"
 
@@ -88,6 +88,7 @@ WORKERS = {"multi-processing": ["--direct_num_workers=1", "--direct_running_mode
            "portable": SUBPROCESS_WORKERS}  # fmt: skip
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", WORKERS)
 def test_workers_in_other_processes_share_the_store(workers, night, pictures, tmp_path, read_scores):
     night("first")
@@ -301,19 +302,20 @@ def test_damage_inside_of_a_file_fails_the_run(made, night, tmp_path):
     assert [path.parent.name for path in (tmp_path / "store").glob("*/*")] == [part.parent.name]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_run_that_is_killed_leaves_the_store_as_it_was(how, night, pairs, pictures, small_model, tmp_path):
     night("first")
     before = stored(tmp_path)
     made_anew(pictures / "p3.png")
     arguments = ["--manifest", str(pairs), "--output", str(tmp_path / "out"), "--model", small_model, "--block-rows", "1"]
-    process = start([*arguments, "--embeddings", str(tmp_path / "store")])
+    process = start_program([*arguments, "--embeddings", str(tmp_path / "store")], os.environ | {"TMPDIR": str(tmp_path)})
     wait_for(tmp_path / "out" / "_RUNNING", process)
     while len(list((tmp_path / "store").glob("embeddings-*/part-*.parquet"))) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.send_signal(how)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     if how == signal.SIGTERM:
         pd.testing.assert_frame_equal(stored(tmp_path), before)
     assert counts(night("again")) == (1, 9)

@@ -202,7 +202,7 @@ def test_interrupted_training_leaves_a_model_and_goes_on(folder, tmp_path):
         process = subprocess.Popen([*arguments, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         first = next(line for line in process.stdout if line.startswith("epoch"))
         process.send_signal(number)
-        rest, errors = process.communicate(timeout=120)
+        rest, errors = process.communicate(timeout=300)
         assert process.returncode == 128 + number, errors
         assert "Traceback" not in errors and "go on with --resume" in rest
         return int(first.split()[1])
