@@ -22,6 +22,7 @@ TEST = [
     "scipy>=1.15,<2",
     "selenium>=4.30,<5",
     "setuptools>=77,<82",  # It builds the sdist. Later versions lack pkg_resources, which tensorflow-hub needs.
+    "shtab>=1.7,<2",
     "tensorflow-hub>=0.16,<0.17",  # Beam's handler for TensorFlow imports it.
     "tf-keras>=2.20,<3",
 ]
@@ -55,9 +56,11 @@ setup(
         "rich>=14,<16",
         "tensorflow>=2.20,<3",
     ],
+    entry_points={"console_scripts": ["batchverify = batchverify.cli.main:run_as_process"]},
     extras_require={
         "aws": ["apache-beam[aws]>=2.77,<2.80"],
         "bench": ["pyspark>=4.0,<5", "ray[data]>=2.50,<3", "setuptools>=77,<82", "tensorflow-hub>=0.16,<0.17"],
+        "completion": ["shtab>=1.7,<2"],
         "openvino": ["openvino>=2026.2,<2027"],
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
         "test": TEST,

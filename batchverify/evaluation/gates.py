@@ -1,4 +1,4 @@
-"""Limits that the user sets on a run: beyond one, the results are written all the same and the exit code is 3."""
+"""Gates: limits that the user sets on a run. A run that exceeds one writes its results as usual and exits with code 3."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _DRIFT = "--max-drift"
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """One limit, and what the run came to.
+    """One limit, and the run's value.
 
     Attributes:
-        option: the option that set it.
-        limit: as it was set.
-        found: how many rows are at fault; of `--max-drift`, the population stability index, or None where there is none.
-        rows: of how many; of `--max-drift`, how many were compared.
-        met: whether they are within the limit.
+        option: The option that set the limit.
+        limit: The limit as the user wrote it.
+        found: The number of rows at fault; for `--max-drift`, the population stability index, None where there is none.
+        rows: The number of rows that the limit applies to; for `--max-drift`, the number of scores.
+        met: Whether the value is within the limit.
     """
 
     option: str
@@ -30,13 +30,13 @@ class Gate:
 
     def __str__(self) -> str:
         if self.option == _DRIFT:
-            found = "no index, as a run has no scores" if self.found is None else f"an index of {self.found:.3g}"
-            return f"the drift of {self.rows:,} scores from the baseline's has {found}, where {_DRIFT} allows {self.limit}"
+            index = "no index, as a run has no scores" if self.found is None else f"an index of {self.found:.3g}"
+            return f"the drift of {self.rows:,} scores from the baseline's has {index}, where {_DRIFT} allows {self.limit}"
         return f"{self.found:,} of {self.rows:,} rows, where {self.option} allows {self.limit}"
 
 
 def evaluate_gates(config: VerificationConfig, summary: dict[str, Any]) -> list[Gate]:
-    """Returns the gates that `config` sets, each with what `summary` (of `summary.json`) says of it."""
+    """Returns the gates that `config` sets, each with the run's value from `summary`, the content of `summary.json`."""
     rows, identity = summary["rows"], summary["identity"]
     total, scored = rows.get("total", 0), rows.get("scored", 0)
     faults = identity["below_threshold"] + identity["outscored"]
@@ -46,11 +46,11 @@ def evaluate_gates(config: VerificationConfig, summary: dict[str, Any]) -> list[
     ]
     if config.max_drift is not None and summary.get("baseline"):
         psi = summary["baseline"]["psi"]
-        # What cannot be compared is not known to have stayed: a night without a score must not pass for a quiet one.
+        # Without an index, nobody knows whether the scores have drifted. A run without scores must not pass the gate.
         met = psi is not None and psi <= config.max_drift
         gates.append(Gate(_DRIFT, f"{config.max_drift:g}", psi, scored, met))
     return [gate for gate in gates if gate is not None]
 
 
-def _evaluate_limit(option: str, limit: Limit | None, found: int, rows: int) -> Gate | None:
-    return None if limit is None else Gate(option, str(limit), found, rows, limit.allows(found, rows))
+def _evaluate_limit(option: str, limit: Limit | None, faults: int, rows: int) -> Gate | None:
+    return None if limit is None else Gate(option, str(limit), faults, rows, limit.allows(faults, rows))

@@ -1,4 +1,4 @@
-"""The identity check: is a row's score believable, given what its images score against themselves?"""
+"""The identity check: whether a row's score is believable, given the scores of its images against themselves."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ _CODE = {verdict: code for code, verdict in enumerate(VERDICTS)}
 
 
 def is_match(scores: np.ndarray, threshold: float) -> np.ndarray:
-    """Returns bool `(n,)`: which float32 `scores` are matches. The one place that says what a match is."""
+    """Returns which float32 `scores` are matches, bool `(n,)`. No other place defines what a match is."""
     return scores >= np.float32(threshold)
 
 
 def check_identity(scores: np.ndarray, left: np.ndarray, right: np.ndarray, threshold: float, tolerance: float) -> np.ndarray:
-    """Judges scores by the identity scores of their images.
+    """Checks scores against the identity scores of their images.
 
     Args:
-        scores: float32 `(n,)`, NaN where there is none.
-        left: float32 `(n,)`, f(x, x) of the left images.
-        right: float32 `(n,)`, of the right images.
-        threshold: of a match.
-        tolerance: by how much a score may exceed an identity score.
+        scores: Scores of the pairs, float32 `(n,)`, NaN where there is none.
+        left: Identity scores f(x, x) of the left images, float32 `(n,)`.
+        right: Identity scores of the right images, float32 `(n,)`.
+        threshold: The lowest score that is a match.
+        tolerance: The amount by which a score may exceed an identity score.
 
     Returns:
-        int8 `(n,)`, positions in `schema.VERDICTS`. An image that is not accepted as itself
-        (`below_threshold`) is the graver fault and hides an `outscored` one.
+        Positions in `schema.VERDICTS`, int8 `(n,)`. A row with both faults gets `below_threshold`, the graver one.
     """
     lower = np.minimum(left, right)
     verdicts = np.full(len(scores), _CODE[IdentityCheck.SANE], np.int8)

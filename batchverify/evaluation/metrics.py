@@ -1,11 +1,11 @@
-"""Error rates of a comparison, from histograms of scores. NumPy alone.
+"""Error rates of a comparison, from histograms of scores. This module needs nothing but NumPy.
 
-FMR, FNMR, EER and DET as in ISO/IEC 19795-1: an impostor pair that matches is a false match, a genuine pair that
-does not is a false non-match. Pairs without a score (failures to acquire) are in no histogram; `generalised` counts
-them. Rates are exact at every threshold that is a multiple of 1/BINS; no other threshold is known.
+FMR, FNMR, EER and DET are defined as in ISO/IEC 19795-1: an impostor pair that matches is a false match, and a genuine
+pair that does not match is a false non-match. Pairs without a score (failures to acquire) are in no histogram;
+`generalised_rate` includes them. Rates are exact at thresholds that are multiples of 1/BINS; histograms know no others.
 
-Intervals are Wilson's (1927) score intervals at 95%. They take pairs for independent, which pairs that share images are not:
-where few images make many pairs, the true uncertainty is larger.
+Intervals are Wilson's (1927) score intervals at 95%. They assume independent pairs. Pairs that share images are not
+independent: where few images make many pairs, the true uncertainty is larger.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _Z95 = 1.959963984540054  # the normal distribution's 97.5% quantile
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """A share of trials, with what it is known from.
+    """A share of trials, as the two counts that it is computed from.
 
     Attributes:
-        errors: how many.
-        trials: of how many.
+        errors: Number of errors.
+        trials: Number of trials.
     """
 
     errors: int
@@ -38,27 +38,27 @@ class Rate:
 
     @property
     def value(self) -> float | None:
-        """The share, in [0, 1]; None of no trials."""
+        """The share, in [0, 1]; None without trials."""
         return self.errors / self.trials if self.trials else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Wilson's 95% interval; None of no trials."""
-        return wilson(self.errors, self.trials) if self.trials else None
+        """Wilson's 95% interval; None without trials."""
+        return wilson_interval(self.errors, self.trials) if self.trials else None
 
 
 @dataclasses.dataclass(frozen=True)
 class OperatingPoint:
-    """The lowest threshold whose FMR is at most a target, and what it costs.
+    """The lowest threshold whose FMR is at most a target, and the rates at it.
 
     Attributes:
-        target: the FMR asked for.
-        threshold: None where no threshold below 1 gives it.
-        fmr: found at the threshold.
-        fnmr: found at the threshold.
-        evidence: `enough`; `rough`: fewer than 30/target impostor pairs, so that by the rule of 30 the FMR may be off
-            by more than 30% (at 90% confidence); `too_few`: fewer than 3/target, so that by the rule of 3 even no
-            false match at all would not show such an FMR (at 95% confidence).
+        target: The highest FMR that is allowed.
+        threshold: The threshold; None where no threshold below 1 has such an FMR.
+        fmr: FMR at the threshold.
+        fnmr: FNMR at the threshold.
+        evidence: `enough`, `rough` or `too_few`. `rough` means fewer than 30/target impostor pairs: by the rule of 30,
+            the FMR may be off by more than 30% (at 90% confidence). `too_few` means fewer than 3/target: by the rule of
+            3, even a run without any false match would not show such an FMR (at 95% confidence).
     """
 
     target: float
@@ -70,12 +70,12 @@ class OperatingPoint:
 
 @dataclasses.dataclass(frozen=True)
 class FoldAccuracy:
-    """The accuracy of one fold at the threshold that is best for all the others.
+    """The accuracy of one fold at the threshold that is best for all other folds.
 
     Attributes:
-        threshold: chosen on the other folds.
-        correct: how many of this one's pairs are decided correctly.
-        pairs: of how many.
+        threshold: The threshold that is best for the other folds.
+        correct: Number of this fold's pairs that are decided correctly.
+        pairs: Number of this fold's pairs.
     """
 
     threshold: float
@@ -84,14 +84,14 @@ class FoldAccuracy:
 
     @property
     def accuracy(self) -> float:
-        """The share that is decided correctly."""
+        """The share of pairs that are decided correctly."""
         return self.correct / self.pairs
 
 
 def histogram(scores: np.ndarray) -> np.ndarray:
     """Counts scores in [0, 1] in `BINS` bins of equal width; int64 `(BINS,)`. The last bin includes 1.
 
-    A score is in bin i or above exactly if it is a match at the threshold i/BINS, rounded to float32 as scores are.
+    A score is in bin i or a higher one exactly if it is a match at the threshold i/BINS, rounded to float32 as scores are.
     """
     scores = np.asarray(scores, np.float32)
     bins = np.clip((scores.astype(np.float64) * BINS).astype(np.int64), 0, BINS - 1)
@@ -101,36 +101,36 @@ def histogram(scores: np.ndarray) -> np.ndarray:
 
 
 def sparse(counts: np.ndarray) -> list[list[int]]:
-    """Returns a histogram as `[bin, count]` without the empty bins, as `summary.json` has it."""
-    return [[int(place), int(counts[place])] for place in np.flatnonzero(counts)]
+    """Returns a histogram as a list of `[bin, count]` without the empty bins, the form that `summary.json` has."""
+    return [[int(position), int(counts[position])] for position in np.flatnonzero(counts)]
 
 
-def dense(pairs: Sequence[Sequence[int]]) -> np.ndarray:
-    """Returns the histogram, int64 `(BINS,)`, that `sparse` made `pairs` of."""
+def dense(entries: Sequence[Sequence[int]]) -> np.ndarray:
+    """Returns the histogram, int64 `(BINS,)`, whose sparse form is `entries`."""
     counts = np.zeros(BINS, np.int64)
-    for place, count in pairs:
-        counts[place] = count
+    for position, count in entries:
+        counts[position] = count
     return counts
 
 
 def false_match_rates(impostor: np.ndarray) -> np.ndarray:
     """Returns FMR at each bin edge 0, 1/BINS, …, 1; float64 `(BINS + 1,)`, NaN if there are no impostor pairs.
 
-    The last edge stands for a threshold above all scores: those of exactly 1 share a bin with the ones just below.
+    The last edge stands for a threshold above all scores, because scores of exactly 1 share a bin with lower ones.
     """
-    return _share(_at_or_above(impostor), impostor.sum())
+    return _shares(_at_or_above(impostor), impostor.sum())
 
 
 def false_non_match_rates(genuine: np.ndarray) -> np.ndarray:
     """Returns FNMR at each bin edge; float64 `(BINS + 1,)`, NaN if there are no genuine pairs."""
-    return _share(_below(genuine), genuine.sum())
+    return _shares(_below(genuine), genuine.sum())
 
 
 def equal_error_rate(genuine: np.ndarray, impostor: np.ndarray) -> tuple[float, float]:
-    """Returns the EER and the threshold that gives it; NaN twice where one kind of pair is missing.
+    """Returns the EER and its threshold; NaN for both where one kind of pair is missing.
 
-    Between bins no threshold is known better than 1/BINS, so this is the mean of FMR and FNMR at the edge
-    where they are nearest to each other.
+    The histograms know no threshold between bin edges, so the EER is the mean of FMR and FNMR at the edge where they
+    are nearest to each other.
     """
     if not genuine.sum() or not impostor.sum():
         return float("nan"), float("nan")
@@ -145,8 +145,8 @@ def det_points(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, n
     The ROC curve has the same points: FMR against 1 − FNMR.
     """
     fmr, fnmr = false_match_rates(impostor), false_non_match_rates(genuine)
-    new = np.append(True, (np.diff(fmr) != 0) | (np.diff(fnmr) != 0))
-    return np.flatnonzero(new) / BINS, fmr[new], fnmr[new]
+    distinct = np.append(True, (np.diff(fmr) != 0) | (np.diff(fnmr) != 0))
+    return np.flatnonzero(distinct) / BINS, fmr[distinct], fnmr[distinct]
 
 
 def rates_at(genuine: np.ndarray, impostor: np.ndarray, edge: int) -> tuple[Rate, Rate]:
@@ -158,7 +158,7 @@ def rates_at(genuine: np.ndarray, impostor: np.ndarray, edge: int) -> tuple[Rate
 
 
 def operating_point(genuine: np.ndarray, impostor: np.ndarray, target: float) -> OperatingPoint:
-    """Returns the lowest threshold below 1 whose FMR is at most `target`; that of no impostor pairs is not known."""
+    """Returns the lowest threshold below 1 whose FMR is at most `target`. Without impostor pairs there is none."""
     within = false_match_rates(impostor)[:BINS] <= target
     trials = int(impostor.sum())
     evidence = "too_few" if trials < 3 / target else "rough" if trials < 30 / target else "enough"
@@ -169,30 +169,31 @@ def operating_point(genuine: np.ndarray, impostor: np.ndarray, target: float) ->
 
 
 def fold_accuracies(folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[FoldAccuracy]:
-    """Returns each fold's accuracy at the threshold that is best on all others, as LFW's protocol asks.
+    """Returns each fold's accuracy at the threshold that is best for all other folds, after LFW's protocol.
 
-    Huang et al., "Labeled Faces in the Wild" (2007), section 4; mean and standard error are `mean_and_error`'s. Of
-    thresholds that are equally good on the others the middle one is taken.
+    The protocol is defined by Huang et al., "Labeled Faces in the Wild" (2007), section 4; `mean_and_error` computes
+    its mean and standard error. Where several thresholds are equally good for the other folds, the middle one is used.
 
     Args:
-        folds: histograms of the genuine and of the impostor pairs of each fold, two folds or more.
+        folds: Histograms of genuine and of impostor pairs of each fold; at least two folds.
     """
-    genuine, impostor = (np.sum([fold[kind] for fold in folds], axis=0) for kind in (0, 1))
-    found = []
-    for hits, misses in folds:
-        correct = _correct(genuine - hits, impostor - misses)[:BINS]
+    all_genuine, all_impostor = (np.sum([fold[kind] for fold in folds], axis=0) for kind in (0, 1))
+    accuracies = []
+    for genuine, impostor in folds:
+        correct = _correct_decisions(all_genuine - genuine, all_impostor - impostor)[:BINS]
         best = np.flatnonzero(correct == correct.max())
         edge = int(best[len(best) // 2])
-        found.append(FoldAccuracy(edge / BINS, int(_correct(hits, misses)[edge]), int(hits.sum() + misses.sum())))
-    return found
+        own_correct = int(_correct_decisions(genuine, impostor)[edge])
+        accuracies.append(FoldAccuracy(edge / BINS, own_correct, int(genuine.sum() + impostor.sum())))
+    return accuracies
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean, and its standard error: the standard deviation (n − 1 in its denominator) over √n."""
+    """Returns the mean and its standard error: the standard deviation (with n − 1 in its denominator) over √n."""
     return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
-def wilson(errors: int, trials: int) -> tuple[float, float]:
+def wilson_interval(errors: int, trials: int) -> tuple[float, float]:
     """Returns Wilson's 95% score interval of a share."""
     share, z2 = errors / trials, _Z95 * _Z95
     middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
@@ -200,98 +201,100 @@ def wilson(errors: int, trials: int) -> tuple[float, float]:
     return (0.0 if errors == 0 else middle - reach), (1.0 if errors == trials else middle + reach)
 
 
-def generalised(rate: Rate, failed: int, are_errors: bool) -> Rate:
-    """Returns a rate with the pairs counted that have no score (generalised FMR and FNMR of ISO/IEC 19795-1).
+def generalised_rate(rate: Rate, failed: int, failures_are_errors: bool) -> Rate:
+    """Returns a rate that includes the pairs without a score (generalised FMR and FNMR of ISO/IEC 19795-1).
 
     Args:
-        rate: of the pairs with a score.
-        failed: how many have none.
-        are_errors: a genuine pair that failed is a false non-match; an impostor pair that failed is no match, so no error.
+        rate: The rate of the pairs with a score.
+        failed: The number of pairs without a score.
+        failures_are_errors: True for genuine pairs, where a failure is a false non-match; False for impostor pairs, where a
+            failure is not a match and so not an error.
     """
-    return Rate(rate.errors + failed * are_errors, rate.trials + failed)
+    return Rate(rate.errors + failed * failures_are_errors, rate.trials + failed)
 
 
-def describe(
+def describe_error_rates(
     genuine: np.ndarray, impostor: np.ndarray, threshold: float, matches: tuple[int, int], failed: tuple[int, int]
 ) -> dict[str, Any]:
-    """Returns all that `summary.json` says under `error_rates`, but the folds.
+    """Returns the section `error_rates` of `summary.json`, without its folds.
 
     Args:
-        genuine: histogram.
-        impostor: histogram.
-        threshold: in force, which need not be a bin's edge.
-        matches: how many genuine and how many impostor pairs match at it.
-        failed: how many genuine and how many impostor pairs have no score.
+        genuine: Histogram of the scores of genuine pairs.
+        impostor: Histogram of the scores of impostor pairs.
+        threshold: The threshold in force, which need not be a bin's edge.
+        matches: Numbers of genuine and of impostor pairs that match at this threshold.
+        failed: Numbers of genuine and of impostor pairs without a score.
     """
-    hits, misses = int(genuine.sum()), int(impostor.sum())
-    fmr, fnmr = Rate(matches[1], misses), Rate(hits - matches[0], hits)
-    accuracy = Rate(matches[0] + misses - matches[1], hits + misses)
-    all_fmr, all_fnmr = generalised(fmr, failed[1], False), generalised(fnmr, failed[0], True)
+    genuine_pairs, impostor_pairs = int(genuine.sum()), int(impostor.sum())
+    genuine_matches, impostor_matches = matches
+    genuine_failed, impostor_failed = failed
+    fmr, fnmr = Rate(impostor_matches, impostor_pairs), Rate(genuine_pairs - genuine_matches, genuine_pairs)
+    accuracy = Rate(genuine_matches + impostor_pairs - impostor_matches, genuine_pairs + impostor_pairs)
+    targets = FMR_TARGETS if impostor_pairs else ()
     return {
         "threshold": threshold,
-        "genuine": hits,
-        "impostor": misses,
-        "genuine_failed": failed[0],
-        "impostor_failed": failed[1],
-        "fmr": fmr.value,
-        "fmr_interval": fmr.interval,
-        "fnmr": fnmr.value,
-        "fnmr_interval": fnmr.interval,
-        "accuracy": accuracy.value,
-        "accuracy_interval": accuracy.interval,
-        "generalised_fmr": all_fmr.value,
-        "generalised_fmr_interval": all_fmr.interval,
-        "generalised_fnmr": all_fnmr.value,
-        "generalised_fnmr_interval": all_fnmr.interval,
+        "genuine": genuine_pairs,
+        "impostor": impostor_pairs,
+        "genuine_failed": genuine_failed,
+        "impostor_failed": impostor_failed,
+        **_describe_rate("fmr", fmr),
+        **_describe_rate("fnmr", fnmr),
+        **_describe_rate("accuracy", accuracy),
+        **_describe_rate("generalised_fmr", generalised_rate(fmr, impostor_failed, failures_are_errors=False)),
+        **_describe_rate("generalised_fnmr", generalised_rate(fnmr, genuine_failed, failures_are_errors=True)),
         **_describe_eer(genuine, impostor),
-        "at_fmr": [_describe_point(operating_point(genuine, impostor, target)) for target in FMR_TARGETS] if misses else [],
+        "at_fmr": [_describe_point(operating_point(genuine, impostor, target)) for target in targets],
     }
 
 
 def describe_folds(folds: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any] | None:
-    """Returns what `summary.json` says under `error_rates.folds`; None of fewer than two folds with pairs.
+    """Returns the section `error_rates.folds` of `summary.json`; None if fewer than two folds have pairs.
 
     Args:
-        folds: histograms of genuine and impostor pairs, by the fold's name.
+        folds: Histograms of genuine and of impostor pairs, by the fold's name.
     """
-    filled = {name: pair for name, pair in sorted(folds.items()) if pair[0].sum() + pair[1].sum()}
+    filled = {
+        name: (genuine, impostor) for name, (genuine, impostor) in sorted(folds.items()) if genuine.sum() + impostor.sum()
+    }
     if len(filled) < 2:
         return None
-    found = fold_accuracies(list(filled.values()))
-    mean, error = mean_and_error([fold.accuracy for fold in found])
+    accuracies = fold_accuracies(list(filled.values()))
+    mean, error = mean_and_error([fold.accuracy for fold in accuracies])
     return {
         "accuracy_mean": mean,
         "accuracy_standard_error": error,
         "each": [
             {"fold": name, "pairs": fold.pairs, "threshold": fold.threshold, "accuracy": fold.accuracy}
-            for name, fold in zip(filled, found, strict=True)
+            for name, fold in zip(filled, accuracies, strict=True)
         ],
     }
 
 
+def _describe_rate(name: str, rate: Rate) -> dict[str, Any]:
+    return {name: rate.value, f"{name}_interval": rate.interval}
+
+
 def _describe_eer(genuine: np.ndarray, impostor: np.ndarray) -> dict[str, Any]:
-    """The EER is the mean of two rates; its interval is the mean of their intervals, which is wide enough for both."""
-    eer, at = equal_error_rate(genuine, impostor)
+    """Describes the EER. As it is the mean of two rates, its interval is the mean of their two intervals."""
+    eer, threshold = equal_error_rate(genuine, impostor)
     if math.isnan(eer):
         return {"eer": None, "eer_interval": None, "eer_threshold": None}
-    bounds = [wilson(rate.errors, rate.trials) for rate in rates_at(genuine, impostor, round(at * BINS))]
-    return {"eer": eer, "eer_interval": tuple(float(bound) for bound in np.mean(bounds, axis=0)), "eer_threshold": at}
+    bounds = [wilson_interval(rate.errors, rate.trials) for rate in rates_at(genuine, impostor, round(threshold * BINS))]
+    return {"eer": eer, "eer_interval": tuple(float(bound) for bound in np.mean(bounds, axis=0)), "eer_threshold": threshold}
 
 
 def _describe_point(point: OperatingPoint) -> dict[str, Any]:
     return {
         "target": point.target,
         "threshold": point.threshold,
-        "fmr": point.fmr.value,
-        "fmr_interval": point.fmr.interval,
-        "fnmr": point.fnmr.value,
-        "fnmr_interval": point.fnmr.interval,
+        **_describe_rate("fmr", point.fmr),
+        **_describe_rate("fnmr", point.fnmr),
         "evidence": point.evidence,
     }
 
 
-def _correct(genuine: np.ndarray, impostor: np.ndarray) -> np.ndarray:
-    """Returns how many pairs are decided correctly at each bin edge; int64 `(BINS + 1,)`."""
+def _correct_decisions(genuine: np.ndarray, impostor: np.ndarray) -> np.ndarray:
+    """Returns the number of pairs that are decided correctly at each bin edge; int64 `(BINS + 1,)`."""
     return _at_or_above(genuine) + _below(impostor)
 
 
@@ -303,5 +306,6 @@ def _below(counts: np.ndarray) -> np.ndarray:
     return np.append(0, np.cumsum(counts))
 
 
-def _share(counts: np.ndarray, total: int) -> np.ndarray:
-    return counts / total if total else np.full(len(counts), np.nan)
+def _shares(counts: np.ndarray, total: int) -> np.ndarray:
+    shares: np.ndarray = counts / total if total else np.full(len(counts), np.nan)
+    return shares

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.errors import PreflightError, short_reason
+from batchverify.io.uri import URI_PATTERN, is_remote
 
-# A URI, as Beam knows one; `/folder/a://b` is a path.
-URI_PATTERN = re.compile(r"([A-Za-z][-A-Za-z0-9+.]*)://")
-
-
-def is_remote(uri: str) -> bool:
-    """Returns whether a URI is one of a store, and not a path on this machine."""
-    return URI_PATTERN.match(uri) is not None
+__all__ = ["URI_PATTERN", "is_remote", "open_for_reading"]
 
 
 def open_for_reading(path: str) -> Any:

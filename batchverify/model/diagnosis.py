@@ -37,9 +37,9 @@ def examine(config: ModelConfig, images: str | None = None, manifest: str | None
     from batchverify.model.identity_bound import UNKNOWN_BOUND, bound_identity
     from batchverify.model.load import load_model
     from batchverify.model.probe_images import probe_images
-    from batchverify.model.sidecar import apply_sidecar
+    from batchverify.model.sidecar import apply_sidecar, read_sidecar
 
-    config = apply_sidecar(config)
+    config = apply_sidecar(config, read_sidecar(config.model))
     model = load_model(config)
     if images or manifest:
         pixels = _read(model, config, _uris(images, manifest))

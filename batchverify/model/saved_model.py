@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
-from tensorflow.python.framework import op_def_registry
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError, short_reason
 from batchverify.model.file import ModelFile
 from batchverify.model.loaded import LoadedModel, ModelInput
-
-# SavedModels
-
-# Operations with side effects that a trained network needs: its variables, its tables, calls of its own functions.
-_STATEFUL_AND_HARMLESS = re.compile(
-    r"(VarHandleOp|VarIsInitializedOp|ReadVariableOp|AssignVariableOp|Assign(Add|Sub)VariableOp|DestroyResourceOp"
-    r"|ResourceGather(Nd)?|(Stateful)?PartitionedCall|RestoreV2|NoOp|DisableCopyOnRead|Placeholder\w*|(Mutable)?HashTable\w*|AnonymousHashTable"
-    r"|LookupTable\w+|InitializeTable(V2)?|Random\w+|Stateful\w+|Multinomial|TruncatedNormal|ParameterizedTruncatedNormal"
-    r"|Variable(V2)?|While|If|Case|Assert|StatelessWhile|TensorList\w+|RngReadAndSkip|RngSkip)$"
-)
-_READS_OR_WRITES_FILES = {"ReadFile", "WriteFile", "MatchingFiles", "WholeFileReader", "InitializeTableFromTextFile"}
-_CHECKPOINTING = {"SaveV2", "MergeV2Checkpoints", "ShardedFilename"}
+from batchverify.model.saved_model_safety import find_forbidden_operation
 
 
 def load_saved_model(file: ModelFile, options: ModelConfig, digest: str) -> LoadedModel:
@@ -91,7 +78,7 @@ def _signature_name(model: str, keys: list[str], wanted: str | None) -> str:
 
 
 def _check_saved_model(file: ModelFile, options: ModelConfig) -> None:
-    """Refuses a graph that could touch files or run Python."""
+    """Refuses a graph with an operation that could do more than compute."""
     saved = saved_model_pb2.SavedModel()
     try:
         with open(os.path.join(file.local, "saved_model.pb"), "rb") as stream:
@@ -102,49 +89,8 @@ def _check_saved_model(file: ModelFile, options: ModelConfig) -> None:
         ) from None
     if options.trust_model_code:
         return
-    for meta_graph in saved.meta_graphs:
-        if found := _harmful_operation(meta_graph):
-            raise PreflightError(
-                f"--model {file.name}: its graph holds the operation {found}, which no trained network needs and which can "
-                "touch files or run code; add --trust-model-code if you trust whoever made it."
-            )
-
-
-def _harmful_operation(meta_graph: Any) -> str | None:
-    graph, saver = meta_graph.graph_def, meta_graph.saver_def
-    functions = {function.signature.name: function.node_def for function in graph.library.function}
-    checkpointing = {saver.save_tensor_name.split(":")[0], saver.restore_op_name}
-    saving = _called([node for node in graph.node if node.name in checkpointing], functions)
-    others = [node for node in graph.node if node.name not in checkpointing]
-    others += [node for name, nodes in functions.items() if name not in saving for node in nodes]
-    # What writes checkpoints may be there, but only where nothing else calls it.
-    saving -= _called(others, functions)
-    for nodes, only_saves in [(graph.node, False), *((nodes, name in saving) for name, nodes in functions.items())]:
-        for node in nodes:
-            if node.op not in functions and not _is_harmless(node.op) and not (only_saves and node.op in _CHECKPOINTING):
-                return node.op
-    return None
-
-
-def _called(nodes: Any, functions: dict[str, Any]) -> set[str]:
-    """Returns the names of all functions that `nodes` call, directly or not."""
-    seen: set[str] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        named = [attribute.func.name for attribute in node.attr.values() if attribute.HasField("func")]
-        named += [function.name for attribute in node.attr.values() for function in attribute.list.func]
-        for name in [node.op, *named]:
-            if name in functions and name not in seen:
-                seen.add(name)
-                waiting += functions[name]
-    return seen
-
-
-def _is_harmless(operation: str) -> bool:
-    if operation in _READS_OR_WRITES_FILES:
-        return False
-    definition = op_def_registry.get(operation)
-    if definition is None or not definition.is_stateful:
-        return "PyFunc" not in operation and "File" not in operation
-    return bool(_STATEFUL_AND_HARMLESS.match(operation))
+    if operation := find_forbidden_operation(saved):
+        raise PreflightError(
+            f"--model {file.name}: its graph holds the operation {operation}, which is not among those that layers of Keras "
+            "need; it could read or write files or run code. Add --trust-model-code if you trust whoever made it."
+        )

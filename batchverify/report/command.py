@@ -9,7 +9,7 @@ _OPTIONS = {"manifests": "manifest", "lambdas": "lambda", "custom_objects": "cus
 
 
 def command_of(run: dict[str, Any]) -> str:
-    """Returns what a shell is told to do this run again; empty where the summary is too old to say."""
+    """Returns the shell command that does this run again; empty where the summary is too old to say."""
     words = []
     for name, value in run.get("options", {}).items():
         option = f"--{_OPTIONS.get(name, name).replace('_', '-')}"
@@ -22,4 +22,4 @@ def command_of(run: dict[str, Any]) -> str:
             words += [shlex.quote(f"{option}={each}") for each in (value if isinstance(value, list) else [value])]
     if not words:
         return ""
-    return f"cd {shlex.quote(run['working_directory'])}\n" + " \\\n    ".join(["python -m batchverify", *words])
+    return f"cd {shlex.quote(run['working_directory'])}\n" + " \\\n    ".join(["batchverify", *words])

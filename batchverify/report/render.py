@@ -1,15 +1,12 @@
-"""`python -m batchverify.report DIR`: a run's summary as one HTML file, to be looked at in the morning.
+"""A run's summary as one HTML file, which people read in the morning.
 
-The run itself writes `report.html`; this makes it again, for a run of an older version or where images have come back.
-Nothing of the scores is read: all that is shown stands in `summary.json`, but the thumbnails, which are fetched again.
+The scores are not read: everything that the report shows is in `summary.json`, except the thumbnails, which are fetched again.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.resources
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,39 +19,11 @@ from batchverify.evaluation.drift import describe_shift
 from batchverify.report.command import command_of
 from batchverify.report.verdict import format_value, judge_model, judge_run
 
-DONE, FAILED, REFUSED = 0, 1, 2
 _LOG = logging.getLogger(__name__)
 _NEWEST = 2
 _PICTURED = 10  # pairs of a kind; with three kinds at most 60 images
 _LABELLED = ("identity_faults", "highest_impostors", "lowest_genuines")
 _UNLABELLED = ("identity_faults", "highest_unlabelled", "lowest_unlabelled")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Makes the report of the run directory that `argv` names, and returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m batchverify.report",
-        description="Makes the report of a finished run from its summary.json, as one HTML file.",
-        epilog="Beam's own options say how stores are reached. Exit codes: 0 done, 1 it could not be written, 2 refused.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("directory", metavar="DIR", help="run directory: the --output of a finished run")
-    parser.add_argument("--output", metavar="FILE", help="file to write (default: report.html in DIR)")
-    options, beam_args = parser.parse_known_args(argv)
-    logging.basicConfig(level=logging.ERROR)  # Beam warns of clients that are not installed.
-    from batchverify.io.object_store import set_storage_arguments
-
-    try:
-        set_storage_arguments(beam_args, [("the run", options.directory)])
-        print(printable(rebuild(options.directory, options.output)))
-    except PreflightError as refused:
-        for problem in refused.problems:
-            print(f"batchverify: {problem}", file=sys.stderr)
-        return REFUSED
-    except RunError as failed:
-        print(f"batchverify: {failed}", file=sys.stderr)
-        return FAILED
-    return DONE
 
 
 def rebuild(directory: str, output: str | None = None) -> str:
@@ -251,7 +220,7 @@ def _of_version_1(summary: dict[str, Any]) -> dict[str, Any]:
     if rates:
         genuine, impostor = (metrics.dense(histograms[kind]) for kind in ("genuine", "impostor"))
         matches = (round((1 - (rates["fnmr"] or 0)) * rates["genuine"]), round((rates["fmr"] or 0) * rates["impostor"]))
-        rates = metrics.describe(genuine, impostor, rates["threshold"], matches, (0, 0))
+        rates = metrics.describe_error_rates(genuine, impostor, rates["threshold"], matches, (0, 0))
         rates |= {"folds": None, "generalised_fmr": None, "generalised_fnmr": None}
     images = summary["images"]
     failed = metrics.Rate(images.get("total", 0) - images.get("ok", 0), images.get("total", 0))
@@ -288,7 +257,3 @@ def _interval(bounds: Sequence[float] | None) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

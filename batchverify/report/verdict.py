@@ -159,7 +159,7 @@ def _baseline_points(summary: dict[str, Any]) -> Iterator[Finding]:
     if baseline.get("model_changed"):
         yield Finding("warn", "The model is another one than in the run that this one is compared with.")
     psi = baseline.get("psi")
-    yield Finding("warn" if psi is None else _SHIFTS[Shift.of(psi)], f"Against the earlier run, {describe_shift(psi)}.")
+    yield Finding("warn" if psi is None else _SHIFTS[Shift.from_psi(psi)], f"Against the earlier run, {describe_shift(psi)}.")
 
 
 def format_value(value: Any) -> str:

@@ -10,8 +10,8 @@ import pytest
 from batchverify.config import ScoringConfig
 from batchverify.io.arrow_coder import ArrowTableCoder
 from batchverify.pipeline.buckets import request_images
+from batchverify.pipeline.encoded_images import encoded_images
 from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE
-from batchverify.pipeline.network import encoded_images
 from benchmarks.estimate import Job, distinct, estimate
 from benchmarks.scale import fit_growth, fit_parts, main
 

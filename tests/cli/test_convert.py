@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import batchverify
-from batchverify.cli.convert import main
+from batchverify.cli.main import main
 from batchverify.manifest.columns import pair_uris
 from batchverify.manifest.plan import plan_manifest
 from batchverify.manifest.read import read_blocks
@@ -32,7 +32,7 @@ def read(path) -> pd.DataFrame:
 def test_lfws_pairs_become_a_manifest_with_folds(ending, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.txt").write_text(LFW)
-    assert main(["lfw", "pairs.txt", "--images", "lfw", "--output", f"made/pairs.{ending}"]) == 0
+    assert main(["convert", "lfw", "pairs.txt", "--images", "lfw", "--output", f"made/pairs.{ending}"]) == 0
     assert "4 pairs written" in capsys.readouterr().out
     found = read(tmp_path / "made" / f"pairs.{ending}")
     assert found["genuine"].astype(int).tolist() == [1, 0, 1, 0] and found["fold"].astype(int).tolist() == [1, 1, 2, 2]
@@ -43,7 +43,7 @@ def test_lfws_pairs_become_a_manifest_with_folds(ending, tmp_path, monkeypatch, 
 
 def test_lfws_development_pairs_have_no_folds(tmp_path):
     (tmp_path / "pairsDevTrain.txt").write_text(DEV)
-    command = ["lfw", str(tmp_path / "pairsDevTrain.txt"), "--ending", ".png", "--output", str(tmp_path / "p.csv")]
+    command = ["convert", "lfw", str(tmp_path / "pairsDevTrain.txt"), "--ending", ".png", "--output", str(tmp_path / "p.csv")]
     assert main(command) == 0
     found = pd.read_csv(tmp_path / "p.csv")
     assert found.columns.tolist() == ["left", "right", "genuine"]
@@ -66,7 +66,7 @@ def test_lfws_development_pairs_have_no_folds(tmp_path):
 )
 def test_a_mistake_in_lfws_pairs_is_a_sentence_and_leaves_nothing(text, told, tmp_path, capsys):
     (tmp_path / "pairs.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
-    assert main(["lfw", str(tmp_path / "pairs.txt"), "--output", str(tmp_path / "p.csv")]) == 2
+    assert main(["convert", "lfw", str(tmp_path / "pairs.txt"), "--output", str(tmp_path / "p.csv")]) == 2
     said = capsys.readouterr().err
     assert told in said and len(said.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.txt"]
@@ -83,7 +83,7 @@ def test_a_mistake_in_lfws_pairs_is_a_sentence_and_leaves_nothing(text, told, tm
 )
 def test_lists_become_manifests(text, order, tmp_path):
     (tmp_path / "pairs.lst").write_text(text)
-    command = ["list", str(tmp_path / "pairs.lst"), "--order", order, "--images", "gs://faces/", "--output"]
+    command = ["convert", "list", str(tmp_path / "pairs.lst"), "--order", order, "--images", "gs://faces/", "--output"]
     assert main([*command, str(tmp_path / "p.csv")]) == 0
     assert read(tmp_path / "p.csv")[["left", "right", "genuine"]].values.tolist() == [
         ["gs://faces/a.jpg", "gs://faces/b.jpg", "1"], ["gs://faces/c.jpg", "gs://faces/d.jpg", "0"],
@@ -92,7 +92,7 @@ def test_lists_become_manifests(text, order, tmp_path):
 
 def test_paths_with_blanks_commas_and_quotes_come_through(tmp_path):
     (tmp_path / "pairs.lst").write_text('1\tmy photos/a, "old".jpg\t/abs/b c.jpg\n')
-    assert main(["list", str(tmp_path / "pairs.lst"), "--output", str(tmp_path / "p.csv")]) == 0
+    assert main(["convert", "list", str(tmp_path / "pairs.lst"), "--output", str(tmp_path / "p.csv")]) == 0
     assert read(tmp_path / "p.csv")[["left", "right"]].values.tolist() == [['my photos/a, "old".jpg', "/abs/b c.jpg"]]
 
 
@@ -110,7 +110,7 @@ def test_paths_with_blanks_commas_and_quotes_come_through(tmp_path):
 )
 def test_a_mistake_in_a_list_is_a_sentence(text, told, tmp_path, capsys):
     (tmp_path / "pairs.lst").write_text(text)
-    assert main(["list", str(tmp_path / "pairs.lst"), "--output", str(tmp_path / "p.parquet")]) == 2
+    assert main(["convert", "list", str(tmp_path / "pairs.lst"), "--output", str(tmp_path / "p.parquet")]) == 2
     said = capsys.readouterr().err
     assert told in said and "\x1b" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.lst"]
@@ -119,11 +119,20 @@ def test_a_mistake_in_a_list_is_a_sentence(text, told, tmp_path, capsys):
 def test_a_long_list_is_read_a_piece_at_a_time(tmp_path):
     (tmp_path / "pairs.lst").write_text("".join(f"{n % 2} a{n}.jpg b{n}.jpg\n" for n in range(150_000)))
     code = (
-        "import resource, sys\nfrom batchverify.convert import main\nimport pyarrow.csv, pyarrow.parquet\n"
+        "import resource, sys\nfrom batchverify.cli.main import main\nimport pyarrow.csv, pyarrow.parquet\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "assert main(sys.argv[1:]) == 0\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    command = [sys.executable, "-c", code, "list", str(tmp_path / "pairs.lst"), "--output", str(tmp_path / "p.parquet")]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "convert",
+        "list",
+        str(tmp_path / "pairs.lst"),
+        "--output",
+        str(tmp_path / "p.parquet"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = pd.read_parquet(tmp_path / "p.parquet")
     assert len(found) == 150_000 and found["left"].iloc[-1] == "a149999.jpg" and found["genuine"].sum() == 75_000
@@ -133,13 +142,13 @@ def test_a_long_list_is_read_a_piece_at_a_time(tmp_path):
 def test_what_exists_is_not_replaced_unasked(tmp_path, capsys):
     (tmp_path / "pairs.lst").write_text("1 a b\n")
     (tmp_path / "p.csv").write_text("mine")
-    command = ["list", str(tmp_path / "pairs.lst"), "--output", str(tmp_path / "p.csv")]
+    command = ["convert", "list", str(tmp_path / "pairs.lst"), "--output", str(tmp_path / "p.csv")]
     assert main(command) == 2 and "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "p.csv").read_text() == "mine"
     assert main([*command, "--overwrite"]) == 0 and "genuine" in (tmp_path / "p.csv").read_text()
     assert main([*command[:2], "--output", str(tmp_path / "p.txt")]) == 2
     assert "end it with .csv or .parquet" in capsys.readouterr().err
-    assert main(["list", str(tmp_path / "none"), "--output", str(tmp_path / "q.csv")]) == 2
+    assert main(["convert", "list", str(tmp_path / "none"), "--output", str(tmp_path / "q.csv")]) == 2
     assert "none: No such file" in capsys.readouterr().err
 
 
@@ -156,7 +165,7 @@ def expected(run, read_scores):
 
 
 def test_scores_as_bob_measure_reads_them(run, expected, tmp_path, capsys):
-    assert main(["scores", run.output, "--format", "bob", "--output", str(tmp_path / "scores.txt")]) == 0
+    assert main(["convert", "scores", run.output, "--format", "bob", "--output", str(tmp_path / "scores.txt")]) == 0
     assert (
         "62 genuine and 60 impostor scores" in (told := capsys.readouterr().out) and "3 rows without a score left out" in told
     )
@@ -170,12 +179,12 @@ def test_bob_measure_finds_our_error_rate(run, tmp_path):
     measure = pytest.importorskip("bob.measure", reason="bob.measure is not installed; it needs NumPy 1")
     from bob.measure.load import split
 
-    assert main(["scores", run.output, "--format", "bob", "--output", str(tmp_path / "scores.txt")]) == 0
+    assert main(["convert", "scores", run.output, "--format", "bob", "--output", str(tmp_path / "scores.txt")]) == 0
     assert measure.eer(*split(str(tmp_path / "scores.txt"))) == pytest.approx(run.summary["error_rates"]["eer"], abs=1e-4)
 
 
 def test_pyeer_reads_the_scores_and_finds_our_error_rate(run, expected, tmp_path):
-    assert main(["scores", run.output, "--format", "pyeer", "--output", str(tmp_path / "scores")]) == 0
+    assert main(["convert", "scores", run.output, "--format", "pyeer", "--output", str(tmp_path / "scores")]) == 0
     for kind, name in (("1", "genuine.txt"), ("0", "impostor.txt")):
         assert sorted(np.loadtxt(tmp_path / "scores" / name).astype(np.float32)) == sorted(expected[kind])
     if not (command := shutil.which("geteerinf", path=f"{sys.prefix}/bin")):
@@ -197,11 +206,17 @@ def test_pyeer_reads_the_scores_and_finds_our_error_rate(run, expected, tmp_path
 def test_scores_that_cannot_be_converted_are_a_sentence(change, more, told, run, tmp_path, capsys):
     shutil.copytree(run.output, tmp_path / "run")
     change(tmp_path / "run")
-    assert main(["scores", str(tmp_path / "run"), "--format", "bob", "--output", str(tmp_path / "s.txt"), *more]) == 2
+    assert (
+        main(["convert", "scores", str(tmp_path / "run"), "--format", "bob", "--output", str(tmp_path / "s.txt"), *more]) == 2
+    )
     assert told in capsys.readouterr().err and not (tmp_path / "s.txt").exists()
 
 
-def test_it_stands_on_its_own_as_a_command(tmp_path):
-    command = [sys.executable, "-m", "batchverify.cli.convert", "lfw", str(tmp_path / "none"), "--output", "p.csv", "--frob"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "unrecognized arguments: --frob" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize("conversion", ["lfw", "list"])
+def test_an_unknown_option_is_refused(conversion, tmp_path, capsys):
+    assert main(["convert", conversion, str(tmp_path / "none"), "--output", "p.csv", "--frob"]) == 2
+    assert "there is no option --frob" in capsys.readouterr().err
+    assert main(["convert", conversion, str(tmp_path / "none"), "--output", "p.csv", "--region=x"]) == 2  # opens no store
+    assert "there is no option --region" in capsys.readouterr().err
+    assert main(["convert", conversion, str(tmp_path / "none"), "--outptu", "p.csv"]) == 2
+    assert "there is no option --outptu; did you mean --output?" in capsys.readouterr().err

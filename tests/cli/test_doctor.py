@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from batchverify.cli import doctor
+import batchverify
+from batchverify.cli.main import main
 from batchverify.model.identity_bound import bound_identity
 from batchverify.model.split import split_model
 from tests.support.model_zoo import SHAPE, l1, siamese
 
-DEMO = Path(doctor.__file__).parent / "demo"
+DEMO = Path(batchverify.__file__).parent / "demo"
 
 
 def head(weights, bias):
@@ -26,7 +27,7 @@ def head(weights, bias):
 @pytest.mark.parametrize(("name", "code", "score"), [("sane", 0, 0.99999), ("faulty", 3, 0.5)])
 def test_the_demo_models(name, code, score, demo, capsys):
     argv = ["--model", str(DEMO / f"{name}.keras"), "--manifest", str(demo / "demo.csv"), "--json"]
-    assert doctor.main(argv) == code
+    assert main(["doctor", *argv]) == code
     found = json.loads(capsys.readouterr().out)
     assert found["identity"]["identity_score_min"] == pytest.approx(score, abs=1e-4)
     assert found["sane"] == (code == 0)
@@ -61,26 +62,26 @@ def test_dropout_left_on_is_found(tmp_path, capsys):
 
     module = Restless()
     tf.saved_model.save(module, str(tmp_path / "model"), signatures=module.serve)
-    assert doctor.main(["--model", str(tmp_path / "model"), "--pixels", "0..1"]) == 3
+    assert main(["doctor", "--model", str(tmp_path / "model"), "--pixels", "0..1"]) == 3
     assert "dropout or batch statistics are left on" in capsys.readouterr().out
 
 
 def test_an_asymmetric_head_is_found(tmp_path, capsys):
     siamese(lambda a, b: keras.layers.Concatenate()([a, b])).save(tmp_path / "m.keras")
-    doctor.main(["--model", str(tmp_path / "m.keras")])
+    main(["doctor", "--model", str(tmp_path / "m.keras")])
     assert "Left and right exchanged change a score" in capsys.readouterr().out
 
 
 def test_the_sidecar_that_the_doctor_writes_answers_for_the_model(tmp_path, capsys):
     model = str(tmp_path / "m.keras")
     siamese(l1(), head([-1.0] * 6, 3.0), rescale=False).save(model)
-    assert doctor.main(["--model", model]) == 2
+    assert main(["doctor", "--model", model]) == 2
     assert "--pixels" in capsys.readouterr().err
-    assert doctor.main(["--model", model, "--pixels", "0..1", "--write-sidecar"]) == 0
-    assert doctor.main(["--model", model]) == 0
+    assert main(["doctor", "--model", model, "--pixels", "0..1", "--write-sidecar"]) == 0
+    assert main(["doctor", "--model", model]) == 0
 
 
 def test_an_untrained_network_that_scores_everything_alike_is_found(tmp_path, capsys):
     siamese(l1(), head([0.0] * 6, 0.0)).save(tmp_path / "m.keras")
-    assert doctor.main(["--model", str(tmp_path / "m.keras")]) == 3
+    assert main(["doctor", "--model", str(tmp_path / "m.keras")]) == 3
     assert "Every pair scores 0.5000, whatever the images show" in capsys.readouterr().out

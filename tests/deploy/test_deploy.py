@@ -17,7 +17,7 @@ from google.cloud import dataflow
 from google.protobuf import json_format
 from packaging.requirements import Requirement
 
-from batchverify.cli.options import parse
+from batchverify.cli.job import parse
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 FIRST, SECOND = datetime.date(2026, 2, 28), datetime.date(2026, 3, 1)
@@ -174,13 +174,14 @@ def test_cloud_schedulers_request_launches_the_night(metadata):
         (parameter,) = (parameter for parameter in metadata["parameters"] if parameter["name"] == name)
         assert all(re.search(regex, value) for regex in parameter["regexes"]), name
     launched = [f"--{name}={value}" for name, value in given.items()] + ["--template_location=gs://bucket/job_object"]
-    config, others = parse(script("launch").arguments(launched, "image:1", SECOND))
+    launch = parse(script("launch").arguments(launched, "image:1", SECOND))
+    config, others = launch.config, launch.beam_args
     assert (
         config.manifests == (f"gs://BUCKET/pairs/dt={SECOND}/*.parquet",) and config.output == f"gs://BUCKET/scores/dt={SECOND}"
     )
     assert config.baseline == f"gs://BUCKET/scores/dt={FIRST}" and config.baseline_optional and not config.overwrite
     assert sorted(others) == ["--sdk_container_image=image:1", "--template_location=gs://bucket/job_object"]
-    again, _ = parse(script("launch").arguments([*launched, f"--day={FIRST}", "--overwrite=true"], None, SECOND))
+    again = parse(script("launch").arguments([*launched, f"--day={FIRST}", "--overwrite=true"], None, SECOND)).config
     assert again.output == f"gs://BUCKET/scores/dt={FIRST}" and again.overwrite
 
 

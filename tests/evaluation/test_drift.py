@@ -105,16 +105,16 @@ def summary(scores: dict[int, int], **changes) -> dict:
 
 
 def test_two_summaries_are_compared():
-    before = RunStatistics.of(summary({1000: 3, 8000: 1}, images={"total": 9, "ok": 7, "missing": 2}))
+    before = RunStatistics.from_summary(summary({1000: 3, 8000: 1}, images={"total": 9, "ok": 7, "missing": 2}))
     run = {"run_id": "s", "threshold": 0.6, "model_digest": "sha256:2"}
     rows = {"total": 9, "scored": 4, "matches": 4, "left.no_uri": 1, "right.no_uri": 2, "left.bad_row": 1, "right.bad_row": 1}
-    found = compare_runs(before, RunStatistics.of(summary({8000: 4}, run=run, rows=rows)))
+    found = compare_runs(before, RunStatistics.from_summary(summary({8000: 4}, run=run, rows=rows)))
     assert found["match_rate"] == [0.25, 1.0] and found["ks"] == 0.75 and found["run_id"] == "r"
     assert found["score_mean"] == pytest.approx([(3 * 0.10005 + 0.80005) / 4, 0.80005])
     assert found["failures"] == {"bad_row": [0, 1], "missing": [2, 0], "no_uri": [0, 3]}
     assert found["identity"]["outscored"] == [1, 1] and found["identity"]["score_min"] == [0.9, 0.9]
     assert found["model_changed"] is True and found["threshold"] == [0.5, 0.6]
-    nothing = compare_runs(before, RunStatistics.of(summary({})))
+    nothing = compare_runs(before, RunStatistics.from_summary(summary({})))
     assert nothing["psi"] is None and nothing["match_rate"] == [0.25, None] and nothing["model_changed"] is False
 
 
@@ -138,4 +138,4 @@ def test_two_summaries_are_compared():
 )
 def test_what_is_no_summary_is_not_read_as_one(changes):
     with pytest.raises((KeyError, TypeError, ValueError, AttributeError, ArithmeticError)):
-        RunStatistics.of(summary({8000: 4}, **changes))
+        RunStatistics.from_summary(summary({8000: 4}, **changes))

@@ -62,7 +62,7 @@ def test_the_equal_error_rate_is_scikit_learns(many):
 
 
 def test_by_hand():
-    found = metrics.describe(*counted(GENUINE, IMPOSTOR), 0.5, (3, 1), (1, 2))
+    found = metrics.describe_error_rates(*counted(GENUINE, IMPOSTOR), 0.5, (3, 1), (1, 2))
     assert (found["fmr"], found["fnmr"], found["accuracy"]) == (1 / 5, 1 / 4, 7 / 9)
     # The genuine pair that failed is one more false non-match; the two impostors that failed are no matches.
     assert (found["generalised_fmr"], found["generalised_fnmr"]) == (1 / 7, 2 / 5)
@@ -79,7 +79,7 @@ def test_by_hand():
 )
 def test_wilsons_intervals_as_published(errors, trials, low, high):
     # The last one is Newcombe's example (Statistics in Medicine 17, 1998, table I, method 3).
-    assert metrics.wilson(errors, trials) == pytest.approx((low, high), abs=5e-5)
+    assert metrics.wilson_interval(errors, trials) == pytest.approx((low, high), abs=5e-5)
 
 
 @pytest.mark.parametrize(("impostors", "evidence"), [(299, "too_few"), (300, "rough"), (2999, "rough"), (3000, "enough")])
@@ -129,5 +129,5 @@ def test_folds_equal_the_protocol_done_plainly():
 
 
 def test_rates_of_one_kind_alone():
-    found = metrics.describe(*counted([0.9], []), 0.5, (1, 0), (0, 0))
+    found = metrics.describe_error_rates(*counted([0.9], []), 0.5, (1, 0), (0, 0))
     assert (found["fnmr"], found["fmr"], found["eer"], found["at_fmr"]) == (0, None, None, [])

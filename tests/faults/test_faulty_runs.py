@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import batchverify
-from batchverify.cli.job import main
+from batchverify.cli.main import main
 from batchverify.output.run_directory import RunDirectory
 from tests.support.processes import start_program, wait_for
 

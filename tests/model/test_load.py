@@ -291,19 +291,19 @@ def test_a_sidecar_answers_for_the_model_and_its_golden_pair_is_checked(tmp_path
     ("said", "expected"),
     [
         ('{"pixels": 3}', "wrong type"),
-        ('{"pixel": "0..1"}', "'pixel' is no setting"),
+        ('{"pixel": "0..1"}', "'pixel' is not a setting"),
         ("[1]", "no JSON object"),
         ("{", "cannot be read"),
         ('{"custom_object": "X=os:system"}', "names code to import"),
-        ('{"trust_model_code": true}', "'trust_model_code' is no setting"),
+        ('{"trust_model_code": true}', "'trust_model_code' is not a setting"),
     ],
 )
 def test_a_sidecar_that_says_what_it_may_not_is_refused(said, expected, tmp_path):
-    from batchverify.model.sidecar import apply_sidecar
+    from batchverify.model.sidecar import read_sidecar
 
     (tmp_path / "m.keras.batchverify.json").write_text(said)
     with pytest.raises(PreflightError, match=expected):
-        apply_sidecar(ModelConfig(model=str(tmp_path / "m.keras")))
+        read_sidecar(str(tmp_path / "m.keras"))
 
 
 class Shelf(LocalFileSystem):

@@ -16,7 +16,7 @@ from apache_beam.io.localfilesystem import LocalFileSystem
 from PIL import Image
 
 import batchverify
-from batchverify.cli.job import main
+from batchverify.cli.main import main
 from batchverify.images.reader import ImageReader
 from batchverify.images.resize import Layout, PillowResize
 from batchverify.output.embedding_store import EmbeddingStore
@@ -370,10 +370,10 @@ def test_leftovers_of_crashed_runs_are_swept_and_other_folders_refused(night, tm
     [
         (["--embeddings", ""], "--embeddings is empty"),
         (["--embeddings", "store*"], r"holds one of * ? ["),
-        (["--embeddings", "out/store"], "lie one in the other"),
-        (["--embeddings", "."], "lie one in the other"),
-        (["--embeddings-rebuild"], "speaks of a store of embeddings, and there is none"),
-        (["--embeddings-version", "content"], "speaks of a store of embeddings, and there is none"),
+        (["--embeddings", "out/store"], "are the same directory, or one contains the other"),
+        (["--embeddings", "."], "are the same directory, or one contains the other"),
+        (["--embeddings-rebuild"], "needs an embedding store, and none is given"),
+        (["--embeddings-version", "content"], "needs an embedding store, and none is given"),
         (["--embeddings", "store", "--embeddings-days", "0"], "give at least 1"),
     ],
 )

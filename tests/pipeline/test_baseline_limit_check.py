@@ -14,14 +14,15 @@ from PIL import Image
 from scipy import stats
 
 import batchverify
-from batchverify.cli.job import main
-from batchverify.cli.messages import baseline_words
+from batchverify.cli.main import main
+from batchverify.cli.messages import baseline_message
 from batchverify.evaluation.baseline import read_baseline
 from batchverify.evaluation.summary import SUMMARY_VERSION
 from batchverify.manifest import csv, plan
 from batchverify.manifest.plan import plan_manifest
 from batchverify.manifest.read import read_blocks
-from batchverify.pipeline.check import DistinctTexts, survey_manifest
+from batchverify.pipeline.distinct_count import DistinctCounter
+from batchverify.pipeline.manifest_scan import scan_manifest
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +110,10 @@ def damaged(night, tmp_path, change) -> str:
         (lambda run: (run / "_SUCCESS").unlink(), "holds no finished run; name an earlier run"),
         (lambda run: (run / "summary.json").unlink(), "cannot be read"),
         (lambda run: os.truncate(run / "summary.json", 300), "it may be truncated"),
-        (lambda run: (run / "summary.json").write_text('{"summary_version": 99}'), "is of version 99"),
+        (lambda run: (run / "summary.json").write_text('{"summary_version": 99}'), "has version 99"),
         (lambda run: (run / "summary.json").write_text(f'{{"summary_version": {SUMMARY_VERSION}}}'), "it lacks 'run'"),
         (lambda run: (run / "summary.json").write_text("[" * 100_000), "nested too deeply"),
-        (lambda run: (run / "summary.json").write_text("[]"), "holds no JSON object"),
+        (lambda run: (run / "summary.json").write_text("[]"), "does not hold a JSON object"),
     ],
 )
 def test_a_baseline_that_cannot_be_compared_with_is_refused_before_anything(change, told, folder, night, tmp_path, capsys):
@@ -230,7 +231,7 @@ def test_a_check_of_a_model_that_runs_whole_times_its_pairs(folder, tmp_path, ca
 
 def test_names_in_a_baseline_cannot_drive_the_terminal():
     changed = {"path": "b", "psi": 0.5, "match_rate": [None, 1], "failures": {"\x1b[2J": [1, 0]}, "model_changed": True}
-    told = baseline_words({**changed, "threshold": [0.5, 0.5]})
+    told = baseline_message({**changed, "threshold": [0.5, 0.5]})
     assert "\x1b" not in told and "have moved a lot (PSI 0.500), with ANOTHER MODEL" in told
 
 
@@ -261,7 +262,7 @@ def test_a_check_finds_mistakes_that_the_look_before_a_run_does_not_reach(folder
 
 
 def test_distinct_texts_are_counted_exactly_while_few_and_nearly_when_many():
-    few, many = DistinctTexts(most=1000, sample=50), DistinctTexts(most=4000, sample=50)
+    few, many = DistinctCounter(max_hashes=1000, sample_size=50), DistinctCounter(max_hashes=4000, sample_size=50)
     for start in range(0, 90_000, 3_000):  # each block shares two thirds with the last
         texts = pa.array([f"image{number}" for number in range(start, start + 9_000)])
         few.add(texts.slice(0, 20).filter(pa.array([start < 3_000] * 20)))
@@ -276,6 +277,6 @@ def test_a_survey_counts_what_a_manifest_holds(folder):
     config = batchverify.VerificationConfig(
         manifests=(str(folder / "1.csv"), str(folder / "2.parquet")), output="o", block_rows=10
     )
-    survey = survey_manifest(plan_manifest(config), config)
+    survey = scan_manifest(plan_manifest(config), config)
     assert (survey.files, survey.rows, survey.images.count()) == (2, 60, 11)
-    assert survey.blocks == 3 + 4 and survey.most_requests <= 11
+    assert survey.blocks == 3 + 4 and survey.max_images_per_block <= 11

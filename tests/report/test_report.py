@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 import batchverify
-from batchverify.cli.options import parse
+from batchverify.cli.job import parse
+from batchverify.cli.main import main
 from batchverify.output.run_directory import RunDirectory
 from batchverify.report import command, render, verdict
 
@@ -224,7 +225,8 @@ def test_the_command_in_it_makes_the_same_run(sane, faulty):
         told = command.command_of(json.loads((output / "summary.json").read_text())["run"])
         there, _, words = told.partition("\n")
         assert shlex.split(there) == ["cd", str(Path.cwd())]
-        config, others = parse(shlex.split(words.replace("\\\n", ""))[3:])
+        arguments = parse(shlex.split(words.replace("\\\n", ""))[1:])
+        config, others = arguments.config, arguments.beam_args
         said = json.loads((output / "summary.json").read_text())["run"]["options"]
         assert others == [] and config.output == str(output) == said["output"]
         assert dataclasses.asdict(config)["model"] == said.get("model") and config.manifests == tuple(said["manifests"])
@@ -232,7 +234,7 @@ def test_the_command_in_it_makes_the_same_run(sane, faulty):
 
 def test_it_is_made_again_from_anywhere(faulty, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert render.main([str(faulty), "--output", str(tmp_path / "again.html")]) == render.DONE
+    assert main(["report", str(faulty), "--output", str(tmp_path / "again.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text() == (faulty / "report.html").read_text()
 
@@ -250,7 +252,7 @@ def test_an_image_that_is_gone_is_a_word_in_its_place(small_model, pictures, tmp
     (pictures / "p1.png").write_bytes(b"no image")
     (pictures / "p2.png").unlink()
     (pictures / "p2.png").symlink_to(page)  # outside of the root
-    assert render.main([str(tmp_path / "out")]) == render.DONE
+    assert main(["report", str(tmp_path / "out")]) == 0
     for status in ("missing", "unreadable", "outside root"):
         assert page.read_text().count(f'<span class="gone">{status}</span>') == 4
     assert "<img " not in page.read_text()
@@ -294,23 +296,23 @@ def test_the_summary_of_an_older_version_has_a_report(sane, tmp_path, capsys):
     }
     with RunDirectory(str(tmp_path)).claimed("old"):
         RunDirectory(str(tmp_path)).finish("old", old, "")
-    assert render.main([str(tmp_path)]) == render.DONE
+    assert main(["report", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
     for words in ("The model is sane", f"{summary['error_rates']['accuracy']:.2%}", "of an older version", "plot-det"):
         assert words in page
     old["summary_version"] = 99
     (tmp_path / "summary.json").write_text(json.dumps(old))
-    assert render.main([str(tmp_path)]) == render.REFUSED
+    assert main(["report", str(tmp_path)]) == 2
     assert "has version 99; update batchverify" in capsys.readouterr().err
 
 
 def test_a_directory_without_a_finished_run_is_refused(tmp_path, capsys):
-    assert render.main([str(tmp_path / "none")]) == render.REFUSED
+    assert main(["report", str(tmp_path / "none")]) == 2
     assert "holds no finished run" in capsys.readouterr().err
     (tmp_path / "_SUCCESS").touch()
     for text, told in (("{", "cannot be read"), ("[]", "is not one that batchverify wrote")):
         (tmp_path / "summary.json").write_text(text)
-        assert render.main([str(tmp_path)]) == render.REFUSED and told in capsys.readouterr().err
+        assert main(["report", str(tmp_path)]) == 2 and told in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
 
 

@@ -35,7 +35,7 @@ from google.cloud.dataflow import JobState, JobType
 from PIL import Image
 
 import batchverify
-from batchverify.cli.job import main
+from batchverify.cli.main import main
 from tests.support.processes import start_program
 
 pytestmark = pytest.mark.servers
@@ -375,7 +375,7 @@ def test_a_flex_templates_launcher_writes_the_job_and_returns(arguments, service
         (["--accelerator", "nvidia-tesla-t4"], "--accelerator needs TensorFlow with CUDA"),
         ([*GPU, "--flexrs_goal=COST_OPTIMIZED"], "--accelerator and --flexrs_goal exclude each other"),
         ([*GPU, "--dataflow_service_options=worker_accelerator=type:x"], "worker_accelerator gives every worker a GPU"),
-        ([*GPU, "--runtime", "openvino"], "--runtime openvino runs on processors"),
+        ([*GPU, "--runtime", "openvino"], "--runtime openvino runs on the CPU"),
         (["--runtime", "openvino"], "which Beam's own image lacks"),
         (["--accelerator", "type:nvidia-tesla-t4;count:2"], "give a type such as nvidia-tesla-t4"),
         (["--manifest", f"{BUCKET}/local.csv"], "the manifest names /srv/p0.png, which Dataflow's workers cannot read"),
@@ -394,7 +394,7 @@ def test_what_cannot_run_there_is_refused_before_anything_is_submitted(options, 
 
 def test_an_installation_without_source_says_what_to_give(arguments, service, tmp_path):
     shutil.copytree(Path(batchverify.__file__).parent, tmp_path / "site" / "batchverify")
-    command = [sys.executable, "-c", "from batchverify.cli import run_as_process; run_as_process()", *arguments]
+    command = [sys.executable, "-c", "from batchverify.cli.main import run_as_process; run_as_process()", *arguments]
     done = subprocess.run(command, cwd=tmp_path / "site", env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 2 and "this installation has no source to send them; add --extra_package=FILE" in done.stderr

@@ -18,14 +18,12 @@ from apache_beam.internal.gcp import auth
 from PIL import Image
 
 import batchverify
-from batchverify.cli import doctor
-from batchverify.cli.job import main
+from batchverify.cli.main import main
 from batchverify.images import fetch
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes
 from batchverify.io import object_store
 from batchverify.manifest.plan import plan_manifest
-from batchverify.report import render
 from batchverify.schema import ImageStatus
 from tests.support.object_stores import HANG_S, gs_store, s3_store
 from tests.support.processes import start_program
@@ -215,15 +213,15 @@ def test_all_that_a_run_reads_and_writes_may_lie_in_a_store(store, folder, local
     np.testing.assert_allclose(scores["score"], local["score"], atol=1e-5, equal_nan=True)
     assert main(words) == 2 and "add --overwrite" in capsys.readouterr().err
     store.put("out/report.html", b"none")
-    assert render.main([store.uri("out"), *store.arguments]) == 0
+    assert main(["report", store.uri("out"), *store.arguments]) == 0
     assert b"data:image/" in store.get("out/report.html")
 
 
 def test_the_doctor_examines_a_model_on_a_manifest_in_a_store(store, capsys):
     words = ["--model", store.uri("in/model.keras"), "--manifest", store.uri("in/pairs.csv"), *store.arguments]
-    assert doctor.main(words) == 0, capsys.readouterr()
+    assert main(["doctor", *words]) == 0, capsys.readouterr()
     assert f"{PICTURES} images of {store.uri('in/pairs.csv')}" in capsys.readouterr().out
-    assert doctor.main([*words, "--no-such-option"]) == 2
+    assert main(["doctor", *words, "--no-such-option"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -283,7 +281,7 @@ def test_without_credentials_s3_is_refused_at_once(both, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("scheme", "module", "extra"), [("gs", "google.cloud.storage", "gcp"), ("s3", "boto3", "aws")])
 def test_a_store_whose_extra_is_not_installed_is_refused(scheme, module, extra):
-    code = f"import sys; sys.modules[{module!r}] = None; from batchverify.cli import main; sys.exit(main())"
+    code = f"import sys; sys.modules[{module!r}] = None; from batchverify.cli.main import main; sys.exit(main())"
     words = [word for option in ("--manifest", "--output") for word in (option, f"{scheme}://bucket/x")]
     folder = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, cwd=folder)

@@ -12,6 +12,7 @@ for name in (
     "matplotlib.backends.backend_svg",
     "tensorflow",
     "batchverify.cli.job",
+    "batchverify.cli.main",
     "batchverify.model.load",
     "batchverify.pipeline.run",
     "batchverify.report.render",

@@ -118,7 +118,7 @@ def _run(arguments: list[str], streams: list, env: dict[str, str], cwd: str, bef
     sys.argv, tempfile.tempdir = ["batchverify", *arguments], None
     if before:
         before()
-    from batchverify.cli.job import run_as_process
+    from batchverify.cli.main import run_as_process
 
     try:
         run_as_process()

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import zipfile
 
 import keras
@@ -16,7 +15,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from batchverify.cli import train
+from batchverify.cli.main import main
+from batchverify.cli.messages import epoch_message
 from batchverify.config import VerificationConfig
 from batchverify.demo import characters
 from batchverify.errors import PreflightError
@@ -156,7 +156,7 @@ def short(*more) -> list[str]:
 
 def test_the_command_trains_on_class_folders(folder, tmp_path, capsys):
     output = tmp_path / "new" / "model.keras"
-    assert train.main(["--images", str(folder), "--output", str(output), "--hold-out", "Held_out", "--turned-classes",
+    assert main(["train", "--images", str(folder), "--output", str(output), "--hold-out", "Held_out", "--turned-classes",
                        "--joined", "0.5", "--invented", "1", "--validation", "0.3", *short()]) == 0  # fmt: skip
     said = capsys.readouterr().out
     for words in ("held out: 32 images of 8 classes", "epoch   2", "8-way one-shot", "Log "):
@@ -186,32 +186,34 @@ def test_the_command_trains_on_a_manifest_and_on_encoder_weights(folder, tmp_pat
     output = tmp_path / "model.keras"
     arguments = ["--manifest", str(tmp_path / "pairs.csv"), "--output", str(output), "--validation", "0",
                  "--encoder-weights", str(tmp_path / "no_top.h5"), "--learning-rate", "1e-9"]  # fmt: skip
-    assert train.main([*arguments, *short()]) == 0
+    assert main(["train", *arguments, *short()]) == 0
     trained = keras.models.load_model(output).get_layer("encoder")
     found = next(layer for layer in trained.layers if isinstance(layer, keras.Model)).get_layer("Conv1").get_weights()
     np.testing.assert_allclose(found[0], backbone.get_layer("Conv1").get_weights()[0], atol=1e-6)
-    assert train.main([*arguments, *short("--width", 0.5)]) == 2
+    assert main(["train", *arguments, *short("--width", 0.5)]) == 2
 
 
-def test_interrupted_training_leaves_a_model_and_goes_on(folder, tmp_path):
+def test_interrupted_training_leaves_a_model_and_goes_on(folder, tmp_path, capsys, monkeypatch):
     output = tmp_path / "model.keras"
-    arguments = [sys.executable, "-m", "batchverify.cli.train", "--images", str(folder), "--output", str(output), "--size",
-                 str(SIZE), "--validation", "0.3", "--steps-per-epoch", "2", "--steps", "100000"]  # fmt: skip
+    arguments = ["train", "--images", str(folder), "--output", str(output), "--size", str(SIZE), "--validation", "0.3",
+                 "--steps-per-epoch", "2", "--steps", "100000"]  # fmt: skip
 
     def run_until_an_epoch(number, *more):
-        process = subprocess.Popen([*arguments, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        first = next(line for line in process.stdout if line.startswith("epoch"))
-        process.send_signal(number)
-        rest, errors = process.communicate(timeout=300)
-        assert process.returncode == 128 + number, errors
-        assert "Traceback" not in errors and "go on with --resume" in rest
-        return int(first.split()[1])
+        def interrupt(epoch):
+            signal.raise_signal(number)
+            return epoch_message(epoch)
+
+        monkeypatch.setattr("batchverify.cli.train.epoch_message", interrupt)
+        assert main([*arguments, *more]) == 128 + number
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err and "go on with --resume" in out
+        return int(next(line for line in out.splitlines() if line.startswith("epoch")).split()[1])
 
     assert run_until_an_epoch(signal.SIGINT) == 1
     assert keras.models.load_model(output).output_shape == (None, 1)
     assert run_until_an_epoch(signal.SIGTERM, "--resume") > 1
-    assert train.main([*arguments[3:], "--resume", "--seed", "5"]) == 2
-    assert train.main(arguments[3:]) == 2
+    assert main([*arguments, "--resume", "--seed", "5"]) == 2
+    assert main(arguments) == 2
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_interrupted_training_leaves_a_model_and_goes_on(folder, tmp_path):
 def test_a_mistake_is_a_sentence(arguments, told, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = [argument.format(folder=folder) for argument in arguments]
-    assert train.main(["--size", str(SIZE), "--output", "model.keras", *given]) == 2
+    assert main(["train", "--size", str(SIZE), "--output", "model.keras", *given]) == 2
     said = capsys.readouterr().err
     assert told in said and "Traceback" not in said
     assert not list(tmp_path.iterdir())

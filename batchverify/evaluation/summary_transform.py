@@ -1,0 +1,33 @@
+"""The Beam transform that computes a run's summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.pvalue import PCollection
+
+from batchverify.config import ScoringConfig
+from batchverify.evaluation.summary import Summary, summarise_images, summarise_rows
+
+
+class Summarise(beam.PTransform[Any, Any]):
+    """Reduces `{"scores": tables, "images": tables}` to one `Summary`.
+
+    Args:
+        config: The settings of the run.
+        label_column: The manifest column with labels, or None.
+        fold_column: The manifest column with folds, or None.
+    """
+
+    def __init__(self, config: ScoringConfig, label_column: str | None, fold_column: str | None = None):
+        super().__init__()
+        self._config, self._label_column, self._fold_column = config, label_column, fold_column
+
+    def expand(self, pcolls: dict[str, PCollection[pa.Table]]) -> PCollection[Summary]:
+        columns = (self._config, self._label_column, self._fold_column)
+        rows = pcolls["scores"] | "Rows" >> beam.Map(summarise_rows, *columns)
+        images = pcolls["images"] | "Images" >> beam.Map(summarise_images, self._config.match_threshold())
+        summary: PCollection[Summary] = (rows, images) | beam.Flatten() | beam.CombineGlobally(Summary.merge)
+        return summary
