@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
 
 import batchverify
 from batchverify.images.decode import decode
@@ -26,19 +27,20 @@ from tests.support.processes import SUBPROCESS_WORKERS
 def twin_of(manifest: pd.DataFrame, folder: Path, model_path: str, resize: Resize) -> pd.DataFrame:
     """Scores a manifest the plain way, one pair at a time."""
     model = keras.models.load_model(model_path)
-    size = model.inputs[0].shape[1:3]
+    height, width = model.inputs[0].shape[1:3]
+    call = tf.function(lambda left, right: model([left, right], training=False))
 
     def read(name):
         if not name:
             return "no_uri"
         data = fetch_bytes(str(folder / name), 64 * 2**20)
-        pixels = data if isinstance(data, ImageFailure) else decode(data, Layout(*size, resize=resize))
+        pixels = data if isinstance(data, ImageFailure) else decode(data, Layout(height, width, resize=resize))
         return str(pixels.status) if isinstance(pixels, ImageFailure) else pixels[None].astype(np.float32)
 
     def score(left, right):
         if isinstance(left, str) or isinstance(right, str):
             return np.nan
-        return float(np.asarray(model([left, right], training=False)).item())
+        return float(call(left, right).numpy().item())
 
     rows = []
     for left, right in zip(map(read, manifest["left"]), map(read, manifest["right"]), strict=True):
