@@ -20,6 +20,7 @@ from benchmarks.speed.manifests import CASES, build_pairs
 from benchmarks.speed.report import ratio, summarise
 from benchmarks.speed.runner import Measured, Record
 
+pytestmark = pytest.mark.benchmarks
 ROOT = Path(__file__).resolve().parents[2]
 ALL = ["published", "runinference", "limit-tfdata", "limit-threads", "batchverify"]
 

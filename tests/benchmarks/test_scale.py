@@ -15,6 +15,7 @@ from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE
 from benchmarks.estimate import Job, distinct, estimate
 from benchmarks.scale import fit_growth, fit_parts, main
 
+pytestmark = pytest.mark.benchmarks
 PAGE = Path(__file__).resolve().parents[2] / "benchmarks" / "SCALE.md"
 COMMAND = "--estimate --pairs 1e9 --images 2e8 --embedding-bytes 404 5120 150528"
 

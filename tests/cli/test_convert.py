@@ -116,6 +116,7 @@ def test_a_mistake_in_a_list_is_a_sentence(text, told, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.lst"]
 
 
+@pytest.mark.processes
 def test_a_long_list_is_read_a_piece_at_a_time(tmp_path):
     (tmp_path / "pairs.lst").write_text("".join(f"{n % 2} a{n}.jpg b{n}.jpg\n" for n in range(150_000)))
     code = (
@@ -164,6 +165,7 @@ def expected(run, read_scores):
     return {kind: scored.loc[scored["genuine"] == kind, "score"].to_numpy(np.float32) for kind in ("1", "0")}
 
 
+@pytest.mark.slow
 def test_scores_as_bob_measure_reads_them(run, expected, tmp_path, capsys):
     assert main(["convert", "scores", run.output, "--format", "bob", "--output", str(tmp_path / "scores.txt")]) == 0
     assert (
@@ -175,6 +177,7 @@ def test_scores_as_bob_measure_reads_them(run, expected, tmp_path, capsys):
     assert sorted(columns[columns[:, 0] == -1, 1].astype(np.float32)) == sorted(expected["0"])
 
 
+@pytest.mark.slow
 def test_bob_measure_finds_our_error_rate(run, tmp_path):
     measure = pytest.importorskip("bob.measure", reason="bob.measure is not installed; it needs NumPy 1")
     from bob.measure.load import split
@@ -183,6 +186,7 @@ def test_bob_measure_finds_our_error_rate(run, tmp_path):
     assert measure.eer(*split(str(tmp_path / "scores.txt"))) == pytest.approx(run.summary["error_rates"]["eer"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_pyeer_reads_the_scores_and_finds_our_error_rate(run, expected, tmp_path):
     assert main(["convert", "scores", run.output, "--format", "pyeer", "--output", str(tmp_path / "scores")]) == 0
     for kind, name in (("1", "genuine.txt"), ("0", "impostor.txt")):
@@ -195,6 +199,7 @@ def test_pyeer_reads_the_scores_and_finds_our_error_rate(run, expected, tmp_path
     assert float(report["EER"].iloc[0]) == pytest.approx(run.summary["error_rates"]["eer"], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "more", "told"),
     [

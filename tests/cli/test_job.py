@@ -78,6 +78,7 @@ def test_zero_is_a_threshold():
         parse(["--manifest=m", "--output=o", "--batch-size=0"])
 
 
+@pytest.mark.processes
 def test_help_loads_neither_beam_nor_tensorflow():
     code = (
         "import sys\nfrom batchverify.cli.main import main\n"

@@ -31,6 +31,7 @@ def on_a_terminal(arguments: list[str]) -> tuple[int, str]:
     return process.wait(), shown.decode(errors="replace")
 
 
+@pytest.mark.processes
 def test_a_terminal_shows_a_bar(demo, tmp_path):
     code, shown = on_a_terminal(
         [sys.executable, "-m", "batchverify", "--manifest", str(demo / "demo.csv"), "--output", str(tmp_path / "out")]
@@ -41,12 +42,14 @@ def test_a_terminal_shows_a_bar(demo, tmp_path):
     assert "SANE" in plain
 
 
+@pytest.mark.processes
 def test_elsewhere_there_is_no_bar(demo, tmp_path, capsys):
     assert main(["--manifest", str(demo / "demo.csv"), "--output", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
     assert "Images encoded" not in err and "\x1b" not in out + err
 
 
+@pytest.mark.processes
 def test_quiet_shows_nothing(demo, tmp_path, capsys, caplog):
     caplog.set_level(logging.INFO, logger="batchverify")  # puts the level back at the end
     assert main(["--manifest", str(demo / "demo.csv"), "--output", str(tmp_path / "out"), "--quiet"]) == 0
@@ -55,6 +58,7 @@ def test_quiet_shows_nothing(demo, tmp_path, capsys, caplog):
     assert not [record for record in caplog.records if record.name.startswith("batchverify")]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("workers", [[], ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]])
 def test_a_watcher_sees_the_whole_run(workers, demo, tmp_path):
     seen = []

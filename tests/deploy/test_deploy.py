@@ -54,6 +54,7 @@ def settings(text: str, site: Path) -> dict[str, str]:
     return {name: value.replace("/srv/verification", str(site)) for name, value in lines}
 
 
+@pytest.mark.processes
 def test_the_crontabs_command_is_silent_on_a_good_night_and_loud_beyond_a_gate(site):
     text = (DEPLOY / "crontab").read_text()
     (line,) = (line for line in text.splitlines() if line[:1].isdigit())

@@ -1,11 +1,9 @@
 """Runs that are killed, stopped, starved or doubled: an exact account, or nothing."""
 
 import json
+import os
 import resource
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import keras
@@ -19,6 +17,7 @@ from PIL import Image
 import batchverify
 from batchverify.cli.main import main
 from batchverify.output.run_directory import RunDirectory
+from tests.support.processes import start_program, wait_for
 
 FINISHED = ["_SUCCESS", "report.html", "scores-00000-of-00001.parquet", "summary.json"]
 
@@ -33,34 +32,25 @@ def arguments(small_model, pictures, tmp_path) -> list[str]:
     return ["--manifest", str(tmp_path / "pairs.csv"), "--output", str(tmp_path / "out"), "--model", small_model]
 
 
-def start(arguments, **settings) -> subprocess.Popen:
-    command = [sys.executable, "-m", "batchverify", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
-
-
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-
-
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_leaves_nothing(number, arguments, tmp_path):
-    process = start([*arguments, "--block-rows", "1"])
+    process = start_program([*arguments, "--block-rows", "1"], os.environ | {"TMPDIR": str(tmp_path)})
     wait_for(tmp_path / "out" / "_RUNNING", process)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 128 + number
     assert f"stopped by {number.name}" in said and "Traceback" not in said
     assert names(tmp_path / "out") == []
 
 
+@pytest.mark.processes
 def test_a_killed_run_is_swept_and_redone(arguments, tmp_path, read_scores):
-    process = start([*arguments, "--block-rows", "1"])
+    process = start_program([*arguments, "--block-rows", "1"], os.environ | {"TMPDIR": str(tmp_path)})
     wait_for(tmp_path / "out" / "_RUNNING", process)
     process.kill()
     process.wait()
@@ -106,17 +96,22 @@ def test_scores_of_a_stranger_are_not_finished_with(arguments, tmp_path, capsys,
     assert names(tmp_path / "out") == []
 
 
+def fill_the_disk() -> None:
+    """Limits the size of files, which is the full disk that a test can have without being root."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+
+
+@pytest.mark.processes
 def test_a_full_disk_fails_the_run_in_a_sentence(arguments, tmp_path):
-    # A limit on the size of files is the full disk that a test can have without being root.
-    limited = {"preexec_fn": lambda: (signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
-                                      resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)))}  # fmt: skip
-    process = start(arguments, **limited)
-    _, said = process.communicate(timeout=60)
+    process = start_program(arguments, before=fill_the_disk)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 1, said
     assert "the run failed: " in said and "File too large" in said and "Traceback" not in said
     assert names(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 def test_bundles_that_run_twice_change_nothing(arguments, tmp_path, read_scores):
     # Beam runs every bundle, its writes and all, once more than it needs; so does a runner whose worker dies after it emitted.
     assert main(arguments) == 0
@@ -133,6 +128,7 @@ def test_an_output_that_may_not_be_written_fails_in_a_sentence(arguments, capsys
     assert "--output /proc/batchverify cannot be written" in said and "Traceback" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gates", "code"),
     [
@@ -197,6 +193,7 @@ def nan_model(tmp_path) -> str:
     return str(tmp_path / "nan.keras")
 
 
+@pytest.mark.slow
 def test_a_score_that_is_no_number_fails_the_run_or_is_an_error_of_its_row(arguments, nan_model, tmp_path, read_scores, capsys):
     Image.new("RGB", (16, 16)).save(tmp_path / "pictures" / "p3.png")
     arguments = [*arguments[:5], nan_model, "--pixels", "0..255"]
@@ -232,6 +229,7 @@ class Greedy(keras.layers.Layer):
 """
 
 
+@pytest.mark.slow
 def test_a_device_out_of_memory_gets_smaller_batches_and_completes(arguments, tmp_path, monkeypatch, read_scores, caplog):
     (tmp_path / "greedy.py").write_text(GREEDY)
     monkeypatch.syspath_prepend(tmp_path)
@@ -250,6 +248,7 @@ def test_a_device_out_of_memory_gets_smaller_batches_and_completes(arguments, tm
     np.testing.assert_allclose(*scores, atol=1e-6)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("command", ["false", "exec kill -9 $$"])
 def test_a_worker_that_dies_before_it_connects_fails_the_run_in_a_sentence(command, arguments, tmp_path):
     workers = [
@@ -258,8 +257,8 @@ def test_a_worker_that_dies_before_it_connects_fails_the_run_in_a_sentence(comma
         "--environment_type=beam:env:harness_subprocess_python:v1",
         f"--environment_config=sh -c '{command}'",
     ]
-    process = start([*arguments, *workers])
-    _, said = process.communicate(timeout=120)
+    process = start_program([*arguments, *workers], os.environ | {"TMPDIR": str(tmp_path)})
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "the run failed: a worker process died" in said and "Traceback" not in said
     assert names(tmp_path / "out") == []

@@ -70,15 +70,18 @@ def report(tmp_path_factory) -> dict:
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.processes
 def test_every_file_and_name_becomes_what_it_may(report):
     assert len(report["found"]) > 1400
     assert {os.path.basename(uri): found for uri, found in report["found"].items() if found[0] not in found[1]} == {}
 
 
+@pytest.mark.processes
 def test_none_takes_long(report):
     assert {os.path.basename(uri): found for uri, found in report["found"].items() if found[2] > MOST_SECONDS} == {}
 
 
+@pytest.mark.processes
 def test_none_takes_much_memory(report):
     assert report["megabytes"] < MOST_MEGABYTES
 
@@ -143,6 +146,7 @@ def check(data: bytes, layout: Layout) -> None:
         assert result.dtype == np.uint8 and result.shape == (layout.height, layout.width, layout.channels)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(damaged(), st.sampled_from(LAYOUTS))
 def test_a_damaged_file_gives_pixels_or_a_typed_failure(data, layout):

@@ -62,6 +62,7 @@ def test_an_error_is_raised_where_the_result_is_taken_and_reading_goes_on():
     assert list(ahead.batches(["4"], size=1, ahead=1)) == [[0.25]]
 
 
+@pytest.mark.processes
 def test_a_read_that_hangs_does_not_keep_the_process_alive():
     code = (
         "import threading\nfrom batchverify.images.prefetch import Prefetcher\n"

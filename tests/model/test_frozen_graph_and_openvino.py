@@ -38,9 +38,10 @@ print("equal")
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=600)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("precision", "most"), [("float32", 1e-4), ("bfloat16", 0.05)])
 def test_openvino_gives_tensorflows_scores_and_says_how_near(precision, most, demo, tmp_path, read_scores):
     manifest = ("-m", "batchverify", "--manifest", demo / "demo.csv")
@@ -60,6 +61,7 @@ def test_less_precision_is_refused_where_it_would_change_nothing():
         batchverify.ScoringConfig(precision="bfloat16")
 
 
+@pytest.mark.processes
 def test_openvino_takes_several_shapes_inputs_and_threads():
     done = run("-c", OPENVINO)
     assert done.stdout.strip() == "equal", done.stderr

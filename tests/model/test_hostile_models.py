@@ -29,6 +29,7 @@ from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
 from batchverify.model.load import load_model
 
+pytestmark = [pytest.mark.processes, pytest.mark.slow]
 MOST_SECONDS = 20  # of processor time, for one file
 MOST_GIGABYTES = 8  # of memory that the loading process may ask for, TensorFlow's own included
 ROUNDS = int(os.environ.get("BATCHVERIFY_FUZZ_MODELS", "1"))  # how often the random damage is done, each time with new seeds

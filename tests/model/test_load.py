@@ -41,6 +41,7 @@ def pixels_of(uris, channels):
     return [one if isinstance(one, ImageFailure) else decode(one, layout) for one in data]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_each_model_scores_the_demo_manifest_as_it_does_itself(name, demo, tmp_path, read_scores):
     case = CASES[name]
@@ -271,6 +272,7 @@ def test_the_signature_of_a_saved_model_is_chosen(tmp_path):
     assert "'two'" in " ".join(load(tmp_path / "model", pixels="0..1", signature="two").facts.notes)
 
 
+@pytest.mark.slow
 def test_a_sidecar_answers_for_the_model_and_its_golden_pair_is_checked(tmp_path, demo):
     case = dataclasses.replace(CASES["told_0..1"], options={})
     _, path = write(case, tmp_path)
@@ -345,6 +347,7 @@ def test_a_model_that_is_in_no_store_is_refused():
         load("shelf://nowhere/model.keras")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["l1", "h5_lambda", "saved_model"])
 def test_a_damaged_file_is_loaded_or_refused_and_nothing_else(name, tmp_path):
     case = CASES[name]

@@ -1,7 +1,6 @@
 """The job against an in-memory twin: the whole model, called on each pair's decoded images."""
 
 import json
-import sys
 import uuid
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
 
 import batchverify
 from batchverify.images.decode import decode
@@ -20,31 +20,27 @@ from batchverify.images.fetch import fetch_bytes
 from batchverify.images.resize import Layout, PillowResize, Resize
 from batchverify.manifest.plan import plan_manifest
 from batchverify.pipeline.image_table import ImageTableLoader
-
-SUBPROCESS_WORKERS = [
-    "--runner=PortableRunner",
-    "--job_endpoint=embed",
-    "--environment_type=beam:env:harness_subprocess_python:v1",
-    f"--environment_config={sys.executable} -m apache_beam.runners.worker.sdk_worker_main",
-]
+from tests.support.manifests import write_pairs
+from tests.support.processes import SUBPROCESS_WORKERS
 
 
 def twin_of(manifest: pd.DataFrame, folder: Path, model_path: str, resize: Resize) -> pd.DataFrame:
     """Scores a manifest the plain way, one pair at a time."""
     model = keras.models.load_model(model_path)
-    size = model.inputs[0].shape[1:3]
+    height, width = model.inputs[0].shape[1:3]
+    call = tf.function(lambda left, right: model([left, right], training=False))
 
     def read(name):
         if not name:
             return "no_uri"
         data = fetch_bytes(str(folder / name), 64 * 2**20)
-        pixels = data if isinstance(data, ImageFailure) else decode(data, Layout(*size, resize=resize))
+        pixels = data if isinstance(data, ImageFailure) else decode(data, Layout(height, width, resize=resize))
         return str(pixels.status) if isinstance(pixels, ImageFailure) else pixels[None].astype(np.float32)
 
     def score(left, right):
         if isinstance(left, str) or isinstance(right, str):
             return np.nan
-        return float(np.asarray(model([left, right], training=False)).item())
+        return float(call(left, right).numpy().item())
 
     rows = []
     for left, right in zip(map(read, manifest["left"]), map(read, manifest["right"]), strict=True):
@@ -91,6 +87,7 @@ def test_the_demo_equals_its_twin(kind, demo, demo_manifest, demo_twin, tmp_path
     assert result.counters["images_failed"] == 2
 
 
+@pytest.mark.processes
 def test_workers_in_other_processes_give_the_same(demo, demo_manifest, demo_twin, tmp_path, read_scores):
     config = batchverify.VerificationConfig(manifests=(str(demo / "demo.csv"),), output=str(tmp_path / "out"))
     batchverify.run(config, SUBPROCESS_WORKERS)
@@ -118,14 +115,6 @@ def test_the_faulty_model_is_found_out(demo, tmp_path, read_scores):
     outscored = scores[scores["identity_check"] == "outscored"]
     assert len(outscored) == result.summary["identity"]["outscored"] > 20
     assert (outscored["score"] > 0.5).all()
-
-
-def write_pairs(folder: Path, pictures: Path, count: int = 57) -> Path:
-    rng = np.random.default_rng(1)
-    names = [f"{pictures.name}/p{number}.png" for number in range(10)]
-    frame = pd.DataFrame({side: [names[i] for i in rng.integers(10, size=count)] for side in ("left", "right")})
-    frame.to_csv(folder / "pairs.csv", index=False)
-    return folder / "pairs.csv"
 
 
 @pytest.mark.parametrize(("batch_size", "block_rows"), [(1, 100), (3, 5), (64, 1)])

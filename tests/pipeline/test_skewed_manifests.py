@@ -54,6 +54,7 @@ class Run:
         return [len(set(block["left"].to_pylist()) | set(block["right"].to_pylist())) for block in blocks]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False], ids=["one table", "sent"])
 @pytest.mark.parametrize("case", CASES)
 def test_each_image_is_encoded_once_and_each_row_scored_once(case, shared, tmp_path, read_scores):
@@ -112,6 +113,7 @@ def test_a_part_is_sent_before_the_next_one_is_encoded(tmp_path):
     assert [uri for key, uris in found if key == "last" for uri in uris] == [names[299], names[599]]
 
 
+@pytest.mark.slow
 def test_parts_change_no_score(small_model, pictures, tmp_path, read_scores, monkeypatch):
     chosen = np.random.default_rng(2).integers(10, size=(2, 40))
     frame = pd.DataFrame(

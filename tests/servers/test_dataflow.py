@@ -36,7 +36,9 @@ from PIL import Image
 
 import batchverify
 from batchverify.cli.main import main
+from tests.support.processes import start_program
 
+pytestmark = pytest.mark.servers
 BUCKET = "gs://nightly-pairs"
 IMAGE = "europe-docker.pkg.dev/my-project/images/batchverify:1"
 GPU = ["--accelerator", "nvidia-tesla-t4", f"--sdk_container_image={IMAGE}"]
@@ -257,7 +259,7 @@ def test_the_job_that_arrives_has_all_it_needs(arguments, service):
     pipeline = staged_pipeline(job)
     with tarfile.open(fileobj=BytesIO(read(staged_files(pipeline)["workflow.tar.gz"]))) as sdist:
         inside = {name.split("/", 1)[-1] for name in sdist.getnames()}
-    assert {"setup.py", "README.md", "batchverify/inference.py", "batchverify/report.html.j2"} <= inside
+    assert {"setup.py", "README.md", "batchverify/pipeline/network.py", "batchverify/report/report.html.j2"} <= inside
     assert {"batchverify/demo/sane.keras", "batchverify/demo/sane.keras.batchverify.json"} <= inside
     assert "pickled_main_session" not in staged_files(pipeline)
     assert all(re.search(r"beam_python3\.\d+_sdk:2\.\d+", image) for image in images(pipeline))
@@ -336,12 +338,12 @@ def test_a_job_that_is_lost_sight_of_keeps_its_directory(arguments, service, cap
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_launcher_that_is_stopped_cancels_its_job(number, arguments, service):
     may_cancel = service.may_cancel = number == signal.SIGTERM
-    process = subprocess.Popen([sys.executable, "-m", "batchverify", *arguments], stderr=subprocess.PIPE, text=True)
+    process = start_program(arguments)
     while not service.jobs or not service.polls:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 128 + number and "Traceback" not in said
     assert service.state == ("JOB_STATE_CANCELLED" if may_cancel else "JOB_STATE_RUNNING")
     if may_cancel:

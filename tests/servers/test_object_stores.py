@@ -25,9 +25,10 @@ from batchverify.images.fetch import fetch_bytes
 from batchverify.io import object_store
 from batchverify.manifest.plan import plan_manifest
 from batchverify.schema import ImageStatus
-from tests.support.object_stores import gs_store, s3_store
+from tests.support.object_stores import HANG_S, gs_store, s3_store
+from tests.support.processes import start_program
 
-pytestmark = pytest.mark.stores
+pytestmark = pytest.mark.servers
 FINISHED = ["_SUCCESS", "report.html", "scores-00000-of-00001.parquet", "summary.json"]
 PICTURES = 40
 # The first argument of a request that brings an image's bytes.
@@ -96,12 +97,11 @@ def arguments(store, output="out", manifest="pairs.csv", model="model.keras") ->
     return [word for option, name in options.items() for word in (option, store.uri(name))] + store.arguments
 
 
-def start(store, *words: str) -> subprocess.Popen:
-    """Starts the command as a user does, from a folder that has nothing to do with it."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command = [sys.executable, "-m", "batchverify", *words]
+def run_program(*words: str) -> subprocess.CompletedProcess:
+    """Runs the program as a user does, from a folder that has nothing to do with it."""
     package = {"PYTHONPATH": str(Path(batchverify.__file__).parents[1])}
-    return subprocess.Popen(command, env=os.environ | package, cwd="/", **streams)
+    command = [sys.executable, "-m", "batchverify", *words]
+    return subprocess.run(command, env=os.environ | package, cwd="/", capture_output=True, text=True, timeout=300)
 
 
 def assert_same(scores: pd.DataFrame, local: pd.DataFrame, but: dict[str, str] | None = None) -> None:
@@ -123,9 +123,8 @@ def scores_of(store, output, tmp_path, read_scores) -> pd.DataFrame:
 
 def test_a_run_in_a_store_gives_what_the_local_run_gives(store, folder, local, tmp_path, read_scores):
     store.proxy.delay_s = 0.02
-    process = start(store, *arguments(store), "--fetch-threads", "5")
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+    done = run_program(*arguments(store), "--fetch-threads", "5")
+    assert done.returncode == 0, done.stderr
     assert store.names("out") == [f"out/{name}" for name in FINISHED] and store.uploads() == []
     scores = scores_of(store, "out", tmp_path, read_scores)
     assert set(scores["manifest_file"]) == {store.uri("in/pairs.csv")}
@@ -160,10 +159,8 @@ def test_faults_of_a_store_cost_the_rows_of_the_images_that_they_last_for(store,
     proxy.spoil(r"(PUT|POST) .*out/summary\.json", 503)
     proxy.spoil(r"GET .*out/_RUNNING", 503)
     started = time.monotonic()
-    process = start(store, *arguments(store), "--image-timeout", "6")
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    assert time.monotonic() - started < 60
+    assert main([*arguments(store), "--image-timeout", "6"]) == 0
+    assert time.monotonic() - started < HANG_S
     assert store.names("out") == [f"out/{name}" for name in FINISHED] and store.uploads() == []
     lasting = {"images/p8.png": "unavailable", "images/p9.png": "unavailable", "images/p10.png": "denied"}
     scores = scores_of(store, "out", tmp_path, read_scores)
@@ -177,8 +174,8 @@ def test_faults_of_a_store_cost_the_rows_of_the_images_that_they_last_for(store,
 def test_a_killed_run_is_swept_and_redone(store, local, tmp_path, read_scores):
     """Killed where its files are moved into place, in Amazon's case where they are uploaded, which leaves unseen parts."""
     store.proxy.spoil({"gs": "POST /batch", "s3": "PUT .*beam-temp-scores"}[store.scheme], "hang", times=1000)
-    process = start(store, *arguments(store))
-    assert store.proxy.hanging.wait(90), process.communicate(timeout=1)
+    process = start_program(arguments(store), os.environ | {"TMPDIR": str(tmp_path)}, cwd="/")
+    assert store.proxy.hanging.wait(300), process.communicate(timeout=1)
     process.kill()
     process.wait()
     left = store.names("out") + store.uploads()

@@ -194,14 +194,14 @@ def test_workers_elsewhere_give_what_a_local_run_gives(store, pools, cluster, la
         wait_for_work(store, pools, process)
         os.kill(max(pools[0].workers()), signal.SIGKILL)
         pools[1].kill()
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=300)
         assert process.returncode == 1, said
         assert "the run failed: a worker process died" in said and "Traceback" not in said
         assert store.names("out") == [] and store.uploads() == []
         pools[1].start()
         store.proxy.clear()
         process = start(store, launcher, *cluster)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
         scores = read_scores(store.download("out", tmp_path / "out"))
         for pool in pools:
@@ -222,7 +222,7 @@ def test_workers_elsewhere_give_what_a_local_run_gives(store, pools, cluster, la
 def test_a_pool_that_is_not_there_fails_the_run_in_a_sentence(store, cluster, launcher):
     nowhere = [*cluster[:2], "--environment_type=EXTERNAL", "--environment_config=localhost:9"]
     process = start(store, launcher, *nowhere)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "a part of the runner does not answer (" in said and "Traceback" not in said
     assert store.names("out") == []

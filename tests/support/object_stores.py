@@ -32,6 +32,7 @@ from moto.server import ThreadedMotoServer
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "server", "date"}
 
 
+HANG_S = 120  # how long a store that hangs keeps a connection open
 _LIST = re.compile(r"/storage/v1/b/bucket/o\?|/bucket/?\?list-type")
 
 
@@ -181,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status, headers, data, len(data) // 2)
         elif fault == "hang":
             self.server.hanging.set()
-            self.server.stopped.wait(120)
+            self.server.stopped.wait(HANG_S)
         elif isinstance(fault, int):
             self._send(fault, [("Content-Type", "text/plain")], f"{fault} of the test".encode())
             return
