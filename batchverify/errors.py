@@ -45,13 +45,13 @@ class StoreError(BatchverifyError):
     """A store gave no object.
 
     Attributes:
-        code: what it answered, as HTTP numbers it; None if it gave no answer.
-        words: the same for people.
+        code: The HTTP status of its answer; None if it gave no answer.
+        description: The answer or the error in words.
     """
 
-    def __init__(self, code: int | None, words: str):
-        self.code, self.words = code, words
-        super().__init__(words)
+    def __init__(self, code: int | None, description: str):
+        self.code, self.description = code, description
+        super().__init__(description)
 
 
 # Colours of a terminal, and the line with which Keras wraps the error of a layer.

@@ -42,6 +42,14 @@ def read_bytes(path: str, max_bytes: int = -1) -> bytes:
         return bytes(file.read(max_bytes))
 
 
+def read_stream(file: Any, max_bytes: int) -> bytes:
+    """Returns the content of a file, or its first `max_bytes` + 1 bytes; a store's client may return less than is requested."""
+    data = b""
+    while len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
+        data += more
+    return data
+
+
 def read_text(path: str) -> str:
     """Returns the content of a UTF-8 file."""
     return read_bytes(path).decode()

@@ -21,7 +21,7 @@ from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.io import claimed_directory
 from batchverify.io.claimed_directory import ClaimedDirectory
 from batchverify.io.filesystem import open_for_reading
-from batchverify.io.object_store import sweep_uploads
+from batchverify.io.object_store import abort_uploads
 
 _LOG = logging.getLogger(__name__)
 _SUCCESS, _SUMMARY, _REPORT, _SCORES, _RUNNING = "_SUCCESS", "summary.json", "report.html", "scores", "_RUNNING"
@@ -150,7 +150,7 @@ class RunDirectory(ClaimedDirectory):
         # Beam's file systems list files alone, and in a store there is nothing else; on this machine a folder may be empty.
         FileSystems.delete([found.path for found in self._match(f"beam-temp-{_SCORES}-*/*")])
         FileSystems.delete(sorted(glob.glob(self._join(f"beam-temp-{_SCORES}-*"))))
-        sweep_uploads(self.path)
+        abort_uploads(self.path)
 
 
 def discard_unfinished() -> None:
