@@ -91,10 +91,10 @@ class ClaimedDirectory:
         return read_text(self._join(name))
 
     def _join(self, *names: str) -> str:
-        return FileSystems.join(self.path, *names)
+        return str(FileSystems.join(self.path, *names))
 
     def _match(self, pattern: str) -> list[FileMetadata]:
-        return FileSystems.match([self._join(*pattern.split("/"))])[0].metadata_list
+        return list(FileSystems.match([self._join(*pattern.split("/"))])[0].metadata_list)
 
     def _write(self, name: str, text: str) -> None:
         write_text(self._join(name), text)

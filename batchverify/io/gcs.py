@@ -23,7 +23,7 @@ _of_thread = threading.local()
 def gcs_client(options: StorageOptions) -> GcsClient:
     """Returns this thread's client. Threads do not share one, because it uses a single `requests.Session`."""
     client: GcsClient | None = getattr(_of_thread, "client", None)
-    if client is None or client.options != options:
+    if client is None or client.options is not options:
         client = _of_thread.client = GcsClient(options)
     return client
 

@@ -25,7 +25,7 @@ def s3_client(options: StorageOptions) -> S3Client:
     """Returns the client of this process. All threads share it, as boto3 allows."""
     global _client
     with _lock:
-        if _client is None or _client.options != options:
+        if _client is None or _client.options is not options:
             _client = S3Client(options)
         return _client
 

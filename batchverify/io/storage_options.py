@@ -34,7 +34,8 @@ class StorageOptions:
 
     def to_beam(self) -> PipelineOptions:
         """Returns Beam's options with these settings."""
-        return PipelineOptions.from_dictionary(json.loads(self.settings_json))
+        options: PipelineOptions = PipelineOptions.from_dictionary(json.loads(self.settings_json))
+        return options
 
 
 _current = StorageOptions()
@@ -49,7 +50,8 @@ def set_storage_options(options: PipelineOptions) -> None:
     """Makes this process open all object stores with these options.
 
     They are process-wide, because Beam's `FileSystems` offers no other way. Before a pipeline is made, and on workers in
-    processes of their own, `FileSystems` has no options.
+    processes of their own, `FileSystems` has no options. Clients are kept for the value that this call makes: credentials and
+    addresses may also come from the environment, so a new call leads to new clients even if the options are equal.
     """
     global _current
     FileSystems.set_options(options)

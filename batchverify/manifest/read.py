@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+from apache_beam.pvalue import PBegin, PCollection
 
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, RunError
@@ -22,7 +23,7 @@ from batchverify.worker_stats import WorkerStats
 _BLOCK_BYTES = 64 * 2**20
 
 
-class ReadManifest(beam.PTransform):
+class ReadManifest(beam.PTransform[PBegin, PCollection[tuple[str, pa.Table]]]):
     """Reads a manifest as blocks: `(block key, pa.Table)` with the manifest's columns, the file and the row number.
 
     Args:
@@ -35,8 +36,8 @@ class ReadManifest(beam.PTransform):
         super().__init__()
         self._manifest, self._config, self._stats = manifest, config, stats or WorkerStats()
 
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[tuple[str, pa.Table]]:
-        return (
+    def expand(self, begin: PBegin) -> PCollection[tuple[str, pa.Table]]:
+        blocks: PCollection[tuple[str, pa.Table]] = (
             begin
             | "List" >> beam.Create(self._manifest.shards, reshuffle=False)
             | "Spread" >> beam.Reshuffle()
@@ -45,6 +46,7 @@ class ReadManifest(beam.PTransform):
                 with_storage_options(_read_timed), self._stats, self._manifest.schema, self._manifest.label_column, self._config
             ).with_output_types(tuple[str, pa.Table])
         )
+        return blocks
 
 
 def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> Iterator[pa.Table]:
@@ -93,7 +95,7 @@ def read_keyed(
 
 def _rows_in_block(batch: pa.Table, max_rows: int) -> int:
     """Returns how many rows a block has: at most `max_rows`, and fewer if they take much memory."""
-    return max(1, min(max_rows, batch.num_rows * _BLOCK_BYTES // max(1, int(batch.nbytes))))
+    return max(1, min(max_rows, int(batch.num_rows) * _BLOCK_BYTES // max(1, int(batch.nbytes))))
 
 
 def _with_provenance(block: pa.Table, path: str, row: int) -> pa.Table:

@@ -120,7 +120,7 @@ class RunDirectory(ClaimedDirectory):
 
     def read_summary(self) -> dict[str, Any]:
         """Returns what `finish` wrote."""
-        return json.loads(self._read(_SUMMARY))
+        return dict(json.loads(self._read(_SUMMARY)))
 
     def write_report(self, report: str) -> str:
         """Replaces the report of a finished run, and returns where it stands."""
@@ -128,7 +128,7 @@ class RunDirectory(ClaimedDirectory):
         return self._join(_REPORT)
 
     def is_finished(self) -> bool:
-        return FileSystems.exists(self._join(_SUCCESS))
+        return bool(FileSystems.exists(self._join(_SUCCESS)))
 
     def _taken(self) -> RunError:
         return RunError(f"another run has written to --output {self.path} meanwhile; give each run its own directory.")
