@@ -15,7 +15,8 @@ from batchverify import errors
 from batchverify.errors import short_reason
 from batchverify.images.failure import ImageFailure
 from batchverify.io import object_store
-from batchverify.io.filesystem import open_for_reading
+from batchverify.io.filesystem import open_for_reading, read_stream
+from batchverify.io.storage_options import current_storage_options
 from batchverify.schema import ImageStatus
 from batchverify.uris import is_remote
 
@@ -175,12 +176,14 @@ def _store_version(uri: str) -> str | ImageFailure | None:
 def _read_from_store(uri: str, max_bytes: int, last_try: float) -> bytes | ImageFailure:
     try:
         if object_store.has_client(uri):
-            data = object_store.read_object(uri, max_bytes, max(1.0, last_try - time.monotonic()))
+            data = object_store.read_object(uri, max_bytes, max(1.0, last_try - time.monotonic()), current_storage_options())
         else:
             with open_for_reading(uri) as file:
-                data = object_store.read_stream(file, max_bytes)
+                data = read_stream(file, max_bytes)
     except errors.StoreError as failure:
-        return _BY_CODE.get(failure.code, ImageFailure(ImageStatus.UNAVAILABLE, f"the store gave no image ({failure.words})"))
+        return _BY_CODE.get(
+            failure.code, ImageFailure(ImageStatus.UNAVAILABLE, f"the store gave no image ({failure.description})")
+        )
     except ModuleNotFoundError as error:
         return ImageFailure(ImageStatus.UNSUPPORTED, str(error))
     except Exception as error:  # Beam wraps every exception of the store's client.

@@ -39,7 +39,15 @@ def open_for_writing(path: str) -> Any:
 def read_bytes(path: str, max_bytes: int = -1) -> bytes:
     """Returns the content of a file, or its first `max_bytes` bytes."""
     with open_for_reading(path) as file:
-        return file.read(max_bytes)
+        return bytes(file.read(max_bytes))
+
+
+def read_stream(file: Any, max_bytes: int) -> bytes:
+    """Returns the content of a file, or its first `max_bytes` + 1 bytes; a store's client may return less than is requested."""
+    data = b""
+    while len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
+        data += more
+    return data
 
 
 def read_text(path: str) -> str:
@@ -56,3 +64,8 @@ def write_bytes(path: str, data: bytes) -> None:
 def write_text(path: str, text: str) -> None:
     """Writes a UTF-8 file, in place of any that is there."""
     write_bytes(path, text.encode())
+
+
+def file_size(path: str) -> int:
+    """Returns the size of a file in bytes."""
+    return int(FileSystems.match([path])[0].metadata_list[0].size_in_bytes)

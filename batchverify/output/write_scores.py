@@ -8,6 +8,7 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.pvalue import PCollection
 
 from batchverify.errors import RunError
 from batchverify.io.storage_options import PathWithStorageOptions, with_storage_options
@@ -16,7 +17,7 @@ from batchverify.output.embedding_store import StoredFile
 from batchverify.output.run_directory import FINISHING, RunDirectory
 
 
-class WriteScores(beam.PTransform):
+class WriteScores(beam.PTransform[PCollection[pa.Table], PCollection[str]]):
     """Writes tables as `scores-*.parquet` and gives the names of the files.
 
     Args:
@@ -28,8 +29,8 @@ class WriteScores(beam.PTransform):
         super().__init__()
         self._directory, self._schema = directory, schema
 
-    def expand(self, tables: beam.PCollection[pa.Table]) -> beam.PCollection[str]:
-        return (
+    def expand(self, tables: PCollection[pa.Table]) -> PCollection[str]:
+        files: PCollection[str] = (
             tables
             | "Metadata" >> beam.Map(pa.Table.cast, self._schema).with_output_types(pa.Table)
             | "Parquet"
@@ -37,6 +38,7 @@ class WriteScores(beam.PTransform):
                 PathWithStorageOptions(self._directory.scores_prefix()), self._schema, codec="zstd", file_name_suffix=".parquet"
             )
         )
+        return files
 
 
 class FinishRun(beam.DoFn):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -140,6 +141,8 @@ def submit(config: VerificationConfig, beam_args: Sequence[str]) -> Submission:
 
 def _make_pipeline(plan: RunPlan) -> beam.Pipeline:
     pipeline = beam.Pipeline(options=plan.options)
+    # Beam makes a folder for transforms in other languages, of which there are none, and deletes it only after a whole run.
+    shutil.rmtree(pipeline.local_tempdir, ignore_errors=True)
     build(pipeline, plan)
     return pipeline
 

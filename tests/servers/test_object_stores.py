@@ -22,7 +22,7 @@ from batchverify.cli.main import main
 from batchverify.images import fetch
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes
-from batchverify.io import object_store
+from batchverify.io import gcs, object_store
 from batchverify.manifest.plan import plan_manifest
 from batchverify.schema import ImageStatus
 from tests.support.object_stores import HANG_S, gs_store, s3_store
@@ -251,7 +251,7 @@ def test_a_manifest_that_may_not_be_read_is_refused(store, capsys):
 
 @pytest.mark.parametrize("trouble", ["off", "overloaded", "unauthorised", "unlisted"])
 def test_a_store_that_cannot_be_reached_is_refused_before_long(trouble, store, monkeypatch, capsys):
-    monkeypatch.setattr(object_store, "_PROBE_S", 1.0)
+    monkeypatch.setattr(gcs, "_PROBE_S", 1.0)
     code = {"overloaded": 503, "unauthorised": 401, "unlisted": 403}.get(trouble)
     words = arguments(store)
     if code is None:
