@@ -177,9 +177,8 @@ def _is_checkout() -> bool:
 
 def _stage_this_package(setup: SetupOptions, options: PipelineOptions) -> None:
     if setup.setup_file is not None:
-        setup.setup_file = os.path.abspath(
-            setup.setup_file
-        )  # Beam changes to the folder of the file, and a plain 'setup.py' names none.
+        # Beam changes to the folder of the file, and a plain 'setup.py' names none.
+        setup.setup_file = os.path.abspath(setup.setup_file)
     elif not _provides_package(options):
         setup.setup_file = str(_SETUP_FILE)
         _LOG.info("The workers install batchverify from %s (--setup_file).", _SETUP_FILE)

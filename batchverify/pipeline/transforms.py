@@ -152,10 +152,11 @@ def _by_block(blocks: PCollection[tuple[str, pa.Table]], answers: PCollection[tu
 
     Beam's CoGroupByKey would do the same, but it forgets the types of its elements, so that Beam would pickle the tables.
     """
-    return (
+    tables: PCollection[_BY_BLOCK] = (
         blocks | "Blocks" >> beam.MapTuple(lambda key, block: (key, (BLOCK_TABLE, block))).with_output_types(_BY_BLOCK),
         answers | "Answers" >> beam.MapTuple(lambda key, images: (key, (IMAGES_TABLE, images))).with_output_types(_BY_BLOCK),
     ) | beam.Flatten()
+    return tables
 
 
 def _on_accelerator(encode: beam.ParDo, accelerator: str | None) -> beam.ParDo:

@@ -6,6 +6,7 @@ runs it.
 """
 
 import bz2
+import doctest
 import json
 import os
 import re
@@ -36,6 +37,8 @@ from PIL import Image
 
 import batchverify
 from batchverify.cli.main import main
+from batchverify.pipeline import plan, run
+from batchverify.pipeline.plan import pipeline_options
 from tests.support.processes import start_program
 
 pytestmark = pytest.mark.servers
@@ -269,6 +272,13 @@ def test_the_job_that_arrives_has_all_it_needs(arguments, service):
     assert not any(b"__main__" in pickle for pickle in pickles(pipeline))
     # The launcher is gone; the job finds the directory to be its own.
     assert names(arguments) == ["_RUNNING"]
+
+
+def test_the_example_of_submit_runs(service, monkeypatch):
+    for module in (plan, run):  # The example does not name the stand-in.
+        monkeypatch.setattr(module, "pipeline_options", lambda arguments: pipeline_options([*arguments, *service.options[-2:]]))
+    (example,) = doctest.DocTestFinder(recurse=False).find(batchverify.submit, "submit", globs={})
+    assert doctest.DocTestRunner().run(example).failed == 0 < len(example.examples)
 
 
 def test_a_gpu_is_asked_for_where_images_are_encoded_and_nowhere_else(arguments, service):
