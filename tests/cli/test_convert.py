@@ -147,7 +147,7 @@ def test_what_exists_is_not_replaced_unasked(tmp_path, capsys):
     assert main(command) == 2 and "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "p.csv").read_text() == "mine"
     assert main([*command, "--overwrite"]) == 0 and "genuine" in (tmp_path / "p.csv").read_text()
-    assert main([*command[:2], "--output", str(tmp_path / "p.txt")]) == 2
+    assert main([*command[:3], "--output", str(tmp_path / "p.txt")]) == 2
     assert "end it with .csv or .parquet" in capsys.readouterr().err
     assert main(["convert", "list", str(tmp_path / "none"), "--output", str(tmp_path / "q.csv")]) == 2
     assert "none: No such file" in capsys.readouterr().err
