@@ -105,7 +105,7 @@ def _read_images(model: PairModel, uris: list[str]) -> np.ndarray:
     reader = ImageReader(model.preprocessing.layout(), 64_000_000, 64 * 2**20)
     images = [image for image, _ in map(reader.read, uris) if not isinstance(image, ImageFailure)]
     if len(images) < 2:
-        raise PreflightError(f"of {len(uris)} images found, {len(images)} could be read; give two or more.")
+        raise PreflightError(f"only {len(images)} of {len(uris)} images can be read; give two or more.")
     return np.stack(images)
 
 

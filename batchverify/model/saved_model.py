@@ -41,8 +41,10 @@ def _call_signature(file: ModelFile, loaded: Any, key: str, digest: str) -> Load
     function = loaded.signatures[key]
     inputs, outputs = function.structured_input_signature[1], function.structured_outputs
     if len(outputs) != 1:
-        found = ", ".join(sorted(outputs)) or "none"
-        raise PreflightError(f"--model {file.name}: its signature '{key}' has the outputs {found}; give a signature with one.")
+        existing = ", ".join(sorted(outputs)) or "none"
+        raise PreflightError(
+            f"--model {file.name}: its signature '{key}' has the outputs {existing}; give a signature with one."
+        )
     names, output = list(inputs), next(iter(outputs))
 
     def call(*tensors: Any) -> Any:
@@ -83,12 +85,12 @@ def _choose_signature(model: str, keys: list[str], wanted: str | None) -> str:
         return keys[0]
     if wanted in keys:
         return str(wanted)
-    found = ", ".join(f"'{key}'" for key in keys)
+    existing = ", ".join(f"'{key}'" for key in keys)
     if not keys:
         raise PreflightError(f"--model {model}: the SavedModel has no signature; export it again, with model.export('folder').")
     if wanted is None:
-        raise PreflightError(f"--model {model}: it has the signatures {found}; choose one with --signature.")
-    raise PreflightError(f"--signature is '{wanted}', but --model {model} has {found}.")
+        raise PreflightError(f"--model {model}: it has the signatures {existing}; choose one with --signature.")
+    raise PreflightError(f"--signature is '{wanted}', but --model {model} has {existing}.")
 
 
 def _check_saved_model(file: ModelFile, options: ModelConfig) -> None:
