@@ -134,7 +134,7 @@ def _read(groups: Mapping[str, Mapping[str, Sequence[str]]], size: int, source: 
         _LOG.warning("%d classes have one image, which makes no genuine pair; they are left out.", single)
     if not read:
         raise PreflightError(
-            f"{source}: no class in it has two images that can be read; see the README for what it must look like."
+            f"{source}: no class in it has two images that can be read; see docs/training.md for what it must look like."
         )
     return _without_needless_colour(read)
 
