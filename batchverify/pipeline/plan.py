@@ -92,10 +92,7 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
     Raises:
         PreflightError: If the manifest, model, baseline, store of embeddings or output directory cannot be used.
     """
-    options = pipeline_options(beam_args)
-    configure_dataflow(options, config)
-    set_storage_options(options)
-    refuse_unreachable(_named_paths(config), config.output)
+    options = _checked_options(config, beam_args)
     RunDirectory(config.output).refuse_taken(config.overwrite)
     baseline = read_baseline(config)
     store = open_store(config.embeddings, config.embeddings_rebuild) if config.embeddings else None
@@ -161,6 +158,15 @@ def pipeline_options(beam_args: Sequence[str]) -> PipelineOptions:
     standard = options.view_as(StandardOptions)
     if standard.runner in (None, "DirectRunner"):
         standard.runner = IN_PROCESS_RUNNER
+    return options
+
+
+def _checked_options(config: VerificationConfig, beam_args: Sequence[str]) -> PipelineOptions:
+    """Returns Beam's options, completed for the runner, after all stores have been reached with them."""
+    options = pipeline_options(beam_args)
+    configure_dataflow(options, config)
+    set_storage_options(options)
+    refuse_unreachable(_named_paths(config), config.output)
     return options
 
 
