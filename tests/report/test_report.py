@@ -222,7 +222,7 @@ def test_strings_of_strangers_show_as_text(small_model, pictures, tmp_path, visi
 
 def test_the_command_in_it_makes_the_same_run(sane, faulty):
     for output in (sane, faulty):
-        told = command.command_of(json.loads((output / "summary.json").read_text())["run"])
+        told = command.format_command(json.loads((output / "summary.json").read_text())["run"])
         there, _, words = told.partition("\n")
         assert shlex.split(there) == ["cd", str(Path.cwd())]
         arguments = parse(shlex.split(words.replace("\\\n", ""))[1:])
