@@ -1,4 +1,4 @@
-"""Writes metadata.json, what the Flex Template says of its parameters, from the options of `python -m batchverify`."""
+"""Writes metadata.json, which describes the parameters of the Flex Template, from the options of `batchverify`."""
 
 import argparse
 import json
