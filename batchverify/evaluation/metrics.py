@@ -295,7 +295,7 @@ def _describe_point(point: OperatingPoint) -> dict[str, Any]:
 
 def _correct_decisions(genuine: np.ndarray, impostor: np.ndarray) -> np.ndarray:
     """Returns the number of pairs that are decided correctly at each bin edge; int64 `(BINS + 1,)`."""
-    return _at_or_above(genuine) + _below(impostor)
+    return np.add(_at_or_above(genuine), _below(impostor))
 
 
 def _at_or_above(counts: np.ndarray) -> np.ndarray:

@@ -162,8 +162,8 @@ def _store_version(uri: str) -> str | ImageFailure | None:
     try:
         if uri.startswith("s3://"):
             # The checksum is the ETag; S3's times count whole seconds.
-            return cast(str, FileSystems.checksum(uri))  # type: ignore[no-untyped-call]
-        metadata = FileSystems.get_filesystem(uri).metadata(uri)  # type: ignore[no-untyped-call]
+            return cast(str, FileSystems.checksum(uri))
+        metadata = FileSystems.get_filesystem(uri).metadata(uri)
     except NotImplementedError:  # A file system need not have metadata.
         return None
     except Exception as error:  # Beam wraps every exception of the store's client.

@@ -43,7 +43,7 @@ def local_model(path: str | None) -> Iterator[str]:
 def _download(uri: str, local: str) -> str:
     try:
         # A store has no folders, only files whose names begin alike.
-        matches = FileSystems.match([f"{uri}/**"])  # type: ignore[no-untyped-call]
+        matches = FileSystems.match([f"{uri}/**"])
         files = [file.path for match in matches for file in match.metadata_list]
         for path in files or [uri]:
             target = os.path.normpath(local + path.removeprefix(uri))

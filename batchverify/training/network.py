@@ -19,14 +19,14 @@ EMBEDDING_SIZE = 101
 
 
 @keras.saving.register_keras_serializable("batchverify")
-class NonPositive(keras.constraints.Constraint):
+class NonPositive(keras.constraints.Constraint):  # type: ignore[misc]  # Keras has no types
     """Keeps every weight at or below zero."""
 
-    def __call__(self, w):
+    def __call__(self, w: Any) -> Any:
         return keras.ops.minimum(w, 0.0)
 
 
-class FusedBatchNormalization(keras.layers.BatchNormalization):
+class FusedBatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]  # Keras has no types
     """Keras' batch normalisation, trained by TensorFlow's one kernel for it.
 
     Keras 3 composes it of a dozen operations, each a pass over memory. On two cores a training step of MobileNetV2

@@ -28,7 +28,7 @@ def build_optimizer(recipe: Recipe, layers: Mapping[str, Sequence[Any]]) -> kera
     return optimizer
 
 
-class LayerwiseMomentum(keras.optimizers.Optimizer):
+class LayerwiseMomentum(keras.optimizers.Optimizer):  # type: ignore[misc]  # Keras has no types
     """Gradient descent with a rate and a momentum for each layer; the momentum rises linearly, epoch by epoch.
 
     After Koch, Zemel, Salakhutdinov, "Siamese Neural Networks for One-shot Image Recognition" (2015), section 3.2:
