@@ -57,9 +57,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ModelConfig, list[st
 def run(argv: Sequence[str]) -> int:
     """Examines the model that `argv` names, prints what was found and returns the exit code."""
     options, config, beam_args = parse(argv)
+    from batchverify.images.pillow_settings import configure_pillow
     from batchverify.io.object_store import set_storage_arguments
     from batchverify.model.diagnosis import examine
 
+    configure_pillow()
     set_storage_arguments(join_values(beam_args), [("--model", options.model), ("--manifest", options.manifest)])
     diagnosis = examine(config, options.images, options.manifest)
     if options.write_sidecar:

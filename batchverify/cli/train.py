@@ -76,8 +76,10 @@ def parse(argv: Sequence[str]) -> tuple[Recipe, TrainingSettings]:
 def run(argv: Sequence[str]) -> int:
     """Trains as `argv` says and returns the exit code."""
     recipe, settings = parse(argv)
+    from batchverify.images.pillow_settings import configure_pillow
     from batchverify.training.session import measure, plan_training, train
 
+    configure_pillow()
     plan = plan_training(recipe, settings)
     print(training_data_message(plan), flush=True)
     with _progress(recipe.steps) as (on_step, on_epoch):
