@@ -91,12 +91,17 @@ def fit(
                 _write_checkpoint(trainer, history, files, fingerprint)
                 on_epoch(history.epochs[-1])
         if interrupted():
-            if not history.epochs:
-                _save_model(trainer, files)
-            _write_checkpoint(trainer, history, files, fingerprint)
+            _save_progress(trainer, history, files, fingerprint)
         else:
             files.checkpoint.unlink(missing_ok=True)
         return history, interrupted()
+
+
+def _save_progress(trainer: Trainer, history: History, files: TrainingFiles, fingerprint: str) -> None:
+    """Writes a checkpoint, and the model if no epoch has written one."""
+    if not history.epochs:
+        _save_model(trainer, files)
+    _write_checkpoint(trainer, history, files, fingerprint)
 
 
 def _is_done(trainer: Trainer, history: History) -> bool:

@@ -1,8 +1,8 @@
 """The network of the published case: a shared MobileNetV2 encoder, an L1 distance, one sigmoid unit.
 
 There are two heads of this shape. The score of an image against itself is sigmoid(bias). The head `published` does not
-constrain its weights and its bias, so sigmoid(bias) may be any number. The head `repaired` allows no positive weight, so no pair
-can score above sigmoid(bias), and it is trained with identity pairs, so that sigmoid(bias) is near 1.
+constrain its weights and its bias, so sigmoid(bias) may be any number. The head `repaired` allows no positive weight, so no
+pair can score above sigmoid(bias), and it is trained with identity pairs, so that sigmoid(bias) is near 1.
 """
 
 from __future__ import annotations
