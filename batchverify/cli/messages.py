@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from batchverify.model.diagnosis import Diagnosis
     from batchverify.output.score_files import ScoreCounts
     from batchverify.training.data import Group
-    from batchverify.training.fit import Files
+    from batchverify.training.fit import TrainingFiles
     from batchverify.training.history import Epoch, History
     from batchverify.training.session import TrainingPlan
 
@@ -236,12 +236,12 @@ def epoch_message(epoch: Epoch) -> str:
     return f"{message}  {epoch.seconds:.0f} s"
 
 
-def interrupted_message(files: Files, history: History, step: int) -> str:
+def interrupted_message(files: TrainingFiles, history: History, step: int) -> str:
     """Returns what an interrupted training leaves, and how to go on."""
     return f"Interrupted after step {step}. {files.model} holds {_saved_network(history)}; go on with --resume."
 
 
-def trained_message(files: Files, history: History, figures: dict[str, Any] | None, measured_on: str) -> str:
+def trained_message(files: TrainingFiles, history: History, figures: dict[str, Any] | None, measured_on: str) -> str:
     """Returns what the terminal shows at the end of a training: the figures, and where the files are."""
     lines = [f"Trained for {history.seconds / 60:.1f} minutes. {files.model} holds {_saved_network(history)}."]
     if figures:

@@ -1,4 +1,4 @@
-"""The earlier run that a run is compared with. It is read and validated before anything starts."""
+"""The baseline: the earlier run that a run is compared with. It is read and validated before the run starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_baseline(config: VerificationConfig) -> RunStatistics | None:
         None without `config.baseline`, and where `config.baseline_optional` allows that there is no such run yet.
 
     Raises:
-        PreflightError: if the run does not exist, is not finished, or cannot be compared with.
+        PreflightError: if the run does not exist, is not finished, or has an unusable summary.
     """
     path = config.baseline
     if path is None:
@@ -37,8 +37,8 @@ def read_baseline(config: VerificationConfig) -> RunStatistics | None:
                 f"--baseline {path} {problem}; name an earlier run, or add --baseline-optional for the first run."
             )
         _LOG.warning(
-            "--baseline %s %s: this run is compared with nothing%s.",
-            path, problem, "" if config.max_drift is None else ", and --max-drift is not judged",
+            "--baseline %s %s: this run is not compared with any other%s.",
+            path, problem, "" if config.max_drift is None else ", and --max-drift is not checked",
         )  # fmt: skip
         return None
     summary = _read_summary(_summary_path(path))

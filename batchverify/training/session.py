@@ -19,7 +19,7 @@ from batchverify.model.sidecar import sidecar_path
 from batchverify.training import data, fit, network, sources
 from batchverify.training.data import Group
 from batchverify.training.evaluate import evaluate
-from batchverify.training.fit import Files
+from batchverify.training.fit import TrainingFiles
 from batchverify.training.history import Epoch, History
 from batchverify.training.recipe import Recipe
 from batchverify.training.settings import TrainingSettings
@@ -45,7 +45,7 @@ class TrainingPlan:
 
     settings: TrainingSettings
     recipe: Recipe
-    files: Files
+    files: TrainingFiles
     trainer: Trainer
     training: list[Group]
     validation: list[Group]
@@ -115,8 +115,8 @@ def measure(plan: TrainingPlan, history: History) -> dict[str, Any] | None:
     return figures
 
 
-def _output_files(settings: TrainingSettings) -> Files:
-    files = Files(settings.output)
+def _output_files(settings: TrainingSettings) -> TrainingFiles:
+    files = TrainingFiles(settings.output)
     existing = [path for path in (files.model, files.checkpoint) if path.exists()]
     if existing and not settings.resume and not settings.overwrite:
         raise PreflightError(f"--output: {existing[0]} exists; give --resume, --overwrite or another name.")
@@ -166,7 +166,7 @@ def _fingerprint(recipe: Recipe, settings: TrainingSettings, groups: Sequence[Gr
     return digest.hexdigest()
 
 
-def _write_sidecar(files: Files) -> None:
+def _write_sidecar(files: TrainingFiles) -> None:
     # Pillow's bilinear filter, with which training resizes images, is TensorFlow's with antialiasing.
     path = files.model.with_name(sidecar_path(files.model.name))
     path.write_text('{"resize": "bilinear-antialias"}\n', encoding="utf-8")

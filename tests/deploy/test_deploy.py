@@ -68,7 +68,7 @@ def test_the_crontabs_command_is_silent_on_a_good_night_and_loud_beyond_a_gate(s
     first = night(FIRST)
     log = (site / "nightly.log").read_text()
     assert (first.returncode, first.stdout, first.stderr) == (0, "", ""), log
-    assert f"scores/dt={FIRST - datetime.timedelta(1)} does not exist: this run is compared with nothing" in log
+    assert f"scores/dt={FIRST - datetime.timedelta(1)} does not exist: this run is not compared with any other" in log
     second = night(SECOND)
     assert second.returncode == 3 and "batchverify: exit code 3; see deploy/README.md." in second.stdout
     assert "gate not met: the drift of 50 scores" in second.stdout and f"against {site}/scores/dt={FIRST}" in second.stdout

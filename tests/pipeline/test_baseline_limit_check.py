@@ -126,7 +126,7 @@ def test_a_baseline_that_cannot_be_compared_with_is_refused_before_anything(chan
 def test_the_first_night_goes_on_without_the_one_before(folder, small_model, tmp_path, caplog):
     first = arguments(folder, small_model, tmp_path / "out", "--baseline", tmp_path / "before", "--baseline-optional")
     assert main([*first, "--max-drift", "0.1"]) == 0
-    assert "does not exist: this run is compared with nothing, and --max-drift is not judged" in caplog.text
+    assert "does not exist: this run is not compared with any other, and --max-drift is not checked" in caplog.text
     assert summary_of(tmp_path / "out")["baseline"] is None and summary_of(tmp_path / "out")["gates"] == []
 
 

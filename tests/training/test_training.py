@@ -112,7 +112,7 @@ def test_resumed_training_ends_with_the_same_weights(alphabets, tmp_path):
             if step == stop_at:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        files = fit.Files(tmp_path / f"{name}.keras")
+        files = fit.TrainingFiles(tmp_path / f"{name}.keras")
         trainer = small_trainer(kept, steps=12, steps_per_epoch=5)
         _, stopped_by = fit.fit(trainer, rest, files, "the same", resume, on_step)
         return trainer, files, stopped_by
@@ -138,7 +138,7 @@ def test_the_model_that_is_kept_is_the_best_on_validation(alphabets, tmp_path):
         if epoch.epoch == 2:
             trainer.encoder.set_weights([np.zeros_like(weights) for weights in trainer.encoder.get_weights()])
 
-    history, _ = fit.fit(trainer, rest, fit.Files(tmp_path / "model.keras"), "", on_epoch=ruin)
+    history, _ = fit.fit(trainer, rest, fit.TrainingFiles(tmp_path / "model.keras"), "", on_epoch=ruin)
     assert history.best().epoch <= 2 and history.best().validation_eer < history.epochs[-1].validation_eer == 0.5
     model = keras.models.load_model(tmp_path / "model.keras")
     encode = functools.partial(network.encode, model.get_layer("encoder"))
@@ -150,7 +150,7 @@ def test_the_model_that_is_kept_is_the_best_on_validation(alphabets, tmp_path):
 def test_patience_ends_training_without_gain(alphabets, tmp_path):
     kept, rest = data.split_classes(alphabets, 0.3, 0)
     trainer = small_trainer(kept, steps=1000, steps_per_epoch=1, patience=3, learning_rate=1e-9)
-    history, _ = fit.fit(trainer, rest, fit.Files(tmp_path / "model.keras"), "")
+    history, _ = fit.fit(trainer, rest, fit.TrainingFiles(tmp_path / "model.keras"), "")
     assert history.epochs[-1].epoch == history.best().epoch + 3 < 100
 
 
@@ -289,7 +289,7 @@ def test_validation_takes_whole_classes(alphabets):
     images = [{image.tobytes() for group in part for c in group.classes for image in c} for part in (kept, aside)]
     assert not images[0] & images[1]
     assert [len(group.classes) for group in kept] == [4, 4, 4] and [len(group.classes) for group in aside] == [2, 2, 2]
-    with pytest.raises(PreflightError, match="no group has classes enough"):
+    with pytest.raises(PreflightError, match="no group has enough classes"):
         data.split_classes([data.Group("small", alphabets[0].classes[:3])], 0.3, 0)
 
 
