@@ -4,6 +4,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 import setuptools  # noqa: F401  (brings distutils)
@@ -23,10 +24,11 @@ JOB_ARGUMENTS = ["--manifest=m.csv", "--output=o"]
 def test_the_console_script_and_the_module_are_the_same_program():
     from distutils.core import run_setup
 
-    (line,) = run_setup(str(ROOT / "setup.py"), stop_after="init").entry_points["console_scripts"]
+    package: Any = run_setup(str(ROOT / "setup.py"), stop_after="init")
+    (line,) = package.entry_points["console_scripts"]
     name, target = line.split(" = ")
     assert name == "batchverify"
-    assert EntryPoint(name, target, "console_scripts").load() is batchverify.__main__.run_as_process
+    assert EntryPoint(name, target, "console_scripts").load() is vars(batchverify.__main__)["run_as_process"]
 
 
 def test_the_module_is_a_program():
@@ -92,15 +94,16 @@ def test_hyphens_and_underscores_are_the_same_in_subcommands(name, arguments, fi
         with pytest.raises(PreflightError, match=value.replace("?", "[?]")):
             load_subcommand(name).parse(arguments)
         return
-    options, *_, beam_args = load_subcommand(name).parse(arguments)
+    parsed: Any = load_subcommand(name).parse(arguments)
+    options, *_, beam_args = parsed
     assert getattr(options, field) == value
     assert beam_args == (["--s3_endpoint_url", "http://x"] if name == "report" else [])
 
 
 def test_training_takes_underscores():
-    recipe, settings = load_subcommand("train").parse(
-        ["--images=i", "--output=m.keras", "--steps_per_epoch=7", "--hold_out", "a"]
-    )
+    given = ["--images=i", "--output=m.keras", "--steps_per_epoch=7", "--hold_out", "a"]
+    parsed: Any = load_subcommand("train").parse(given)
+    recipe, settings = parsed
     assert recipe.steps_per_epoch == 7 and settings.hold_out == ("a",)
 
 

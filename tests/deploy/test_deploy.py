@@ -190,8 +190,8 @@ def test_the_image_has_pinned_versions_that_the_package_allows():
     lines = (DEPLOY / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines)
     assert all(pins.values()) and pins.keys() >= {"tensorflow", "nvidia-cudnn-cu12", "google-cloud-dataflow-client"}
-    needed = map(Requirement, importlib.metadata.requires("batchverify") or [])
-    needed = [bound for bound in needed if bound.marker is None or bound.marker.evaluate({"extra": "gcp"})]
+    bounds = map(Requirement, importlib.metadata.requires("batchverify") or [])
+    needed = [bound for bound in bounds if bound.marker is None or bound.marker.evaluate({"extra": "gcp"})]
     assert len(needed) > 10
     assert [str(bound) for bound in needed if not bound.specifier.contains(pins[bound.name])] == []
     # The worker's entrypoint and the package that it starts are of one version.

@@ -3,7 +3,6 @@
 A snippet or a command line that cannot run here has a comment before it: `<!-- not run: needs BigQuery -->`.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import io
@@ -145,7 +144,7 @@ def test_the_python_of_a_page_runs(page, folder):
 def test_the_sql_of_a_page_runs(page, folder):
     for block in blocks(page, "sql"):
         if block.runs:
-            assert duckdb.sql(block.text).fetchall()
+            assert (rows := duckdb.sql(block.text)) and rows.fetchall()
 
 
 def reading(library: str) -> str:
@@ -198,9 +197,9 @@ def test_each_command_line_is_understood(page, arguments):
 @pytest.fixture(scope="module")
 def options() -> set[str]:
     """All options of the program, with hyphens: its own, and Beam's."""
-    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
-    beams = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
+    beams = _BeamArgumentParser(add_help=False, conflict_handler="resolve")
     for each in PipelineOptions.__subclasses__():
         each._add_argparse_args(beams)
     converts = [("convert", name) for name in ("lfw", "list", "scores")]

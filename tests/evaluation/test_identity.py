@@ -23,7 +23,8 @@ from batchverify.schema import VERDICTS
     ],
 )
 def test_verdicts(score, left, right, verdict):
-    code = check_identity(*(np.array([value], np.float32) for value in (score, left, right)), 0.5, 1e-4)
+    scores, lefts, rights = (np.array([value], np.float32) for value in (score, left, right))
+    code = check_identity(scores, lefts, rights, 0.5, 1e-4)
     assert VERDICTS[code[0]] == verdict
 
 

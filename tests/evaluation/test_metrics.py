@@ -13,8 +13,8 @@ from batchverify.evaluation.identity import is_match
 GENUINE, IMPOSTOR = [0.45, 0.6, 0.8, 0.9], [0.1, 0.2, 0.3, 0.4, 0.7]
 
 
-def counted(*scores) -> list[np.ndarray]:
-    return [metrics.histogram(np.array(each)) for each in scores]
+def counted(genuine, impostor) -> tuple[np.ndarray, np.ndarray]:
+    return metrics.histogram(np.array(genuine)), metrics.histogram(np.array(impostor))
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,7 @@ def test_the_lowest_threshold_that_keeps_an_fmr(many):
     genuine, impostor = many
     for target in metrics.FMR_TARGETS:
         point = metrics.operating_point(*counted(genuine, impostor), target)
+        assert point.threshold is not None and point.fmr.value is not None
         assert np.mean(is_match(impostor, point.threshold)) == point.fmr.value <= target
         assert np.mean(is_match(impostor, point.threshold - 1 / metrics.BINS)) > target
         assert np.mean(~is_match(genuine, point.threshold)) == point.fnmr.value
@@ -106,6 +107,7 @@ def test_folds_by_hand():
     # The first fold is decided by the second, whose best thresholds lie between 0.4 and 0.6, and the other way round.
     folds = {"1": counted([0.8, 0.45], [0.2, 0.1]), "2": counted([0.9, 0.6], [0.4, 0.3])}
     found = metrics.describe_folds(folds)
+    assert found
     first, second = found["each"]
     assert first["threshold"] == pytest.approx(0.5, abs=1e-3) and first["accuracy"] == 3 / 4
     assert second["threshold"] == pytest.approx(0.325, abs=1e-3) and second["accuracy"] == 3 / 4
@@ -116,6 +118,7 @@ def test_folds_equal_the_protocol_done_plainly():
     rng = np.random.default_rng(5)
     scores = [(rng.beta(4, 2, 60), rng.beta(2, 4, 60)) for _ in range(10)]
     found = metrics.describe_folds({str(number): counted(*fold) for number, fold in enumerate(scores)})
+    assert found
     accuracies = []
     for number, (genuine, impostor) in enumerate(scores):
         others = [np.concatenate([fold[kind] for n, fold in enumerate(scores) if n != number]) for kind in (0, 1)]

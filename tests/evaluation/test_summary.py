@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -87,7 +88,15 @@ def test_failures_are_counted_apart(run):
 def test_every_key_is_documented_and_of_its_type(run):
     """The table in docs/summary.md is the schema."""
     table = (Path(batchverify.__file__).parents[1] / "docs" / "summary.md").read_text(encoding="utf-8").replace("`", "")
-    types = {"int": int, "float": (int, float), "str": str, "list": list, "dict": dict, "bool": bool, "any": object}
+    types: dict[str, Any] = {
+        "int": int,
+        "float": (int, float),
+        "str": str,
+        "list": list,
+        "dict": dict,
+        "bool": bool,
+        "any": object,
+    }
     documented = []
     for names, kind in re.findall(r"^\| (\S.*?) \| (\w+\??) \|", table, re.M)[1:]:  # but for the head
         for name in names.split(", "):
@@ -137,7 +146,7 @@ def scored_rows(rng: np.random.Generator, rows: int, first: int) -> pa.Table:
             "same_image": np.zeros(rows, bool),
             "left_status": pa.array(status).dictionary_encode(),
             "right_status": pa.array(np.full(rows, "ok")).dictionary_encode(),
-            "error": pa.array(np.where(failed, "left image: gone", None), pa.string()),
+            "error": pa.array(["left image: gone" if lost else None for lost in failed], pa.string()),
         }
     )
 

@@ -1,6 +1,7 @@
 """Pixels come to the network as Keras and TensorFlow would bring them."""
 
 import io
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from batchverify.images.reader import ImageReader
 from batchverify.images.resize import Layout
 from batchverify.model.pixel_scale import find_scale_in_graph
 from batchverify.model.preprocessing import Preprocessing, decide_preprocessing
+from tests.support.outcomes import succeeded
 
 SIZE = (20, 28)
 
@@ -32,7 +34,7 @@ def picture(request) -> np.ndarray:
 def read(picture, **layout):
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
-    return decode(buffer.getvalue(), Layout(*SIZE, **layout)).astype(int)
+    return succeeded(decode(buffer.getvalue(), Layout(*SIZE, **layout))).astype(int)
 
 
 def preprocessing(pixels="0..255", color="rgb", resize="bilinear", fit="stretch", channels=3):
@@ -90,7 +92,7 @@ def test_jpeg_files_decoded_together_are_as_each_decoded_alone(resize, tmp_path)
     rng = np.random.default_rng(3)
     turned = Image.Exif()
     turned[0x0112] = 6
-    kinds = [
+    kinds: list[dict[str, Any]] = [
         {"quality": 30}, {"quality": 95}, {"subsampling": 0}, {"subsampling": 2}, {"restart_marker_blocks": 2}, {"mode": "L"},
         {"progressive": True}, {"mode": "CMYK"}, {"exif": turned},
     ]  # fmt: skip

@@ -14,6 +14,7 @@ import batchverify
 from batchverify.images import fetch
 from batchverify.images.fetch import fetch_bytes
 from batchverify.schema import ImageStatus
+from tests.support.outcomes import failed
 
 SCHEME = "flaky"
 
@@ -48,8 +49,22 @@ class FlakyFileSystem(FileSystem):
     def delete(self, paths): ...
 
 
-class Store(BaseHTTPRequestHandler):
+class Store(ThreadingHTTPServer):
+    """Knows what to answer, and what was asked."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.lock, self.released = threading.Lock(), threading.Event()
+        self.asked: list[str] = []
+        self.schedules: dict[str, list] = {}
+
+
+class Handler(BaseHTTPRequestHandler):
     """Answers `/name` as the server's schedule for it says, one entry a request, the last one for ever after."""
+
+    server: Store
 
     def do_GET(self):
         name = self.path[1:]
@@ -76,9 +91,7 @@ class Store(BaseHTTPRequestHandler):
 @pytest.fixture
 def store(monkeypatch):
     monkeypatch.setattr(fetch, "_FIRST_PAUSE_S", 0.01)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Store)
-    server.daemon_threads = True
-    server.lock, server.asked, server.schedules, server.released = threading.Lock(), [], {}, threading.Event()
+    server = Store()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.released.set()
@@ -114,11 +127,11 @@ def test_what_passes_is_tried_again_and_what_lasts_is_not(schedule, expected, as
 @pytest.mark.parametrize("name", ["403.png", "a/404/b.png", "NoSuch.png"])
 def test_what_a_uri_is_called_says_nothing_of_its_failure(name, store):
     store.schedules[name] = [503]
-    assert fetch_bytes(uri(store, name), 100).status == ImageStatus.UNAVAILABLE
+    assert failed(fetch_bytes(uri(store, name), 100)).status == ImageStatus.UNAVAILABLE
 
 
 def test_the_pauses_between_tries_grow(store, monkeypatch):
-    pauses = []
+    pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     store.schedules["a.png"] = [503]
     fetch_bytes(uri(store, "a.png"), 100)

@@ -19,6 +19,7 @@ import time
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
@@ -275,8 +276,10 @@ def mutated_configs(entries, hdf5) -> dict[str, bytes]:
     return models
 
 
-_VALUES = [None, True, 0, -1, 2**31, 2**64, 1.5, "", "x", "left", "line\nbreak\x1b[31m", [], {}, [None], [[]], {"config": 3},
-           {"class_name": "x"}, {"class_name": []}, {"class_name": "Dense"}, ["left", 0, 0], ["left", 9, 9]]  # fmt: skip
+_VALUES: list[Any] = [
+    None, True, 0, -1, 2**31, 2**64, 1.5, "", "x", "left", "line\nbreak\x1b[31m", [], {}, [None], [[]], {"config": 3},
+    {"class_name": "x"}, {"class_name": []}, {"class_name": "Dense"}, ["left", 0, 0], ["left", 9, 9],
+]  # fmt: skip
 
 
 def _mutated(config: dict, rng: random.Random) -> dict:

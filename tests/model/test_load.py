@@ -7,7 +7,9 @@ import marshal
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
@@ -93,6 +95,11 @@ def hdf5_bomb(path):
     return path
 
 
+def empty_folder(path):
+    path.mkdir()
+    return path
+
+
 def climbing_archive(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("config.json", "{}")
@@ -130,7 +137,7 @@ def linked_hdf5(path):
     return path
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str | None]] = {
     "three_inputs": (lambda p: save(with_three_inputs(), p), {}, "it has 3 inputs"),
     "numbers": (lambda p: save(of_numbers(), p), {}, "no batch of images"),
     "one_input": (lambda p: save(model_zoo.encoder_alone(), p), {}, "--compare"),
@@ -149,7 +156,7 @@ REFUSED = {
     "linked_hdf5": (linked_hdf5, {}, "links elsewhere"),
     "weights_alone": (lambda p: h5py.File(p, "w").close() or p, {}, "without an architecture"),
     "no_such_file": (lambda p: p, {}, "there is no such file"),
-    "empty_folder": (lambda p: p.mkdir() or p, {}, "no saved_model.pb"),
+    "empty_folder": (empty_folder, {}, "no saved_model.pb"),
     "custom_class": (custom_distance_in(".keras"), {}, r"class MyLayers>L1Dist.*--custom-object MyLayers>L1Dist=l1"),
     "custom_class_h5": (custom_distance_in(".h5"), {}, r"class MyLayers>L1Dist.*--custom-object MyLayers>L1Dist=l1"),
     "lambda": (lambda p: save(siamese(model_zoo.lambda_l1()), p), {}, "is a Lambda that joins 'encoder' and 'encoder'"),

@@ -1,5 +1,6 @@
 """Nights that share a store of embeddings: the same scores as without it, for less work, or a refusal."""
 
+import datetime
 import json
 import os
 import shutil
@@ -232,9 +233,8 @@ def test_rows_that_tonight_does_not_name_stay_and_grow_old(night, pairs, tmp_pat
 def grow_older(tmp_path, days):
     """Writes the store's only file again with earlier dates, as the store itself would have then."""
     said = json.loads((tmp_path / "store" / POINTER).read_text())
-    session = EmbeddingStoreSession(
-        str(tmp_path / "store"), "stat", said["key"], EmbeddingStore(str(tmp_path / "store")).read_published(), None, None
-    )
+    published = EmbeddingStore(str(tmp_path / "store")).read_published()
+    session = EmbeddingStoreSession(str(tmp_path / "store"), "stat", said["key"], published, None, datetime.date.min)
     (part,) = session.files()
     rows = session.read(part)
     earlier = pa.array(np.array(rows["last_used"]) - np.timedelta64(days, "D"), pa.date32())
@@ -276,8 +276,10 @@ def made(small_model, tmp_path_factory):
     for number in range(10):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"p{number}.png")
     (folder / "pairs.csv").write_text("left,right\n" + "\n".join(f"p{n}.png,p{n + 5}.png" for n in range(5)))
-    config = {"manifests": (str(folder / "pairs.csv"),), "output": str(folder / "out"), "embeddings": str(folder / "store")}
-    batchverify.run(batchverify.VerificationConfig(model=small_model, **config))
+    config = batchverify.VerificationConfig(
+        manifests=(str(folder / "pairs.csv"),), output=str(folder / "out"), model=small_model, embeddings=str(folder / "store")
+    )
+    batchverify.run(config)
     return folder / "store"
 
 

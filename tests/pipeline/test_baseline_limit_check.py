@@ -141,7 +141,7 @@ def test_summaries_of_every_version_so_far_are_baselines(night, tmp_path):
     for version in range(1, SUMMARY_VERSION + 1):
         (tmp_path / "summary.json").write_text(json.dumps(summary_of(night) | {"summary_version": version}))
         config = batchverify.VerificationConfig(manifests=("m",), output="o", baseline=str(tmp_path / "summary.json"))
-        assert read_baseline(config).scored == summary_of(night)["rows"]["scored"]
+        assert (before := read_baseline(config)) and before.scored == summary_of(night)["rows"]["scored"]
 
 
 @pytest.mark.parametrize("settings", [{"max_drift": 0.1}, {"baseline_optional": True}, {"baseline": "b", "max_drift": -1.0}])

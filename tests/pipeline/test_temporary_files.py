@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from types import SimpleNamespace
+from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -20,6 +21,7 @@ def hold_folder(temporary):
         [sys.executable, "-c", HOLD],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(temporary)},
     )  # fmt: skip
+    assert process.stdout
     return process, process.stdout.readline().strip()
 
 
@@ -40,8 +42,9 @@ def test_a_run_deletes_the_folders_of_killed_runs_and_no_others(tmp_path, monkey
 
 
 def test_a_pipeline_has_no_temporary_folder_that_a_killed_run_would_leave(tmp_path, monkeypatch):
+    plan: Any = SimpleNamespace(options=PipelineOptions([]))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(run, "build", lambda pipeline, plan: None)
-    pipeline = run._make_pipeline(SimpleNamespace(options=PipelineOptions([])))
+    pipeline = run._make_pipeline(plan)
     assert os.listdir(tmp_path) == []
     pipeline.run().wait_until_finish()

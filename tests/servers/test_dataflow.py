@@ -30,7 +30,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns, python_urns
 from apache_beam.portability.api import beam_runner_api_pb2
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from gcp_storage_emulator.server import create_server
 from google.cloud.dataflow import JobState, JobType
 from PIL import Image
@@ -68,7 +68,10 @@ class Service(ThreadingHTTPServer):
         self.reset()
 
     def reset(self) -> None:
-        self.jobs, self.ending, self.state, self.message = [], "JOB_STATE_RUNNING", "", ""
+        self.jobs: list[dict] = []
+        self.ending: str | None = "JOB_STATE_RUNNING"
+        self.state: str | None = ""
+        self.message = ""
         self.polls, self.may_cancel = 0, True
 
     @property
@@ -98,6 +101,8 @@ class Service(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    server: Service
+
     def do_POST(self):
         self._answer(self.server.take(json.loads(self._body())))
 

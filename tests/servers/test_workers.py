@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 import venv
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def pools(tmp_path_factory, sdist, launcher):
 
 
 @pytest.fixture(scope="module")
-def cluster(pools, launcher) -> list[str]:
+def cluster(pools, launcher) -> Iterator[list[str]]:
     """Beam's arguments for a run on all pools."""
     port_file = launcher.parent / "cluster-ports"
     script = REPOSITORY / "tests" / "support" / "cluster.py"

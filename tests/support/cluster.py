@@ -37,7 +37,7 @@ def main(port_file: str, *pools: str) -> None:
             super().__init__(**settings)
             self._num_workers = len(pools)
 
-    local_job_service.fn_runner.FnApiRunner = Runner
+    fn_runner.FnApiRunner = Runner  # type: ignore[misc, assignment]  # The job service makes its runners of this class.
     front = grpc.server(ThreadPoolExecutor())
     beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(PoolOfPools(list(pools)), front)
     front_port = front.add_insecure_port("localhost:0")

@@ -26,7 +26,7 @@ import boto3
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from gcp_storage_emulator.server import create_server
-from google.cloud import storage
+from google.cloud.storage import Client
 from moto.server import ThreadedMotoServer
 
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "server", "date"}
@@ -78,7 +78,8 @@ class Proxy(ThreadingHTTPServer):
             self.hanging.clear()
             self.asked: list[Asked] = []
             self.faults: list[tuple[re.Pattern, collections.deque]] = []
-            self.busy, self.busiest, self.delay_s = collections.Counter(), 0, 0.0
+            self.busy: collections.Counter[str] = collections.Counter()
+            self.busiest, self.delay_s = 0, 0.0
 
     def spoil(self, pattern: str, *faults: int | str, times: int = 1) -> None:
         """Lets requests go wrong whose method and path match `pattern`, `times` times each fault in turn.
@@ -108,6 +109,7 @@ class Proxy(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    server: Proxy
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
@@ -236,9 +238,9 @@ class Store:
         self.give_up()
 
     # What the stores do in their own ways.
-    delete: Callable[[str], None]
-    give_up: Callable[[], None]
-    put: Callable[[str, bytes], None]
+    delete: Callable[[str], object]
+    give_up: Callable[[], object]
+    put: Callable[[str, bytes], object]
     get: Callable[[str], bytes]
     names: Callable[[str], list[str]]
     uploads: Callable[[], list[str]]
@@ -266,14 +268,14 @@ def gs_store(folder: Path) -> Iterator[Store]:
         account = folder / "account.json"
         account.write_text(service_account(proxy))
         store = Store("gs", proxy, [], {"STORAGE_EMULATOR_HOST": proxy.url, "GOOGLE_APPLICATION_CREDENTIALS": str(account)})
-        client = storage.Client.create_anonymous_client()
+        client = Client.create_anonymous_client()
         client._connection.API_BASE_URL = f"http://127.0.0.1:{port}"
         bucket = client.bucket("bucket")
         store.put = lambda name, data: bucket.blob(name).upload_from_string(data)
         store.get = lambda name: bucket.blob(name).download_as_bytes()
-        store.names = lambda prefix="": sorted(blob.name for blob in client.list_blobs(bucket, prefix=prefix))
+        store.names = lambda prefix: sorted(blob.name for blob in client.list_blobs(bucket, prefix=prefix))
         store.delete = bucket.delete_blob
-        store.uploads, store.give_up = list, list
+        store.uploads = store.give_up = lambda: []
         yield store
     server.stop()
 
@@ -295,7 +297,7 @@ def s3_store(_: Path) -> Iterator[Store]:
         client.create_bucket(Bucket="bucket", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
         store.put = lambda name, data: client.put_object(Bucket="bucket", Key=name, Body=data)
         store.get = lambda name: client.get_object(Bucket="bucket", Key=name)["Body"].read()
-        store.names = lambda prefix="": sorted(
+        store.names = lambda prefix: sorted(
             found["Key"] for found in client.list_objects_v2(Bucket="bucket", Prefix=prefix).get("Contents", [])
         )
         uploads = lambda: client.list_multipart_uploads(Bucket="bucket").get("Uploads", [])  # noqa: E731

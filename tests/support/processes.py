@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import functools
 import multiprocessing
+import multiprocessing.reduction
 import multiprocessing.util
 import os
 import shutil
@@ -46,7 +47,7 @@ class Program:
     def __init__(self, arguments: Sequence[str], env: Mapping[str, str], cwd: str | None, before: Callable[[], None] | None):
         _move_socket()
         self._streams = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
-        handles = [_FORKS.reducer.DupFd(stream.fileno()) for stream in self._streams]
+        handles = [multiprocessing.reduction.DupFd(stream.fileno()) for stream in self._streams]
         given = (list(map(str, arguments)), handles, dict(env), cwd or os.getcwd(), before)
         self._process = _FORKS.Process(target=_run, args=given)
         self._process.start()

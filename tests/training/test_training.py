@@ -139,11 +139,13 @@ def test_the_model_that_is_kept_is_the_best_on_validation(alphabets, tmp_path):
             trainer.encoder.set_weights([np.zeros_like(weights) for weights in trainer.encoder.get_weights()])
 
     history, _ = fit.fit(trainer, rest, fit.TrainingFiles(tmp_path / "model.keras"), "", on_epoch=ruin)
-    assert history.best().epoch <= 2 and history.best().validation_eer < history.epochs[-1].validation_eer == 0.5
+    best, last = history.best(), history.epochs[-1].validation_eer
+    assert best and best.validation_eer is not None and last is not None
+    assert best.epoch <= 2 and best.validation_eer < last == 0.5
     model = keras.models.load_model(tmp_path / "model.keras")
     encode = functools.partial(network.encode, model.get_layer("encoder"))
     kept_eer = evaluate(encode, functools.partial(network.compare, model.get_layer("score")), rest, 0, 4000, 1).eer
-    assert kept_eer == pytest.approx(history.best().validation_eer, abs=1e-3)
+    assert kept_eer == pytest.approx(best.validation_eer, abs=1e-3)
 
 
 @pytest.mark.slow
@@ -151,7 +153,7 @@ def test_patience_ends_training_without_gain(alphabets, tmp_path):
     kept, rest = data.split_classes(alphabets, 0.3, 0)
     trainer = small_trainer(kept, steps=1000, steps_per_epoch=1, patience=3, learning_rate=1e-9)
     history, _ = fit.fit(trainer, rest, fit.TrainingFiles(tmp_path / "model.keras"), "")
-    assert history.epochs[-1].epoch == history.best().epoch + 3 < 100
+    assert (best := history.best()) and history.epochs[-1].epoch == best.epoch + 3 < 100
 
 
 def short(*more) -> list[str]:
