@@ -8,6 +8,26 @@ HERE = Path(__file__).parent
 version: dict[str, str] = {}
 exec((HERE / "batchverify" / "version.py").read_text(encoding="utf-8"), version)
 
+TEST = [
+    "apache-beam[aws,gcp]>=2.77,<2.80",
+    "duckdb>=2.0,<3",
+    "gcp-storage-emulator>=2026.7,<2027",
+    "hypothesis>=6.130,<7",
+    "import-linter>=2.5,<3",
+    "moto[server]>=5.2,<6",
+    "openvino>=2026.2,<2027",
+    "pytest>=9.0,<10",
+    "pytest-xdist>=3.8,<4",
+    "scikit-learn>=1.7,<2",
+    "scipy>=1.15,<2",
+    "selenium>=4.30,<5",
+    "setuptools>=77,<82",  # It builds the sdist. Later versions lack pkg_resources, which tensorflow-hub needs.
+    "shtab>=1.7,<2",
+    "tensorflow-hub>=0.16,<0.17",  # Beam's handler for TensorFlow imports it.
+    "tf-keras>=2.20,<3",
+]
+DOCS = ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0,<2"]
+
 setup(
     name="batchverify",
     version=version["VERSION"],
@@ -36,28 +56,22 @@ setup(
         "rich>=14,<16",
         "tensorflow>=2.20,<3",
     ],
+    entry_points={"console_scripts": ["batchverify = batchverify.cli.main:run_as_process"]},
     extras_require={
         "aws": ["apache-beam[aws]>=2.77,<2.80"],
         "bench": ["pyspark>=4.0,<5", "ray[data]>=2.50,<3", "setuptools>=77,<82", "tensorflow-hub>=0.16,<0.17"],
+        "completion": ["shtab>=1.7,<2"],
         "openvino": ["openvino>=2026.2,<2027"],
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
-        "test": [
-            "apache-beam[aws,gcp]>=2.77,<2.80",
-            "duckdb>=2.0,<3",
-            "gcp-storage-emulator>=2026.7,<2027",
-            "hypothesis>=6.130,<7",
-            "import-linter>=2.5,<3",
-            "moto[server]>=5.2,<6",
+        "test": TEST,
+        "docs": DOCS,
+        "dev": [
+            *TEST,
+            *DOCS,
             "mypy>=2.0,<3",
-            "openvino>=2026.2,<2027",
-            "pytest>=9.0,<10",
+            "pre-commit>=4.0,<5",
+            "pytest-cov>=7.0,<8",
             "ruff>=0.17,<0.18",
-            "scikit-learn>=1.7,<2",
-            "scipy>=1.15,<2",
-            "selenium>=4.30,<5",
-            "setuptools>=77,<82",  # builds the sdist; of later ones tensorflow-hub misses pkg_resources
-            "tensorflow-hub>=0.16,<0.17",  # Beam's handler for TensorFlow imports it
-            "tf-keras>=2.20,<3",
         ],
     },
 )

@@ -1,18 +1,20 @@
 """Batch verification of image pairs with a trained Siamese network, in Apache Beam.
 
-result = batchverify.run(batchverify.VerificationConfig(manifests=("pairs.csv",), output="scores/"))
-scored = blocks | batchverify.VerifyPairs(batchverify.ScoringConfig(model="model.keras"))
+The names in `__all__` are the public API. Every module of this package is internal, and may change without notice.
+
+    result = batchverify.run(batchverify.VerificationConfig(manifests=("pairs.csv",), output="scores/"))
+    scored = blocks | batchverify.VerifyPairs(batchverify.ScoringConfig(model="model.keras"))
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-from batchverify.version import VERSION as __version__
+from batchverify import version as _version
 
-# Every public name, and the module that it comes from. Beam takes two seconds to import and `--help` must not wait for it, so a
-# name is looked up when it is first used.
+# Each public name, and the module that defines it. Beam takes two seconds to import, and `--help` must not wait for it, so a
+# module is imported when one of its names is first used.
 _EXPORTS = {
     "BatchverifyError": "errors",
     "JobDetachedError": "errors",
@@ -29,10 +31,29 @@ _EXPORTS = {
     "submit": "pipeline.run",
 }
 __all__ = [*_EXPORTS, "__version__"]
+__version__ = _version.VERSION
+
+if TYPE_CHECKING:  # The same names for type checkers, which cannot follow the table; a test compares the two.
+    from batchverify.config import Limit as Limit
+    from batchverify.config import ScoringConfig as ScoringConfig
+    from batchverify.config import VerificationConfig as VerificationConfig
+    from batchverify.errors import BatchverifyError as BatchverifyError
+    from batchverify.errors import JobDetachedError as JobDetachedError
+    from batchverify.errors import PreflightError as PreflightError
+    from batchverify.errors import RunError as RunError
+    from batchverify.pipeline.run import RunResult as RunResult
+    from batchverify.pipeline.run import Submission as Submission
+    from batchverify.pipeline.run import run as run
+    from batchverify.pipeline.run import submit as submit
+    from batchverify.pipeline.transforms import Verified as Verified
+    from batchverify.pipeline.transforms import VerifyPairs as VerifyPairs
+else:  # A type checker that saw this function would accept every name.
+
+    def __getattr__(name: str) -> object:
+        if name not in _EXPORTS:
+            raise AttributeError(f"module 'batchverify' has no attribute '{name}'")
+        return getattr(importlib.import_module(f"batchverify.{_EXPORTS[name]}"), name)
 
 
-def __getattr__(name: str) -> Any:
-    # Beam takes two seconds to import and `--help` must not wait for it; so names are looked up when they are used.
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'batchverify' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"batchverify.{_EXPORTS[name]}"), name)
+def __dir__() -> list[str]:
+    return sorted(__all__)

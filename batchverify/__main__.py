@@ -1,6 +1,6 @@
-"""`python -m batchverify`. Kept empty: what stands in `__main__` is pickled to every worker."""
+"""`python -m batchverify`. It stays empty: everything in `__main__` is pickled and sent to every worker."""
 
-from batchverify.cli.job import run_as_process
+from batchverify.cli.main import run_as_process
 
 if __name__ == "__main__":
     run_as_process()

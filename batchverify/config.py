@@ -1,4 +1,4 @@
-"""What a run is asked to do. Frozen, and validated when it is made."""
+"""The settings of a run. Every configuration is frozen, and validates itself when it is made."""
 
 from __future__ import annotations
 
@@ -7,42 +7,43 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from batchverify.errors import PreflightError
+from batchverify.uris import is_remote
 
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """So many rows, or such a share of them.
+    """An upper limit on a number of rows: a count, or a percentage of all rows.
 
     Attributes:
-        most: a count, or a percentage in [0, 100].
-        is_percentage: which of them.
+        maximum: The count, or the percentage in [0, 100].
+        is_percentage: Whether `maximum` is a percentage.
     """
 
-    most: float
+    maximum: float
     is_percentage: bool
 
     @classmethod
     def parse(cls, text: str) -> Limit:
-        """Reads `100` or `0.5%`.
+        """Reads a limit such as `100` or `0.5%`.
 
         Raises:
-            ValueError: if it is neither.
+            ValueError: If the text is neither a count nor a percentage.
         """
         number = text.strip().removesuffix("%")
         limit = cls(float(number), number != text.strip())
-        if not (0 <= limit.most < math.inf) or (limit.most > 100 if limit.is_percentage else limit.most % 1):
+        if not (0 <= limit.maximum < math.inf) or (limit.maximum > 100 if limit.is_percentage else limit.maximum % 1):
             raise ValueError(text)
         return limit
 
-    def allows(self, found: int, of: int) -> bool:
-        """Returns whether `found` rows of `of` are within the limit."""
-        return found <= (self.most * of / 100 if self.is_percentage else self.most)
+    def allows(self, count: int, total: int) -> bool:
+        """Returns whether `count` rows of `total` rows are within the limit."""
+        return count <= (self.maximum * total / 100 if self.is_percentage else self.maximum)
 
     def __str__(self) -> str:
-        return f"{self.most:g}%" if self.is_percentage else f"{self.most:,.0f}"
+        return f"{self.maximum:g}%" if self.is_percentage else f"{self.maximum:,.0f}"
 
 
 PIXELS = ("0..255", "0..1", "-1..1", "imagenet", "caffe")
@@ -67,32 +68,34 @@ THRESHOLD = 0.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A trained model, and what its file does not say. None means: not said here.
+    """A trained model, and what its file does not say about it.
 
-    What is None is looked for in `MODEL.batchverify.json` beside the model, then in the model's graph.
+    A setting that is None is taken from the sidecar `MODEL.batchverify.json`, then from the model's graph, then from the
+    default named below.
 
     Attributes:
-        model: path of a `.keras` or HDF5 file or of a SavedModel folder, on any file system that Beam opens, or None
-            for the embedded one.
-        threshold: a pair matches when its score is at least this, in [0, 1]; 0.5 where nobody says.
-        pixels: the scale of the pixels that the model was trained on, one of `PIXELS`.
-        color: the order of its channels, one of `COLORS`; RGB, or grey for one channel, where nobody says.
-        resize: how images come to the model's size, one of `RESIZES`, as `tf.image.resize` names its methods;
-            `-antialias` stands for its `antialias=True`. Bilinear where nobody says.
-        fit: what becomes of other shapes, one of `FITS`: stretched, the middle cropped out, or padded with black.
-            Stretched where nobody says.
-        image_size: height and width in pixels, for a model whose input leaves them open.
-        lambdas: what Lambda layers compute, `NAME=KIND`, or `KIND` for all of them; kinds are in `comparisons.KINDS`.
-        custom_objects: what classes that the file only names are: `CLASS=KIND` or `CLASS=module:attribute`.
-        trust_model_code: whether code inside of the model file may run.
-        mend_shared_encoder: whether to rewire a file in which both branches use the encoder's first call.
-        signature: which signature of a SavedModel to call; `serving_default` where nobody says.
-        compare: how a one-input model's embeddings are compared, one of `COMPARES`.
-        output_is: what the model's output means, one of `OUTPUTS`.
-        match_column: which of two softmax columns is the probability of a match, 0 or 1.
-        batch_size: images that the encoder is given at once.
-        runtime: what runs the network, one of `RUNTIMES`; OpenVINO is an extra, and runs on the processor.
-        precision: what OpenVINO computes in, one of `PRECISIONS`; embeddings and scores are float32 in any case.
+        model: The path of a `.keras` file, an HDF5 file or a SavedModel folder, on any file system that Beam opens; None
+            means the embedded model.
+        threshold: The lowest score of a match, in [0, 1]; the default is 0.5.
+        pixels: The scale of the pixels that the model was trained on, one of `PIXELS`; it has no default.
+        color: The order of the channels, one of `COLORS`; the default is RGB, or grey for a model with one channel.
+        resize: The method that brings an image to the model's size, one of `RESIZES`. The names are those of
+            `tf.image.resize`; `-antialias` stands for its `antialias=True`. The default is bilinear.
+        fit: The treatment of images of another shape, one of `FITS`: stretch them, crop out the middle, or pad with black.
+            The default is to stretch.
+        image_size: The height and width in pixels, for a model whose input leaves them open.
+        lambdas: The computations of Lambda layers, each as `NAME=KIND`, or as `KIND` for all layers; the kinds are
+            `model.safe_layers.KINDS`.
+        custom_objects: The meanings of classes that the file only names, each as `CLASS=KIND` or `CLASS=module:attribute`.
+        trust_model_code: Whether code inside the model file may run.
+        mend_shared_encoder: Whether to rewire a file in which both branches use the encoder's first call.
+        signature: The signature of a SavedModel to call; the default is `serving_default`.
+        compare: The comparison of a one-input model's embeddings, one of `COMPARES`; it has no default.
+        output_is: The meaning of the model's output, one of `OUTPUTS`; the default is `score`.
+        match_column: The number, 0 or 1, of the softmax column that holds the probability of a match.
+        batch_size: The number of images that the encoder takes at once.
+        runtime: The library that runs the network, one of `RUNTIMES`; OpenVINO is an optional dependency and runs on the CPU.
+        precision: The number format in which OpenVINO computes, one of `PRECISIONS`; embeddings and scores are always float32.
     """
 
     model: str | None = None
@@ -122,19 +125,32 @@ class ModelConfig:
         """Returns the threshold in force."""
         return THRESHOLD if self.threshold is None else self.threshold
 
-    def _problems(self):
+    def _problems(self) -> Iterator[str]:
+        """Yields one sentence for each setting that cannot be, with its value and the remedy."""
+        yield from self._problems_of_output()
+        yield from self._problems_of_choices()
+        yield from self._problems_of_input()
+        yield from self._problems_of_execution()
+
+    def _problems_of_output(self) -> Iterator[str]:
         if not 0 <= self.match_threshold() <= 1:
             yield f"--threshold is {self.threshold}; a score lies in [0, 1], so give a number from 0 to 1."
-        for name, choices in _CHOICES.items():
-            if getattr(self, name, None) not in (None, *choices):
-                yield f"--{name.replace('_', '-')} is '{getattr(self, name)}'; give one of {', '.join(choices)}."
-        if self.image_size is not None and not _is_size(self.image_size):
-            yield f"--image-size is {self.image_size}; give height and width in pixels, at least 1x1."
         if self.match_column not in (None, 0, 1):
             yield f"--match-column is {self.match_column}; a softmax of two has the columns 0 and 1."
-        for option in self.custom_objects:
-            if "=" not in option:
-                yield f"--custom-object is '{option}'; give CLASS=KIND or CLASS=module:attribute."
+
+    def _problems_of_choices(self) -> Iterator[str]:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name, None) not in (None, *choices):
+                yield f"{_option(name)} is '{getattr(self, name)}'; give one of {', '.join(choices)}."
+
+    def _problems_of_input(self) -> Iterator[str]:
+        if self.image_size is not None and not _is_size(self.image_size):
+            yield f"--image-size is {self.image_size}; give height and width in pixels, at least 1x1."
+        for setting in self.custom_objects:
+            if "=" not in setting:
+                yield f"--custom-object is '{setting}'; give CLASS=KIND or CLASS=module:attribute."
+
+    def _problems_of_execution(self) -> Iterator[str]:
         if self.batch_size < 1:
             yield f"--batch-size is {self.batch_size}; give at least 1."
         if self.precision != "float32" and self.runtime == "tensorflow":
@@ -143,25 +159,27 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoringConfig(ModelConfig):
-    """How pairs are scored; what `VerifyPairs` needs to know.
+    """The settings of `VerifyPairs`: how pairs are read and scored.
 
     Attributes:
-        identity_tolerance: by how much a score may exceed an identity score before it counts as a fault.
-        left_column: manifest column with the first image's URI.
-        right_column: manifest column with the second image's URI.
-        label_column: column that says whether the pair is genuine; None takes `genuine` where it exists, and
+        identity_tolerance: The amount by which a score may exceed an identity score before it counts as a fault.
+        left_column: The manifest column with the first image's URI.
+        right_column: The manifest column with the second image's URI.
+        label_column: The column that says whether the pair is genuine; None takes `genuine` where that column exists, and
             the empty string takes none.
-        fold_column: column that says to which fold of a benchmark such as LFW the pair belongs; None takes `fold` where it
-            exists, and the empty string takes none.
-        image_root: folder that relative URIs start from, and that no image may lie outside of; None means
-            the manifest's folder, and no confinement.
-        max_image_pixels: an image of more pixels is `too_large`, found before it is decoded.
-        max_image_bytes: a file of more bytes is `too_large`, found before it is read.
-        on_nan: what becomes of a score that is not a number: it fails the run, or it is kept as a row without a score.
-        image_timeout: seconds that the fetching and decoding of one image may take; then it is `unavailable`.
-        fetch_threads: images that are fetched and decoded at the same time in one worker process; None for one a core,
-            or 16 where images lie in a store, as those wait more than they work.
-        accelerator: what Dataflow's workers that encode have one of: a GPU's type, or what `accelerator_hint` returns of it.
+        fold_column: The column with the fold of a benchmark such as LFW that the pair belongs to; None takes `fold` where
+            that column exists, and the empty string takes none.
+        image_root: The folder that relative URIs start from, and that every image must lie in; None means that relative
+            URIs start from the manifest's folder, and that images may lie anywhere.
+        max_image_pixels: The largest number of pixels of an image; one with more is `too_large` and is not decoded.
+        max_image_bytes: The largest size of a file in bytes; one with more is `too_large` and is not read.
+        on_nan: The treatment of a score that is not a number, one of `ON_NAN`: it fails the run, or the row is kept without
+            a score.
+        image_timeout: The seconds that fetching and decoding one image may take; an image that takes longer is
+            `unavailable`.
+        fetch_threads: The number of images that one worker process fetches and decodes at the same time; None means one for
+            each core, or 16 where images lie in a store, because those threads wait more than they work.
+        accelerator: The GPU of each Dataflow worker that encodes: a type, or a whole resource hint (see `accelerator_hint`).
     """
 
     identity_tolerance: float = 1e-4
@@ -177,23 +195,33 @@ class ScoringConfig(ModelConfig):
     fetch_threads: int | None = None
     accelerator: str | None = None
 
-    def _problems(self):
+    def _problems(self) -> Iterator[str]:
         yield from super()._problems()
+        yield from self._problems_of_limits()
+        yield from self._problems_of_accelerator()
+        yield from self._problems_of_columns()
+
+    def _problems_of_limits(self) -> Iterator[str]:
         if not (math.isfinite(self.identity_tolerance) and self.identity_tolerance >= 0):
             yield f"--identity-tolerance is {self.identity_tolerance}; give a number that is not negative."
         if not 0 < self.image_timeout < math.inf:
             yield f"--image-timeout is {self.image_timeout}; give a number of seconds above 0."
         for name in ("max_image_pixels", "max_image_bytes", "fetch_threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                yield f"--{name.replace('_', '-')} is {getattr(self, name)}; give at least 1."
-        if self.accelerator is not None:
-            if not _ACCELERATOR.fullmatch(self.accelerator):
-                yield (
-                    f"--accelerator is '{self.accelerator}'; give a type such as nvidia-tesla-t4, or Dataflow's words for one "
-                    "GPU a worker, such as 'type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver'."
-                )
-            if self.runtime != "tensorflow":
-                yield f"--accelerator asks for GPUs, and --runtime {self.runtime} runs on processors; leave one of them out."
+                yield f"{_option(name)} is {getattr(self, name)}; give at least 1."
+
+    def _problems_of_accelerator(self) -> Iterator[str]:
+        if self.accelerator is None:
+            return
+        if not _ACCELERATOR.fullmatch(self.accelerator):
+            yield (
+                f"--accelerator is '{self.accelerator}'; give a type such as nvidia-tesla-t4, or Dataflow's resource hint for "
+                "one GPU a worker, such as 'type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver'."
+            )
+        if self.runtime != "tensorflow":
+            yield f"--accelerator asks for GPUs, but --runtime {self.runtime} runs on the CPU; leave one of them out."
+
+    def _problems_of_columns(self) -> Iterator[str]:
         columns = [self.left_column, self.right_column, *filter(None, (self.label_column, self.fold_column))]
         for column in {column for column in columns if columns.count(column) > 1}:
             yield f"column '{column}' is given for two things; left, right, label and fold are different columns."
@@ -201,28 +229,29 @@ class ScoringConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerificationConfig(ScoringConfig):
-    """One run: a manifest in, a directory of scores out.
+    """The settings of one run: a manifest in, a directory of scores out.
 
     Attributes:
-        manifests: paths or globs of CSV and Parquet files; a file that several of them match is read once.
-        output: directory of the scores; made if need be.
-        overwrite: whether to replace a finished run in `output`.
-        block_rows: at most so many rows travel through the pipeline as one element. An image is sent once to each
-            block that names it, so larger blocks shuffle less.
-        bad_rows: what becomes of CSV rows with too few or too many fields or bytes that are not UTF-8: the manifest is
-            refused, or they are kept as rows with the status `bad_row`.
-        max_failed_rows: more rows without a score than this, and the exit code is 3.
-        max_identity_faults: more scored rows than this whose identity check is not `sane`, and the exit code is 3.
-        limit: only so many rows are scored, the first of the manifest's in the order of its files; None for all.
-        baseline: run directory, or a `summary.json`, of an earlier run that this one is compared with.
-        baseline_optional: whether to go on without it where there is no finished run there.
-        max_drift: a higher population stability index of the scores against the baseline's, and the exit code is 3.
-        embeddings: directory of a store of embeddings: images that it has and that have not changed are not encoded again.
-        embeddings_version: what tells that an image has not changed, one of `EMBEDDING_VERSIONS`: what its file system says,
-            or its content, for which it is fetched, but not decoded.
-        embeddings_rebuild: whether to read nothing of what the store has, and to replace it.
-        embeddings_days: embeddings that no run has asked for in so many days are dropped from the store; None to keep them.
-        run_id: what this run is called in its own output.
+        manifests: The paths or globs of CSV and Parquet files; a file that several of them match is read once.
+        output: The directory of the scores; it is made if it does not exist.
+        overwrite: Whether to replace a finished run in `output`.
+        block_rows: The largest number of rows that travel through the pipeline as one element. An image is sent once to
+            each block that names it, so larger blocks shuffle less.
+        bad_rows: The treatment of CSV rows with too few or too many fields, or with bytes that are not UTF-8, one of
+            `BAD_ROWS`: the manifest is refused, or the rows are kept with the status `bad_row`.
+        max_failed_rows: The limit on rows without a score; above it the exit code is 3.
+        max_identity_faults: The limit on scored rows whose identity check is not `sane`; above it the exit code is 3.
+        limit: The number of rows to score, from the start of the manifest in the order of its files; None scores all.
+        baseline: The run directory, or the `summary.json`, of an earlier run to compare this run with.
+        baseline_optional: Whether to continue without a baseline where `baseline` holds no finished run.
+        max_drift: The limit on the population stability index of the scores against the baseline's; above it the exit code
+            is 3.
+        embeddings: The directory of an embedding store; an image that it holds and that has not changed is not encoded again.
+        embeddings_version: The evidence that an image has not changed, one of `EMBEDDING_VERSIONS`: what its file system
+            says about it, or its content, for which the image is fetched but not decoded.
+        embeddings_rebuild: Whether to ignore what the store holds, and to replace it.
+        embeddings_days: The number of days after which the store drops embeddings that no run has used; None keeps them.
+        run_id: The name of this run in its own output.
     """
 
     manifests: tuple[str, ...]
@@ -242,8 +271,14 @@ class VerificationConfig(ScoringConfig):
     embeddings_days: int | None = None
     run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
-    def _problems(self):
+    def _problems(self) -> Iterator[str]:
         yield from super()._problems()
+        yield from self._problems_of_paths()
+        yield from self._problems_of_rows()
+        yield from self._problems_of_baseline()
+        yield from self._problems_of_embeddings()
+
+    def _problems_of_paths(self) -> Iterator[str]:
         if isinstance(self.manifests, str) or not self.manifests:
             yield f"manifests is {self.manifests!r}; give one --manifest or more."
         if not self.output:
@@ -251,44 +286,58 @@ class VerificationConfig(ScoringConfig):
         for option, path in (("--output", self.output), ("--embeddings", self.embeddings or "")):
             if set(path) & set("*?["):
                 yield f"{option} {path} holds one of * ? [, which Beam takes for a pattern; name another directory."
+
+    def _problems_of_rows(self) -> Iterator[str]:
         if self.block_rows < 1:
             yield f"--block-rows is {self.block_rows}; give at least 1."
         if self.limit is not None and self.limit < 1:
             yield f"--limit is {self.limit}; give at least 1."
+
+    def _problems_of_baseline(self) -> Iterator[str]:
         if self.baseline == "":
             yield "--baseline is empty; name a run directory or a summary.json."
         if self.baseline is None and (self.baseline_optional or self.max_drift is not None):
             option = "--baseline-optional" if self.baseline_optional else "--max-drift"
-            yield f"{option} speaks of a baseline, and there is none; add --baseline DIR."
+            yield f"{option} needs a baseline, and none is given; add --baseline DIR."
         if self.max_drift is not None and not 0 <= self.max_drift < math.inf:
             yield f"--max-drift is {self.max_drift}; give a population stability index such as 0.25."
-        yield from self._problems_of_embeddings()
 
-    def _problems_of_embeddings(self):
+    def _problems_of_embeddings(self) -> Iterator[str]:
         if self.embeddings == "":
             yield "--embeddings is empty; name a directory."
         if self.embeddings and _overlap(self.embeddings, self.output):
-            yield f"--embeddings {self.embeddings} and --output {self.output} lie one in the other; name two directories."
+            yield (
+                f"--embeddings {self.embeddings} and --output {self.output} are the same directory, or one contains the other; "
+                "name two separate directories."
+            )
         if self.embeddings_days is not None and self.embeddings_days < 1:
             yield f"--embeddings-days is {self.embeddings_days}; give at least 1."
         for name in ("embeddings_version", "embeddings_rebuild", "embeddings_days"):
             if self.embeddings is None and getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                yield f"--{name.replace('_', '-')} speaks of a store of embeddings, and there is none; add --embeddings DIR."
+                yield f"{_option(name)} needs an embedding store, and none is given; add --embeddings DIR."
 
 
-def _overlap(one: str, other: str) -> bool:
-    """Returns whether one of two directories is the other, or lies in it."""
-    paths = [path.rstrip("/") + "/" if "://" in path else os.path.join(os.path.realpath(path), "") for path in (one, other)]
-    return paths[0].startswith(paths[1]) or paths[1].startswith(paths[0])
-
-
-# One model runs on one GPU: more GPUs are more workers.
+# One model runs on one GPU, so a run with more GPUs has more workers.
 _ACCELERATOR = re.compile(r"[a-z][a-z0-9-]*|type:[a-z][a-z0-9-]*;count:1(;[A-Za-z0-9:._-]+)*")
 
 
 def accelerator_hint(accelerator: str) -> str:
-    """Returns Dataflow's words for one GPU a worker: those of `--accelerator`, or made from a type."""
+    """Returns Dataflow's resource hint for one GPU a worker, made from a GPU type unless `accelerator` is a hint already."""
     return accelerator if accelerator.startswith("type:") else f"type:{accelerator};count:1;install-nvidia-driver"
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def _overlap(first: str, second: str) -> bool:
+    """Returns whether two directories are the same, or one contains the other."""
+    first, second = _directory_prefix(first), _directory_prefix(second)
+    return first.startswith(second) or second.startswith(first)
+
+
+def _directory_prefix(path: str) -> str:
+    return path.rstrip("/") + "/" if is_remote(path) else os.path.join(os.path.realpath(path), "")
 
 
 def _is_size(size: Sequence[int]) -> bool:

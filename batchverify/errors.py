@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Returns `text` with all that is not printed written out, but what is in `keep`.
+    """Returns `text` with unprintable characters as escape sequences, except those in `keep`.
 
-    Names in manifests and models come from strangers; they may hold line breaks, and what drives a terminal.
+    Names in manifests and models come from strangers; they may hold line breaks and control sequences of terminals.
     """
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
@@ -22,7 +22,7 @@ class PreflightError(BatchverifyError, ValueError):
     """The user asked for something that cannot be done; nothing was read or written.
 
     Attributes:
-        problems: one sentence each, with the value and the remedy.
+        problems: One sentence for each problem, with the value and the remedy.
     """
 
     def __init__(self, problems: Sequence[str] | str):
@@ -37,30 +37,30 @@ class RunError(BatchverifyError, RuntimeError):
         super().__init__(printable(problem))
 
 
-# Beam's words for a worker process that is gone.
+# The message of Beam's error for a worker process that has died.
 WORKER_DIED = "Channel closed prematurely"
 
 
 class StoreError(BatchverifyError):
-    """A store gave no object.
+    """An object store did not return an object.
 
     Attributes:
-        code: what it answered, as HTTP numbers it; None if it gave no answer.
-        words: the same for people.
+        code: The HTTP status of its answer; None if it gave no answer.
+        description: The answer or the error in words.
     """
 
-    def __init__(self, code: int | None, words: str):
-        self.code, self.words = code, words
-        super().__init__(words)
+    def __init__(self, code: int | None, description: str):
+        self.code, self.description = code, description
+        super().__init__(description)
 
 
-# Colours of a terminal, and the line with which Keras wraps the error of a layer.
+# Colour sequences of terminals, and the lines in which Keras wraps the error of a layer.
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _KERAS_WRAPPER, _KERAS_CAUSE = "Exception encountered when calling", "Exception encountered: "
 
 
 def short_reason(error: BaseException) -> str:
-    """Returns the first line of an error that says something, without the wrapping of Beam and Keras, for use in a sentence."""
+    """Returns the first informative line of an error, without what Beam and Keras wrap it in, for use in a sentence."""
     inner = getattr(error, "exception_details", None)
     if isinstance(inner, dict) and inner:
         error = next(iter(inner.values()))
@@ -74,7 +74,7 @@ def short_reason(error: BaseException) -> str:
 
 
 class SplitError(BatchverifyError, ValueError):
-    """The model is no encoder and a head; the message says why."""
+    """The model cannot be split into an encoder and a head; the message says why."""
 
 
 class IgnoredInputError(BatchverifyError, ValueError):
@@ -82,4 +82,4 @@ class IgnoredInputError(BatchverifyError, ValueError):
 
 
 class JobDetachedError(RunError):
-    """A service's job was lost sight of; it may still be running, and may finish."""
+    """The connection to a service's job was lost; the job may still run, and may finish."""

@@ -1,4 +1,4 @@
-"""The words of the output contract: statuses, verdicts, columns."""
+"""The output contract: statuses, verdicts, columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 
 class ImageStatus(enum.StrEnum):
-    """What became of one image of a pair."""
+    """The outcome for one image of a pair."""
 
     OK = "ok"
     MISSING = "missing"
@@ -37,7 +37,7 @@ class IdentityCheck(enum.StrEnum):
 STATUSES = tuple(ImageStatus)
 VERDICTS = tuple(IdentityCheck)
 
-# Beside a block's columns while it travels: what is wrong with a row that is kept all the same, null where nothing is.
+# A column that blocks have between workers: the reason why a row that is kept cannot be scored; null for all other rows.
 BAD_ROW_COLUMN = "batchverify.bad_row"
 MANIFEST_FILE, MANIFEST_ROW = "manifest_file", "manifest_row"
 _CATEGORY = pa.dictionary(pa.int8(), pa.string())
@@ -61,23 +61,23 @@ RESERVED_COLUMNS = frozenset(field.name for field in PROVENANCE_FIELDS + RESULT_
 
 
 def output_schema(manifest: pa.Schema, metadata: Mapping[str, str] | None = None) -> pa.Schema:
-    """Returns the schema of the scores: `manifest`'s columns, then ours.
+    """Returns the schema of the scores: the columns of the manifest, then those that a run adds.
 
     Args:
-        manifest: schema of the manifest's columns.
-        metadata: what to store in the files, under keys that begin with `batchverify.`.
+        manifest: The columns of the manifest.
+        metadata: The metadata to store in the files, under keys that begin with `batchverify.`.
     """
     fields = [*manifest, *PROVENANCE_FIELDS, *RESULT_FIELDS]
     return pa.schema(fields, {f"batchverify.{key}": value for key, value in (metadata or {}).items()})
 
 
-def category(codes: np.ndarray, words: tuple[enum.StrEnum, ...]) -> pa.DictionaryArray:
-    """Returns `dictionary<string>` for `codes`, int8 positions in `words`."""
-    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), pa.array([str(word) for word in words]))
+def category(codes: np.ndarray, names: tuple[enum.StrEnum, ...]) -> pa.DictionaryArray:
+    """Returns `dictionary<string>` for `codes`, int8 positions in `names`."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), pa.array([str(name) for name in names]))
 
 
 def is_text(kind: pa.DataType) -> bool:
     """Returns whether `kind` holds text: string, large_string, string_view, or a dictionary of these."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

@@ -1,7 +1,7 @@
-"""What a process does when it is told to stop: first it cancels jobs that run elsewhere, then it cleans up.
+"""What a process does when a signal stops it: it first cancels the jobs that run elsewhere, and then cleans up.
 
-A module that starts something which must not outlive the process registers what ends it. The program that handles SIGINT and
-SIGTERM calls `cancel_jobs` and `clean_up`, and need not know, or import, who registered.
+A module that starts something which must not outlive the process registers a function that ends it. The program handles SIGINT
+and SIGTERM and calls `cancel_jobs` and `clean_up`; it need not import the modules that registered.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ def register_cancellation(cancel: Callable[[], list[str]]) -> None:
 
 
 def register_clean_up(clean_up: Callable[[], None]) -> None:
-    """Registers a function that deletes what this process has begun and not finished."""
+    """Registers a function that deletes what this process began and did not finish."""
     _clean_ups.append(clean_up)
 
 
 def cancel_jobs() -> list[str]:
-    """Calls all registered cancellations, and returns the links of jobs that may go on."""
+    """Calls all registered cancellations, and returns the links of jobs that may still run."""
     return [link for cancel in _cancellations for link in cancel()]
 
 

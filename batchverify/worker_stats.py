@@ -1,36 +1,38 @@
-"""What the workers of one machine have done so far, and how long each kind of work took them."""
+"""Counts what the workers of one machine have done so far, and the time that each kind of work took."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import fcntl
 import os
+import shutil
 import struct
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from batchverify import shutdown
 
 COUNTS = ("images_encoded", "images_reused", "images_failed", "rows_scored", "rows_failed")
-# Seconds, of all threads together: reading the manifest and stored embeddings; fetching or looking up images, and decoding
-# them; waiting for all that is done to images; comparing, with the identity check; summarising and writing. Of the encoder
-# those in which it was at work, once for however many threads.
+# Kinds of work whose seconds are summed over all threads. `read`: the manifest and stored embeddings. `fetch`: images, or only
+# their versions. `decode`: images. `wait`: for images to be fetched, decoded and encoded. `compare`: pairs, with the identity
+# check. `write`: scores and the summary. `encode`: seconds in which at least one thread used the encoder.
 SECONDS = ("read", "fetch", "decode", "wait", "encode", "compare", "write")
 _FIELDS = COUNTS + SECONDS
 _RECORD = struct.Struct(f"{len(_FIELDS)}d")
 
 
 class WorkerStats:
-    """Counts in a file of its own, which the launcher reads while the run goes on.
+    """Counts work and stores the counts in a file, which the launcher reads during the run.
 
-    It travels to workers as the name of a folder. Where there is no such folder, on another machine, nothing is kept;
-    Beam's counters are for that.
+    Only the name of the folder is sent to workers. On another machine, where there is no such folder, nothing is stored;
+    there Beam's counters serve instead.
 
     Args:
-        folder: made by `stats_folder`, or None to keep nothing.
+        folder: A folder that `stats_folder` made, or None to store nothing.
     """
 
     def __init__(self, folder: str | None = None):
@@ -44,19 +46,19 @@ class WorkerStats:
         return WorkerStats, (self.folder,)
 
     def add(self, **amounts: float) -> None:
-        """Adds to what has been counted, and shows it; names are those of `COUNTS` and `SECONDS`."""
+        """Adds to counts, and stores them; the names are those of `COUNTS` and `SECONDS`."""
         if self.folder is not None:
             with self._lock:
                 for name, amount in amounts.items():
                     self._amounts[name] += amount
-                self._show()
+                self._store()
 
     def collect(self, name: str, seconds: float) -> None:
-        """Adds seconds without showing them yet: for what happens thousands of times a second, in many threads."""
+        """Adds seconds that the next `add` stores; for work that happens thousands of times a second, in many threads."""
         with self._lock:
             self._amounts[name] += seconds
 
-    @contextmanager
+    @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Adds the seconds that its block takes."""
         started = time.perf_counter()
@@ -65,9 +67,9 @@ class WorkerStats:
         finally:
             self.add(**{name: time.perf_counter() - started})
 
-    @contextmanager
+    @contextlib.contextmanager
     def encoding(self) -> Iterator[None]:
-        """Adds the seconds that its block takes to `encode`, those in which other threads are in it too only once."""
+        """Adds the seconds that its block takes to `encode`; threads that are in such a block at once count once."""
         with self._lock:
             if self._encoding == 0:
                 self._encoding_since = time.perf_counter()
@@ -81,7 +83,7 @@ class WorkerStats:
                 self._amounts["encode"] += ended - self._encoding_since
                 self._encoding_since = ended
 
-    def _show(self) -> None:
+    def _store(self) -> None:
         if self._file is None:
             self._open()
         if self._file is not None:
@@ -100,17 +102,17 @@ class WorkerStats:
 
 
 def read_totals(folder: str) -> dict[str, float]:
-    """Returns what all tallies of a folder have come to, by name."""
+    """Returns the sums of the counts in all files of a folder, by name."""
     totals: collections.Counter[str] = collections.Counter(dict.fromkeys(_FIELDS, 0.0))
     for path in Path(folder).iterdir():
         record = path.read_bytes()
-        if len(record) == _RECORD.size:  # not just made
+        if len(record) == _RECORD.size:  # A file that was just made is still empty.
             totals.update(dict(zip(_FIELDS, _RECORD.unpack(record), strict=True)))
     return dict(totals)
 
 
 def images_done(totals: dict[str, float]) -> float:
-    """Returns how many images `totals` counts, encoded or not."""
+    """Returns the number of images in `totals`, encoded, reused or failed."""
     return totals["images_encoded"] + totals["images_reused"] + totals["images_failed"]
 
 
@@ -118,9 +120,9 @@ def profile_run(folder: str, seconds: float, in_process: bool) -> dict[str, obje
     """Returns where a run's time went, for `summary.json`.
 
     Args:
-        folder: of the tallies.
-        seconds: since the run began.
-        in_process: whether all work was done in one process; only then is what remains of its time the shuffle's.
+        folder: The folder of the counts.
+        seconds: The time since the run began.
+        in_process: Whether one process did all the work; only then is the rest of its time that of the shuffle.
     """
     totals = read_totals(folder)
     spent = {name: totals[name] for name in SECONDS}
@@ -137,26 +139,56 @@ def profile_run(folder: str, seconds: float, in_process: bool) -> dict[str, obje
     }
 
 
-_FOLDERS: set[str] = set()
+_PREFIX = "batchverify-stats-"
+_current_folders: set[str] = set()
 
 
-@contextmanager
+@contextlib.contextmanager
 def stats_folder() -> Iterator[str]:
-    """Gives a folder for the tallies of one run, and deletes it."""
-    with tempfile.TemporaryDirectory(prefix="batchverify-stats-") as folder:
-        _FOLDERS.add(folder)
-        try:
-            yield folder
-        finally:
-            _FOLDERS.discard(folder)
+    """Gives a folder for the counts of one run, and deletes it at the end.
+
+    A run that is killed cannot delete its folder. So each run locks its own, and first deletes those that nobody locks.
+    """
+    _delete_unlocked_folders()
+    folder, lock = _make_locked_folder()
+    _current_folders.add(folder)
+    try:
+        yield folder
+    finally:
+        _current_folders.discard(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def delete_stats_folders() -> None:
-    """Deletes the folders of runs that are under way, as the process is about to end at once."""
-    for folder in _FOLDERS:
-        for path in Path(folder).iterdir():
-            path.unlink(missing_ok=True)
-        Path(folder).rmdir()
+    """Deletes the folders of this process's runs; the process is about to end at once."""
+    for folder in _current_folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_locked_folder() -> tuple[str, int]:
+    """Returns a new folder and the handle that locks it; the lock ends with the process, however that ends."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=_PREFIX)
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.path.isdir(folder):
+                return folder, lock
+            os.close(lock)
+        # Another run has deleted the folder before it was locked.
+
+
+def _delete_unlocked_folders() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        # A folder of another user cannot be opened, and a file system without locks refuses the lock.
+        with contextlib.suppress(OSError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 shutdown.register_clean_up(delete_stats_folders)

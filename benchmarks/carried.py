@@ -7,8 +7,8 @@ import dataclasses
 import threading
 from collections.abc import Callable
 
-import apache_beam as beam
 import pyarrow as pa
+from apache_beam.coders.typecoders import registry
 
 from batchverify.io.arrow_coder import ArrowTableCoder
 from batchverify.schema import MANIFEST_ROW
@@ -75,11 +75,11 @@ def count_carried(run: Callable[[], object], pairs: int) -> dict[str, Carried]:
         pairs: rows of its manifest.
     """
     _COUNTS.clear()
-    beam.coders.registry.register_coder(pa.Table, CountingCoder)
+    registry.register_coder(pa.Table, CountingCoder)
     try:
         run()
     finally:
-        beam.coders.registry.register_coder(pa.Table, ArrowTableCoder)
+        registry.register_coder(pa.Table, ArrowTableCoder)
     passes = _COUNTS["blocks"].rows // pairs
     return {
         "requests": _COUNTS["requests"],

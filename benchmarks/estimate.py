@@ -11,9 +11,9 @@ import math
 
 from batchverify.config import VerificationConfig
 from batchverify.manifest.parquet import PARQUET_ROWS
+from batchverify.pipeline.buckets import bucket_count
 from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, worker_bytes
 from batchverify.pipeline.plan import bounded_block_rows
-from batchverify.pipeline.transforms import bucket_count
 
 # Of an element, beside its rows: schema, message headers and padding of an Arrow IPC stream.
 REQUEST_BYTES, ANSWER_BYTES, BLOCK_BYTES = 300, 920, 900

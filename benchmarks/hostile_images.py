@@ -1,6 +1,6 @@
 """A corpus of image files made to break a reader, the same for the same seed.
 
-`python tests/hostile_images.py DIR` writes it into DIR and prints what each file may become.
+`python benchmarks/hostile_images.py DIR` writes it into DIR and prints what each file may become.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ from benchmarks.estimate import DEVICES, Device, Job, distinct, estimate, table,
 from benchmarks.shuffle import EMBEDDING_SIZE, Measured, measure_alone, write_manifest
 from benchmarks.skew import CASES, uniform
 
+Numbers = Sequence[float] | np.ndarray
+
 __all__ = ["estimate", "fit_growth", "main"]
 
 _EMBEDDING_BYTES = 4 * EMBEDDING_SIZE
@@ -57,7 +59,7 @@ class Growth:
         return f"seconds = {self.factor:.3g} · rows^b, b = {self.exponent:.3f} ± {self.exponent_error:.3f} (standard error)"
 
 
-def fit_growth(rows: Sequence[float], seconds: Sequence[float]) -> Growth:
+def fit_growth(rows: Numbers, seconds: Numbers) -> Growth:
     """Fits a power law by least squares of the logarithms; two sizes or more."""
     x, y = np.log(rows), np.log(seconds)
     exponent, intercept = np.polyfit(x, y, 1)
@@ -101,7 +103,7 @@ def _named(one: Measured) -> float:
     return one.pairs / rows * distinct(2 * rows, one.images)
 
 
-def fit_parts(rows: Sequence[float], named: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+def fit_parts(rows: Numbers, named: Numbers, seconds: Numbers) -> tuple[float, float]:
     """Fits seconds of a row and of an image that a block names, by least squares of the relative errors."""
     weights = np.array([rows, named]).T / np.array(seconds)[:, None]
     row, name = np.linalg.lstsq(weights, np.ones(len(rows)), rcond=None)[0]

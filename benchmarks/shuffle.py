@@ -26,17 +26,34 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from batchverify.config import VerificationConfig
 from batchverify.manifest.plan import plan_manifest
+from batchverify.model.facts import ModelFacts
+from batchverify.model.sidecar import Sidecar
 from batchverify.output.run_directory import RunDirectory
-from batchverify.pipeline.network import Network, NetworkLoader, encoded_images
-from batchverify.pipeline.plan import image_table
-from batchverify.pipeline.run import build
+from batchverify.pipeline.build import build
+from batchverify.pipeline.encoded_images import encoded_images
+from batchverify.pipeline.network import Network, NetworkLoader
+from batchverify.pipeline.plan import RunPlan, image_table
+from batchverify.pipeline.provenance import describe_run
+from batchverify.worker_stats import WorkerStats
 from benchmarks.carried import Carried, count_carried
 from benchmarks.skew import CASES
 
 EMBEDDING_SIZE = 101
+NULL_MODEL = ModelFacts(
+    path="null network",
+    digest="none",
+    image_shape=(0, 0, 0),
+    embedding_size=EMBEDDING_SIZE,
+    embedding_bytes=4 * EMBEDDING_SIZE,
+    structure="null network",
+    encodings_per_image=1,
+    encodings_per_pair=0,
+    preprocessing="none",
+)
 
 
 class NullNetwork:
@@ -45,7 +62,7 @@ class NullNetwork:
     encodings_per_image, encodings_per_pair, embedding_bytes = 1, 0, 4 * EMBEDDING_SIZE
 
     def encode(self, uris: pa.Array) -> pa.Table:
-        """See `batchverify.inference.Network`."""
+        """See `batchverify.pipeline.network.Network`."""
         names = pd.util.hash_array(uris.to_numpy(zero_copy_only=False), categorize=False)
         embeddings = np.repeat(((names % 1000) / 1000).astype(np.float32)[:, None], EMBEDDING_SIZE, axis=1)
         count = len(uris)
@@ -53,8 +70,9 @@ class NullNetwork:
         return encoded_images(uris, np.zeros(count, np.int8), [None] * count, [None] * count, identity, embeddings)
 
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """See `batchverify.inference.Network`."""
-        return np.exp(-np.abs(left - right).sum(axis=1) / EMBEDDING_SIZE)
+        """See `batchverify.pipeline.network.Network`."""
+        scores: np.ndarray = np.exp(-np.abs(left - right).sum(axis=1) / EMBEDDING_SIZE)
+        return scores
 
 
 def write_manifest(folder: Path, tables: list[pa.Table]) -> tuple[str, ...]:
@@ -122,13 +140,12 @@ def run_null(config: VerificationConfig, load: Callable[[], Network] = NullNetwo
         shared: whether workers keep the encoded images in one table; else they are sent to each block, as to workers elsewhere.
     """
     pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
-    plan = plan_manifest(config)
-    table = image_table(pipeline.options, plan) if shared else None
-    held = table and table.get()
-    build(pipeline, config, plan, _provenance(config), NetworkLoader(load), table)
+    plan = _plan_null(config, pipeline.options, load, shared)
+    table = plan.table and plan.table.get()  # The table lives as long as something refers to it.
+    build(pipeline, plan)
     with RunDirectory(config.output).claimed(config.run_id):
         pipeline.run().wait_until_finish()
-    del held
+    del table
 
 
 def measure_alone(pairs: int, images: int, **settings: Any) -> Measured:
@@ -137,12 +154,23 @@ def measure_alone(pairs: int, images: int, **settings: Any) -> Measured:
         return process.submit(measure, pairs, images, **settings).result()
 
 
-def _provenance(config: VerificationConfig) -> dict[str, Any]:
-    words = dict.fromkeys(("model", "model_digest", "model_structure", "preprocessing", "version", "started"), "null network")
-    lists = {"manifest": list(config.manifests), "model_notes": [], "options": {}, "versions": {}}
-    decisions = {"threshold": config.match_threshold(), "identity_tolerance": config.identity_tolerance}
-    nothing = dict.fromkeys(("label_column", "fold_column", "limit", "certificate"))
-    return {"run_id": config.run_id, "working_directory": "/", **words, **lists, **decisions, **nothing}
+def _plan_null(config: VerificationConfig, options: PipelineOptions, load: Callable[[], Network], shared: bool) -> RunPlan:
+    """Plans a run without a model."""
+    manifest = plan_manifest(config)
+    return RunPlan(
+        config=config,
+        sidecar=Sidecar(),
+        manifest=manifest,
+        model=NULL_MODEL,
+        loader=NetworkLoader(load),
+        network=load(),
+        provenance=describe_run(config, manifest, NULL_MODEL, None),
+        baseline=None,
+        options=options,
+        table=image_table(options, manifest) if shared else None,
+        stats=WorkerStats(),
+        session=None,
+    )
 
 
 def main() -> None:

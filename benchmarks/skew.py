@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchverify.config import ScoringConfig
-from batchverify.pipeline.buckets import request_images
-from batchverify.pipeline.transforms import bucket_count
+from batchverify.pipeline.buckets import bucket_count, request_images
 
 HOT = "/images/hot.jpg"
 

@@ -1,7 +1,7 @@
-"""The night's job under Airflow 3: one task a day, into `dt=` of its logical date, compared with the day before.
+"""The night's job under Airflow 3: one task a day, which scores into `dt=DAY` and compares with the day before.
 
-The environment of the workers names PAIRS, SCORES, MODEL and PYTHON, as for `nightly.sh`, which is looked for beside this
-file, or where NIGHTLY says. PYTHON is the interpreter of batchverify's own environment, not Airflow's.
+The environment of the workers sets PAIRS, SCORES, MODEL and PYTHON, as for `nightly.sh`. That script lies beside this file, or
+NIGHTLY is its path. PYTHON is the interpreter of batchverify's own environment, not Airflow's.
 """
 
 import os
@@ -15,7 +15,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 NIGHTLY = os.environ.get("NIGHTLY", str(Path(__file__).with_name("nightly.sh")))
 ON_CALL = os.environ.get("ON_CALL")
-# Another try would end in the same way, so these fail the task at once; all others are tried again.
+# Another try would end in the same way, so these exit codes fail the task at once. Airflow tries again after all others.
 FINAL = {
     2: "refused before anything ran: manifest, model, baseline or an option; the log says which",
     3: "done and written, but a gate is not met: look at the scores before anybody uses them",
@@ -38,12 +38,12 @@ FINAL = {
 def batchverify():
     @task
     def score(day: str) -> None:
-        # A task that is cleared does its day again.
+        # Somebody who clears a task wants its day scored again.
         done = subprocess.run([NIGHTLY, "--overwrite"], env={**os.environ, "DAY": day}, check=False)
         if done.returncode in FINAL:
             raise AirflowFailException(f"exit code {done.returncode}: {FINAL[done.returncode]}")
         if done.returncode:
-            raise RuntimeError(f"exit code {done.returncode}: the run failed, and left nothing; it is tried again")
+            raise RuntimeError(f"exit code {done.returncode}: the run failed, and left nothing; Airflow tries again")
 
     score("{{ ds }}")
 

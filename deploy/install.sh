@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the image's Python packages: install.sh PYTHON SDIST CONSTRAINTS [options of pip install, such as --dry-run].
+# Installs the image's Python packages. Usage: install.sh PYTHON SDIST CONSTRAINTS [options of pip install, such as --dry-run]
 set -eu
 python=$1 sdist=$2 constraints=$3
 shift 3

@@ -1,8 +1,8 @@
-"""What the launcher of the Flex Template runs: the template's parameters become batchverify's arguments.
+"""What the launcher of the Flex Template runs: it turns the template's parameters into batchverify's arguments.
 
-Parameters have underscores where batchverify's options have hyphens, and a value where they are flags. Two more things are
-done to them, as Cloud Scheduler sends the same parameters every night: {day} and {day_before} stand for the day of the
-parameter `day`, today in UTC without it, and for the day before; and the workers get this very image.
+A parameter has a value even where batchverify's option is a flag. Cloud Scheduler sends the same parameters every night, so
+{day} stands for the day of the parameter `day`, or today in UTC, and {day_before} for the day before it. The workers get the
+same image as the launcher.
 """
 
 import datetime
@@ -11,28 +11,26 @@ import re
 import sys
 from collections.abc import Sequence
 
-from batchverify.cli.job import run_as_process
-from batchverify.cli.options import make_parser
+from batchverify.cli.job import make_parser
+from batchverify.cli.main import run_as_process
 
 
 def arguments(parameters: Sequence[str], image: str | None, today: datetime.date) -> list[str]:
-    """Returns batchverify's arguments for `--name=value` parameters; what has no value is passed on as it is."""
-    found = [parameter for parameter in parameters if "=" not in parameter]
-    given = dict(parameter.split("=", 1) for parameter in parameters if "=" in parameter)
-    said = given.pop("--day", "today")
-    day = today if said == "today" else datetime.date.fromisoformat(said)
+    """Returns batchverify's arguments for `--name=value` parameters. A parameter without a value is passed on as it is."""
+    converted = [parameter for parameter in parameters if "=" not in parameter]
+    values = dict(parameter.split("=", 1) for parameter in parameters if "=" in parameter)
+    day_of_run = values.pop("--day", "today")
+    day = today if day_of_run == "today" else datetime.date.fromisoformat(day_of_run)
     days = {"{day}": str(day), "{day_before}": str(day - datetime.timedelta(1))}
     if image:
-        given.setdefault("--sdk_container_image", image)
-    is_flag = {option: action.nargs == 0 for action in make_parser()._actions for option in action.option_strings}
-    for name, value in given.items():
-        ours = name.replace("_", "-")
-        option = ours if ours in is_flag else name  # Beam's have underscores
-        if not is_flag.get(option):
-            found.append(f"{option}={re.sub('|'.join(days), lambda word: days[word[0]], value)}")
+        values.setdefault("--sdk_container_image", image)
+    flags = {option for action in make_parser()._actions if action.nargs == 0 for option in action.option_strings}
+    for name, value in values.items():
+        if name.replace("_", "-") not in flags:
+            converted.append(f"{name}={re.sub('|'.join(days), lambda word: days[word[0]], value)}")
         elif value == "true":
-            found.append(option)
-    return found
+            converted.append(name)
+    return converted
 
 
 if __name__ == "__main__":

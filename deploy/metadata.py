@@ -1,4 +1,4 @@
-"""Writes metadata.json, what the Flex Template says of its parameters, from the options of `python -m batchverify`."""
+"""Writes metadata.json, which describes the parameters of the Flex Template, from the options of `batchverify`."""
 
 import argparse
 import json
@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from batchverify.cli.options import make_parser
+from batchverify.cli.job import make_parser
 
-# They say how to run in a terminal.
-_NOT_FOR_LAUNCHERS = {"--help", "--version", "--check", "--quiet", "--no-wait"}
+# These options are for people at a terminal.
+_NOT_FOR_LAUNCHERS = {"--help", "--version", "--print-completion", "--check", "--quiet", "--no-wait"}
 _URI = r"[a-z][a-z0-9+.-]*://.+"
 _NUMBER = r"-?[0-9]*\.?[0-9]+(e-?[0-9]+)?"
 _REGEXES = {

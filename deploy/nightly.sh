@@ -1,10 +1,10 @@
 #!/bin/sh
-# One night's job: scores the pairs of one day into a directory of that day, compared with the day before.
+# One night's job: it scores the pairs of one day into a directory of that day, and compares them with the day before.
 #
 #   PAIRS=/srv/verification/pairs SCORES=/srv/verification/scores MODEL=/srv/verification/model.keras nightly.sh [options]
 #
-# DAY (default: today in UTC) says which day; PYTHON which interpreter. Options go on to python -m batchverify: --overwrite
-# does a day again. The exit code is the job's own, see README.md.
+# DAY is the day to score (default: today in UTC), PYTHON the interpreter (default: python3). Options are passed on to
+# batchverify: --overwrite scores a day again. The exit code is batchverify's own, see README.md.
 set -eu
 : "${PAIRS:?is not set: the folder with dt=YYYY-MM-DD/*.parquet}" "${SCORES:?is not set}" "${MODEL:?is not set}"
 

@@ -1,6 +1,6 @@
 """Draws the demo's images and writes its manifests: `python manifests/make_demo.py`.
 
-Everything here comes from a seed; a second run writes the same files.
+All files depend on one seed: a second run writes the same files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from batchverify.demo import characters
 
 SEED, ALPHABETS, CHARACTERS, WRITERS = 7, 3, 8, 4
-PAIRS_EACH = 60
+PAIRS_OF_EACH_KIND = 60
 
 
 def main() -> None:
@@ -32,8 +32,9 @@ def main() -> None:
 
 
 def _draw_images(folder: Path, rng: np.random.Generator) -> dict[tuple[int, int], list[str]]:
+    """Draws the images and returns their names, one for each writer, by alphabet and character."""
     folder.mkdir(exist_ok=True)
-    drawn = {}
+    drawn: dict[tuple[int, int], list[str]] = {}
     for alphabet in range(ALPHABETS):
         for number, character in enumerate(characters.invent_alphabet(rng, CHARACTERS)):
             names = [f"a{alphabet}_c{number}_w{writer}.png" for writer in range(WRITERS)]
@@ -44,13 +45,14 @@ def _draw_images(folder: Path, rng: np.random.Generator) -> dict[tuple[int, int]
 
 
 def _pairs(drawn: dict[tuple[int, int], list[str]], rng: np.random.Generator) -> list[tuple[str, str, str]]:
-    """Returns genuine pairs, and impostors from within an alphabet."""
+    """Returns genuine pairs, and impostor pairs whose characters are of one alphabet: left, right and label of each."""
     rows = []
-    for _ in range(PAIRS_EACH):
-        alphabet, (one, other) = rng.integers(ALPHABETS), rng.choice(CHARACTERS, 2, replace=False)
-        first, second = rng.choice(WRITERS, 2, replace=False)
-        rows.append((drawn[alphabet, one][first], drawn[alphabet, one][second], "1"))
-        rows.append((drawn[alphabet, one][first], drawn[alphabet, other][second], "0"))
+    for _ in range(PAIRS_OF_EACH_KIND):
+        alphabet, characters_of_pair = rng.integers(ALPHABETS), rng.choice(CHARACTERS, 2, replace=False)
+        character, impostor = (drawn[alphabet, number] for number in characters_of_pair)
+        left, right = rng.choice(WRITERS, 2, replace=False)
+        rows.append((character[left], character[right], "1"))
+        rows.append((character[left], impostor[right], "0"))
     return rows
 
 

@@ -1,15 +1,31 @@
 """What the tests share: a small trained-looking model, drawn images, and a way to read a run's scores."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-DEMO = Path(__file__).parent.parent / "manifests"
+pytest_plugins = ["tests.support.temporary_folder"]
+DEMO = Path(__file__).resolve().parents[1] / "manifests"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Has each library use one thread in a worker of pytest-xdist, as there is a worker for each core."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with slow tests first, so that at the end no worker waits long for another one."""
+    marks = {"servers", "workers", "benchmarks", "processes", "slow"}
+    slow = {item.path for item in items if marks & {mark.name for mark in item.iter_markers()}}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +36,8 @@ def demo() -> Path:
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory) -> str:
     """A Siamese network of a few hundred weights, for 16×16 RGB images, with an L1 head without positive weights."""
+    import keras  # Tests that need no network start without TensorFlow.
+
     keras.utils.set_random_seed(3)
     pixels = keras.Input((16, 16, 3))
     x = keras.layers.Rescaling(1 / 255)(pixels)
@@ -48,7 +66,7 @@ def pictures(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def read_scores():
+def read_scores() -> Callable[..., pd.DataFrame]:
     """Reads a run's scores as one frame, in manifest order."""
 
     def read(output) -> pd.DataFrame:

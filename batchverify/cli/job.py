@@ -1,111 +1,192 @@
-"""The command line: argv to a configuration and Beam's own arguments, the job, its closing words, an exit code."""
+"""The job, `batchverify` without a subcommand: scores the pairs of a manifest."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from batchverify import shutdown
-from batchverify.cli.logging import quieten_libraries
-from batchverify.cli.messages import closing_words, show, submission_words
-from batchverify.cli.options import parse
-from batchverify.errors import PreflightError, RunError
+from batchverify.cli.completion import SHELLS, PrintCompletion
+from batchverify.cli.exit_code import ExitCode
+from batchverify.cli.messages import gate_message, print_run, run_message, submission_message
+from batchverify.cli.options import (
+    add_column_options,
+    add_dataflow_options,
+    add_decision_options,
+    add_embedding_options,
+    add_gate_options,
+    add_image_options,
+    add_job_options,
+    add_model_options,
+    add_pixel_options,
+    config_fields,
+)
+from batchverify.cli.parser import Parser
+from batchverify.cli.subcommands import SUBCOMMANDS
+from batchverify.config import VerificationConfig
+from batchverify.errors import PreflightError
+from batchverify.version import VERSION
 
-DONE, FAILED, REFUSED, BEYOND_GATE = 0, 1, 2, 3
+_USAGE = """batchverify --manifest FILE --output DIR [options]
+       batchverify SUBCOMMAND [options]"""
+_EPILOG = """\
+All other options are Beam's own. In all option names, hyphens and underscores are the same. On Dataflow, with workers that
+have processors:
+  batchverify --manifest gs://BUCKET/pairs.parquet --output gs://BUCKET/scores --model gs://BUCKET/model.keras \\
+    --runner=DataflowRunner --project=PROJECT --region=REGION --temp_location=gs://BUCKET/tmp
+and with a GPU in each worker that encodes; IMAGE is built from deploy/Dockerfile:
+    … --accelerator nvidia-tesla-t4 --sdk_container_image=IMAGE
+
+Exit codes: 0 done, or submitted with --no-wait; 1 the run failed; 2 refused before anything ran; 3 done, but a gate is not
+met; 130 and 143 stopped by SIGINT and SIGTERM, and a job on Dataflow cancelled."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the job that `argv` asks for and returns its exit code."""
-    with _swept_when_stopped():
-        try:
-            return _run(sys.argv[1:] if argv is None else argv)
-        except PreflightError as refused:
-            for problem in refused.problems:
-                print(f"batchverify: {problem}", file=sys.stderr)
-            return REFUSED
-        except RunError as failed:
-            print(f"batchverify: the run failed: {failed}", file=sys.stderr)
-            return FAILED
+@dataclasses.dataclass(frozen=True)
+class JobArguments:
+    """What the command line of a job says.
+
+    Attributes:
+        config: The configuration of the run.
+        beam_args: Beam's own arguments.
+        check: Whether to check everything and run nothing.
+        quiet: Whether to print errors only.
+        no_wait: Whether to return when the job is submitted.
+    """
+
+    config: VerificationConfig
+    beam_args: list[str]
+    check: bool
+    quiet: bool
+    no_wait: bool
 
 
-def run_as_process() -> NoReturn:
-    """Runs the job of this process's arguments, and ends the process with its exit code."""
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code == FAILED:
-        os._exit(code)  # The runner may have threads that wait for ever for a worker that is gone.
-    sys.exit(code)
+def make_parser() -> Parser:
+    """Returns the parser of the job's own options."""
+    parser = Parser(
+        prog="batchverify",
+        usage=_USAGE,
+        description="Scores the image pairs of a manifest with a trained Siamese network, and checks the network's sanity.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"batchverify {VERSION}")
+    parser.add_argument(
+        "--print-completion", action=PrintCompletion, choices=SHELLS, help="print the script that completes options in a shell"
+    )
+    lines = [f"{name:<10}{text}" for name, text in SUBCOMMANDS.items()]
+    parser.add_argument_group("subcommands, each with its own --help", "\n".join(lines))
+    for add_options in (
+        add_job_options, add_model_options, add_pixel_options, add_decision_options, add_gate_options,
+        add_embedding_options, add_column_options, add_image_options, add_dataflow_options,
+    ):  # fmt: skip
+        add_options(parser)
+    return parser
 
 
-def _run(argv: Sequence[str]) -> int:
-    quieten_libraries()
-    config, beam_args = parse(argv)
-    if config.model is None and "--quiet" not in argv:
-        print("No --model given: scoring with the embedded demo model, trained on handwritten characters.")
-    if "--check" in argv:
-        from batchverify.cli.check import format_check
-        from batchverify.pipeline.check import check_run
+def parse(argv: Sequence[str]) -> JobArguments:
+    """Returns what `argv` says.
 
-        print(format_check(check_run(config, beam_args)))
-        return DONE
-    from batchverify.cli.progress import watcher
+    Raises:
+        PreflightError: if an option is neither ours nor Beam's, is missing, or has a value that cannot be.
+    """
+    options, beam_args = make_parser().parse_with_beam(argv)
+    given = {"--manifest": options.manifests, "--output": options.output}
+    if missing := [f"{name} is missing; see batchverify --help." for name, value in given.items() if not value]:
+        raise PreflightError(missing)
+    fields = config_fields(options)
+    flags = {name: fields.pop(name) for name in ("check", "quiet", "no_wait")}
+    del fields["print_completion"]
+    return JobArguments(VerificationConfig(**fields), beam_args, **flags)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the job that `argv` asks for, and returns the exit code."""
+    with _clean_up_when_stopped():
+        arguments = parse(argv)
+        if arguments.config.model is None and not arguments.quiet:
+            print("No --model given: scoring with the embedded demo model, trained on handwritten characters.")
+        return _check(arguments) if arguments.check else _run(arguments)
+
+
+def _check(arguments: JobArguments) -> int:
+    from batchverify.cli.check import check_message
+    from batchverify.pipeline.check import check_run
+
+    print(check_message(check_run(arguments.config, arguments.beam_args)))
+    return ExitCode.DONE
+
+
+def _run(arguments: JobArguments) -> int:
+    from batchverify.images.pillow_settings import configure_pillow
     from batchverify.pipeline.dataflow import is_dataflow, is_template_launch
     from batchverify.pipeline.plan import pipeline_options
-    from batchverify.pipeline.run import run, submit
 
-    quiet = "--quiet" in argv
-    if quiet:
+    configure_pillow()
+    if arguments.quiet:
         logging.getLogger("batchverify").setLevel(logging.WARNING)
-    beams = pipeline_options(beam_args)
-    if "--no-wait" in argv or is_template_launch(beams):
-        submitted = submit(config, beam_args)
-        if not quiet:
-            print(submission_words(submitted.output, submitted.link))
-        return DONE
+    beam_options = pipeline_options(arguments.beam_args)
+    if arguments.no_wait or is_template_launch(beam_options):
+        return _submit(arguments)
+    return _run_and_wait(arguments, show_progress=not arguments.quiet and not is_dataflow(beam_options))
+
+
+def _submit(arguments: JobArguments) -> int:
+    from batchverify.pipeline.run import submit
+
+    submission = submit(arguments.config, arguments.beam_args)
+    if not arguments.quiet:
+        print(submission_message(submission.output, submission.link))
+    return ExitCode.DONE
+
+
+def _run_and_wait(arguments: JobArguments, show_progress: bool) -> int:
+    from batchverify.cli.progress import watcher
+    from batchverify.pipeline.run import run as run_job
+
     with ExitStack() as stack:
-        result = run(config, beam_args, None if quiet or is_dataflow(beams) else watcher(stack))
-    if not quiet:
-        show(closing_words(result.output, result.summary))
-    return BEYOND_GATE if _tell_gates(result.summary) else DONE
+        result = run_job(arguments.config, arguments.beam_args, watcher(stack) if show_progress else None)
+    if not arguments.quiet:
+        print_run(run_message(result.output, result.summary))
+    return _exit_code(result.summary)
+
+
+def _exit_code(summary: dict[str, Any]) -> int:
+    """Prints which gates are not met, and returns the exit code that follows from them."""
+    unmet = [gate for gate in summary["gates"] if not gate["met"]]
+    for gate in unmet:
+        print(f"batchverify: {gate_message(gate)}", file=sys.stderr)
+    return ExitCode.GATE_NOT_MET if unmet else ExitCode.DONE
 
 
 @contextmanager
-def _swept_when_stopped() -> Iterator[None]:
-    """Ends the process at SIGINT or SIGTERM with its job cancelled and its output swept, exit code 130 or 143.
+def _clean_up_when_stopped() -> Iterator[None]:
+    """Ends the process at SIGINT or SIGTERM, exit code 130 or 143; its job is cancelled and its output is deleted first.
 
-    At once, because Beam's in-process runner would first wait for its workers to end their bundles.
+    The process does not end as Python would end it: Beam's in-process runner would first wait for its workers to end their
+    bundles.
     """
+    earlier = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
-    def stop(number: int, _: Any) -> None:
-        stopped = f"batchverify: stopped by {signal.Signals(number).name}"
-        if going_on := shutdown.cancel_jobs():
-            print(f"{stopped}; the job could not be cancelled and goes on: {', '.join(going_on)}", file=sys.stderr, flush=True)
-            os._exit(128 + number)
+
+def _stop(number: int, _: Any) -> None:
+    stopped = f"batchverify: stopped by {signal.Signals(number).name}"
+    if running := shutdown.cancel_jobs():
+        print(f"{stopped}; the job could not be cancelled and goes on: {', '.join(running)}", file=sys.stderr, flush=True)
+    else:
         shutdown.clean_up()
         print(f"{stopped}; no unfinished output is left.", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(128 + number)
-
-    kept = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-
-
-def _tell_gates(summary: dict[str, Any]) -> bool:
-    """Says which gates are not met, and returns whether there is one."""
-    from batchverify.evaluation.gates import Gate
-
-    broken = [gate for gate in (Gate(**found) for found in summary["gates"]) if not gate.met]
-    for gate in broken:
-        print(f"batchverify: gate not met: {gate}.", file=sys.stderr)
-    return bool(broken)
+    os._exit(128 + number)

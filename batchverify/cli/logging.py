@@ -1,4 +1,4 @@
-"""Logs and the libraries' chatter."""
+"""Logs, and the messages of libraries."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ import warnings
 
 from batchverify.errors import WORKER_DIED, PreflightError, RunError, printable
 
-# How the traceback ends of a failure of ours, of the operating system's, of a worker's death, or of a service's.
-_TOLD_ELSEWHERE = re.compile(
+# How the traceback of a failure ends that the program reports in a sentence of its own: a failure of ours, of the operating
+# system's, of a service's, or the death of a worker.
+_REPORTED_FAILURE = re.compile(
     rf"^({RunError.__module__}\.{RunError.__name__}: |\w+Error: \[Errno |\w+Error: {WORKER_DIED}|grpc\.\S+Error: )", re.M
 )
 
 
-class _PrintableFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), keep="\n")
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Returns False for the traceback that Beam logs of a failure which `main` tells in a sentence."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, (RunError, PreflightError, OSError)) and not _TOLD_ELSEWHERE.search(record.getMessage())
-
-
 def quieten_libraries() -> None:
-    """Keeps the libraries' chatter off the terminal; their errors still show."""
+    """Keeps the messages of libraries off the terminal, except errors."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.basicConfig(level=logging.ERROR)
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_is_news)
+        handler.addFilter(_is_unreported)
         handler.setFormatter(_PrintableFormatter())
     logging.getLogger("batchverify").setLevel(logging.INFO)
+
+
+def _is_unreported(record: logging.LogRecord) -> bool:
+    """Returns False for a traceback that Beam logs for a failure which the program reports in a sentence of its own."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, (RunError, PreflightError, OSError)) and not _REPORTED_FAILURE.search(record.getMessage())
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n")

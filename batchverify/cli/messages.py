@@ -1,151 +1,265 @@
-"""What the terminal shows of a run."""
+"""The text that the program prints for people. `--check` has its own, in `check.py`."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from batchverify.errors import printable
 
-# What other threads do while a run waits for them.
+if TYPE_CHECKING:
+    from batchverify.model.diagnosis import Diagnosis
+    from batchverify.output.score_files import ScoreCounts
+    from batchverify.training.data import Group
+    from batchverify.training.fit import TrainingFiles
+    from batchverify.training.history import Epoch, History
+    from batchverify.training.session import TrainingPlan
+
+# The parts of a run that other threads do while the run waits for them.
 _IN_THREADS = ("fetch", "decode", "encode")
 
 
-def show(words: str) -> None:
-    """Prints closing words, their verdict and labels set off where the terminal can."""
+# The job.
+
+
+def print_run(message: str) -> None:
+    """Prints what a run came to, with its verdict and labels in colour where the terminal has colours."""
     from rich.console import Console
     from rich.text import Text
 
-    text = Text(words)
+    text = Text(message)
     text.highlight_regex(r"(?m)^[A-Z][a-z]+(?=  )", "bold")
     text.highlight_words(["SANE."], "bold green")
     text.highlight_words(["FAULT.", "NOT CHECKED."], "bold red")
     Console(soft_wrap=True, highlight=False).print(text)
 
 
-def closing_words(output: str, summary: dict[str, Any]) -> str:
-    """Returns what the terminal shows at the end of a run: counts, the verdict explained, where the files are."""
-    rows, images, rates = summary["rows"], summary["images"], summary["error_rates"]
-    failed = images.get("total", 0) - images.get("ok", 0)
-    kinds = ", ".join(f"{n} {kind}" for kind, n in images.items() if kind not in ("total", "ok"))
-    kept = summary.get("embeddings")
-    lines = [
-        "",
-        f"Rows      {rows.get('total', 0):,}: {rows.get('scored', 0):,} scored, {rows.get('failed', 0):,} without a score"
-        + (f" (of the first {summary['run']['limit']:,}, --limit)" if summary["run"].get("limit") else ""),
-        f"Images    {images.get('total', 0):,} distinct: {kept['encoded'] if kept else images.get('ok', 0):,} encoded, "
-        + (f"{kept['reused']:,} from the store, " if kept else "")
-        + f"{failed:,} failed"
-        + (f" ({kinds})" if kinds else ""),
-        f"Matches   {rows.get('matches', 0):,} at threshold {summary['run']['threshold']:g}",
-    ]
-    if rates:
-        known = [(name.upper(), rates[name]) for name in ("fmr", "fnmr", "eer") if rates[name] is not None]
-        lines.append(
-            f"Labels    {rates['genuine']:,} genuine, {rates['impostor']:,} impostor: "
-            + ", ".join(f"{name} {value:.2%}" for name, value in known)
-        )
-        lines += [f"Suggest   {words}" for words in threshold_words(rates)]
-    if kept:
-        lines.append("Store     " + store_words(kept))
+def run_message(output: str, summary: dict[str, Any]) -> str:
+    """Returns what the terminal shows at the end of a run: counts, the verdict with its reason, and where the files are."""
+    lines = ["", _rows_message(summary), _images_message(summary)]
+    lines.append(f"Matches   {summary['rows'].get('matches', 0):,} at threshold {summary['run']['threshold']:g}")
+    if rates := summary["error_rates"]:
+        lines.append(_labels_message(rates))
+        lines += [f"Suggest   {threshold}" for threshold in threshold_messages(rates)]
+    if embeddings := summary.get("embeddings"):
+        lines.append("Store     " + store_message(embeddings))
     if baseline := summary.get("baseline"):
-        lines.append("Baseline  " + baseline_words(baseline))
+        lines.append("Baseline  " + baseline_message(baseline))
     if profile := summary.get("profile"):
-        lines.append("Time      " + profile_words(profile))
-    lines += [
-        "Identity  " + identity_words(summary),
-        f"Files     {output}/scores-*.parquet, {output}/summary.json, {output}/report.html",
-    ]
+        lines.append("Time      " + profile_message(profile))
+    lines.append("Identity  " + identity_message(summary))
+    lines.append(f"Files     {output}/scores-*.parquet, {output}/summary.json, {output}/report.html")
     return "\n".join(lines)
 
 
-def submission_words(output: str, link: str | None) -> str:
-    """Returns what the terminal shows of a job that was handed to Dataflow and is not waited for."""
-    where = f"Submitted {link}" if link else "Submitted the job is written, and the Flex Template's launcher starts it"
-    return (
-        f"\n{where}\n"
-        f"          Nothing is scored yet. When the job has done its work, {output}/_SUCCESS is there, and whether\n"
-        f"          gates are met stands in {output}/summary.json; this exit code says nothing of them."
-    )
+def _rows_message(summary: dict[str, Any]) -> str:
+    rows, limit = summary["rows"], summary["run"].get("limit")
+    counts = f"{rows.get('total', 0):,}: {rows.get('scored', 0):,} scored, {rows.get('failed', 0):,} without a score"
+    return f"Rows      {counts}" + (f" (of the first {limit:,}, --limit)" if limit else "")
 
 
-def baseline_words(baseline: dict[str, Any]) -> str:
-    """Returns what changed since the earlier run, in two lines."""
-    from batchverify.evaluation.drift import describe_shift
-
-    before, now = (f"{rate:.2%}" if rate is not None else "none" for rate in baseline["match_rate"])
-    changed = [f"{now - before:+,} {status}" for status, (before, now) in baseline["failures"].items() if now != before]
-    model = "ANOTHER MODEL" if baseline["model_changed"] else "the same model"
-    one, other = baseline["threshold"]
-    threshold = "" if one == other else f"; threshold {one:g} before, {other:g} now"
-    told = (
-        f"against {baseline['path']}: {describe_shift(baseline['psi'])}, with {model}{threshold};\n"
-        f"          matches {before} before, {now} now; failures {', '.join(changed) or 'as before'}"
-    )
-    return printable(told, keep="\n")  # The earlier summary may be a stranger's.
+def _images_message(summary: dict[str, Any]) -> str:
+    images, embeddings = summary["images"], summary.get("embeddings")
+    total, readable = images.get("total", 0), images.get("ok", 0)
+    encoded = f"{embeddings['encoded'] if embeddings else readable:,} encoded"
+    reused = f", {embeddings['reused']:,} from the store" if embeddings else ""
+    kinds = ", ".join(f"{number} {kind}" for kind, number in images.items() if kind not in ("total", "ok"))
+    return f"Images    {total:,} distinct: {encoded}{reused}, {total - readable:,} failed" + (f" ({kinds})" if kinds else "")
 
 
-def store_words(kept: dict[str, Any]) -> str:
-    """Returns what a run had of its store of embeddings, in a line."""
-    total = kept["reused"] + kept["encoded"]
-    share = f"{kept['reused']:,} of {total:,} images were in it unchanged" if total else "no image could be read"
-    return printable(f"{kept['path']}: {share}" + (f"; not used: {kept['ignored']}" if kept["ignored"] else ""))
+def _labels_message(rates: dict[str, Any]) -> str:
+    known = ", ".join(f"{name.upper()} {rates[name]:.2%}" for name in ("fmr", "fnmr", "eer") if rates[name] is not None)
+    return f"Labels    {rates['genuine']:,} genuine, {rates['impostor']:,} impostor: {known}"
 
 
-def profile_words(profile: dict[str, Any]) -> str:
-    """Returns where a run's time went, the larger shares first, and beside it what other threads did meanwhile."""
-    wall, seconds = profile["wall_seconds"], profile["seconds"]
-    alone = sorted(((seconds[name], name) for name in seconds if name not in _IN_THREADS), reverse=True)
-    shares = ", ".join(f"{name} {spent / wall:.0%}" for spent, name in alone if spent >= wall / 200)
-    idle = profile["device_idle_share"]
-    return (
-        f"{wall:,.1f} s, {profile['images_per_second']:,.0f} images/s, {profile['rows_per_second']:,.0f} rows/s: {shares}\n"
-        "          in threads meanwhile: "
-        + ", ".join(f"{name} {seconds[name]:,.1f} s" for name in _IN_THREADS)
-        + (f"; the device was idle for {idle:.0%}" if idle is not None else "")
-    )
-
-
-def threshold_words(rates: dict[str, Any]) -> list[str]:
-    """Returns the thresholds that a run's labels suggest, a line each, and how far they are to be trusted."""
+def threshold_messages(rates: dict[str, Any]) -> list[str]:
+    """Returns the thresholds that a run's labels suggest, one a line, and whether there are pairs enough to trust them."""
     lines = []
     if rates.get("eer_threshold") is not None:
         lines.append(f"threshold {rates['eer_threshold']:.4f} for the EER of {rates['eer']:.2%}")
-    for point in rates.get("at_fmr", []):
-        if point["threshold"] is None:
-            lines.append(f"no threshold gives an FMR of {point['target']:g}")
-            continue
-        fnmr = "" if point["fnmr"] is None else f", FNMR {point['fnmr']:.2%}"
-        needed = {"enough": 0, "rough": 30, "too_few": 3}[point["evidence"]] / point["target"]
-        doubt = f" ({point['evidence'].replace('_', ' ')}: it takes {needed:,.0f} impostor pairs to show)" if needed else ""
-        lines.append(f"threshold {point['threshold']:.4f} for FMR {point['target']:g}{fnmr}{doubt}")
-    return lines
+    return lines + [_operating_point_message(point) for point in rates.get("at_fmr", [])]
 
 
-def identity_words(summary: dict[str, Any]) -> str:
-    """Returns the identity verdict of a run, explained to somebody who never heard of it."""
-    identity, threshold = summary["identity"], summary["run"]["threshold"]
-    compared = summary["images"].get("ok", 0)
+def _operating_point_message(point: dict[str, Any]) -> str:
+    if point["threshold"] is None:
+        return f"no threshold gives an FMR of {point['target']:g}"
+    fnmr = "" if point["fnmr"] is None else f", FNMR {point['fnmr']:.2%}"
+    needed = {"enough": 0, "rough": 30, "too_few": 3}[point["evidence"]] / point["target"]
+    doubt = f" ({point['evidence'].replace('_', ' ')}: it takes {needed:,.0f} impostor pairs to show)" if needed else ""
+    return f"threshold {point['threshold']:.4f} for FMR {point['target']:g}{fnmr}{doubt}"
+
+
+def store_message(embeddings: dict[str, Any]) -> str:
+    """Returns how many images a run took from its store of embeddings, in one line."""
+    total = embeddings["reused"] + embeddings["encoded"]
+    share = f"{embeddings['reused']:,} of {total:,} images were in it unchanged" if total else "no image could be read"
+    ignored = f"; not used: {embeddings['ignored']}" if embeddings["ignored"] else ""
+    return printable(f"{embeddings['path']}: {share}{ignored}")
+
+
+def baseline_message(baseline: dict[str, Any]) -> str:
+    """Returns what changed since the earlier run, in two lines."""
+    from batchverify.evaluation.drift import describe_shift
+
+    match_rates = [f"{rate:.2%}" if rate is not None else "none" for rate in baseline["match_rate"]]
+    failures = [f"{now - before:+,} {status}" for status, (before, now) in baseline["failures"].items() if now != before]
+    model = "ANOTHER MODEL" if baseline["model_changed"] else "the same model"
+    threshold_before, threshold_now = baseline["threshold"]
+    threshold = f"; threshold {threshold_before:g} before, {threshold_now:g} now" if threshold_before != threshold_now else ""
+    message = (
+        f"against {baseline['path']}: {describe_shift(baseline['psi'])}, with {model}{threshold};\n"
+        f"          matches {match_rates[0]} before, {match_rates[1]} now; failures {', '.join(failures) or 'as before'}"
+    )
+    return printable(message, keep="\n")  # Another program may have written the earlier summary.
+
+
+def profile_message(profile: dict[str, Any]) -> str:
+    """Returns where a run's time went, the largest share first, and the time of other threads in a second line."""
+    wall, seconds = profile["wall_seconds"], profile["seconds"]
+    longest = sorted(((seconds[name], name) for name in seconds if name not in _IN_THREADS), reverse=True)
+    shares = ", ".join(f"{name} {spent / wall:.0%}" for spent, name in longest if spent >= wall / 200)
+    threads = ", ".join(f"{name} {seconds[name]:,.1f} s" for name in _IN_THREADS)
+    idle = profile["device_idle_share"]
+    return (
+        f"{wall:,.1f} s, {profile['images_per_second']:,.0f} images/s, {profile['rows_per_second']:,.0f} rows/s: {shares}\n"
+        f"          in threads meanwhile: {threads}" + (f"; the device was idle for {idle:.0%}" if idle is not None else "")
+    )
+
+
+def identity_message(summary: dict[str, Any]) -> str:
+    """Returns the identity verdict of a run, with an explanation for somebody who never heard of it."""
+    identity, compared = summary["identity"], summary["images"].get("ok", 0)
     if not compared:
         return "NOT CHECKED. No image could be encoded, so none was compared with itself."
-    low, high = identity["score_min"], identity["score_max"]
-    scale = f"{low:.4f}" if f"{low:.4f}" == f"{high:.4f}" else f"{low:.4f} to {high:.4f}"
-    refused, outscored = identity["images_below_threshold"], identity["outscored"]
-    if not refused and not outscored:
-        return (
-            f"SANE. Each of {compared:,} images was compared with itself and scored {scale};\n"
-            "          none fell below the threshold, and no pair scored higher than its own images do."
-        )
-    seen = []
-    if refused:
-        seen.append(f"{refused:,} of {compared:,} images, compared with themselves, fall below the threshold {threshold:g}")
-    if outscored:
-        seen.append(f"{outscored:,} pairs of different images score higher than an image against itself")
+    low, high = (f"{identity[name]:.4f}" for name in ("score_min", "score_max"))
+    scores = low if low == high else f"{low} to {high}"
+    if identity["images_below_threshold"] or identity["outscored"]:
+        return _identity_fault_message(summary, scores)
     return (
-        f"FAULT. {'; '.join(seen)}.\n"
-        f"          Seen:  an image compared with itself scores {scale}; nothing can be more alike, so it should be near 1.\n"
-        "          Why:   of two equal images the distance is zero, and the head turns zero into sigmoid(bias),\n"
+        f"SANE. Each of {compared:,} images was compared with itself and scored {scores};\n"
+        "          none fell below the threshold, and no pair scored higher than its own images do."
+    )
+
+
+def _identity_fault_message(summary: dict[str, Any], scores: str) -> str:
+    below, outscored = summary["identity"]["images_below_threshold"], summary["identity"]["outscored"]
+    threshold, compared = summary["run"]["threshold"], summary["images"]["ok"]
+    faults = []
+    if below:
+        faults.append(f"{below:,} of {compared:,} images, compared with themselves, fall below the threshold {threshold:g}")
+    if outscored:
+        faults.append(f"{outscored:,} pairs of different images score higher than an image against itself")
+    return (
+        f"FAULT. {'; '.join(faults)}.\n"
+        f"          Seen:  an image compared with itself scores {scores}; nothing can be more alike, so it should be near 1.\n"
+        "          Why:   two equal images have the distance zero, and the head turns zero into sigmoid(bias),\n"
         "                 whatever the image shows. Ordinary training never shows it such a pair, so the bias is free;\n"
         "                 positive head weights then let pairs that differ a little score above pairs that don't differ.\n"
         "          Do:    don't trust matches of near-identical images from this model. Retrain its head with weights\n"
         "                 that can't be positive and with identity pairs. The column identity_check marks the rows."
     )
+
+
+def gate_message(gate: dict[str, Any]) -> str:
+    """Returns which gate is not met, and by how much."""
+    from batchverify.evaluation.gates import Gate
+
+    return f"gate not met: {Gate(**gate)}."
+
+
+def submission_message(output: str, link: str | None) -> str:
+    """Returns what the terminal shows when a job was submitted to Dataflow and is not waited for."""
+    where = f"Submitted {link}" if link else "Submitted the job is written, and the Flex Template's launcher starts it"
+    return (
+        f"\n{where}\n"
+        f"          Nothing is scored yet. The job writes {output}/_SUCCESS when it is done, and {output}/summary.json\n"
+        f"          then says whether the gates are met; this exit code says nothing about them."
+    )
+
+
+# The doctor.
+
+
+def diagnosis_message(diagnosis: Diagnosis) -> str:
+    """Returns a diagnosis as a page for the terminal."""
+    lines = []
+    for title, findings in diagnosis.findings.items():
+        lines.append(title.capitalize())
+        lines += [f"  {name.replace('_', ' '):<24} {_format_value(value)}" for name, value in findings.items()]
+        lines.append("")
+    if diagnosis.faults:
+        lines += ["NOT SANE.", *(f"  - {fault}" for fault in diagnosis.faults)]
+    else:
+        lines.append("SANE. Every image is accepted as itself, and no pair was seen to outscore an identity score.")
+    return printable("\n".join(lines), keep="\n")
+
+
+def _format_value(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+# Conversions.
+
+
+def manifest_written_message(pairs: int, output: str) -> str:
+    """Returns how many pairs a manifest got."""
+    return printable(f"{pairs:,} pairs written to {output}.")
+
+
+def scores_written_message(counts: ScoreCounts, output: str) -> str:
+    """Returns how many scores were written, and how many rows have no place in the files."""
+    left_out = {"a score": counts.without_score, "a label": counts.without_label}
+    missing = " and ".join(f"{number:,} rows without {what}" for what, number in left_out.items() if number)
+    written = f"{counts.genuine:,} genuine and {counts.impostor:,} impostor scores written to {output}"
+    return printable(f"{written}; {missing} left out." if missing else f"{written}.")
+
+
+# Training.
+
+
+def training_data_message(plan: TrainingPlan) -> str:
+    """Returns how many images there are to train on, to validate with and to measure on, one line each."""
+    kinds = (("training", plan.training), ("validation", plan.validation), ("held out", plan.held_out))
+    return "\n".join(f"{kind}: {_size_message(groups)}" for kind, groups in kinds if groups)
+
+
+def _size_message(groups: Sequence[Group]) -> str:
+    classes = [images for group in groups for images in group.classes]
+    return f"{sum(map(len, classes)):,} images of {len(classes):,} classes in {len(groups):,} groups"
+
+
+def epoch_message(epoch: Epoch) -> str:
+    """Returns the line that training prints after an epoch."""
+    message = f"epoch {epoch.epoch:3d}  step {epoch.step:6d}  loss {epoch.loss:.4f}  accuracy {epoch.accuracy:.4f}"
+    if epoch.validation_accuracy is not None:
+        message += f"  validation accuracy {epoch.validation_accuracy:.4f}  EER {epoch.validation_eer:.4f}"
+    return f"{message}  {epoch.seconds:.0f} s"
+
+
+def interrupted_message(files: TrainingFiles, history: History, step: int) -> str:
+    """Returns what an interrupted training leaves, and how to go on."""
+    return f"Interrupted after step {step}. {files.model} holds {_saved_network(history)}; go on with --resume."
+
+
+def trained_message(files: TrainingFiles, history: History, figures: dict[str, Any] | None, measured_on: str) -> str:
+    """Returns what the terminal shows at the end of a training: the figures, and where the files are."""
+    lines = [f"Trained for {history.seconds / 60:.1f} minutes. {files.model} holds {_saved_network(history)}."]
+    if figures:
+        trials = f"of {figures['one_shot_trials']:,} trials"
+        lines += [
+            f"On {measured_on} classes, {figures['pairs']:,} pairs:",
+            f"  verification accuracy  {figures['accuracy']:.4f}   EER {figures['eer']:.4f}",
+            f"  {figures['one_shot_ways']:2d}-way one-shot       {figures['one_shot']:.4f}   {trials}",
+            f"  identity score f(x, x) {figures['identity_score']:.4f}   outscored by {figures['outscored']:.1%} of genuine",
+        ]
+    lines.append(f"Log {files.log}, curves {files.curves}, figures {files.figures}.")
+    return "\n".join(lines)
+
+
+def _saved_network(history: History) -> str:
+    best = history.best()
+    if best is None:
+        return "the network as it is"
+    if best.validation_accuracy is None:
+        return f"the network of step {best.step}"
+    return f"the best so far, of step {best.step} (validation accuracy {best.validation_accuracy:.4f})"

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, and elsewhere a line every half a minute."""
+"""How far a run is: a terminal shows a bar, and a log gets a line every half a minute."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _LOG_EVERY_S = 30.0
 
 
 def watcher(stack: ExitStack) -> Watcher:
-    """Returns a bar if the terminal can show one, or else lines in the log.
+    """Returns a bar if stderr is a terminal, or else lines in the log.
 
     Args:
-        stack: takes the bar down at its end.
+        stack: The stack whose end removes the bar.
     """
-    return _Bar(stack) if sys.stderr.isatty() else _Lines()
+    return _Bar(stack) if sys.stderr.isatty() else _LogLines()
 
 
 class _Bar:
@@ -44,76 +44,78 @@ class _Bar:
         self._rate = _Rate()
 
     def __call__(self, totals: dict[str, float], images: int, rows: int) -> None:
-        done, scored = _done(totals)
-        more = f"{self._rate.of(done):,.0f}/s{_reused(totals)}"
+        encoded, scored = _progress_counts(totals)
+        more = f"{self._rate.update(encoded):,.0f}/s{_format_reused(totals)}"
         more += f", {totals['images_failed']:,.0f} failed" if totals["images_failed"] else ""
-        self._progress.update(self._images, completed=done, total=max(images, done), more=more)
+        self._progress.update(self._images, completed=encoded, total=max(images, encoded), more=more)
         failed = f"{totals['rows_failed']:,.0f} without a score" if totals["rows_failed"] else ""
         self._progress.update(self._rows, completed=scored, total=max(rows, scored), more=failed)
 
 
-class _Lines:
+class _LogLines:
     def __init__(self) -> None:
         self._next = time.monotonic() + _LOG_EVERY_S
         self._rate = _Rate()
 
     def __call__(self, totals: dict[str, float], images: int, rows: int) -> None:
-        done, scored = _done(totals)
-        rate = self._rate.of(done)
+        encoded, scored = _progress_counts(totals)
+        rate = self._rate.update(encoded)
         if time.monotonic() < self._next:
             return
         self._next += _LOG_EVERY_S
-        _LOG.info("%s", format_progress(totals, max(images, done), max(rows, scored), rate))
+        _LOG.info("%s", format_progress(totals, max(images, encoded), max(rows, scored), rate))
 
 
 def format_progress(totals: dict[str, float], images: int, rows: int, rate: float) -> str:
     """Returns how far a run is in one line.
 
     Args:
-        totals: see `Watcher`.
-        images: all that there are.
-        rows: likewise.
-        rate: images a second.
+        totals: The totals of the workers, see `Watcher`.
+        images: The number of all images of the run.
+        rows: The number of all rows of the run.
+        rate: Images a second.
     """
-    done, scored = _done(totals)
-    left = f", about {duration((images - done) / rate)} left for the images" if rate and done < images else ""
+    encoded, scored = _progress_counts(totals)
+    left = f", about {format_duration((images - encoded) / rate)} left for the images" if rate and encoded < images else ""
     failed = f"{totals['images_failed']:,.0f} failed"
+    share = _format_share(encoded, images)
     return (
-        f"Images encoded: {done:,} of {images:,} ({_share(done, images)}){_reused(totals)}, {failed}, {rate:,.0f}/s{left}. "
-        f"Rows scored: {scored:,} of {rows:,} ({_share(scored, rows)})."
+        f"Images encoded: {encoded:,} of {images:,} ({share}){_format_reused(totals)}, {failed}, {rate:,.0f}/s{left}. "
+        f"Rows scored: {scored:,} of {rows:,} ({_format_share(scored, rows)})."
     )
 
 
 class _Rate:
-    """Images a second since the first one, as the start, with nothing to count, would spoil it."""
+    """Images a second since the first image. The time before it is not counted, because nothing is encoded at the start."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
         self._last = 0.0
 
-    def of(self, done: int) -> float:
+    def update(self, encoded: int) -> float:
         now = time.monotonic()
-        if done and self._first is None:
-            self._first = now, done
-        if self._first and done > self._first[1]:
-            self._last = (done - self._first[1]) / (now - self._first[0])
+        if encoded and self._first is None:
+            self._first = now, encoded
+        if self._first and encoded > self._first[1]:
+            self._last = (encoded - self._first[1]) / (now - self._first[0])
         return self._last
 
 
-def _reused(totals: dict[str, float]) -> str:
+def _format_reused(totals: dict[str, float]) -> str:
     return f", {totals['images_reused']:,.0f} from the store" if totals["images_reused"] else ""
 
 
-def _done(totals: dict[str, float]) -> tuple[int, int]:
+def _progress_counts(totals: dict[str, float]) -> tuple[int, int]:
+    """Returns the number of images and the number of rows that are done."""
     return int(images_done(totals)), int(totals["rows_scored"] + totals["rows_failed"])
 
 
-def _share(done: int, of: int) -> str:
-    return f"{done / of:.0%}" if of else "100%"
+def _format_share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "100%"
 
 
-def duration(seconds: float) -> str:
-    """Returns a time that is still to come, in the unit that says it best."""
+def format_duration(seconds: float) -> str:
+    """Returns a time that is still to come, in the unit that suits it."""
     if seconds < 90:
         return f"{max(1, seconds):.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

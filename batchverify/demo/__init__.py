@@ -1,1 +1,1 @@
-"""The embedded models, and what made the demo's data."""
+"""The embedded models, and the module that draws the demo's images."""

@@ -1,8 +1,8 @@
-"""Draws handwritten-looking characters of alphabets that do not exist.
+"""Draws characters of invented alphabets that look like handwriting.
 
-Every picture of the demo is made here, from a seed, and so are the extra classes that the embedded models
-are trained on. A character is a few pen strokes through control points; a drawing of it is one writer's
-attempt, with shaking control points, slant, size and pen of its own.
+All images of the demo, and the extra classes that the embedded models are trained on, are drawn by this module from a seed. A
+character consists of a few pen strokes through control points. Each drawing of it has other random shifts of the control
+points, another slant, another size and another pen, as if another writer had drawn it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _POINTS_PER_SEGMENT = 8
 
 @dataclasses.dataclass(frozen=True)
 class Character:
-    """One character: what all of its drawings have in common.
+    """The shape that all drawings of a character share.
 
     Attributes:
-        strokes: one float array of control points, shape `(points, 2)`, for each pen stroke; the unit square
-            is the page, x to the right and y down.
+        strokes: Control points of each pen stroke, float `(points, 2)`. Coordinates are in the unit square, x to the right
+            and y down.
     """
 
     strokes: tuple[np.ndarray, ...]
 
 
 def invent_alphabet(rng: np.random.Generator, characters: int) -> list[Character]:
-    """Returns characters that share a style: how many strokes, how long, how curly."""
+    """Returns characters that share a style: about the same number, length and curl of strokes."""
     strokes = int(rng.integers(2, 5))
     curl = rng.uniform(0.3, 1.6)
     length = rng.uniform(0.25, 0.5)
@@ -37,19 +37,19 @@ def invent_alphabet(rng: np.random.Generator, characters: int) -> list[Character
 
 
 def draw(character: Character, rng: np.random.Generator, size: int = 105) -> Image.Image:
-    """Returns one writer's drawing of `character`: a 1-bit square image, black on white, `size` pixels a side."""
+    """Returns a new drawing of `character`: a square 1-bit image, black on white, with `size` pixels a side."""
     scale = size * _SUPERSAMPLING
-    page = Image.new("L", (scale, scale), 255)
-    pen = ImageDraw.Draw(page)
+    image = Image.new("L", (scale, scale), 255)
+    pen = ImageDraw.Draw(image)
     width = round(scale * rng.uniform(0.026, 0.040))
-    placement = _writers_hand(rng)
+    placement = _handwriting_transform(rng)
     for stroke in character.strokes:
-        shaken = stroke + rng.normal(0, 0.025, stroke.shape)
-        line = _smooth(shaken @ placement[:, :2].T + placement[:, 2]) * scale
+        shifted = stroke + rng.normal(0, 0.025, stroke.shape)
+        line = _smooth(shifted @ placement[:, :2].T + placement[:, 2]) * scale
         pen.line([tuple(point) for point in line], fill=0, width=width, joint="curve")
         for x, y in (line[0], line[-1]):
             pen.ellipse([x - width / 2, y - width / 2, x + width / 2, y + width / 2], fill=0)
-    return page.resize((size, size), Image.Resampling.BOX).point(lambda grey: 255 * (grey > 160)).convert("1")
+    return image.resize((size, size), Image.Resampling.BOX).point(lambda grey: 255 * (grey > 160)).convert("1")
 
 
 def _invent_character(rng: np.random.Generator, strokes: int, curl: float, length: float) -> Character:
@@ -57,7 +57,7 @@ def _invent_character(rng: np.random.Generator, strokes: int, curl: float, lengt
     drawn = [_invent_stroke(rng, curl, length) for _ in range(count)]
     points = np.concatenate(drawn)
     low, high = points.min(axis=0), points.max(axis=0)
-    # Written characters fill their box: each side is stretched to between 40 % and 70 % of the page.
+    # Written characters fill their box, so each side is stretched to between 40% and 70% of the image.
     factor = rng.uniform(0.4, 0.7, 2) / np.maximum(high - low, 0.15)
     return Character(tuple((stroke - (low + high) / 2) * factor + 0.5 for stroke in drawn))
 
@@ -73,8 +73,8 @@ def _invent_stroke(rng: np.random.Generator, curl: float, length: float) -> np.n
     return np.array(points)
 
 
-def _writers_hand(rng: np.random.Generator) -> np.ndarray:
-    """Returns a 2×3 matrix: the slant, turn, size and place of one writer's drawing, about the page's middle."""
+def _handwriting_transform(rng: np.random.Generator) -> np.ndarray:
+    """Returns a 2×3 affine matrix with a random rotation, slant, size and position around the centre of the image."""
     angle, slant = rng.normal(0, 0.10), rng.normal(0, 0.12)
     stretch = rng.normal(1.0, 0.10, 2)
     linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

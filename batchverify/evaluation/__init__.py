@@ -1,1 +1,1 @@
-"""What scores say: the identity check, error rates, the summary, drift, gates."""
+"""The evaluation of scores: the identity check, error rates, the summary, drift and gates."""

@@ -1,4 +1,4 @@
-"""The earlier run that a run is compared with. It is read and validated before anything starts."""
+"""The baseline: the earlier run that a run is compared with. It is read and validated before the run starts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 import logging
 from typing import Any
 
-from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, short_reason
 from batchverify.evaluation.drift import RunStatistics
+from batchverify.io.filesystem import read_bytes
 from batchverify.output.run_directory import RunDirectory
 
 _LOG = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def read_baseline(config: VerificationConfig) -> RunStatistics | None:
         None without `config.baseline`, and where `config.baseline_optional` allows that there is no such run yet.
 
     Raises:
-        PreflightError: if the run does not exist, is not finished, or cannot be compared with.
+        PreflightError: if the run does not exist, is not finished, or has an unusable summary.
     """
     path = config.baseline
     if path is None:
@@ -37,8 +37,8 @@ def read_baseline(config: VerificationConfig) -> RunStatistics | None:
                 f"--baseline {path} {problem}; name an earlier run, or add --baseline-optional for the first run."
             )
         _LOG.warning(
-            "--baseline %s %s: this run is compared with nothing%s.",
-            path, problem, "" if config.max_drift is None else ", and --max-drift is not judged",
+            "--baseline %s %s: this run is not compared with any other%s.",
+            path, problem, "" if config.max_drift is None else ", and --max-drift is not checked",
         )  # fmt: skip
         return None
     summary = _read_summary(_summary_path(path))
@@ -78,8 +78,7 @@ def _why_absent(path: str) -> str | None:
 
 def _read_summary(path: str) -> dict[str, Any]:
     try:
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            summary = json.loads(file.read(_MAX_SUMMARY_BYTES))
+        summary = json.loads(read_bytes(path, _MAX_SUMMARY_BYTES))
     except RecursionError:
         raise PreflightError(f"--baseline {path} cannot be read (it is nested too deeply); name another run.") from None
     except Exception as error:  # Beam wraps any exception of the store's client, and JSON has errors of its own.

@@ -19,9 +19,9 @@ import numpy as np
 
 BINS = 10_000
 FMR_TARGETS = (1e-2, 1e-3, 1e-4)
-# As `identity.is_match` compares: scores and threshold are float32.
+# Scores and thresholds are compared in float32, as `identity.is_match` does.
 _EDGES = (np.arange(BINS + 1) / BINS).astype(np.float32)
-_Z95 = 1.959963984540054  # the normal distribution's 97.5% quantile
+_Z95 = 1.959963984540054  # The 97.5% quantile of the normal distribution.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,8 +295,8 @@ def _describe_point(point: OperatingPoint) -> dict[str, Any]:
 
 def _correct_decisions(genuine: np.ndarray, impostor: np.ndarray) -> np.ndarray:
     """Returns the number of pairs that are decided correctly at each bin edge; int64 `(BINS + 1,)`."""
-    decisions: np.ndarray = _at_or_above(genuine) + _below(impostor)
-    return decisions
+    correct: np.ndarray = _at_or_above(genuine) + _below(impostor)
+    return correct
 
 
 def _at_or_above(counts: np.ndarray) -> np.ndarray:

@@ -80,7 +80,7 @@ class Summary:
         )
 
     def to_json(self, threshold: float) -> dict[str, Any]:
-        """Returns what `summary.json` says about the rows and images."""
+        """Returns the sections of `summary.json` about rows and images."""
         failed = metrics.Rate(self.counts["images.total"] - self.counts["images.ok"], self.counts["images.total"])
         return {
             "rows": self._counts_below("rows"),

@@ -1,1 +1,1 @@
-"""One image: fetched, decoded, resized. A failure is a value, never an exception."""
+"""Images: fetched, decoded and resized, one at a time. A failure is a value, never an exception."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -12,22 +11,23 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from batchverify.errors import short_reason
 from batchverify.images.failure import ImageFailure
+from batchverify.images.pillow_settings import no_limit_or_warnings, whole_files_only
 from batchverify.images.resize import Layout
 from batchverify.images.safety import find_decoding_hazard, find_memory_hazard, lacks_strips
 from batchverify.schema import ImageStatus
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
-# Of the files of these formats, where a folder is looked through.
+# The suffixes that these formats have, for a search through a folder.
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# Within a JPEG file's scan, neither the byte 0xff itself nor a restart (ITU-T T.81, B.1.1).
+# The next marker after a JPEG file's scan; within the scan, 0xff stands only before 0x00 or a restart (ITU-T T.81, B.1.1).
 _MARKER, _END_OF_IMAGE = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]"), b"\xff\xd9"
 
 
 class UndecodedJpeg(NamedTuple):
-    """A JPEG file without traps or oddities, left to whoever decodes many at once.
+    """A JPEG file that passed all checks and that a batch decoder decodes to the same pixels as Pillow.
 
     Attributes:
-        data: the file's bytes.
+        data: The file's bytes.
     """
 
     data: bytes
@@ -36,57 +36,76 @@ class UndecodedJpeg(NamedTuple):
 def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndarray | ImageFailure:
     """Decodes an image file and resizes it.
 
-    The first frame is taken, EXIF orientation honoured, transparency laid on white, 16 bits scaled to 8.
+    The first frame is used, the EXIF orientation is applied, transparency is replaced by white, and 16 bits are scaled to 8.
 
     Args:
-        data: the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file.
-        layout: of the result.
-        max_pixels: more than these, by the file's header, is `too_large`; nothing is decoded.
+        data: The bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file.
+        layout: The layout of the result.
+        max_pixels: The largest number of pixels; a file whose header names more is `too_large` and is not decoded.
 
     Returns:
         uint8 `(height, width, channels)`, or the failure.
     """
-    image = decode_or_defer(data, layout, max_pixels, leave_jpeg=False)
+    image = decode_or_defer(data, layout, max_pixels, defer_jpeg=False)
     assert not isinstance(image, UndecodedJpeg)
     return image
 
 
 def decode_or_defer(
-    data: bytes, layout: Layout, max_pixels: int, leave_jpeg: bool
+    data: bytes, layout: Layout, max_pixels: int, defer_jpeg: bool
 ) -> np.ndarray | UndecodedJpeg | ImageFailure:
-    if trap := find_decoding_hazard(data):
-        return ImageFailure(ImageStatus.UNREADABLE, trap)
+    """Does what `decode` does; with `defer_jpeg`, returns a plain JPEG file undecoded for a batch decoder."""
+    if hazard := find_decoding_hazard(data):
+        return ImageFailure(ImageStatus.UNREADABLE, hazard)
+    Image.init()  # Pillow loads its rarer formats late, and not when `Image.open` is given names of formats.
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                found = f"{image.width} × {image.height} pixels, more than {max_pixels}"
-                return ImageFailure(ImageStatus.TOO_LARGE, f"{found} (--max-image-pixels)")
-            if trap := find_memory_hazard(image, max_pixels):
-                return ImageFailure(ImageStatus.TOO_LARGE, trap)
-            if lacks_strips(image):
-                return ImageFailure(ImageStatus.UNREADABLE, "it cannot be decoded (a part of its pixels is missing)")
-            if leave_jpeg and _is_plain_jpeg(image, data):
-                return UndecodedJpeg(data)
-            # JPEG decodes at a half, a quarter, an eighth at a fraction of the cost; twice the wanted size keeps
-            # the result within what the resize filter itself would smooth.
-            if layout.resize.antialias:
-                image.draft(None, (2 * max(layout.height, layout.width),) * 2)
-            return _pixels(image, layout, max_pixels)
+        with whole_files_only:
+            try:
+                return _open_and_decode(data, layout, max_pixels, defer_jpeg)
+            except (Image.DecompressionBombError, Warning):  # The program's own limit, or its filter that raises warnings.
+                with no_limit_or_warnings:
+                    return _open_and_decode(data, layout, max_pixels, defer_jpeg)
     except UnidentifiedImageError:
-        return _unidentified(data)
+        return _describe_unidentified(data)
     except Image.DecompressionBombError as error:
         return ImageFailure(ImageStatus.TOO_LARGE, str(error))
     except MemoryError:
         return ImageFailure(ImageStatus.TOO_LARGE, "there is not enough memory to decode it")
-    except Exception as error:  # Pillow's decoders raise whatever a broken file leads them to.
+    except Exception as error:  # Pillow's decoders raise any exception on a broken file.
         return ImageFailure(ImageStatus.UNREADABLE, f"it cannot be decoded ({short_reason(error)})")
 
 
-def _is_plain_jpeg(image: ImageFile.ImageFile, data: bytes) -> bool:
-    """Returns whether decoding is all that is left to do, and gives the same pixels whoever does it.
+def _open_and_decode(
+    data: bytes, layout: Layout, max_pixels: int, defer_jpeg: bool
+) -> np.ndarray | UndecodedJpeg | ImageFailure:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        if failure := _check_header(image, max_pixels):
+            return failure
+        if defer_jpeg and _is_plain_jpeg(image, data):
+            return UndecodedJpeg(data)
+        # JPEG decodes at a half, a quarter or an eighth of its size at a fraction of the cost. Twice the wanted size keeps
+        # the result within what the resize filter itself would smooth.
+        if layout.resize.antialias:
+            image.draft(None, (2 * max(layout.height, layout.width),) * 2)
+        return _to_pixels(image, layout, max_pixels)
 
-    Of scans that are missing or follow one another oddly, each decoder makes its own; so there is to be one, and its end
-    is to be the image's. Pillow has read the file up to that scan.
+
+def _check_header(image: ImageFile.ImageFile, max_pixels: int) -> ImageFailure | None:
+    if image.width * image.height > max_pixels:
+        size = f"{image.width} × {image.height} pixels, more than {max_pixels}"
+        return ImageFailure(ImageStatus.TOO_LARGE, f"{size} (--max-image-pixels)")
+    if hazard := find_memory_hazard(image, max_pixels):
+        return ImageFailure(ImageStatus.TOO_LARGE, hazard)
+    if lacks_strips(image):
+        return ImageFailure(ImageStatus.UNREADABLE, "it cannot be decoded (a part of its pixels is missing)")
+    return None
+
+
+def _is_plain_jpeg(image: ImageFile.ImageFile, data: bytes) -> bool:
+    """Returns whether only decoding is left to do, and every decoder gives the same pixels.
+
+    Decoders differ where scans are missing or follow one another in an unusual order. So the file must have one scan, whose
+    end is the end of the image. Pillow has read the file up to that scan.
     """
     if image.fp is None or image.format != "JPEG" or image.mode not in ("RGB", "L") or "progressive" in image.info:
         return False
@@ -94,24 +113,30 @@ def _is_plain_jpeg(image: ImageFile.ImageFile, data: bytes) -> bool:
     return end is not None and end[0] == _END_OF_IMAGE and _orientation(image) is None
 
 
-def _pixels(image: Image.Image, layout: Layout, max_pixels: int) -> np.ndarray | ImageFailure:
+def _to_pixels(image: Image.Image, layout: Layout, max_pixels: int) -> np.ndarray | ImageFailure:
     image = _apply_orientation(image)
     width, height = _fitted_size(image.size, layout)
     if width * height > 2 * max_pixels:
         return ImageFailure(ImageStatus.TOO_LARGE, f"padded, it would have {width} × {height} pixels (--fit pad)")
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode == "I" and image.format in (None, "PNG"):  # Pillow's mode for some 16-bit PNG files
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F", "LAB"):
-        return ImageFailure(ImageStatus.UNSUPPORTED, f"pixels of kind {image.mode} have no agreed scale; store 8 or 16 bits")
-    if image.has_transparency_data:
-        image = _flatten_on_white(image)
+    eight_bits = _to_8_bits(image)
+    if isinstance(eight_bits, ImageFailure):
+        return eight_bits
+    image = _flatten_on_white(eight_bits) if eight_bits.has_transparency_data else eight_bits
     mode = "L" if layout.grey or layout.channels == 1 else "RGB"
-    image = image if image.mode == mode else image.convert(mode)  # which copies all the same
-    pixels = layout.resize(_fitted(image, layout), (layout.height, layout.width))
+    image = image if image.mode == mode else image.convert(mode)  # `convert` copies even where nothing changes.
+    pixels = layout.resize(_fit(image, layout), (layout.height, layout.width))
     pixels = pixels.reshape(layout.height, layout.width, -1)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] < layout.channels else pixels
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image | ImageFailure:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "I" and image.format in (None, "PNG"):  # Pillow's mode for some 16-bit PNG files
+        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F", "LAB"):
+        return ImageFailure(ImageStatus.UNSUPPORTED, f"pixels of kind {image.mode} have no agreed scale; store 8 or 16 bits")
+    return image
 
 
 _TRANSPOSES = {
@@ -121,25 +146,27 @@ _TRANSPOSES = {
 
 
 def _apply_orientation(image: Image.Image) -> Image.Image:
-    """Turns an image as its EXIF block says. Pillow's own `exif_transpose` also copies what is not turned."""
+    """Turns an image as its EXIF block says. Pillow's own `exif_transpose` also copies an image that needs no turning."""
     image.load()
-    turn = _orientation(image)
-    return image if turn is None else image.transpose(turn)
+    transpose = _orientation(image)
+    return image if transpose is None else image.transpose(transpose)
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
     try:
         return _TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Of a broken block; the pixels are whole.
+    except Warning:  # `decode_or_defer` tries again without warnings.
+        raise
+    except Exception:  # The EXIF block is broken, but the pixels are whole.
         return None
 
 
-def _fitted(image: Image.Image, layout: Layout) -> Image.Image:
+def _fit(image: Image.Image, layout: Layout) -> Image.Image:
     width, height = _fitted_size(image.size, layout)
     if (width, height) == image.size:
         return image
     left, top = int((image.width - width) / 2), int((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))  # what lies outside is black
+    return image.crop((left, top, left + width, top + height))  # `crop` fills with black what lies outside of the image.
 
 
 def _fitted_size(size: tuple[int, int], layout: Layout) -> tuple[int, int]:
@@ -156,25 +183,15 @@ def _fitted_size(size: tuple[int, int], layout: Layout) -> tuple[int, int]:
 
 def _flatten_on_white(image: Image.Image) -> Image.Image:
     image = image.convert("RGBA")
-    page = Image.new("RGBA", image.size, "white")
-    page.alpha_composite(image)
-    return page.convert("RGB")
+    background = Image.new("RGBA", image.size, "white")
+    background.alpha_composite(image)
+    return background.convert("RGB")
 
 
-def _unidentified(data: bytes) -> ImageFailure:
-    """Tells a whole file of a format that is not read from a broken one."""
+def _describe_unidentified(data: bytes) -> ImageFailure:
+    """Tells a file of a format that is not supported from a broken file."""
     for name in Image.ID:
         accept = Image.OPEN[name][1]
         if name not in _FORMATS and accept is not None and accept(data[:16]) is True:
             return ImageFailure(ImageStatus.UNSUPPORTED, f"{name} files are not read; store JPEG, PNG, WebP, BMP, GIF or TIFF")
     return ImageFailure(ImageStatus.UNREADABLE, "it is no image of a known format")
-
-
-# It warns of sizes and of odd metadata; the limits here decide. For the whole process, as decoding runs in threads.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-# Pillow's own limit only guesses; the header is checked against --max-image-pixels before anything is allocated.
-Image.MAX_IMAGE_PIXELS = None
-# A truncated file must fail, not come back half grey; this is Pillow's default, and other libraries change it.
-ImageFile.LOAD_TRUNCATED_IMAGES = False
-# Pillow loads its rarer formats on demand, and not when they are asked for by name. MPO opens as JPEG.
-Image.init()

@@ -1,4 +1,4 @@
-"""Why an image has no pixels."""
+"""The reason why an image has no pixels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from batchverify.schema import ImageStatus
 
 @dataclasses.dataclass(frozen=True)
 class ImageFailure:
-    """Why there are no pixels.
+    """The reason why an image has no pixels.
 
     Attributes:
-        status: the kind of failure.
-        error: the same in words, without the URI.
+        status: The kind of failure.
+        error: A description for people, without the URI.
     """
 
     status: ImageStatus

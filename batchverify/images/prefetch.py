@@ -1,4 +1,4 @@
-"""Images read in threads, some batches ahead of whoever uses them; one that takes too long is given up."""
+"""Images read in threads, some batches before they are used; an image that takes too long is abandoned."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ Result = TypeVar("Result")
 
 
 class Prefetcher(Generic[Result]):
-    """Reads in threads of its own, which do not keep the process alive.
+    """Reads URIs in threads of its own, which do not keep the process alive.
 
-    Not an executor of the standard library: those wait at the end of the process for a thread that hangs, and have no
-    thread to take its place meanwhile.
+    An executor of the standard library does not serve here: it waits at the end of the process for a thread that hangs, and
+    it starts no other thread in its place meanwhile.
 
     Args:
-        read: reads one URI; any exception that it raises is raised where its result is taken.
-        given_up: makes the result for a URI whose reading took longer than `limit_s`.
-        threads: how many read at the same time.
-        limit_s: seconds that one URI may take, counted from when its turn comes.
+        read: Reads one URI. An exception that it raises is raised where the result is taken.
+        on_timeout: Makes the result for a URI that took longer than `timeout_s` to read.
+        threads: The number of URIs that are read at the same time.
+        timeout_s: The seconds that one URI may take, counted from when a thread begins to read it.
     """
 
-    def __init__(self, read: Callable[[str], Result], given_up: Callable[[str], Result], threads: int, limit_s: float):
-        self._read, self._given_up, self._limit_s = read, given_up, limit_s
+    def __init__(self, read: Callable[[str], Result], on_timeout: Callable[[str], Result], threads: int, timeout_s: float):
+        self._read, self._on_timeout, self._timeout_s = read, on_timeout, timeout_s
         self._waiting: queue.SimpleQueue[_Task[Result] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         weakref.finalize(self, self._waiting.put, None)
@@ -40,21 +40,21 @@ class Prefetcher(Generic[Result]):
     def batches(
         self, uris: Sequence[str], size: int, ahead: int, read: Callable[[str], Result] | None = None
     ) -> Iterator[list[Result]]:
-        """Yields the results in batches of `size`, in order, with `ahead` more batches on their way.
+        """Yields the results in batches, in order, while the next batches are being read.
 
         Args:
-            uris: of what is read.
-            size: of a batch.
-            ahead: how many more.
-            read: in the place of the usual one, under the same limits.
+            uris: The URIs to read.
+            size: The number of URIs in a batch.
+            ahead: The number of further batches that are read at the same time.
+            read: A function to use instead of the usual one, under the same limits.
         """
-        under_way: collections.deque[list[_Task[Result]]] = collections.deque()
+        pending: collections.deque[list[_Task[Result]]] = collections.deque()
         for start in range(0, len(uris), size):
-            under_way.append([self._submit(uri, read or self._read) for uri in uris[start : start + size]])
-            if len(under_way) > ahead:
-                yield [self._wait_for(task) for task in under_way.popleft()]
-        while under_way:
-            yield [self._wait_for(task) for task in under_way.popleft()]
+            pending.append([self._submit(uri, read or self._read) for uri in uris[start : start + size]])
+            if len(pending) > ahead:
+                yield [self._wait_for(task) for task in pending.popleft()]
+        while pending:
+            yield [self._wait_for(task) for task in pending.popleft()]
 
     def _submit(self, uri: str, read: Callable[[str], Result]) -> _Task[Result]:
         task: _Task[Result] = _Task(uri, read)
@@ -64,45 +64,55 @@ class Prefetcher(Generic[Result]):
     def _wait_for(self, task: _Task[Result]) -> Result:
         while True:
             try:
-                return task.result.result(task.seconds_left(self._limit_s))
+                return task.result.result(task.seconds_left(self._timeout_s))
             except TimeoutError:
                 with self._lock:
                     if task.result.done():
                         return task.result.result()
-                    if task.seconds_left(self._limit_s) <= 0:
-                        task.is_given_up = True
+                    if task.seconds_left(self._timeout_s) <= 0:
+                        task.is_abandoned = True
                         self._add_thread()
-                        return self._given_up(task.uri)
+                        return self._on_timeout(task.uri)
 
     def _add_thread(self) -> None:
-        work = (self._waiting, self._lock)
-        threading.Thread(target=_work, args=work, name="read-image", daemon=True).start()
+        arguments = (self._waiting, self._lock)
+        threading.Thread(target=_read_tasks, args=arguments, name="read-image", daemon=True).start()
 
 
 @dataclasses.dataclass
 class _Task(Generic[Result]):
+    """One URI to read.
+
+    Attributes:
+        uri: The URI.
+        read: The function that reads it.
+        result: The result, or the exception that `read` raised.
+        started: The time on the monotonic clock, in seconds, at which a thread began to read; None while the task waits.
+        is_abandoned: Whether nobody waits for the result any longer.
+    """
+
     uri: str
     read: Callable[[str], Result]
     result: Future[Result] = dataclasses.field(default_factory=Future)
     started: float | None = None
-    is_given_up: bool = False
+    is_abandoned: bool = False
 
-    def seconds_left(self, limit_s: float) -> float:
-        """Returns how long it may still take; all of it while it waits for its turn."""
-        return limit_s if self.started is None else max(0.0, self.started + limit_s - time.monotonic())
+    def seconds_left(self, timeout_s: float) -> float:
+        """Returns the seconds that the task may still take: `timeout_s` while it waits for a thread."""
+        return timeout_s if self.started is None else max(0.0, self.started + timeout_s - time.monotonic())
 
 
-def _work(waiting: queue.SimpleQueue[_Task[Result] | None], lock: threading.Lock) -> None:
-    """Reads what waits, until there is a None: then nobody waits any more, and the other threads are told too."""
+def _read_tasks(waiting: queue.SimpleQueue[_Task[Result] | None], lock: threading.Lock) -> None:
+    """Reads the tasks in `waiting` until it holds None: then the prefetcher is gone, and every thread ends in turn."""
     while (task := waiting.get()) is not None:
         task.started = time.monotonic()
-        settle: Callable[[], None]
+        set_outcome: Callable[[], None]
         try:
-            settle = functools.partial(task.result.set_result, task.read(task.uri))
+            set_outcome = functools.partial(task.result.set_result, task.read(task.uri))
         except BaseException as error:
-            settle = functools.partial(task.result.set_exception, error)
+            set_outcome = functools.partial(task.result.set_exception, error)
         with lock:
-            settle()
-            if task.is_given_up:
-                return  # another thread has taken this one's place
+            set_outcome()
+            if task.is_abandoned:
+                return  # Another thread has replaced this one.
     waiting.put(None)

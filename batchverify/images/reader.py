@@ -1,4 +1,4 @@
-"""Reads images as a network wants them: fetch, then decode."""
+"""An image as a network takes it: fetched, then decoded."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from batchverify.images.fetch import FetchedFile, fetch_file
 from batchverify.images.resize import Layout
 from batchverify.worker_stats import WorkerStats
 
-# Larger JPEG files are decoded where they are read: those that are left wait in memory, hundreds at a time.
-_MOST_BYTES_LEFT = 512 * 2**10
+# A larger JPEG file is decoded at once, because hundreds of undecoded files wait in memory.
+_MAX_DEFERRED_BYTES = 512 * 2**10
 
 
-class ImageRead(NamedTuple):
-    """What reading an image, or only looking it up, gave.
+class ReadResult(NamedTuple):
+    """The result of reading an image, or of looking it up only.
 
     Attributes:
-        image: uint8 pixels `(height, width, channels)`, or a JPEG file that is left to be decoded, or the failure; None if it
-            was only looked up, and is there.
-        digest: 16 bytes of the file's content; None if they were not read.
-        version: what the file's own file system says of it, which another content would change; None where it says nothing
-            that is sure, or nobody asked.
+        image: The uint8 pixels `(height, width, channels)`, a JPEG file that is left undecoded, or the failure; None if the
+            image exists and was only looked up.
+        digest: The 16-byte digest of the file's content; None if the content was not read.
+        version: The file system's version of the file, which changes with its content; None if it was not asked for, or the
+            file system gives no version that is sure to change.
     """
 
     image: np.ndarray | UndecodedJpeg | ImageFailure | None
@@ -37,59 +37,60 @@ class ImageRead(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImageReader:
-    """Reads images as the network wants them.
+    """Reads images in the layout that the network takes.
 
     Attributes:
-        layout: of the result.
-        max_pixels: an image of more is `too_large`.
-        max_bytes: a file of more is `too_large`.
-        root: folder outside of which nothing is opened, or None.
-        limit_s: seconds that one image may take in all.
-        stats: is told how long it took.
-        versions: of `config.EMBEDDING_VERSIONS`: what `look_up` goes by; None where nobody looks up.
+        layout: The layout of the pixels.
+        max_pixels: The largest number of pixels; an image with more is `too_large`.
+        max_bytes: The largest size in bytes; a file with more is `too_large`.
+        root: The folder that every image must lie in; None allows all places.
+        timeout_s: The seconds that one image may take in all.
+        stats: The statistics that the times of fetching and decoding are added to.
+        versions: The kind of version that `look_up` finds, one of `config.EMBEDDING_VERSIONS`; None where nothing is looked
+            up.
     """
 
     layout: Layout
     max_pixels: int
     max_bytes: int
     root: str | None = None
-    limit_s: float = 60.0
+    timeout_s: float = 60.0
     stats: WorkerStats = dataclasses.field(default_factory=WorkerStats)
     versions: str | None = None
 
     def read(self, uri: str) -> tuple[np.ndarray | ImageFailure, bytes | None]:
         """Returns uint8 pixels `(height, width, channels)` or a failure, and the 16-byte digest of the file's bytes."""
-        read = self.read_version(uri)
-        assert isinstance(read.image, np.ndarray | ImageFailure)
-        return read.image, read.digest
+        result = self.read_with_version(uri)
+        assert isinstance(result.image, np.ndarray | ImageFailure)
+        return result.image, result.digest
 
-    def read_version(self, uri: str, leave_jpegs: bool = False) -> ImageRead:
-        """Reads an image, and the version of it that was there before the first byte was read.
+    def read_with_version(self, uri: str, defer_jpegs: bool = False) -> ReadResult:
+        """Reads an image, and the version that the file had before its first byte was read.
 
         Args:
-            uri: of the image.
-            leave_jpegs: whether small and plain JPEG files are left to be decoded.
+            uri: The image's path or URI.
+            defer_jpegs: Whether small, plain JPEG files are left undecoded.
         """
-        file = self._fetch(uri, want_version=self.versions == "stat")
+        file = self._fetch(uri, with_version=self.versions == "stat")
         if isinstance(file, ImageFailure):
-            return ImageRead(file)
+            return ReadResult(file)
         fetched = time.perf_counter()
-        leave_jpeg = leave_jpegs and len(file.data) <= _MOST_BYTES_LEFT
-        image = decode_or_defer(file.data, self.layout, self.max_pixels, leave_jpeg)
+        defer_jpeg = defer_jpegs and len(file.data) <= _MAX_DEFERRED_BYTES
+        image = decode_or_defer(file.data, self.layout, self.max_pixels, defer_jpeg)
         self.stats.collect("decode", time.perf_counter() - fetched)
-        return ImageRead(image, _digest(file.data), file.version)
+        return ReadResult(image, _digest(file.data), file.version)
 
-    def look_up(self, uri: str) -> ImageRead:
-        """Finds out what tells whether an image has changed, its version or its digest, and decodes nothing."""
+    def look_up(self, uri: str) -> ReadResult:
+        """Finds the version or the digest that shows whether an image has changed, and decodes nothing."""
         by_content = self.versions == "content"
-        file = self._fetch(uri, want_data=by_content, want_version=not by_content)
+        file = self._fetch(uri, with_data=by_content, with_version=not by_content)
         if isinstance(file, ImageFailure):
-            return ImageRead(file)
-        return ImageRead(None, digest=_digest(file.data)) if by_content else ImageRead(None, version=file.version)
+            return ReadResult(file)
+        return ReadResult(None, digest=_digest(file.data)) if by_content else ReadResult(None, version=file.version)
 
-    def _fetch(self, uri: str, want_version: bool, want_data: bool = True) -> FetchedFile | ImageFailure:
+    def _fetch(self, uri: str, with_version: bool, with_data: bool = True) -> FetchedFile | ImageFailure:
         started = time.perf_counter()
-        file = fetch_file(uri, self.max_bytes, self.root, self.limit_s, want_version, want_data)
+        file = fetch_file(uri, self.max_bytes, self.root, self.timeout_s, with_version, with_data)
         self.stats.collect("fetch", time.perf_counter() - started)
         return file
 

@@ -1,4 +1,4 @@
-"""The size and shape that a network wants, and what brings an image to it."""
+"""The size and shape of images that a network takes, and how an image is resized to them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from PIL import Image
 
 
 class Resize(Protocol):
-    """Brings an image to a size: uint8 `(height, width[, channels])`.
+    """Resizes an image to uint8 pixels `(height, width[, channels])`.
 
     Attributes:
-        antialias: whether every source pixel counts, so that a JPEG may be decoded at a fraction of its size.
+        antialias: Whether every source pixel counts, so that a JPEG file may be decoded at a fraction of its size.
     """
 
     @property
@@ -24,26 +24,32 @@ class Resize(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PillowResize:
-    """Resizes with one of Pillow's filters, which antialias, but for the nearest neighbour."""
+    """Resizes with one of Pillow's filters; all of them antialias, except the nearest neighbour.
+
+    Attributes:
+        resample: The filter.
+        antialias: Whether the filter antialiases.
+    """
 
     resample: Image.Resampling = Image.Resampling.BILINEAR
     antialias: bool = True
 
     def __call__(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+        """Returns the pixels of `image`, resized to height and width `size`."""
         return np.asarray(image.resize((size[1], size[0]), self.resample))
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the network wants an image's pixels.
+    """The layout of an image's pixels that a network takes.
 
     Attributes:
-        height: in pixels.
-        width: in pixels.
-        channels: 3 or 1.
-        grey: whether colours are taken away.
-        resize: what brings an image to this size.
-        fit: what becomes of other shapes: `stretch`, `crop` (the middle) or `pad` (with black).
+        height: The height in pixels.
+        width: The width in pixels.
+        channels: The number of channels, 3 or 1.
+        grey: Whether colours are removed.
+        resize: The method that resizes an image to this size.
+        fit: The treatment of images of another shape: `stretch`, `crop` (keep the middle) or `pad` (with black).
     """
 
     height: int

@@ -1,4 +1,4 @@
-"""A directory on any file system that Beam opens: small texts in it, and the claim that a run has on it while it writes."""
+"""A directory on any file system that Beam opens, and the claim that a run has on it while it writes."""
 
 from __future__ import annotations
 
@@ -7,74 +7,79 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from apache_beam.io.filesystem import CompressionTypes, FileMetadata
+from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.errors import PreflightError, RunError, short_reason
-from batchverify.io.filesystem import is_remote
+from batchverify.io.filesystem import read_text, write_text
+from batchverify.uris import is_remote
 
-_CLAIMED: dict[str, ClaimedDirectory] = {}  # by the claim's name
+_claims: dict[str, ClaimedDirectory] = {}  # The directories that this process has claimed, by the name of the claim.
 
 
 class ClaimedDirectory:
-    """What run directories and stores of embeddings have in common.
+    """The common part of run directories and stores of embeddings.
+
+    Attributes:
+        OPTION: The option that names the directory on the command line.
+        path: The directory.
 
     Args:
-        path: of the directory.
+        path: The directory, with or without a slash at its end.
     """
 
-    OPTION = ""  # that names it on the command line
+    OPTION = ""
 
     def __init__(self, path: str):
         self.path = path.rstrip("/") or "/"
 
     def discard(self, claim: str) -> None:
-        """Deletes what was written under a claim and is not finished."""
+        """Deletes the files that were written under a claim, unless they are finished."""
         raise NotImplementedError
 
     def detach(self, claim: str) -> None:
-        """Leaves what was written to the run's job, which goes on elsewhere: from now on this process sweeps nothing."""
-        _CLAIMED.pop(claim, None)
+        """Leaves the files to a job that runs on elsewhere: this process will not discard them."""
+        _claims.pop(claim, None)
 
     @contextmanager
-    def _claimed(self, claim: str, take: Callable[[], None]) -> Iterator[None]:
-        """Makes the directory if need be and holds it; abandons the claim at the end, unless it was handed over.
+    def _claimed(self, claim: str, prepare: Callable[[], None]) -> Iterator[None]:
+        """Makes the directory if it does not exist and holds it; discards the claim at the end, unless it was detached.
 
         Args:
-            claim: its name, of which there is one in a process.
-            take: what else there is to do before anything is written under the claim.
+            claim: The name of the claim, unique in this process.
+            prepare: A function to call before anything is written under the claim.
 
         Raises:
-            PreflightError: if another run on this machine holds it.
-            RunError: if it cannot be written to.
+            PreflightError: If another run on this machine holds the directory.
+            RunError: If the directory cannot be written to.
         """
-        with ExitStack() as held:
+        with ExitStack() as stack:
             try:
-                if not is_remote(self.path) and not FileSystems.exists(self.path):  # A store knows no folders.
+                if not is_remote(self.path) and not FileSystems.exists(self.path):  # An object store has no folders.
                     FileSystems.mkdirs(self.path)
                 if os.path.isdir(self.path):
-                    held.callback(os.close, self._lock())
-                take()
+                    stack.callback(os.close, self._lock())
+                prepare()
             except PreflightError:
                 raise
             except Exception as error:  # Beam wraps whatever the store's client raises.
                 raise RunError(
                     f"{self.OPTION} {self.path} cannot be written ({short_reason(error)}); check the path."
                 ) from None
-            _CLAIMED[claim] = self
-            held.callback(self._let_go, claim)
+            _claims[claim] = self
+            stack.callback(self._release, claim)
             yield
 
-    def _let_go(self, claim: str) -> None:
-        if claim in _CLAIMED:
+    def _release(self, claim: str) -> None:
+        if claim in _claims:
             self.discard(claim)
-            del _CLAIMED[claim]
+            del _claims[claim]
 
     def _lock(self) -> int:
-        """Locks the directory itself, which leaves no file behind and ends with the process, however that ends.
+        """Locks the directory itself and returns the handle. No file stays behind, and the lock ends with the process.
 
         Raises:
-            PreflightError: if another process has locked it.
+            PreflightError: If another process has locked it.
         """
         handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -87,21 +92,19 @@ class ClaimedDirectory:
         return handle
 
     def _read(self, name: str) -> str:
-        with FileSystems.open(self._join(name), compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            return file.read().decode()
+        return read_text(self._join(name))
 
     def _join(self, *names: str) -> str:
-        return FileSystems.join(self.path, *names)
+        return str(FileSystems.join(self.path, *names))
 
     def _match(self, pattern: str) -> list[FileMetadata]:
-        return FileSystems.match([self._join(*pattern.split("/"))])[0].metadata_list
+        return list(FileSystems.match([self._join(*pattern.split("/"))])[0].metadata_list)
 
     def _write(self, name: str, text: str) -> None:
-        with FileSystems.create(self._join(name), compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            file.write(text.encode())
+        write_text(self._join(name), text)
 
 
 def discard_all_claims() -> None:
-    """Abandons all claims of this process."""
-    for claim, folder in _CLAIMED.items():
-        folder.discard(claim)
+    """Discards all claims of this process."""
+    for claim, directory in _claims.items():
+        directory.discard(claim)

@@ -1,8 +1,11 @@
-"""Files on any file system that Beam opens."""
+"""Opens, reads and writes files on any file system that Beam knows: the only place that opens one through Beam.
+
+All functions but `open_input` let the errors of the file system through. Beam wraps whatever the store's client raises, so
+callers that must report a failure catch `Exception`.
+"""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from apache_beam.io.filesystem import CompressionTypes
@@ -10,17 +13,59 @@ from apache_beam.io.filesystems import FileSystems
 
 from batchverify.errors import PreflightError, short_reason
 
-# A URI, as Beam knows one; `/folder/a://b` is a path.
-URI_PATTERN = re.compile(r"([A-Za-z][-A-Za-z0-9+.]*)://")
-
-
-def is_remote(uri: str) -> bool:
-    """Returns whether a URI is one of a store, and not a path on this machine."""
-    return URI_PATTERN.match(uri) is not None
-
 
 def open_for_reading(path: str) -> Any:
+    """Returns a binary file with the bytes as they are stored; without this setting, Beam decompresses by the file's name."""
+    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def open_input(path: str) -> Any:
+    """Returns a binary file that the user has named, with the bytes as they are stored.
+
+    Raises:
+        PreflightError: If it cannot be opened.
+    """
     try:
-        return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+        return open_for_reading(path)
     except Exception as error:  # Beam wraps whatever the store's client raises.
         raise PreflightError(f"{path}: it cannot be opened ({short_reason(error)}); check the path and your access.") from None
+
+
+def open_for_writing(path: str) -> Any:
+    """Returns a new binary file, which stores the bytes as they are given."""
+    return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def read_bytes(path: str, max_bytes: int = -1) -> bytes:
+    """Returns the content of a file, or its first `max_bytes` bytes."""
+    with open_for_reading(path) as file:
+        return bytes(file.read(max_bytes))
+
+
+def read_stream(file: Any, max_bytes: int) -> bytes:
+    """Returns the content of a file, or its first `max_bytes` + 1 bytes; a store's client may return less than is requested."""
+    data = b""
+    while len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
+        data += more
+    return data
+
+
+def read_text(path: str) -> str:
+    """Returns the content of a UTF-8 file."""
+    return read_bytes(path).decode()
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a file, in place of any that is there."""
+    with open_for_writing(path) as file:
+        file.write(data)
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a UTF-8 file, in place of any that is there."""
+    write_bytes(path, text.encode())
+
+
+def file_size(path: str) -> int:
+    """Returns the size of a file in bytes."""
+    return int(FileSystems.match([path])[0].metadata_list[0].size_in_bytes)

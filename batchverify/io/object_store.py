@@ -1,50 +1,117 @@
-"""Object stores: connections kept from image to image, options brought to workers, obstacles told before a run.
+"""Reads objects over connections that are kept, and checks before a run whether its stores can be reached.
 
-Beam's file systems make a new client for every file that they open, with a connection, a handshake and a look at the
-object's metadata of its own. That is nothing for a manifest, and most of the time for millions of images: `read` asks for an
-object once, over a connection that is kept. All else goes through Beam's file systems.
+Beam's file systems make a new client for every file that they open, with a connection, a handshake and a request for the
+object's metadata. For a manifest that does not matter; for millions of images it takes most of the time. `read_object` requests
+an object once, over a connection that is kept. Everything else goes through Beam's file systems.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
+import dataclasses
 import importlib
 import logging
-import os
 import re
-import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, BinaryIO
+from typing import Protocol
 
-from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, S3Options
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from batchverify.errors import PreflightError, StoreError, short_reason
-from batchverify.io.filesystem import URI_PATTERN
-from batchverify.io.storage_options import beam_option_names, current_options, set_storage_options
+from batchverify.io.gcs import gcs_client
+from batchverify.io.s3 import s3_client
+from batchverify.io.storage_options import StorageOptions, beam_option_names, current_storage_options, set_storage_options
+from batchverify.uris import URI_PATTERN, scheme_of
 
 _LOG = logging.getLogger(__name__)
-_OBJECT = re.compile(r"[a-z0-9]+://([^/]+)/?(.*)", re.S)
-_CONNECT_S, _ANSWER_S, _PROBE_S = 10.0, 30.0, 10.0
-# One client serves all reading threads; connections beyond these are not kept.
-_KEPT_CONNECTIONS = 64
-_CREDENTIALS = {
-    "gs": "check GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login`, and the network",
-    "s3": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile, --s3_endpoint_url, and the network",
-}
-# Google's client asks for the bucket beside each first request, for traces that nobody here looks at.
-os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
+_OBJECT_URI = re.compile(f"{URI_PATTERN.pattern}(?P<bucket>[^/]+)/?(?P<name>.*)", re.S)
+
+
+class ObjectStoreClient(Protocol):
+    """A client of one object store. Each method raises `StoreError` if the store gives no answer or refuses."""
+
+    def read(self, bucket: str, name: str, max_bytes: int, patience_s: float) -> bytes:
+        """Returns an object, or its first `max_bytes` + 1 bytes; an overloaded store is retried for `patience_s` seconds."""
+
+    def check_object(self, bucket: str, name: str) -> None:
+        """Requests the metadata of an object."""
+
+    def check_listing(self, bucket: str, prefix: str) -> None:
+        """Lists one object."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Store:
+    """A kind of object store.
+
+    Attributes:
+        client: The function that returns the kept client for some options.
+        module: The module that the client needs.
+        extra: The extra of this package that installs it.
+        remedy: The advice to a user whose store cannot be reached.
+    """
+
+    client: Callable[[StorageOptions], ObjectStoreClient]
+    module: str
+    extra: str
+    remedy: str
+
+
+_STORES = {
+    "gs": _Store(
+        gcs_client, "google.cloud.storage", "gcp",
+        "check GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login`, and the network",
+    ),
+    "s3": _Store(
+        s3_client, "boto3", "aws",
+        "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile, --s3_endpoint_url, and the network",
+    ),
+}  # fmt: skip
+
+
+def has_client(uri: str) -> bool:
+    """Returns whether `read_object` knows the store of `uri`; Beam opens files of all others."""
+    return scheme_of(uri) in _STORES
+
+
+def read_object(uri: str, max_bytes: int, patience_s: float, options: StorageOptions) -> bytes:
+    """Returns an object in one request, or its first `max_bytes` + 1 bytes.
+
+    Args:
+        uri: A URI for which `has_client` is true.
+        max_bytes: The largest number of bytes that is wanted.
+        patience_s: The number of seconds for which an overloaded store is retried.
+        options: The options of the client.
+
+    Raises:
+        StoreError: If the store gives no object.
+        ModuleNotFoundError: If the client of this store is not installed; with the remedy.
+    """
+    scheme = scheme_of(uri) or ""
+    if problem := _missing_module(scheme):
+        raise ModuleNotFoundError(problem)
+    bucket, name = _split(uri)
+    return _STORES[scheme].client(options).read(bucket, name, max_bytes, patience_s)
+
+
+def abort_uploads(folder: str) -> None:
+    """Deletes what Amazon S3 has received of files in `folder` that were never finished; does nothing for other stores."""
+    if scheme_of(folder) == "s3":
+        try:
+            bucket, prefix = _split(folder)
+            s3_client(current_storage_options()).abort_uploads(bucket, f"{prefix}/" if prefix else "")
+        except Exception as error:  # Some compatible stores and some users cannot list uploads; nobody sees what stays.
+            _LOG.info("unfinished uploads to %s cannot be looked for (%s).", folder, short_reason(error))
 
 
 def set_storage_arguments(arguments: Sequence[str], places: Iterable[tuple[str, str | None]]) -> None:
-    """Does the same for a command line that runs no pipeline, and looks whether its places can be reached.
+    """Sets the options of a command that runs no pipeline, and checks whether its stores can be reached.
 
     Args:
-        arguments: that are none of the command's own.
-        places: as in `refuse_unreachable`.
+        arguments: The arguments that are not the command's own.
+        places: As in `refuse_unreachable`.
 
     Raises:
-        PreflightError: if an argument is not Beam's, or a store cannot be reached.
+        PreflightError: If an argument is not Beam's, or a store cannot be reached.
     """
     known = beam_option_names() if arguments else []
     if unknown := [name for name in arguments if not name.startswith("-") or name.split("=")[0] not in known]:
@@ -53,275 +120,60 @@ def set_storage_arguments(arguments: Sequence[str], places: Iterable[tuple[str, 
     refuse_unreachable(places)
 
 
-# What is amiss, before a run.
-
-
 def refuse_unreachable(places: Iterable[tuple[str, str | None]], output: str | None = None) -> None:
-    """Asks each store once, with an end to it, where Beam's file systems would go on asking for minutes or hours.
+    """Sends one request with a time limit to each store; Beam's file systems would retry for minutes or hours.
 
     Args:
-        places: options, and the URI or path that each names.
-        output: which of them is written to.
+        places: Options, and the URI or path that each of them names.
+        output: The URI or path that is written to.
 
     Raises:
-        PreflightError: where one cannot be reached at all; whether an object is there, and may be read, is for its reader to find.
+        PreflightError: If a store cannot be reached. Whether an object exists and may be read is checked when it is read.
     """
-    problems, asked = [], set()
+    problems, checked = [], set()
     for option, uri in places:
-        store = _store_of(uri or "")
-        if uri is None or store is None or (bucket := (store, _bucket(uri), uri == output)) in asked:
+        if uri is None or not has_client(uri):
             continue
-        asked.add(bucket)
-        if problem := _obstacle(store, uri, uri == output):
+        check = (scheme_of(uri), uri.split("/")[2], uri == output)
+        if check in checked:
+            continue
+        checked.add(check)
+        if problem := _find_problem(uri, uri == output):
             problems.append(f"{option} {uri}: {problem}.")
     if problems:
         raise PreflightError(problems)
 
 
-def _obstacle(store: type[_GoogleStore | _AmazonStore], uri: str, is_output: bool) -> str | None:
-    if missing := store.missing_extra():
-        return missing
+def _find_problem(uri: str, is_output: bool) -> str | None:
+    scheme = scheme_of(uri) or ""
+    if problem := _missing_module(scheme):
+        return problem
     try:
         bucket, name = _split(uri)
-        (store.client().look_for if not is_output else store.client().list_one)(bucket, name)
-    except StoreError as failure:
-        if is_output and failure.code == 404:
+        client = _STORES[scheme].client(current_storage_options())
+        (client.check_listing if is_output else client.check_object)(bucket, name)
+    except StoreError as error:
+        if is_output and error.code == 404:
             return f"there is no bucket {bucket}; make it first, or name another"
-        if is_output and failure.code == 403:
-            return f"it may not be listed ({failure.words}); the run needs to list, read, write and delete objects there"
-        if failure.code not in (403, 404):
-            return f"the store cannot be reached ({failure.words}); {_CREDENTIALS[store.scheme]}"
+        if is_output and error.code == 403:
+            return f"it may not be listed ({error.description}); the run needs to list, read, write and delete objects there"
+        if error.code not in (403, 404):
+            return f"the store cannot be reached ({error.description}); {_STORES[scheme].remedy}"
     return None
 
 
-def _bucket(uri: str) -> str:
-    return uri.split("/")[2]
+def _missing_module(scheme: str) -> str | None:
+    store = _STORES[scheme]
+    try:
+        importlib.import_module(store.module)
+    except ImportError:
+        return f"what reads {scheme}:// is not installed; pip install 'batchverify[{store.extra}]'"
+    return None
 
 
 def _split(uri: str) -> tuple[str, str]:
-    found = _OBJECT.fullmatch(uri)
-    if found is None:
+    """Returns the bucket and the name of the object."""
+    match = _OBJECT_URI.fullmatch(uri)
+    if match is None:
         raise StoreError(404, "it names no bucket")
-    return found[1], found[2]
-
-
-# Reading.
-
-
-def has_client(uri: str) -> bool:
-    """Returns whether `read` knows the store of `uri`; others are Beam's to open."""
-    return _store_of(uri) is not None
-
-
-def read_object(uri: str, max_bytes: int, patience_s: float) -> bytes:
-    """Returns an object in one request; of one that is too large `max_bytes` + 1 bytes.
-
-    Args:
-        uri: `gs://…` or `s3://…`.
-        max_bytes: that are wanted at most.
-        patience_s: for how long a store that is out of order is asked again.
-
-    Raises:
-        StoreError: with the store's answer.
-        ModuleNotFoundError: if the client of this store is not installed, with the remedy.
-    """
-    store = _store_of(uri)
-    assert store is not None
-    if missing := store.missing_extra():
-        raise ModuleNotFoundError(missing)
-    bucket, name = _split(uri)
-    return store.client().read(bucket, name, max_bytes, patience_s)
-
-
-def read_stream(file: BinaryIO | Any, max_bytes: int) -> bytes:
-    """Returns what `file` holds, or `max_bytes` + 1 bytes of it; a store's client may give less than it is asked for."""
-    data = b""
-    while len(data) <= max_bytes and (more := file.read(max_bytes + 1 - len(data))):
-        data += more
-    return data
-
-
-class _ObjectStore:
-    """What both have in common. Each has a `client()`, kept until the options change."""
-
-    scheme: str
-    module: str
-    extra: str
-
-    @classmethod
-    def missing_extra(cls) -> str | None:
-        try:
-            importlib.import_module(cls.module)
-        except ImportError:
-            return f"what reads {cls.scheme}:// is not installed; pip install 'batchverify[{cls.extra}]'"
-        return None
-
-
-class _GoogleStore(_ObjectStore):
-    """Google Cloud Storage, by Google's client: one a thread, as it shares one `requests.Session` among its requests."""
-
-    scheme, module, extra = "gs", "google.cloud.storage", "gcp"
-    _of_thread = threading.local()
-
-    @classmethod
-    def client(cls) -> _GoogleStore:
-        if getattr(cls._of_thread, "options", None) is not current_options():
-            cls._of_thread.options, cls._of_thread.client = current_options(), cls()
-        return cls._of_thread.client
-
-    def __init__(self) -> None:
-        from apache_beam.io.gcp.gcsio import create_storage_client
-
-        anonymous = current_options().view_as(GoogleCloudOptions).no_auth
-        self._client = create_storage_client(current_options(), use_credentials=not anonymous)
-
-    def read(self, bucket: str, name: str, max_bytes: int, patience_s: float) -> bytes:
-        stream = _Bounded(max_bytes)
-        blob = self._client.bucket(bucket).blob(name)
-        with contextlib.suppress(_EnoughReadError):
-            self._ask(blob.download_to_file, patience_s, file_obj=stream, raw_download=True, client=self._client)
-        return stream.data()
-
-    def look_for(self, bucket: str, name: str) -> None:
-        self._ask(self._client.bucket(bucket).blob(name or "-").exists, _PROBE_S)
-
-    def list_one(self, bucket: str, name: str) -> None:
-        self._ask(lambda **settings: list(self._client.list_blobs(bucket, prefix=name, max_results=1, **settings)), _PROBE_S)
-
-    @staticmethod
-    def _ask(call: Callable[..., Any], patience_s: float, **settings: Any) -> Any:
-        from google.api_core.exceptions import GoogleAPICallError, RetryError
-        from google.cloud.storage.exceptions import InvalidResponse
-        from google.cloud.storage.retry import DEFAULT_RETRY
-
-        try:
-            return call(
-                timeout=(_CONNECT_S, min(_ANSWER_S, patience_s)), retry=DEFAULT_RETRY.with_timeout(patience_s), **settings
-            )
-        except _EnoughReadError:
-            raise
-        except Exception as error:  # of the client, or whatever it lets through of requests and urllib3
-            cause = error.cause if isinstance(error, RetryError) and error.cause is not None else error
-            code = cause.code if isinstance(cause, GoogleAPICallError) else None
-            if isinstance(cause, InvalidResponse):
-                code = cause.response.status_code
-            raise StoreError(*_describe(code and int(code), cause)) from None
-
-
-class _AmazonStore(_ObjectStore):
-    """Amazon S3 and what speaks like it, by boto3: one client for all threads, as boto3 allows."""
-
-    scheme, module, extra = "s3", "boto3", "aws"
-    _lock = threading.Lock()
-    _only: _AmazonStore | None = None
-    _made_with: PipelineOptions | None = None
-
-    @classmethod
-    def client(cls) -> _AmazonStore:
-        with cls._lock:
-            if cls._only is None or cls._made_with is not current_options():
-                cls._only, cls._made_with = cls(), current_options()
-            return cls._only
-
-    def __init__(self) -> None:
-        import boto3
-        from botocore.config import Config
-
-        given = current_options().view_as(S3Options)
-        self._client = boto3.session.Session().client(
-            "s3",
-            region_name=given.s3_region_name,
-            api_version=given.s3_api_version,
-            use_ssl=not given.s3_disable_ssl,
-            verify=given.s3_verify,
-            endpoint_url=given.s3_endpoint_url,
-            aws_access_key_id=given.s3_access_key_id,
-            aws_secret_access_key=given.s3_secret_access_key,
-            aws_session_token=given.s3_session_token,
-            config=Config(
-                connect_timeout=_CONNECT_S, read_timeout=_ANSWER_S, max_pool_connections=_KEPT_CONNECTIONS,
-                retries={"mode": "standard", "total_max_attempts": 5},
-            ),
-        )  # fmt: skip
-
-    def read(self, bucket: str, name: str, max_bytes: int, patience_s: float) -> bytes:
-        def whole() -> bytes:
-            # Not the body as a context of its own: that gives the stream beneath, which tells of no body cut short.
-            with contextlib.closing(self._client.get_object(Bucket=bucket, Key=name)["Body"]) as body:
-                return read_stream(body, max_bytes)
-
-        return self._ask(whole)
-
-    def look_for(self, bucket: str, name: str) -> None:
-        self._ask(self._client.head_object, Bucket=bucket, Key=name or "-")
-
-    def list_one(self, bucket: str, name: str) -> None:
-        self._ask(self._client.list_objects_v2, Bucket=bucket, Prefix=name, MaxKeys=1)
-
-    def abort_uploads(self, bucket: str, prefix: str) -> None:
-        """Gives up uploads below `prefix` that were begun and never finished; nobody sees them, and they are paid for."""
-        for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
-            for begun in page.get("Uploads", []):
-                self._client.abort_multipart_upload(Bucket=bucket, Key=begun["Key"], UploadId=begun["UploadId"])
-
-    @staticmethod
-    def _ask(call: Callable[..., Any], **settings: Any) -> Any:
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-        from urllib3.exceptions import HTTPError
-
-        try:
-            return call(**settings)
-        except ClientError as error:
-            code = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            raise StoreError(code, f"{code} {error.response.get('Error', {}).get('Code', '')}") from None
-        except NoCredentialsError:
-            raise StoreError(401, "there are no credentials") from None
-        except (BotoCoreError, HTTPError, OSError, ValueError) as error:
-            raise StoreError(*_describe(None, error)) from None
-
-
-def sweep_uploads(folder: str) -> None:
-    """Gives up what Amazon S3 has received of files in `folder` that nobody finished."""
-    if URI_PATTERN.match(folder) and _store_of(folder) is _AmazonStore:
-        bucket, prefix = _split(folder)
-        try:
-            _AmazonStore.client().abort_uploads(bucket, f"{prefix}/" if prefix else "")
-        except Exception as error:  # Of a store that knows no such thing, or of one who may not; they are nobody's to see.
-            _LOG.info("unfinished uploads to %s cannot be looked for (%s).", folder, short_reason(error))
-
-
-class _EnoughReadError(Exception):
-    """There is more in an object than is wanted."""
-
-
-class _Bounded:
-    """A file to write to that takes `max_bytes` + 1 bytes, and no more."""
-
-    def __init__(self, max_bytes: int):
-        self._chunks: list[bytes] = []
-        self._room = max_bytes + 1
-
-    def write(self, chunk: bytes) -> int:
-        self._chunks.append(chunk[: self._room])
-        self._room -= len(self._chunks[-1])
-        if self._room <= 0:
-            raise _EnoughReadError
-        return len(chunk)
-
-    def data(self) -> bytes:
-        return b"".join(self._chunks)
-
-
-_BY_SCHEME: dict[str, type[_GoogleStore | _AmazonStore]] = {store.scheme: store for store in (_GoogleStore, _AmazonStore)}
-
-
-def _store_of(uri: str) -> type[_GoogleStore | _AmazonStore] | None:
-    found = URI_PATTERN.match(uri)
-    return _BY_SCHEME.get(found[1]) if found else None
-
-
-def _describe(code: int | None, error: BaseException) -> tuple[int | None, str]:
-    """Returns a status, and an error in words without the many lines and addresses that clients put in it."""
-    if code in http.client.responses:
-        return code, f"{code} {http.client.responses[code]}"
-    return code, f"{type(error).__name__}: {short_reason(error)}"
+    return match["bucket"], match["name"]

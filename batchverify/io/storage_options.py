@@ -1,9 +1,11 @@
-"""Beam's options that say how object stores are reached, and their way to workers."""
+"""Beam's options that say how object stores are reached, and how they are sent to workers."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,22 +13,54 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, S3Options
 from apache_beam.options.value_provider import ValueProvider
 
-_options = PipelineOptions([])
+
+@dataclasses.dataclass(frozen=True)
+class StorageOptions:
+    """Beam's options for object stores, as a value: it can be compared, hashed and sent to workers.
+
+    Attributes:
+        settings_json: The options that differ from their defaults, as a JSON object with sorted keys.
+    """
+
+    settings_json: str = "{}"
+
+    @classmethod
+    def from_beam(cls, options: PipelineOptions) -> StorageOptions:
+        """Returns the part of Beam's options that says how stores are reached."""
+        kinds: tuple[type[PipelineOptions], ...] = (GoogleCloudOptions, S3Options)
+        names = {name for kind in kinds for name in PipelineOptions([]).view_as(kind).get_all_options(current_only=True)}
+        settings = {name: value for name, value in options.get_all_options(drop_default=True).items() if name in names}
+        return cls(json.dumps(settings, sort_keys=True, default=str))
+
+    def to_beam(self) -> PipelineOptions:
+        """Returns Beam's options with these settings."""
+        options: PipelineOptions = PipelineOptions.from_dictionary(json.loads(self.settings_json))
+        return options
 
 
-def current_options() -> PipelineOptions:
+_current = StorageOptions()
+
+
+def current_storage_options() -> StorageOptions:
     """Returns the options with which this process opens object stores."""
-    return _options
+    return _current
 
 
 def set_storage_options(options: PipelineOptions) -> None:
-    """Has this process open all stores with these options of Beam's.
+    """Makes this process open all object stores with these options.
 
-    Before there is a pipeline, and on the workers of a pool, Beam's file systems know of none.
+    They are process-wide, because Beam's `FileSystems` offers no other way. Before a pipeline is made, and on workers in
+    processes of their own, `FileSystems` has no options. Clients are kept for the value that this call makes: credentials and
+    addresses may also come from the environment, so a new call leads to new clients even if the options are equal.
     """
-    global _options
+    global _current
     FileSystems.set_options(options)
-    _options = options
+    _current = StorageOptions.from_beam(options)
+
+
+def _use(options: StorageOptions) -> None:
+    if options != _current:
+        set_storage_options(options.to_beam())
 
 
 def beam_option_names() -> list[str]:
@@ -41,46 +75,33 @@ def beam_option_names() -> list[str]:
 
 
 def with_storage_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `function`, which brings the options in use here to whatever worker calls it."""
-    settings = _store_settings(_options)
+    """Returns a function that first sets the options of this process on the worker that calls it."""
+    options = _current
 
     @functools.wraps(function)
-    def with_settings(*args: Any, **kwargs: Any) -> Any:
-        _use_settings(settings)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        _use(options)
         return function(*args, **kwargs)
 
-    return with_settings
+    return call
 
 
 class PathWithStorageOptions(ValueProvider):
-    """A path for Beam's own transforms that brings the options in use here along.
+    """A path for Beam's own transforms that also sets the options of this process on the worker that reads it.
 
     Args:
-        path: of a file, or the beginning of one.
+        path: The path of a file, or the beginning of one.
     """
 
     def __init__(self, path: str):
-        self._path, self._settings = path, _store_settings(_options)
+        self._path, self._options = path, _current
 
     def is_accessible(self) -> bool:
         return True
 
     def get(self) -> str:
-        _use_settings(self._settings)
+        _use(self._options)
         return self._path
 
     def __str__(self) -> str:
         return self._path
-
-
-def _store_settings(options: PipelineOptions) -> dict[str, Any]:
-    """Returns the options that say how stores are reached, where they are not at their defaults."""
-    given = options.get_all_options(drop_default=True)
-    kinds: tuple[type[PipelineOptions], ...] = (GoogleCloudOptions, S3Options)
-    names = {name for kind in kinds for name in PipelineOptions([]).view_as(kind).get_all_options(current_only=True)}
-    return {name: value for name, value in given.items() if name in names}
-
-
-def _use_settings(settings: dict[str, Any]) -> None:
-    if settings != _store_settings(_options):
-        set_storage_options(PipelineOptions.from_dictionary(settings))

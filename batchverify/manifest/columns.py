@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 
 from batchverify.config import VerificationConfig
 from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, RESERVED_COLUMNS, is_text
+from batchverify.uris import URI_PATTERN, is_remote
 
 DEFAULT_LABEL, DEFAULT_FOLD = "genuine", "fold"
 
@@ -30,7 +32,26 @@ def parse_labels(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return meaning[codes], codes < 0
 
 
-def pair_uris(block: pa.Table, config) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+class PairColumns(Protocol):
+    """The part of a configuration that says where the images of a pair are named.
+
+    Attributes:
+        left_column: The column with the URIs of the left images.
+        right_column: The column with the URIs of the right images.
+        image_root: The folder or URI that relative paths start from; None for the folder of the manifest file.
+    """
+
+    @property
+    def left_column(self) -> str: ...
+
+    @property
+    def right_column(self) -> str: ...
+
+    @property
+    def image_root(self) -> str | None: ...
+
+
+def pair_uris(block: pa.Table, config: PairColumns) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """Returns the absolute URIs of a block's left and right images; null where a row names none.
 
     A relative path starts from `config.image_root`, or else from the folder of the block's manifest file.
@@ -38,47 +59,51 @@ def pair_uris(block: pa.Table, config) -> tuple[pa.ChunkedArray, pa.ChunkedArray
     base = config.image_root
     if base is None and MANIFEST_FILE in block.column_names and block.num_rows:
         base = parent_folder(block[MANIFEST_FILE][0].as_py())
-    uris = (resolve_uris(block[column], base) for column in (config.left_column, config.right_column))
+    left, right = (resolve_uris(block[column], base) for column in (config.left_column, config.right_column))
     if BAD_ROW_COLUMN not in block.column_names:
-        return tuple(uris)
-    return tuple(pc.if_else(pc.is_valid(block[BAD_ROW_COLUMN]), None, column) for column in uris)
+        return left, right
+    is_bad = pc.is_valid(block[BAD_ROW_COLUMN])
+    return pc.if_else(is_bad, None, left), pc.if_else(is_bad, None, right)
 
 
 def resolve_uris(column: pa.ChunkedArray, base: str | None) -> pa.ChunkedArray:
+    """Returns absolute URIs: relative paths start from `base`, `file://` is dropped, and empty text becomes null."""
     uris = column.cast(pa.string())
     uris = pc.if_else(pc.equal(uris, ""), None, uris)
     uris = pc.replace_substring_regex(uris, "^file://", "")
     if base is None:
         return uris
-    absolute = pc.match_substring_regex(uris, r"^(/|[A-Za-z][A-Za-z0-9+.-]*://)")
+    absolute = pc.match_substring_regex(uris, f"^(/|{URI_PATTERN.pattern})")
     return pc.if_else(absolute, uris, pc.binary_join_element_wise(base.rstrip("/"), uris, "/"))
 
 
 def parent_folder(path: str) -> str:
-    return path.rsplit("/", 1)[0] if "://" in path else os.path.dirname(os.path.abspath(path))
+    """Returns the folder or URI that contains a file."""
+    return path.rsplit("/", 1)[0] if is_remote(path) else os.path.dirname(os.path.abspath(path))
 
 
 def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) -> Iterator[str]:
+    """Yields a sentence for each column that is missing, doubled, reserved, or of a type that does not fit its use."""
     names = schema.names
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"{path}: column '{name}' occurs {names.count(name)} times; rename all but one."
     for name in sorted(RESERVED_COLUMNS.intersection(names)):
         yield f"{path}: column '{name}' is one that the output adds; rename it in the manifest."
-    wanted = [("--left-column", config.left_column), ("--right-column", config.right_column)]
+    used = [("--left-column", config.left_column), ("--right-column", config.right_column)]
     if config.label_column:
-        wanted.append(("--label-column", config.label_column))
+        used.append(("--label-column", config.label_column))
     if config.fold_column:
-        wanted.append(("--fold-column", config.fold_column))
-    for option, name in wanted:
+        used.append(("--fold-column", config.fold_column))
+    for option, name in used:
         if name not in names:
             yield f"{path}: there is no column '{name}', only {quote_names(names)}; name the right one with {option}."
         elif option in ("--left-column", "--right-column") and not _holds_uris(schema.field(name).type):
             yield f"{path}: column '{name}' holds {schema.field(name).type}, not text; give paths or URIs."
-    for what, column in (("label", find_label_column(names, config)), ("fold", find_fold_column(names, config))):
+    for kind, column in (("label", find_label_column(names, config)), ("fold", find_fold_column(names, config))):
         if column in names and not _holds_labels(schema.field(column).type):
             yield (
-                f"{path}: column '{column}' holds {schema.field(column).type}, not {what}s; "
-                f"name another with --{what}-column, or none with --{what}-column ''."
+                f"{path}: column '{column}' holds {schema.field(column).type}, not {kind}s; "
+                f"name another with --{kind}-column, or none with --{kind}-column ''."
             )
 
 
@@ -92,21 +117,31 @@ def _holds_labels(kind: pa.DataType) -> bool:
 
 
 def find_label_column(names: list[str], config: VerificationConfig) -> str | None:
+    """Returns the column with labels, or None if the manifest has none."""
     if config.label_column is None:
         return DEFAULT_LABEL if DEFAULT_LABEL in names else None
     return config.label_column or None
 
 
 def find_fold_column(names: list[str], config: VerificationConfig) -> str | None:
+    """Returns the column with folds, or None if the manifest has none."""
     if config.fold_column is None:
         return DEFAULT_FOLD if DEFAULT_FOLD in names else None
     return config.fold_column or None
 
 
 def find_bad_label(block: pa.Table, label: str, path: str, first_row: int) -> str | None:
+    """Returns a sentence about the first value that is no label, or None if there is none.
+
+    Args:
+        block: Rows of the manifest.
+        label: The column with labels.
+        path: The file that the rows come from.
+        first_row: The number of the first of these rows in the file.
+    """
     column = block[label]
     _, bad = parse_labels(column)
-    if BAD_ROW_COLUMN in block.column_names:  # whose label may be another field
+    if BAD_ROW_COLUMN in block.column_names:  # The label of a misfit row may be the value of another column.
         bad &= block[BAD_ROW_COLUMN].is_null().to_numpy()
     if not bad.any():
         return None
@@ -117,13 +152,15 @@ def find_bad_label(block: pa.Table, label: str, path: str, first_row: int) -> st
     )
 
 
-def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    if one == other or pa.types.is_null(other):
-        return one
-    if pa.types.is_null(one):
-        return other
-    return pa.string() if is_text(one) and is_text(other) else None
+def common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
+    """Returns the type for a column that has these types in two files, or None if they do not agree."""
+    if first == second or pa.types.is_null(second):
+        return first
+    if pa.types.is_null(first):
+        return second
+    return pa.string() if is_text(first) and is_text(second) else None
 
 
 def quote_names(names: Iterable[str]) -> str:
+    """Returns the names in quotes, separated by commas."""
     return ", ".join(f"'{name}'" for name in names)

@@ -14,29 +14,30 @@ import pyarrow.csv
 
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, short_reason
-from batchverify.io.filesystem import open_for_reading
+from batchverify.io.filesystem import open_input
 from batchverify.schema import BAD_ROW_COLUMN
 
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _CSV_BLOCK_BYTES = 64 * 2**20
-_PROBLEMS_TOLD = 20
+_MAX_PROBLEMS = 20
 
 
 def read_csv_schema(path: str, config: VerificationConfig) -> pa.Schema:
+    """Returns the columns that the header names, all of them text."""
     names = _csv_header(path)
-    if names is None:  # A file of no bytes has no rows; it agrees with whatever the others say.
+    if names is None:  # An empty file has no rows, so its columns cannot disagree with those of other files.
         names = [config.left_column, config.right_column]
     return pa.schema([(name, pa.string()) for name in names])
 
 
 def _csv_header(path: str) -> list[str] | None:
-    with open_for_reading(path) as file:
+    with open_input(path) as file:
         text = io.TextIOWrapper(
             io.BufferedReader(_Decompressed(path, file)), encoding="utf-8-sig", errors="surrogateescape", newline=""
         )
         try:
             names = next(csv.reader(text), None)
-            # Only here, because the text is decoded past the header, where a mistake has a row number to tell.
+            # The text is decoded beyond the header, where `read_csv_batches` reports mistakes with their row numbers.
             "".join(names or []).encode("utf-8")
             return names
         except UnicodeEncodeError:
@@ -48,50 +49,56 @@ def _csv_header(path: str) -> list[str] | None:
 def read_csv_batches(path: str, columns: list[str] | None, keep: bool) -> Iterator[pa.Table]:
     """Reads a CSV file with every column as text, just as it stands in the file.
 
-    Rows that don't fit the header or are not UTF-8 are refused, or kept, with what is wrong in `BAD_ROW_COLUMN`.
+    Args:
+        path: The file.
+        columns: The columns to read; None for all.
+        keep: Whether rows that do not fit the header or are not UTF-8 are kept, with the reason in `BAD_ROW_COLUMN`.
+
+    Raises:
+        PreflightError: If the file cannot be read, or has such rows and they are not to be kept.
     """
     names = _csv_header(path)
     if names is None:
         return
-    aside = _MisfitRows(columns or names, names)
-    with open_for_reading(path) as file:
+    misfits = _MisfitRows(columns or names, names)
+    with open_input(path) as file:
         stream = _Decompressed(path, file)
         row = 0
         try:
             reader = pa.csv.open_csv(
                 pa.PythonFile(stream, mode="r"),
-                # One thread, because only then does the reader know row numbers; workers read several files.
+                # The reader knows row numbers only with one thread; workers read several files at a time.
                 read_options=pa.csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK_BYTES),
-                parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=aside),
+                parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=misfits),
                 convert_options=pa.csv.ConvertOptions(
                     column_types=dict.fromkeys(names, pa.binary()), null_values=[], strings_can_be_null=False,
                     include_columns=columns or names,
                 ),
             )  # fmt: skip
             for batch in reader:
-                if aside.rows and not keep:
+                if misfits.rows and not keep:
                     break
-                found = pa.Table.from_batches([batch])
-                found = aside.put_back(_text_or_bad(found), row) if keep else _as_text(found, path, row)
-                yield found
-                row += found.num_rows
+                rows = pa.Table.from_batches([batch])
+                rows = misfits.put_back(_text_or_bad(rows), row) if keep else _as_text(rows, path, row)
+                yield rows
+                row += rows.num_rows
         except (pa.ArrowException, OSError) as error:
             if not _is_header_only(error):
                 raise PreflightError(f"{path}: {_why_unreadable(error)}.") from None
-    if aside.rows and not keep:
-        raise PreflightError([_misfit(path, found) for found in list(aside.rows)[:_PROBLEMS_TOLD]])
+    if misfits.rows and not keep:
+        raise PreflightError([_describe_misfit(path, misfit) for misfit in list(misfits.rows)[:_MAX_PROBLEMS]])
     if stream.quotes % 2:
         raise PreflightError(f"{path}: a quote is opened and never closed; close it, or double quotes inside a field.")
-    if aside.rows:
-        yield aside.put_back(aside.nothing(), row)
+    if misfits.rows:
+        yield misfits.put_back(misfits.empty_table(), row)
 
 
 class _MisfitRows:
-    """Rows whose fields are too few or too many: set aside by Arrow's reader, and put back where they stood.
+    """Rows with too few or too many fields. Arrow's reader leaves them out, and `put_back` inserts them where they stood.
 
     Args:
-        columns: that are read.
-        names: that the header names.
+        columns: The columns that are read.
+        names: The columns that the header names.
     """
 
     def __init__(self, columns: list[str], names: list[str]):
@@ -102,14 +109,14 @@ class _MisfitRows:
         self.rows.append(row)
         return "skip"
 
-    def nothing(self) -> pa.Table:
+    def empty_table(self) -> pa.Table:
         """Returns a table of no rows."""
         return pa.table({name: pa.array([], pa.string()) for name in (*self._columns, BAD_ROW_COLUMN)})
 
     def put_back(self, rows: pa.Table, first_row: int) -> pa.Table:
-        """Returns `rows`, of which the first is row `first_row` of the file, and among them those that were set aside."""
+        """Returns `rows` with the misfit rows among them; `first_row` is the number of the first row in the file."""
         due: list[Any] = []
-        # Each one that is put back moves the end of this batch by a row; the last batch, of no rows, takes all.
+        # Each row that is put back moves the end of this batch by one row. The last batch is empty and takes all that remain.
         while self.rows and (not rows.num_rows or _row_of(self.rows[0]) < first_row + rows.num_rows + len(due)):
             due.append(self.rows.popleft())
         if not due:
@@ -128,17 +135,17 @@ class _MisfitRows:
 
 
 def _row_of(misfit: Any) -> int:
-    """Returns the row's number, counted from 0 below the header; Arrow counts from 1, the header too."""
-    return misfit.number - 2
+    """Returns the row's number, counted from 0 below the header; Arrow counts the header as row 1."""
+    return int(misfit.number) - 2
 
 
 def _field_count(misfit: Any) -> str:
     return f"there are {misfit.actual_columns} fields where the header has {misfit.expected_columns}"
 
 
-def _misfit(path: str, found: Any) -> str:
-    row = f", row {_row_of(found)}" if found.number else ""
-    return f"{path}{row}: {_field_count(found)}; quote fields that hold commas."
+def _describe_misfit(path: str, misfit: Any) -> str:
+    row = f", row {_row_of(misfit)}" if misfit.number else ""
+    return f"{path}{row}: {_field_count(misfit)}; quote fields that hold commas."
 
 
 def _is_header_only(error: Exception) -> bool:
@@ -147,25 +154,25 @@ def _is_header_only(error: Exception) -> bool:
 
 def _why_unreadable(error: Exception) -> str:
     if "straddling object" in str(error):
-        most = _CSV_BLOCK_BYTES // 2**20
-        return f"a row is longer than {most} MiB, or a quote is opened and never closed; shorten it, or close the quote"
+        limit = _CSV_BLOCK_BYTES // 2**20
+        return f"a row is longer than {limit} MiB, or a quote is opened and never closed; shorten it, or close the quote"
     return f"it cannot be read ({short_reason(error)}); save the file again"
 
 
 def _text_or_bad(batch: pa.Table) -> pa.Table:
-    """Returns the batch as text; rows that are not UTF-8 have their wrong bytes replaced, and are bad."""
+    """Returns the batch as text with `BAD_ROW_COLUMN`; bytes that are not UTF-8 are replaced, and their rows are bad."""
     text = pa.schema([(name, pa.string()) for name in batch.column_names])
-    wrong: list[str | None] = [None] * batch.num_rows
+    problems: list[str | None] = [None] * batch.num_rows
     try:
         batch = batch.cast(text)
     except pa.ArrowInvalid:
         columns = {name: [value.decode("utf-8", "replace") for value in batch[name].to_pylist()] for name in text.names}
         for name in text.names:
-            for row, (value, found) in enumerate(zip(batch[name].to_pylist(), columns[name], strict=True)):
-                if value != found.encode():
-                    wrong[row] = f"column '{name}' is not UTF-8"
+            for row, (value, text_value) in enumerate(zip(batch[name].to_pylist(), columns[name], strict=True)):
+                if value != text_value.encode():
+                    problems[row] = f"column '{name}' is not UTF-8"
         batch = pa.table(columns, text)
-    return batch.append_column(BAD_ROW_COLUMN, pa.array(wrong, pa.string()))
+    return batch.append_column(BAD_ROW_COLUMN, pa.array(problems, pa.string()))
 
 
 def _as_text(batch: pa.Table, path: str, first_row: int) -> pa.Table:
@@ -186,16 +193,21 @@ def _undecodable(batch: pa.Table, path: str, first_row: int) -> str:
 
 
 def compression_of(path: str) -> str | None:
+    """Returns the compression that the ending of a file's name stands for, or None."""
     return next((kind for ending, kind in _COMPRESSIONS.items() if path.endswith(ending)), None)
 
 
 class _Decompressed(io.RawIOBase):
-    """The bytes of a CSV file, decompressed by its name's ending; counts the quotes that pass."""
+    """The bytes of a CSV file, decompressed according to the ending of its name.
+
+    Attributes:
+        quotes: The number of quotes in the bytes that were read.
+    """
 
     def __init__(self, path: str, file: Any):
         super().__init__()
         kind = compression_of(path)
-        # Arrow's decompressors report a truncated file; those of Beam's file systems end without a word.
+        # Arrow's decompressors report a truncated file; Beam's file systems end such a file without an error.
         self._source = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), kind) if kind else file
         self.quotes = 0
 
@@ -208,6 +220,6 @@ class _Decompressed(io.RawIOBase):
         return len(data)
 
     def read(self, size: int = -1) -> bytes:
-        data = self._source.read(size)
+        data = bytes(self._source.read(size))
         self.quotes += data.count(b'"')
         return data

@@ -1,4 +1,4 @@
-"""Reads the shards of a manifest as blocks, and lifts that into a pipeline."""
+"""Reads the shards of a manifest as blocks, in a process or in a pipeline."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+from apache_beam.pvalue import PBegin, PCollection
 
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, RunError
@@ -22,15 +23,21 @@ from batchverify.worker_stats import WorkerStats
 _BLOCK_BYTES = 64 * 2**20
 
 
-class ReadManifest(beam.PTransform):
-    """Reads a manifest: `(block key, pa.Table)` with the manifest's columns, its file and its row number."""
+class ReadManifest(beam.PTransform[PBegin, PCollection[tuple[str, pa.Table]]]):
+    """Reads a manifest as blocks: `(block key, pa.Table)` with the manifest's columns, the file and the row number.
+
+    Args:
+        manifest: The manifest after its inspection.
+        config: The configuration of the run.
+        stats: Where the reading time is counted, or None.
+    """
 
     def __init__(self, manifest: Manifest, config: VerificationConfig, stats: WorkerStats | None = None):
         super().__init__()
         self._manifest, self._config, self._stats = manifest, config, stats or WorkerStats()
 
-    def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[tuple[str, pa.Table]]:
-        return (
+    def expand(self, begin: PBegin) -> PCollection[tuple[str, pa.Table]]:
+        blocks: PCollection[tuple[str, pa.Table]] = (
             begin
             | "List" >> beam.Create(self._manifest.shards, reshuffle=False)
             | "Spread" >> beam.Reshuffle()
@@ -39,24 +46,25 @@ class ReadManifest(beam.PTransform):
                 with_storage_options(_read_timed), self._stats, self._manifest.schema, self._manifest.label_column, self._config
             ).with_output_types(tuple[str, pa.Table])
         )
+        return blocks
 
 
 def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> Iterator[pa.Table]:
     """Reads one shard as tables of at most `config.block_rows` rows, cast to `schema`, with file and row columns.
 
     Raises:
-        RunError: at a mistake that was beyond the part of the file that `plan_manifest` looks at.
+        RunError: If there is a mistake beyond the rows that `plan_manifest` inspects.
     """
     row = shard.first_row
     try:
-        for batch in first_rows(read_batches(shard, keep=config.bad_rows == "keep"), shard.most_rows):
+        for batch in first_rows(read_batches(shard, keep=config.bad_rows == "keep"), shard.max_rows):
             rows = _rows_in_block(batch, config.block_rows)
             for start in range(0, batch.num_rows, rows):
                 block = batch.slice(start, rows)
                 yield _with_provenance(_cast(block, schema), shard.path, row)
                 row += block.num_rows
-    except PreflightError as refused:
-        raise RunError(str(refused)) from None
+    except PreflightError as error:
+        raise RunError(str(error)) from None
 
 
 def _read_timed(
@@ -77,21 +85,21 @@ def read_keyed(
     """Yields the blocks of `read_blocks`, each with its key and its labels checked.
 
     Raises:
-        RunError: as `read_blocks`, and at a label that is none.
+        RunError: As `read_blocks`, and for a value that is no label.
     """
     for block in read_blocks(shard, schema, config):
-        if label is not None and (wrong := find_bad_label(block, label, shard.path, block[MANIFEST_ROW][0].as_py())):
-            raise RunError(wrong)
+        if label is not None and (problem := find_bad_label(block, label, shard.path, block[MANIFEST_ROW][0].as_py())):
+            raise RunError(problem)
         yield f"{shard.path}#{block[MANIFEST_ROW][0].as_py()}", block
 
 
-def _rows_in_block(batch: pa.Table, most: int) -> int:
-    """Returns how many rows fit a block: rows that carry much beside the pair travel fewer at a time."""
-    return max(1, min(most, batch.num_rows * _BLOCK_BYTES // max(1, batch.nbytes)))
+def _rows_in_block(batch: pa.Table, max_rows: int) -> int:
+    """Returns how many rows a block has: at most `max_rows`, and fewer if they take much memory."""
+    return max(1, min(max_rows, int(batch.num_rows) * _BLOCK_BYTES // max(1, int(batch.nbytes))))
 
 
 def _with_provenance(block: pa.Table, path: str, row: int) -> pa.Table:
-    # As a dictionary of one while it travels; the output has it as text.
+    # Between workers the file's name is a dictionary with one value; in the output it is text.
     files = pa.DictionaryArray.from_arrays(np.zeros(block.num_rows, np.int8), [path])
     return block.append_column(MANIFEST_FILE, files).append_column(MANIFEST_ROW, pa.array(np.arange(row, row + block.num_rows)))
 
@@ -100,15 +108,16 @@ def _with_provenance(block: pa.Table, path: str, row: int) -> pa.Table:
 
 
 def read_batches(shard: Shard, columns: list[str] | None = None, keep: bool = False) -> Iterator[pa.Table]:
+    """Yields the rows of a shard as tables; see `read_csv_batches` for the arguments."""
     if shard.row_groups is None:
         yield from read_csv_batches(shard.path, columns, keep)
     else:
         yield from read_parquet_batches(shard, columns)
 
 
-def first_rows(batches: Iterator[pa.Table], most: int | None) -> Iterator[pa.Table]:
-    """Yields the first `most` rows, and reads no further batch than they need; all rows, if it is None."""
-    left = most
+def first_rows(batches: Iterator[pa.Table], max_rows: int | None) -> Iterator[pa.Table]:
+    """Yields the first `max_rows` rows and reads no batch beyond them; yields all rows if it is None."""
+    left = max_rows
     for batch in batches:
         yield batch if left is None else batch.slice(0, left)
         if left is not None and (left := left - batch.num_rows) <= 0:

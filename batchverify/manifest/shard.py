@@ -1,4 +1,4 @@
-"""What a manifest consists of, once it has been looked through."""
+"""The parts of a manifest that has been inspected."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ class Shard:
     """A part of a manifest that one worker reads.
 
     Attributes:
-        path: the file.
-        row_groups: which of a Parquet file's row groups; None for the whole of a CSV file.
-        first_row: the number of the first row, counted from 0 in its file.
-        most_rows: only so many rows are read, the first ones; None for all.
+        path: The file.
+        row_groups: The row groups of a Parquet file; None for a whole CSV file.
+        first_row: The number of the first row, counted from 0 in its file.
+        max_rows: The number of rows to read from the first one on; None for all.
     """
 
     path: str
     row_groups: tuple[int, ...] | None
     first_row: int
-    most_rows: int | None = None
+    max_rows: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """All files of a run's manifest, looked through and found to agree.
+    """The files of a run's manifest after an inspection, which found that they agree.
 
     Attributes:
-        shards: the parts to read.
-        schema: the columns that pass through, as they will be written.
-        label_column: the column with labels, or None.
-        fold_column: the column with folds, or None.
-        expected_rows: how many rows there are; an estimate where a CSV file is huge.
-        expected_bytes: what the rows take in memory; an estimate.
-        expected_images: how many distinct images there are at most; an estimate likewise.
-        sample: some of their URIs.
+        shards: The parts to read.
+        schema: The columns of the manifest, with the types that the output has.
+        label_column: The column with labels, or None.
+        fold_column: The column with folds, or None.
+        expected_rows: The number of rows; an estimate if a CSV file is huge.
+        expected_bytes: An estimate of the memory that the rows take.
+        expected_images: The largest possible number of distinct images; an estimate like `expected_rows`.
+        sample: The URIs of some images.
     """
 
     shards: tuple[Shard, ...]

@@ -1,1 +1,1 @@
-"""From a model file to a `PairModel`: two images in, one score out."""
+"""A model file becomes a `PairModel`, which gives a score for two images."""

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from batchverify.config import ModelConfig, VerificationConfig
 from batchverify.errors import PreflightError
 
-_MOST_IMAGES = 512
-_TRIAL_IMAGES = 96
+if TYPE_CHECKING:
+    from batchverify.model.identity_bound import IdentityBound
+    from batchverify.model.pair_model import PairModel
+
+_MAX_IMAGES = 512
+_PROBE_IMAGES = 96
 _TOLERANCE = 1e-4
+_MAX_DIFFERENCE = 1e-3
+_SHIFTS = (1, 2, 3, 5, 8, 13, 21)
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What was found out about a model.
+    """The findings about a model.
 
     Attributes:
-        findings: one dictionary for each part of the page.
-        faults: what is wrong, and what to do, one sentence each; none if the model is sane.
+        findings: The measurements and facts by section, then by name.
+        faults: The faults of the model, each with its remedy; empty if the model is sane.
     """
 
     findings: dict[str, dict[str, Any]]
@@ -29,180 +38,205 @@ class Diagnosis:
 
 
 def examine(config: ModelConfig, images: str | None = None, manifest: str | None = None) -> Diagnosis:
-    """Examines a model, on the images of a folder or manifest, or else on images made up for that.
+    """Examines a model.
+
+    Args:
+        config: The model; what it leaves open is taken from the sidecar.
+        images: A folder of images to measure on.
+        manifest: A manifest whose images to measure on. Without both, the images are generated.
 
     Raises:
-        PreflightError: if it can't be loaded, or no image can be read.
+        PreflightError: If the model cannot be loaded, or fewer than two images can be read.
     """
-    from batchverify.model.identity_bound import UNKNOWN_BOUND, bound_identity
+    from batchverify.model.identity_bound import UNKNOWN_BOUND, find_identity_bound
     from batchverify.model.load import load_model
-    from batchverify.model.probe_images import probe_images
-    from batchverify.model.sidecar import apply_sidecar
+    from batchverify.model.sidecar import apply_sidecar, read_sidecar
 
-    config = apply_sidecar(config)
+    config = apply_sidecar(config, read_sidecar(config.model))
     model = load_model(config)
-    if images or manifest:
-        pixels = _read(model, config, _uris(images, manifest))
-        shown = f"{len(pixels)} images of {images or manifest}"
-    else:
-        pixels = probe_images(model.facts.image_shape, _TRIAL_IMAGES, seed=2)
-        shown = f"{len(pixels)} made-up images (noise, smooth shapes, drawings); --images DIR gives figures for yours"
+    pixels, source = _choose_images(model, images, manifest)
     model.check_split(pixels)
     embeddings = model.encode(pixels)
-    certificate = bound_identity(model.siamese) if model.siamese else UNKNOWN_BOUND
-    scores = _measure(model, pixels, embeddings)
+    bound = find_identity_bound(model.split) if model.split else UNKNOWN_BOUND
     findings = {
-        "structure": _structure(model),
+        "structure": _describe_structure(model),
         "preprocessing": {"as": model.facts.preprocessing},
-        "identity": {"images": shown, **scores["identity"]},
-        "certificate": _certificate_words(certificate),
-        "behaviour": scores["behaviour"],
-        "embedding": _saturation(embeddings) if model.facts.encodings_per_pair == 0 else {},
+        "identity": {"images": source, **_measure_identity(model, embeddings)},
+        "certificate": _describe_bound(bound),
+        "behaviour": _measure_behaviour(model, pixels, embeddings),
+        "embedding": _measure_saturation(embeddings) if model.facts.encodings_per_pair == 0 else {},
         "notes": {str(number): note for number, note in enumerate(model.facts.notes, 1)},
     }
-    faults = _faults(findings, certificate, config.match_threshold())
-    return Diagnosis({name: found for name, found in findings.items() if found}, faults)
+    faults = list(_find_faults(findings, bound, config.match_threshold()))
+    return Diagnosis({section: values for section, values in findings.items() if values}, faults)
 
 
-def _uris(images: str | None, manifest: str | None) -> list[str]:
-    if images:
-        if not os.path.isdir(images):
-            raise PreflightError(f"--images {images}: there is no such folder; check the path.")
-        from batchverify.images.decode import IMAGE_ENDINGS
+def _choose_images(model: PairModel, images: str | None, manifest: str | None) -> tuple[np.ndarray, str]:
+    """Returns uint8 pixels `(n, height, width, channels)`, and a description of where they come from."""
+    from batchverify.model.probe_images import probe_images
 
-        found = sorted(str(path) for path in Path(images).rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
-        step = max(1, len(found) // _MOST_IMAGES)
-        return found[::step][:_MOST_IMAGES]
+    if images or manifest:
+        pixels = _read_images(model, _list_folder(images) if images else _list_manifest(str(manifest)))
+        return pixels, f"{len(pixels)} images of {images or manifest}"
+    pixels = probe_images(model.facts.image_shape, _PROBE_IMAGES, seed=2)
+    return pixels, f"{len(pixels)} made-up images (noise, smooth shapes, drawings); --images DIR gives figures for yours"
+
+
+def _list_folder(folder: str) -> list[str]:
+    from batchverify.images.decode import IMAGE_ENDINGS
+
+    if not os.path.isdir(folder):
+        raise PreflightError(f"--images {folder}: there is no such folder; check the path.")
+    paths = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    step = max(1, len(paths) // _MAX_IMAGES)
+    return paths[::step][:_MAX_IMAGES]
+
+
+def _list_manifest(manifest: str) -> list[str]:
     from batchverify.manifest.plan import plan_manifest
 
-    return list(plan_manifest(VerificationConfig(manifests=(str(manifest),), output="-"), sample=_MOST_IMAGES).sample)
+    return list(plan_manifest(VerificationConfig(manifests=(manifest,), output="-"), sample=_MAX_IMAGES).sample)
 
 
-def _read(model: Any, config: ModelConfig, uris: list[str]) -> Any:
-    import numpy as np
-
+def _read_images(model: PairModel, uris: list[str]) -> np.ndarray:
     from batchverify.images.failure import ImageFailure
     from batchverify.images.reader import ImageReader
 
     reader = ImageReader(model.preprocessing.layout(), 64_000_000, 64 * 2**20)
     images = [image for image, _ in map(reader.read, uris) if not isinstance(image, ImageFailure)]
     if len(images) < 2:
-        raise PreflightError(f"of {len(uris)} images found, {len(images)} could be read; give two or more.")
+        raise PreflightError(f"only {len(images)} of {len(uris)} images can be read; give two or more.")
     return np.stack(images)
 
 
-def _measure(model: Any, pixels: Any, embeddings: Any) -> dict[str, dict[str, Any]]:
-    import numpy as np
+# Findings
 
-    identity = model.compare(embeddings, embeddings)
-    count = len(pixels)
-    shifts = sorted({shift % count or 1 for shift in (1, 2, 3, 5, 8, 13, 21)})
-    others = np.stack([model.compare(embeddings, np.roll(embeddings, shift, axis=0)) for shift in shifts])
-    back = np.stack([model.compare(np.roll(embeddings, shift, axis=0), embeddings) for shift in shifts])
-    lower = np.stack([np.minimum(identity, np.roll(identity, shift)) for shift in shifts])
-    again = model.encode(pixels[::-1])[::-1]
-    return {
-        "identity": {"identity_score_min": float(identity.min()), "identity_score_max": float(identity.max())},
-        "behaviour": {
-            "pairs_tried": int(others.size),
-            "lowest_score_of_a_pair": float(others.min()),
-            "highest_score_of_a_pair": float(others.max()),
-            "pairs_that_outscore": int(np.count_nonzero(others > lower + _TOLERANCE)),
-            "asymmetry": float(np.max(np.abs(others - back))),
-            "difference_when_asked_again": float(np.max(np.abs(model.compare(again, embeddings) - identity))),
-        },
+
+def _describe_structure(model: PairModel) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "model": model.facts.path,
+        "digest": f"sha256:{model.facts.digest}",
+        "runs": model.facts.structure,
     }
-
-
-def _structure(model: Any) -> dict[str, Any]:
-    facts = {"model": model.facts.path, "digest": f"sha256:{model.facts.digest}", "runs": model.facts.structure}
     if model.facts.encodings_per_pair == 0:
         facts["embedding_width"] = model.facts.embedding_size
-    graph = model.loaded.graph
-    if graph is not None:
-        facts["parameters"] = graph.count_params()
-    if model.siamese is not None:
-        head = model.siamese.head.count_params()
-        facts["parameters_of_the_head"] = head
+    if model.loaded.graph is not None:
+        facts["parameters"] = model.loaded.graph.count_params()
+    if model.split is not None:
         encode, compare = model.operations()
+        facts["parameters_of_the_head"] = model.split.head.count_params()
         facts["operations"] = f"{encode:,} to encode an image, {compare:,} to compare a pair"
         facts["share_of_the_encoder"] = f"{2 * encode / max(1, 2 * encode + compare):.3%} of a pair's arithmetic"
     return facts
 
 
-def _certificate_words(certificate: Any) -> dict[str, Any]:
-    if certificate.comparison is None and not certificate.weights:
-        return {"holds": "not to be told: the head is no distance and one dense layer, so it is only measured"}
-    positive = sum(weight > 0 for weight in certificate.weights)
-    words: dict[str, Any] = {
-        "comparison": certificate.comparison or "none that is known",
-        "bias": certificate.bias,
-        "weights": f"{len(certificate.weights)}, of which {positive} positive",
+def _measure_identity(model: PairModel, embeddings: np.ndarray) -> dict[str, Any]:
+    identity = model.compare(embeddings, embeddings)
+    return {"identity_score_min": float(identity.min()), "identity_score_max": float(identity.max())}
+
+
+def _measure_behaviour(model: PairModel, pixels: np.ndarray, embeddings: np.ndarray) -> dict[str, Any]:
+    """Compares each image with some others, in both orders, and with itself after it was encoded again."""
+    identity = model.compare(embeddings, embeddings)
+    shifts = sorted({shift % len(pixels) or 1 for shift in _SHIFTS})
+    shifted = [np.roll(embeddings, shift, axis=0) for shift in shifts]
+    scores = np.stack([model.compare(embeddings, others) for others in shifted])
+    swapped = np.stack([model.compare(others, embeddings) for others in shifted])
+    lower_identity = np.stack([np.minimum(identity, np.roll(identity, shift)) for shift in shifts])
+    repeated = model.compare(model.encode(pixels[::-1])[::-1], embeddings)
+    return {
+        "pairs_tried": int(scores.size),
+        "lowest_score_of_a_pair": float(scores.min()),
+        "highest_score_of_a_pair": float(scores.max()),
+        "pairs_that_outscore": int(np.count_nonzero(scores > lower_identity + _TOLERANCE)),
+        "asymmetry": float(np.max(np.abs(scores - swapped))),
+        "difference_when_asked_again": float(np.max(np.abs(repeated - identity))),
     }
-    if certificate.identity_score is not None:
-        argument = "bias + weight" if certificate.comparison == "cosine" else "bias"
-        words["f(x, x)"] = f"sigmoid({argument}) = {certificate.identity_score:.6f}"
-    if certificate.holds is None:
-        words["holds"] = "not to be told from the weights; only measured"
-    elif certificate.holds:
-        words["holds"] = "yes: no pair can outscore an identity score"
-    else:
-        reach = f"; none can exceed {certificate.bound:.6f}" if certificate.bound is not None else ""
-        words["holds"] = f"no: {positive} positive weights let pairs outscore an identity score{reach}"
-        largest = sorted(enumerate(certificate.weights), key=lambda item: -item[1])[:5]
-        words["largest_weights"] = ", ".join(f"{weight:.3f} (dimension {number})" for number, weight in largest if weight > 0)
-    return words
 
 
-def _saturation(embeddings: Any) -> dict[str, Any]:
-    import numpy as np
-
-    spread = embeddings.std(axis=0)
+def _measure_saturation(embeddings: np.ndarray) -> dict[str, Any]:
+    deviation = embeddings.std(axis=0)
     return {
         "dimensions": int(embeddings.shape[1]),
-        "constant_dimensions": int(np.count_nonzero(spread < 1e-6)),
+        "constant_dimensions": int(np.count_nonzero(deviation < 1e-6)),
         "lowest_value": float(embeddings.min()),
         "highest_value": float(embeddings.max()),
     }
 
 
-def _faults(findings: dict[str, dict[str, Any]], certificate: Any, threshold: float) -> list[str]:
-    identity, behaviour = findings["identity"], findings["behaviour"]
-    faults = []
+def _describe_bound(bound: IdentityBound) -> dict[str, Any]:
+    if bound.comparison is None and not bound.weights:
+        return {"holds": "unknown: the head is not a distance followed by one dense layer, so it is only measured"}
+    positive = sum(weight > 0 for weight in bound.weights)
+    facts: dict[str, Any] = {
+        "comparison": bound.comparison or "none that is known",
+        "bias": bound.bias,
+        "weights": f"{len(bound.weights)}, of which {positive} positive",
+    }
+    if bound.identity_score is not None:
+        argument = "bias + weight" if bound.comparison == "cosine" else "bias"
+        facts["f(x, x)"] = f"sigmoid({argument}) = {bound.identity_score:.6f}"
+    if bound.holds is None:
+        facts["holds"] = "unknown: the weights do not tell, so it is only measured"
+    elif bound.holds:
+        facts["holds"] = "yes: no pair can outscore an identity score"
+    else:
+        limit = f"; none can exceed {bound.bound:.6f}" if bound.bound is not None else ""
+        facts["holds"] = f"no: {positive} positive weights let pairs outscore an identity score{limit}"
+        largest = sorted(enumerate(bound.weights), key=lambda item: -item[1])[:5]
+        facts["largest_weights"] = ", ".join(f"{weight:.3f} (dimension {number})" for number, weight in largest if weight > 0)
+    return facts
+
+
+# Faults
+
+
+def _find_faults(findings: dict[str, dict[str, Any]], bound: IdentityBound, threshold: float) -> Iterator[str]:
+    """Yields one message for each fault, with its remedy."""
+    behaviour = findings["behaviour"]
     if behaviour["lowest_score_of_a_pair"] == behaviour["highest_score_of_a_pair"]:
-        faults.append(
+        yield (
             f"Every pair scores {behaviour['highest_score_of_a_pair']:.4f}, whatever the images show: the network is "
             "untrained or dead. Check the scale of the pixels (--pixels), then the training."
         )
+    yield from _find_identity_faults(findings["identity"], behaviour, bound, threshold)
+    yield from _find_inconsistencies(behaviour)
+    constant, dimensions = (findings["embedding"].get(name, 0) for name in ("constant_dimensions", "dimensions"))
+    if constant and constant > dimensions // 2:
+        yield (
+            f"{constant} of {dimensions} embedding dimensions have the same value for every image, so most of the embedding is "
+            "unused. Check the scale of the pixels (--pixels), then the training."
+        )
+
+
+def _find_identity_faults(
+    identity: dict[str, Any], behaviour: dict[str, Any], bound: IdentityBound, threshold: float
+) -> Iterator[str]:
     if identity["identity_score_min"] < threshold:
-        faults.append(
+        yield (
             f"An image compared with itself scores as little as {identity['identity_score_min']:.4f}, below the threshold "
-            f"{threshold:g}: it is rejected as itself. Retrain the head with identity pairs and a bias that starts positive."
+            f"{threshold:g}, so it is rejected. Retrain the head with identity pairs and a bias that starts positive."
         )
     if behaviour["pairs_that_outscore"]:
-        faults.append(
+        yield (
             f"{behaviour['pairs_that_outscore']} of {behaviour['pairs_tried']} pairs of different images outscore an image "
-            "against itself. Retrain the head with weights that can't be positive."
+            "against itself. Retrain the head with weights that cannot be positive."
         )
-    elif certificate.holds is False:
-        faults.append(
-            "The head has positive weights, so that pairs can outscore an identity score, though none did here. "
-            "Retrain the head with weights that can't be positive, or run it on your own images with --images."
+    elif bound.holds is False:
+        yield (
+            "The head has positive weights, so pairs can outscore an identity score, although none did here. "
+            "Retrain the head with weights that cannot be positive, or examine it on your own images with --images."
         )
-    if behaviour["asymmetry"] > 1e-3:
-        faults.append(
+
+
+def _find_inconsistencies(behaviour: dict[str, Any]) -> Iterator[str]:
+    if behaviour["asymmetry"] > _MAX_DIFFERENCE:
+        yield (
             f"Left and right exchanged change a score by up to {behaviour['asymmetry']:.4f}. "
             "Compare with something symmetric, such as |a - b|, or average both orders."
         )
-    if behaviour["difference_when_asked_again"] > 1e-3:
-        faults.append(
-            "The same images score differently when asked again: dropout or batch statistics are left on. "
+    if behaviour["difference_when_asked_again"] > _MAX_DIFFERENCE:
+        yield (
+            "The same images get different scores when they are scored again: dropout or batch statistics are left on. "
             "Save the model without training=True in its calls."
         )
-    constant = findings["embedding"].get("constant_dimensions", 0)
-    if constant and constant > findings["embedding"]["dimensions"] // 2:
-        faults.append(
-            f"{constant} of {findings['embedding']['dimensions']} embedding dimensions never change: most of it is dead. "
-            "Check the scale of the pixels (--pixels), then the training."
-        )
-    return faults

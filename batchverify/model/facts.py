@@ -1,4 +1,4 @@
-"""What a run records about its model."""
+"""The facts about a model that a run records."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """What a run writes down about its model.
+    """The facts about a model that a run records.
 
     Attributes:
-        path: where it came from.
-        digest: SHA-256 of the file, or of a folder's files, in hex.
-        image_shape: height, width and channels that it takes.
-        embedding_size: numbers in what is kept of one image.
-        embedding_bytes: bytes in the same.
-        structure: how it is run, in words.
-        encodings_per_image: how often an image goes through a tower of the network.
-        encodings_per_pair: how often a pair's images go through a tower again when the pair is scored.
-        preprocessing: what is done to an image before the network sees it, in words.
-        notes: what else was found or decided when it was loaded, one sentence each.
+        path: The path or URI of the model, or `embedded`.
+        digest: The SHA-256 of the file, or of a folder's files, in hex.
+        image_shape: The height, width and channels of the model's input.
+        embedding_size: The number of values that are stored for one image.
+        embedding_bytes: The number of bytes that are stored for one image.
+        structure: A description of how the model is run.
+        encodings_per_image: The number of times that an image goes through a tower of the network when it is encoded.
+        encodings_per_pair: The number of times that a pair's images go through a tower again when the pair is scored.
+        preprocessing: A description of what is done to an image before the network sees it.
+        notes: The other findings and decisions made when the model was loaded, one sentence each.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""A model file before Keras sees it: what it is, whether it may be opened, its config read."""
+"""A model file before Keras opens it: its kind, its config, and whether it is safe to open."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from batchverify.errors import PreflightError, short_reason
 from batchverify.model import hdf5_probe
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
-_MOST_CONFIG_BYTES = 256 * 2**20
-_UNPACKED_BYTES_ALWAYS_FINE = 2**30
-_MOST_EXPANSION = 100
-_PROBE_S = 300
+_MAX_CONFIG_BYTES = 256 * 2**20
+_ALWAYS_ALLOWED_BYTES = 2**30
+_MAX_EXPANSION = 100
+_PROBE_TIMEOUT_S = 300
 
 
 class ModelKind(Enum):
-    """How a model is stored."""
+    """The way in which a model is stored."""
 
     KERAS = "a .keras archive"
     HDF5 = "an HDF5 file"
@@ -40,15 +40,15 @@ class ModelKind(Enum):
 
 @dataclasses.dataclass(frozen=True)
 class ModelFile:
-    """A model file that has been looked through and may be opened.
+    """A model file that has been checked and may be opened.
 
     Attributes:
-        name: what the user calls it.
-        local: where it lies on this machine.
-        kind: how it is stored.
+        name: The path or URI that the user gave, or `embedded`.
+        local: The path of the file or folder on this machine.
+        kind: The way in which the model is stored.
         config: Keras' config of the architecture; empty for a SavedModel.
-        keras_version: of the Keras that wrote it, as far as it says.
-        weight_bytes: that its weights have, as it says; 0 for a SavedModel.
+        keras_version: The version of the Keras that wrote it; empty if the file does not say.
+        weight_bytes: The number of bytes that the weights take, as the file says; 0 for a SavedModel.
     """
 
     name: str
@@ -59,10 +59,10 @@ class ModelFile:
     weight_bytes: int = 0
 
     def rewritten(self, config: dict[str, Any], folder: str) -> str:
-        """Writes the file anew with another config, into `folder`, and returns its path.
+        """Writes a copy of the file with another config into `folder`, and returns its path.
 
         Raises:
-            PreflightError: if the rest of the file cannot be read.
+            PreflightError: If the rest of the file cannot be read.
         """
         write = self._rewrite_hdf5 if self.kind is ModelKind.HDF5 else self._rewrite_archive
         with refusing_damage(self.name, "the file is damaged", "copy it again, whole"):
@@ -90,10 +90,14 @@ class ModelFile:
 
 
 def open_model_file(name: str, local: str) -> ModelFile:
-    """Looks a model file through.
+    """Checks a model file and reads its config.
+
+    Args:
+        name: The path or URI that the user gave.
+        local: The path of the file or folder on this machine.
 
     Raises:
-        PreflightError: if it is no model, or one that must not be opened.
+        PreflightError: If it is no model, or one that must not be opened.
     """
     with refusing_damage(name, "the file cannot be read", "copy it again, whole"):
         kind = _identify(name, local)
@@ -111,24 +115,26 @@ def open_model_file(name: str, local: str) -> ModelFile:
 
 @contextlib.contextmanager
 def refusing_damage(name: str, fault: str, remedy: str) -> Iterator[None]:
-    """Turns whatever a broken file leads zipfile, h5py, json or the code here to into a refusal.
+    """Turns every exception of zipfile, h5py, json and of the code here into a refusal of a damaged file.
 
-    The disk's own errors are no fault of the file, but for those that a file's wrong offsets lead to.
+    An error of the disk passes through, because it is no fault of the file.
+
+    Args:
+        name: The model's name, for the message.
+        fault: What is wrong with the file.
+        remedy: What the user can do.
     """
     try:
         yield
     except PreflightError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise
         raise PreflightError(f"--model {name}: {fault} ({short_reason(error)}); {remedy}.") from None
 
 
-_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
-
-
-# What a file is
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
 
 
 def _identify(name: str, local: str) -> ModelKind:
@@ -148,18 +154,19 @@ def _identify(name: str, local: str) -> ModelKind:
             if _CONFIG in archive.namelist():
                 return ModelKind.KERAS
         raise PreflightError(f"--model {name}: it is a zip archive without a {_CONFIG}, so no .keras file; {_ADVICE}")
-    raise PreflightError(f"--model {name}: {_looks_like(head)}")
+    raise PreflightError(f"--model {name}: {_describe_foreign_file(head)}")
 
 
 _ADVICE = "save the model with model.save('model.keras')."
 
 
-def _looks_like(head: bytes) -> str:
+def _describe_foreign_file(head: bytes) -> str:
+    """Returns what a file that is no model seems to be, and the remedy."""
     start = head.lstrip().lower()
     if not head:
         return f"the file is empty; copy it again, or {_ADVICE}"
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a web page, most likely an error page that was saved in the model's place; download the model again."
+        return "it is a web page, most likely an error page that was saved instead of the model; download the model again."
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the model itself; fetch the model with git lfs pull."
     if head[0] == 0x80 and 2 <= head[1] <= 5:
@@ -181,7 +188,7 @@ def _read_archive(name: str, local: str) -> tuple[dict[str, Any], str, int]:
         config = json.loads(archive.read(_CONFIG))
         metadata = json.loads(archive.read(_METADATA)) if _METADATA in archive.namelist() else {}
         version = str(metadata.get("keras_version", "")) if isinstance(metadata, dict) else ""
-        weight_bytes = sum(info.file_size for info in archive.infolist())  # of model.weights.npz, which Keras also reads
+        weight_bytes = sum(info.file_size for info in archive.infolist())  # Keras also reads model.weights.npz.
         if _WEIGHTS in archive.namelist():
             weights = archive.read(_WEIGHTS)
             _probe_hdf5(name, weights)
@@ -191,11 +198,15 @@ def _read_archive(name: str, local: str) -> tuple[dict[str, Any], str, int]:
         return _as_config(name, config), version, weight_bytes
 
 
-def _check_archive(name: str, archive: zipfile.ZipFile, packed: int) -> None:
+def _check_archive(name: str, archive: zipfile.ZipFile, packed_bytes: int) -> None:
     names = {info.filename for info in archive.infolist()}
     for info in archive.infolist():
         path = PurePosixPath(info.filename.replace("\\", "/"))
-        if not path.parts or any(len(part) > 255 for part in path.parts) or any(str(one) in names for one in path.parents):
+        if (
+            not path.parts
+            or any(len(part) > 255 for part in path.parts)
+            or any(str(parent) in names for parent in path.parents)
+        ):
             raise PreflightError(
                 f"--model {name}: its entry {info.filename[:100]!r} cannot be unpacked; copy the file again, whole."
             )
@@ -203,17 +214,19 @@ def _check_archive(name: str, archive: zipfile.ZipFile, packed: int) -> None:
             raise PreflightError(
                 f"--model {name}: its entry {info.filename[:100]!r} points outside of the archive; don't trust it."
             )
-        if info.filename in (_CONFIG, _METADATA) and info.file_size > _MOST_CONFIG_BYTES:
+        if info.filename in (_CONFIG, _METADATA) and info.file_size > _MAX_CONFIG_BYTES:
             raise PreflightError(
-                f"--model {name}: its {info.filename} has {info.file_size:,} bytes; no architecture is so long."
+                f"--model {name}: its {info.filename} has {info.file_size:,} bytes, more than any architecture needs; "
+                "don't trust it."
             )
-    _check_size(name, sum(info.file_size for info in archive.infolist()), packed)
+    _check_size(name, sum(info.file_size for info in archive.infolist()), packed_bytes)
 
 
 def _check_size(name: str, unpacked: int, packed: int) -> None:
-    if unpacked > max(_UNPACKED_BYTES_ALWAYS_FINE, _MOST_EXPANSION * packed):
+    if unpacked > max(_ALWAYS_ALLOWED_BYTES, _MAX_EXPANSION * packed):
         raise PreflightError(
-            f"--model {name}: {packed:,} bytes that unpack to {unpacked:,} are no trained weights but a bomb; don't trust it."
+            f"--model {name}: its {packed:,} bytes unpack to {unpacked:,}, so it is a decompression bomb and holds no trained "
+            "weights; don't trust it."
         )
 
 
@@ -232,33 +245,33 @@ def _read_hdf5(name: str, local: str) -> tuple[dict[str, Any], str, int]:
 
 
 def _probe_hdf5(name: str, file: str | bytes) -> None:
-    """Reads an HDF5 file, by its path or its bytes, in a process of its own, as the HDF5 library can crash on a broken one."""
+    """Reads an HDF5 file, given by its path or its bytes, in another process, because a damaged file can crash the library."""
     path, data = (file, None) if isinstance(file, str) else ("-", file)
     try:
         done = subprocess.run(
             [sys.executable, "-I", hdf5_probe.__file__, path],
-            input=data, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=_PROBE_S,
+            input=data, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=_PROBE_TIMEOUT_S,
         )  # fmt: skip
-        ended = "crashes" if done.returncode else ""
+        failure = "crashes" if done.returncode else ""
     except subprocess.TimeoutExpired:
-        ended = f"is still reading after {_PROBE_S} s"
-    if ended:
-        raise PreflightError(f"--model {name}: it is damaged such that the HDF5 library {ended}; copy it again, whole.")
+        failure = f"is still reading after {_PROBE_TIMEOUT_S} s"
+    if failure:
+        raise PreflightError(f"--model {name}: it is damaged such that the HDF5 library {failure}; copy it again, whole.")
 
 
-def _check_group(name: str, group: h5py.Group, seen: set[int]) -> int:
-    """Returns how many bytes the datasets below `group` say that they have; `seen` are the groups that were counted."""
+def _check_group(name: str, group: h5py.Group, visited: set[int]) -> int:
+    """Returns the bytes that the datasets below `group` claim to have; `visited` holds the groups counted before."""
     total = 0
     address = h5py.h5o.get_info(group.id).addr
-    if address in seen:  # Groups may be within each other, and in many places.
+    if address in visited:  # A group may contain itself, and may stand in many places.
         return 0
-    seen.add(address)
+    visited.add(address)
     for key in group:
         if not isinstance(group.get(key, getlink=True), h5py.HardLink):
             raise PreflightError(f"--model {name}: its entry {group.name}/{key} links elsewhere; don't trust it.")
         item = group[key]
         if isinstance(item, h5py.Group):
-            total += _check_group(name, item, seen)
+            total += _check_group(name, item, visited)
         elif isinstance(item, h5py.Dataset):
             if item.external or item.is_virtual:
                 raise PreflightError(f"--model {name}: its entry {item.name} reads other files; don't trust it.")

@@ -1,55 +1,54 @@
-"""A network's function with its weights folded into the graph, which TensorFlow then computes in fewer, larger steps.
+"""A network's function with its weights turned into constants, so that TensorFlow computes it in fewer, larger steps.
 
-Of a variable TensorFlow knows nothing until it reads it; of a constant it does: it merges batch normalisation and
-activation into the convolution before them. `python -m benchmarks.encoder` measures what that gives.
+TensorFlow can fold constants, but not variables: it merges batch normalisation and activation into the convolution before
+them. `python -m benchmarks.encoder` measures the gain.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from batchverify.model.calls_by_shape import CallsByShape
+
 _LOG = logging.getLogger(__name__)
-# A graph is one protocol buffer, of 2 GiB at most, and folding holds its constants several times over.
-_MOST_WEIGHT_BYTES = 2**30
+# A graph is one protocol buffer of at most 2 GiB, and freezing holds its constants several times over.
+_MAX_WEIGHT_BYTES = 2**30
 
 
 class FrozenFunction:
-    """Calls a function of tensors with NumPy arrays; traced and frozen once for each shape that it is called with.
+    """Calls a function of tensors with NumPy arrays; the function is traced and frozen once for each shape of its arguments.
 
-    A function that changes a variable when it is called, as dropout left on does, or whose weights are too large for a
-    graph, is traced only, and the log says so.
+    A function that changes a variable when it is called, as an active dropout layer does, and a function whose weights are
+    too large for a graph are traced only; the log says so.
 
     Args:
-        function: takes tensors, returns one.
+        function: A function that takes tensors and returns one tensor.
     """
 
     def __init__(self, function: Callable[..., Any]):
-        self._traced = tf.function(function, reduce_retracing=False, autograph=False)
-        self._by_shape: dict[tuple, Callable[..., Any]] = {}
-        self._preparing = threading.Lock()
+        self._calls = CallsByShape(function, self._prepare)
+        self._has_logged = False
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
-        shapes = tuple((array.shape, array.dtype) for array in arrays)
-        with self._preparing:  # Several threads may come with a new shape; one of them prepares it.
-            if shapes not in self._by_shape:
-                self._by_shape[shapes] = self._prepare(arrays)
-        return self._by_shape[shapes](*(tf.constant(array) for array in arrays)).numpy()
+        """Returns the function's value for `arrays`."""
+        call = self._calls.find(arrays)
+        return cast(np.ndarray, call(*(tf.constant(array) for array in arrays)).numpy())
 
-    def _prepare(self, arrays: tuple[np.ndarray, ...]) -> Callable[..., Any]:
-        concrete = self._traced.get_concrete_function(*(tf.TensorSpec(array.shape, array.dtype) for array in arrays))
-        if reason := _why_not(concrete):
-            if concrete.variables and not self._by_shape:
-                _LOG.info("The network's weights stay variables: %s.", reason)
-            return concrete
-        frozen = freeze(concrete)
-        return lambda *tensors: frozen(*tensors)[0]
+    def _prepare(self, concrete: Any) -> Callable[..., Any]:
+        reason = _reason_not_to_freeze(concrete)
+        if reason is None:
+            frozen = freeze(concrete)
+            return lambda *tensors: frozen(*tensors)[0]
+        if concrete.variables and not self._has_logged:
+            _LOG.info("The network's weights stay variables: %s.", reason)
+        self._has_logged = True
+        return lambda *tensors: concrete(*tensors)
 
 
 def freeze(concrete: Any) -> Any:
@@ -57,13 +56,12 @@ def freeze(concrete: Any) -> Any:
     return convert_variables_to_constants_v2(concrete, lower_control_flow=False)
 
 
-def _why_not(concrete: Any) -> str | None:
+def _reason_not_to_freeze(concrete: Any) -> str | None:
     if not concrete.variables:
         return "it has none"
-    if sum(variable.dtype.size * variable.shape.num_elements() for variable in concrete.variables) > _MOST_WEIGHT_BYTES:
-        return f"they take more than {_MOST_WEIGHT_BYTES:,} bytes"
+    if sum(variable.dtype.size * variable.shape.num_elements() for variable in concrete.variables) > _MAX_WEIGHT_BYTES:
+        return f"they take more than {_MAX_WEIGHT_BYTES:,} bytes"
     graph = concrete.graph.as_graph_def()
-    operations = {node.op for function in graph.library.function for node in function.node_def} | {n.op for n in graph.node}
-    if changing := sorted(name for name in operations if name.startswith(("Assign", "Resource", "Scatter"))):
-        return f"it changes some when it is called ({changing[0]})"
-    return None
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    changing = sorted({node.op for node in nodes if node.op.startswith(("Assign", "Resource", "Scatter"))})
+    return f"it changes some when it is called ({changing[0]})" if changing else None

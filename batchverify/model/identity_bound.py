@@ -1,8 +1,8 @@
-"""The certificate of a distance head: whether any pair at all can outscore an image compared with itself.
+"""The bound that a head's weights put on scores: whether any pair at all can outscore an image compared with itself.
 
-For f(x, y) = sigmoid(w . d(e(x), e(y)) + b) with a distance d that is zero for equal embeddings and nowhere negative,
-f(x, x) = sigmoid(b). No pair scores higher if no weight is positive; otherwise the highest score that embeddings in a
-box of side r_i can reach is at most sigmoid(b + sum max(w_i, 0) d_i), where d_i is the largest distance in dimension i.
+For f(x, y) = sigmoid(w . d(e(x), e(y)) + b) with a distance d that is zero for equal embeddings and never negative,
+f(x, x) = sigmoid(b). If no weight is positive, no pair scores higher. Otherwise the highest score that embeddings within
+bounds can reach is at most sigmoid(b + sum max(w_i, 0) d_i), where d_i is the largest distance in dimension i.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ import numpy as np
 from batchverify.model.safe_layers import PAIR_KINDS, sigmoid
 from batchverify.model.split import SplitModel
 
-# Kinds that are zero for equal embeddings and never negative.
+# The kinds that are zero for equal embeddings and never negative.
 _DISTANCES = ("l1", "squared", "euclidean", "squared_euclidean", "manhattan", "cosine_distance")
 _ELEMENTWISE = ("l1", "squared")
+# The width of the range of values that each activation function gives.
 _RANGES = {"sigmoid": 1.0, "hard_sigmoid": 1.0, "softmax": 1.0, "tanh": 2.0, "softsign": 2.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class IdentityBound:
-    """What the weights of a head say.
+    """The bound that the weights of a head put on scores.
 
     Attributes:
-        comparison: what the head computes of two embeddings, one of `comparisons.PAIR_KINDS`; None if it is none of them.
-        weights: of the last layer, towards a match; empty if there is none to see.
-        bias: of the last layer.
-        identity_score: exact f(x, x); None if it depends on the image or can't be told.
-        holds: whether no pair can outscore an identity score; None if the weights don't tell.
-        bound: no pair scores higher than this; None if embeddings have no bounds.
+        comparison: The comparison that the head makes of two embeddings, one of `safe_layers.PAIR_KINDS`; None if it is none
+            of them.
+        weights: The weights of the last layer, towards a match; empty if the head does not end in a dense layer.
+        bias: The bias of the last layer.
+        identity_score: The exact f(x, x); None if it depends on the image or is unknown.
+        holds: Whether no pair can outscore an identity score; None if the weights do not tell.
+        bound: The score that no pair can exceed; None if embeddings have no bounds.
     """
 
     comparison: str | None
@@ -46,39 +48,43 @@ class IdentityBound:
 UNKNOWN_BOUND = IdentityBound(None, (), 0.0, None, None, None)
 
 
-def bound_identity(siamese: SplitModel) -> IdentityBound:
-    """Returns what the head of a split network proves, by looking at its last dense layer and what feeds it."""
-    found = _last_dense(siamese.head)
-    if found is None or not siamese.shared or len(siamese.head.inputs) != 2:
+def find_identity_bound(split: SplitModel) -> IdentityBound:
+    """Returns the bound that the last dense layer of a split model's head, and the comparison before it, put on scores."""
+    last = _last_dense(split.head)
+    if last is None or not split.shared or len(split.head.inputs) != 2:
         return UNKNOWN_BOUND
-    dense, distance = found
+    dense, distance = last
+    weights, bias = _weights_and_bias(dense)
+    comparison = _name_comparison(keras.Model(split.head.inputs, distance))
+    known = IdentityBound(comparison, tuple(weights), bias, None, None, None)
+    if comparison == "cosine":
+        # Equal embeddings have the cosine 1, which no other pair exceeds.
+        identity = sigmoid(bias + float(weights.sum()))
+        return dataclasses.replace(known, identity_score=identity, holds=bool(np.all(weights >= 0)))
+    if comparison not in _DISTANCES:
+        return known
+    identity, holds = sigmoid(bias), bool(np.all(weights <= 0))
+    bound = identity if holds else _highest_score(split.encoder, comparison, weights, bias)
+    return dataclasses.replace(known, identity_score=identity, holds=holds, bound=bound)
+
+
+def _weights_and_bias(dense: keras.layers.Dense) -> tuple[np.ndarray, float]:
+    """Returns float64 weights `(d,)` and the bias towards a match; a softmax of two is turned into the sigmoid it equals."""
     kernel, bias = dense.kernel.numpy(), dense.bias.numpy() if dense.use_bias else np.zeros(dense.units)
     if dense.units == 2:
         kernel, bias = kernel[:, 1:] - kernel[:, :1], bias[1:] - bias[:1]
-    weights, offset = kernel[:, 0].astype(float), float(bias[0])
-    comparison = _name_comparison(keras.Model(siamese.head.inputs, distance))
-    if comparison == "cosine":
-        # The cosine of equal embeddings is 1, the highest that there is.
-        best = sigmoid(offset + float(weights.sum()))
-        return IdentityBound(comparison, tuple(weights), offset, best, bool(np.all(weights >= 0)), None)
-    if comparison not in _DISTANCES:
-        return IdentityBound(comparison, tuple(weights), offset, None, None, None)
-    identity = sigmoid(offset)
-    holds = bool(np.all(weights <= 0))
-    if holds:
-        return IdentityBound(comparison, tuple(weights), offset, identity, True, identity)
-    return IdentityBound(comparison, tuple(weights), offset, identity, False, _bound(siamese, comparison, weights, offset))
+    return kernel[:, 0].astype(float), float(bias[0])
 
 
-def _bound(siamese: SplitModel, comparison: str, weights: np.ndarray, offset: float) -> float | None:
-    widest = _embedding_range(siamese.encoder)
-    if widest is None or comparison not in _ELEMENTWISE:
+def _highest_score(encoder: keras.Model, comparison: str, weights: np.ndarray, bias: float) -> float | None:
+    width = _embedding_range(encoder)
+    if width is None or comparison not in _ELEMENTWISE:
         return None
-    return sigmoid(offset + float(np.maximum(weights, 0).sum()) * (widest if comparison == "l1" else widest**2))
+    return sigmoid(bias + float(np.maximum(weights, 0).sum()) * (width if comparison == "l1" else width**2))
 
 
 def _embedding_range(encoder: keras.Model) -> float | None:
-    """Returns how far two values of one embedding dimension can lie apart; None if there is no limit."""
+    """Returns the largest difference of two values of one embedding dimension; None if there is no limit."""
     operation = encoder.outputs[0]._keras_history.operation
     while getattr(operation, "layers", None):
         operation = operation.outputs[0]._keras_history.operation
@@ -87,7 +93,7 @@ def _embedding_range(encoder: keras.Model) -> float | None:
 
 
 def _last_dense(head: keras.Model) -> tuple[Any, Any] | None:
-    """Returns the dense layer that the score comes from, and the tensor that it is given."""
+    """Returns the dense layer that the score comes from, and its input; None if the head does not end in one."""
     tensor = head.outputs[0]
     while True:
         operation, number, _ = tensor._keras_history
@@ -100,15 +106,15 @@ def _last_dense(head: keras.Model) -> tuple[Any, Any] | None:
 
 
 def _name_comparison(model: keras.Model) -> str | None:
-    """Names what `model` computes of two embeddings, by trying it: so it does not matter how it is written."""
+    """Names the comparison that `model` makes of two embeddings. It is found by a trial, however the model is written."""
     rng = np.random.default_rng(0)
     left, right = (rng.uniform(0.1, 0.9, (16, *tensor.shape[1:])).astype(np.float32) for tensor in model.inputs)
-    found = np.asarray(model([left, right], training=False))
+    output = np.asarray(model([left, right], training=False))
     for kind, function in PAIR_KINDS.items():
         try:
             expected = np.asarray(function(left, right))
-        except Exception:  # a comparison of another shape
+        except Exception:  # This comparison takes embeddings of another shape.
             continue
-        if expected.size == found.size and np.allclose(expected.reshape(found.shape), found, atol=2e-4):
+        if expected.size == output.size and np.allclose(expected.reshape(output.shape), output, atol=2e-4):
             return kind
     return None

@@ -1,4 +1,4 @@
-"""Loads a model, splits it if it can be split, and tries it."""
+"""Loads a model, splits it where that is possible, and tries it on generated images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 
+import keras
 import tensorflow as tf
 
 from batchverify.config import ModelConfig
@@ -18,51 +19,59 @@ from batchverify.model.plan import plan_encoder, plan_split, plan_whole
 from batchverify.model.preprocessing import Preprocessing, decide_preprocessing, scale_contradiction
 from batchverify.model.probe_images import probe_images
 from batchverify.model.split import split_model
-from batchverify.model.trial import PROOFS, TRIALS, try_model
+from batchverify.model.trial import SPLIT_CHECK_IMAGES, TRIAL_IMAGES, try_model
 
 _LOG = logging.getLogger(__name__)
 
 
 def load_model(config: ModelConfig) -> PairModel:
-    """Loads the model that `config` names, takes it apart if it can be, and tries it on images made up for that.
+    """Loads the model that `config` names, splits it where that is possible, and tries it on generated images.
 
     Raises:
-        PreflightError: if it cannot be used; in one sentence, with the remedy.
+        PreflightError: If it cannot be used; the message is one sentence with the remedy.
     """
     _let_gpu_memory_grow()
     loaded = load_file(config)
     try:
-        return _ready(loaded, config)
+        return _make_pair_model(loaded, config)
     except PreflightError:
         raise
-    except Exception as error:  # A graph that says what is not so leads Keras, TensorFlow and the code here to anything.
+    except Exception as error:  # A wrong graph can raise any exception in Keras, TensorFlow and here.
         raise PreflightError(
             f"--model {loaded.name}: it can be loaded but not run ({short_reason(error)}); check that it works where it was "
             "trained, and save it again."
         ) from None
 
 
-def _ready(loaded: LoadedModel, config: ModelConfig) -> PairModel:
-    name = loaded.name
-    if len(loaded.inputs) not in (1, 2):
-        found = ", ".join(f"'{one.name}'" for one in loaded.inputs)
-        raise PreflightError(
-            f"--model {name}: it has {len(loaded.inputs)} inputs, {found}; give a model with two images, or one."
-        )
-    if len(loaded.inputs) == 2:
-        loaded = order_inputs(loaded)
-    shape = decide_image_shape(name, loaded.inputs, config.image_size)
-    found_scale = find_pixel_scale(loaded)
-    preprocessing = decide_preprocessing(config, name, shape, found_scale, why_scale_hidden(loaded))
+def _make_pair_model(loaded: LoadedModel, config: ModelConfig) -> PairModel:
+    loaded = _check_inputs(loaded)
+    shape = decide_image_shape(loaded.name, loaded.inputs, config.image_size)
+    shown_scale = find_pixel_scale(loaded)
+    preprocessing = decide_preprocessing(config, loaded.name, shape, shown_scale, why_scale_hidden(loaded))
     model = _assemble(loaded, preprocessing, config)
-    notes = [*model.facts.notes, *filter(None, [scale_contradiction(config, found_scale)])]
-    notes += try_model(model, config)
-    notes += filter(None, [model.judge_runtime(probe_images(model.facts.image_shape, TRIALS, seed=2))])
+    notes = [
+        *model.facts.notes,
+        *filter(None, [scale_contradiction(config, shown_scale)]),
+        *try_model(model, config),
+        *filter(None, [model.describe_runtime(probe_images(model.facts.image_shape, TRIAL_IMAGES, seed=2))]),
+    ]
     model.facts = dataclasses.replace(model.facts, notes=tuple(notes))
     _LOG.info("Images: %s.", preprocessing)
     for note in notes:
         _LOG.info("%s", note)
     return model
+
+
+def _check_inputs(loaded: LoadedModel) -> LoadedModel:
+    """Returns the model with its inputs in order; refuses one that takes neither one nor two images."""
+    if len(loaded.inputs) == 1:
+        return loaded
+    if len(loaded.inputs) == 2:
+        return order_inputs(loaded)
+    names = ", ".join(f"'{model_input.name}'" for model_input in loaded.inputs)
+    raise PreflightError(
+        f"--model {loaded.name}: it has {len(loaded.inputs)} inputs, {names}; give a model with two images, or one."
+    )
 
 
 def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelConfig) -> PairModel:
@@ -76,11 +85,7 @@ def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelCo
     reason = loaded.opaque
     if loaded.graph is not None:
         try:
-            siamese = split_model(loaded.graph)
-            plan = plan_split(loaded, preprocessing, config, siamese)
-            model = PairModel(loaded, preprocessing, siamese, plan, config)
-            model.check_split(probe_images(model.facts.image_shape, PROOFS))
-            return model
+            return _assemble_split(loaded, loaded.graph, preprocessing, config)
         except IgnoredInputError as error:
             raise PreflightError(
                 f"--model {loaded.name}: {error}, so each pair would be judged by one image; rebuild the network from its "
@@ -93,11 +98,19 @@ def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelCo
     return PairModel(loaded, preprocessing, None, plan, config)
 
 
+def _assemble_split(loaded: LoadedModel, graph: keras.Model, preprocessing: Preprocessing, config: ModelConfig) -> PairModel:
+    split = split_model(graph)
+    plan = plan_split(loaded, preprocessing, config, split)
+    model = PairModel(loaded, preprocessing, split, plan, config)
+    model.check_split(probe_images(model.facts.image_shape, SPLIT_CHECK_IMAGES))
+    return model
+
+
 def share_cores(threads: int) -> None:
-    """Has each of the network's steps use so many cores, unless somebody has said otherwise or TensorFlow is in use already.
+    """Limits the cores that each step of the network uses, unless a limit is set or TensorFlow is in use already.
 
     Args:
-        threads: at most so many.
+        threads: The largest number of cores for one step.
     """
     if not tf.config.threading.get_intra_op_parallelism_threads():
         with contextlib.suppress(RuntimeError):
@@ -108,5 +121,5 @@ def _let_gpu_memory_grow() -> None:
     for gpu in tf.config.list_physical_devices("GPU"):
         try:
             tf.config.experimental.set_memory_growth(gpu, True)
-        except RuntimeError:  # TensorFlow has begun to use the device; it can't be changed any more.
+        except RuntimeError:  # TensorFlow uses the device already.
             _LOG.warning("GPU memory growth could not be turned on; TensorFlow was in use already.")

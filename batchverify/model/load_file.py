@@ -1,4 +1,4 @@
-"""From a model file to something that can be called."""
+"""Loads a model file of any format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_file(options: ModelConfig) -> LoadedModel:
     """Loads the model that `options` name, or the embedded one.
 
     Raises:
-        PreflightError: if it can't be, or must not be; in one sentence, with the remedy.
+        PreflightError: If it cannot be loaded, or must not be; the message is one sentence with the remedy.
     """
     with local_model(options.model) as local:
         name = options.model or "embedded"
@@ -29,7 +29,7 @@ def load_file(options: ModelConfig) -> LoadedModel:
         except OSError as error:
             raise PreflightError(f"--model {name}: it cannot be read ({error.strerror}); copy it again, whole.") from None
         if options.trust_model_code:
-            _LOG.warning("--trust-model-code: whatever code %s holds runs with your rights on every worker.", name)
+            _LOG.warning("--trust-model-code: any code that %s holds runs with your rights on every worker.", name)
         if file.kind is ModelKind.SAVED_MODEL:
             refuse_layer_options(name, options)
             return load_saved_model(file, options, digest)

@@ -1,4 +1,4 @@
-"""A model that can be called."""
+"""A model that is loaded and can be called."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class ModelInput:
     """One input of a model.
 
     Attributes:
-        name: as the model calls it.
-        shape: without the batch; None where a length is open.
-        dtype: of its tensors.
-        batch: how many rows it takes at once, where that is fixed.
+        name: The input's name in the model.
+        shape: The shape of one row, without the batch; None stands for a length that is open.
+        dtype: The type of its tensors.
+        batch: The number of rows that it takes at once; None where that is open.
     """
 
     name: str
@@ -28,16 +28,16 @@ class ModelInput:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model that can be called.
+    """A model that is loaded and can be called.
 
     Attributes:
-        name: what the user calls it.
-        digest: SHA-256 of the file, or of the folder's files with their names, in hex.
-        call: tensors in the order of `inputs` to one tensor.
-        inputs: what it takes.
-        graph: the functional Keras model, where the layers can be seen; else None.
-        opaque: why they can't, where they can't.
-        notes: what was decided, one sentence each.
+        name: The path or URI that the user gave, or `embedded`.
+        digest: The SHA-256 of the file, or of the folder's files and their names, in hex.
+        call: A function that takes tensors in the order of `inputs` and returns one tensor.
+        inputs: The model's inputs.
+        graph: The functional Keras model; None where the layers cannot be seen.
+        opaque: The reason why the layers cannot be seen; empty where they can.
+        notes: The decisions that were made, one sentence each.
     """
 
     name: str

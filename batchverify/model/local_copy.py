@@ -1,4 +1,4 @@
-"""A model file on this machine, wherever it is stored."""
+"""A copy of a model on this machine, wherever the model is stored."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ import os
 import tempfile
 from collections.abc import Iterator
 
-from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.errors import PreflightError, short_reason
+from batchverify.io.filesystem import open_for_reading
+from batchverify.uris import is_remote
 
 
 @contextlib.contextmanager
 def local_model(path: str | None) -> Iterator[str]:
-    """Gives a local path of the model, wherever it is stored."""
+    """Yields a path of the model on this machine; a model in a store is copied for as long as the context lasts.
+
+    Args:
+        path: The model's path or URI; None means the embedded model.
+
+    Raises:
+        PreflightError: If there is no such model, or it cannot be fetched.
+    """
     if path is None:
         with importlib.resources.as_file(importlib.resources.files("batchverify.demo") / "sane.keras") as local:
             yield str(local)
-    elif "://" not in path:
+    elif not is_remote(path):
         if not os.path.exists(path):
             raise PreflightError(f"--model {path}: there is no such file; check the path.")
         if not os.path.isdir(path) and not os.path.isfile(path):
@@ -34,16 +42,17 @@ def local_model(path: str | None) -> Iterator[str]:
 
 def _download(uri: str, local: str) -> str:
     try:
-        # Of a folder, a store knows only the files in it.
-        found = [file.path for match in FileSystems.match([f"{uri}/**"]) for file in match.metadata_list]
-        for path in found or [uri]:
+        # A store has no folders, only files whose names begin alike.
+        matches = FileSystems.match([f"{uri}/**"])
+        files = [file.path for match in matches for file in match.metadata_list]
+        for path in files or [uri]:
             target = os.path.normpath(local + path.removeprefix(uri))
             if target != local and not target.startswith(local + os.sep):
                 raise PreflightError(f"--model {uri}: the name {path} points outside of the folder; don't trust it.")
             _copy(path, target)
     except PreflightError:
         raise
-    except Exception as error:  # Beam wraps whatever the store's client raises.
+    except Exception as error:  # Beam wraps every exception of the store's client.
         raise PreflightError(
             f"--model {uri}: it cannot be fetched ({short_reason(error)}); check the URI and your access."
         ) from None
@@ -52,16 +61,22 @@ def _download(uri: str, local: str) -> str:
 
 def _copy(uri: str, local: str) -> None:
     os.makedirs(os.path.dirname(local), exist_ok=True)
-    with FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED) as source, open(local, "wb") as copy:
+    with open_for_reading(uri) as source, open(local, "wb") as copy:
         while data := source.read(2**20):
             copy.write(data)
 
 
 def digest_model(path: str) -> str:
+    """Returns the SHA-256 of a file, or of a folder's files and their names, in hex.
+
+    Raises:
+        OSError: If a file cannot be read.
+        PreflightError: If the folder holds something that is neither a file nor a folder.
+    """
     if os.path.isfile(path):
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    together = hashlib.sha256()
+    combined = hashlib.sha256()
     for folder, folders, names in os.walk(path):
         folders.sort()
         for name in sorted(names):
@@ -70,5 +85,5 @@ def digest_model(path: str) -> str:
                 raise PreflightError(f"--model {path}: {file_path} is no file; copy the folder again, whole.")
             with open(file_path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").digest()
-            together.update(os.fsencode(os.path.relpath(file_path, path)) + b"\0" + digest)
-    return together.hexdigest()
+            combined.update(os.fsencode(os.path.relpath(file_path, path)) + b"\0" + digest)
+    return combined.hexdigest()

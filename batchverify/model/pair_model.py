@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,46 +21,53 @@ from batchverify.model.runtimes import compile_for_runtime
 from batchverify.model.split import SplitModel, check_split
 
 _LOG = logging.getLogger(__name__)
-_FLOATS_COMPARED_AT_ONCE = 2**24
-_MOST_PAIRS_AT_ONCE = 8192
-_MOST_DIFFERENCE = 1e-3
-_NUMBERS_ENCODED_AT_ONCE = 2**28
+_MAX_VALUES_COMPARED_AT_ONCE = 2**24
+_MAX_PAIRS_AT_ONCE = 8192
+_MAX_VALUES_ENCODED_AT_ONCE = 2**28
+_MAX_DIFFERENCE_OF_RUNTIMES = 1e-3
 
 
 class PairModel:
     """A Siamese network, ready to be called with NumPy arrays.
 
-    Every call has one fixed shape, padded at the end, so that there is one trace of each function. A call that
-    exhausts the device's memory is repeated with half the rows, and the smaller shape is kept.
+    Every call has the same shape, padded at the end, so that each function is traced once. A call that exhausts the
+    device's memory is repeated with half the rows, and the smaller shape is kept.
+
+    Args:
+        loaded: The model as it was loaded.
+        preprocessing: The steps between a decoded image and the network.
+        split: The model in two parts; None where it is used whole, or has one input.
+        plan: The functions that encode and compare.
+        config: The batch size and the runtime.
 
     Attributes:
-        facts: what a run writes down about the model.
-        preprocessing: what is done to an image before the network sees it.
-        loaded: the model as it was loaded.
-        siamese: its two parts; None where it is used whole, or has one input.
+        facts: The facts about the model that a run records.
+        preprocessing: The steps between a decoded image and the network.
+        loaded: The model as it was loaded.
+        split: The model in two parts; None where it is used whole, or has one input.
     """
 
     def __init__(
         self,
         loaded: LoadedModel,
         preprocessing: Preprocessing,
-        siamese: SplitModel | None,
+        split: SplitModel | None,
         plan: ExecutionPlan,
         config: ModelConfig,
     ):
-        self.loaded, self.preprocessing, self.siamese, self._plan = loaded, preprocessing, siamese, plan
+        self.loaded, self.preprocessing, self.split, self._plan = loaded, preprocessing, split, plan
         self._runtime = config.runtime, config.precision
-        numbers = preprocessing.height * preprocessing.width * preprocessing.channels
-        rows = loaded.inputs[0].batch or max(1, min(config.batch_size, _NUMBERS_ENCODED_AT_ONCE // numbers))
+        values = math.prod(preprocessing.image_shape)
+        rows = loaded.inputs[0].batch or max(1, min(config.batch_size, _MAX_VALUES_ENCODED_AT_ONCE // values))
         self._encode = plan.encode and FixedShapeCall(compile_for_runtime(plan.encode, config), rows)
         size, dtype = plan.embedding
-        pairs = max(1, min(_MOST_PAIRS_AT_ONCE, _FLOATS_COMPARED_AT_ONCE // size))
+        pairs = max(1, min(_MAX_PAIRS_AT_ONCE, _MAX_VALUES_COMPARED_AT_ONCE // size))
         compare = FrozenFunction(plan.compare) if plan.encode else compile_for_runtime(plan.compare, config)
         self._compare = FixedShapeCall(compare, pairs if plan.encode else rows)
         self.facts = ModelFacts(
             path=loaded.name,
             digest=loaded.digest,
-            image_shape=(preprocessing.height, preprocessing.width, preprocessing.channels),
+            image_shape=preprocessing.image_shape,
             embedding_size=size,
             embedding_bytes=size * np.dtype(dtype).itemsize,
             structure=plan.structure,
@@ -70,71 +78,78 @@ class PairModel:
         )
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Returns embeddings, float32 `(n, d)`, of uint8 images `(n, height, width, channels)`; uint8 if used whole."""
+        """Returns float32 embeddings `(n, d)` of uint8 images `(n, height, width, channels)`.
+
+        A model that is used whole has no embeddings; this returns the uint8 pixels `(n, d)` instead.
+        """
         return images.reshape(len(images), -1) if self._encode is None else self._encode(images)
 
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Returns scores, float32 `(n,)`, of two arrays of embeddings `(n, d)`."""
+        """Returns float32 scores `(n,)` of two arrays of embeddings `(n, d)`."""
         return self._compare(left, right)
 
     def operations(self) -> tuple[int, int]:
-        """Returns floating-point operations of encoding one image, and of comparing one pair, as TensorFlow counts them."""
+        """Returns the floating-point operations of encoding one image and of comparing one pair, as TensorFlow counts them."""
         images = tf.TensorSpec((1, *self.facts.image_shape), tf.uint8)
-        kept = tf.TensorSpec((1, self.facts.embedding_size), self._plan.embedding[1])
+        embedding = tf.TensorSpec((1, self.facts.embedding_size), self._plan.embedding[1])
         return (
             _count_operations(self._plan.encode, images) if self._plan.encode else 0,
-            _count_operations(self._plan.compare, kept, kept),
+            _count_operations(self._plan.compare, embedding, embedding),
         )
 
-    def judge_runtime(self, images: np.ndarray) -> str | None:
-        """Compares another runtime's scores with TensorFlow's own on uint8 images `(n, height, width, channels)`, n > 0.
+    def describe_runtime(self, images: np.ndarray) -> str | None:
+        """Compares the scores of another runtime with TensorFlow's.
+
+        Args:
+            images: uint8 `(n, height, width, channels)`, n > 0.
 
         Returns:
-            By how much they differ, in words; None where TensorFlow runs the network.
+            A sentence with the difference of the scores; None where TensorFlow runs the network.
 
         Raises:
-            PreflightError: if they differ by more than rounding does and no less precision was asked for.
+            PreflightError: If the scores differ by more than rounding does, although full precision was asked for.
         """
         runtime, precision = self._runtime
         if runtime == "tensorflow":
             return None
-        difference = self._difference(images)
-        if precision == "float32" and not difference <= _MOST_DIFFERENCE:
+        difference = self._difference_of_runtimes(images)
+        if precision == "float32" and not difference <= _MAX_DIFFERENCE_OF_RUNTIMES:
             raise PreflightError(
                 f"--runtime {runtime}: its scores differ from TensorFlow's by {difference:.2g}, "
-                f"more than {_MOST_DIFFERENCE:g}; leave --runtime out."
+                f"more than {_MAX_DIFFERENCE_OF_RUNTIMES:g}; leave --runtime out."
             )
         return (
-            f"Run by {runtime} in {precision}: on {len(images)} images its scores differ from TensorFlow's by {difference:.1g}."
+            f"The network is run by {runtime} in {precision}: on {len(images)} images its scores differ from TensorFlow's "
+            f"by {difference:.1g}."
         )
 
-    def _difference(self, images: np.ndarray) -> float:
-
-        def scores(encode: Callable[[Any], Any] | None, compare: Callable[[Any, Any], Any]) -> np.ndarray:
-            kept = np.asarray(encode(images)) if encode else images.reshape(len(images), -1)
-            return np.stack([np.asarray(compare(kept, np.roll(kept, shift, axis=0))) for shift in range(min(3, len(images)))])
-
-        return float(np.nanmax(np.abs(scores(self._encode, self._compare) - scores(self._plan.encode, self._plan.compare))))
+    def _difference_of_runtimes(self, images: np.ndarray) -> float:
+        here = _shifted_scores(images, self._encode, self._compare)
+        in_tensorflow = _shifted_scores(images, self._plan.encode, self._plan.compare)
+        return float(np.nanmax(np.abs(here - in_tensorflow)))
 
     def check_split(self, images: np.ndarray) -> None:
-        """Compares the parts with the whole network on uint8 images `(n, height, width, channels)`.
+        """Compares the scores of the two parts with those of the whole model; does nothing if the model is not split.
+
+        Args:
+            images: uint8 `(n, height, width, channels)`.
 
         Raises:
-            SplitError: if they differ.
+            SplitError: If they differ.
         """
-        if self.siamese is not None and len(images):
+        if self.split is not None and len(images):
             dtype = self.loaded.inputs[0].dtype
             left = self.preprocessing.to_input(images, dtype)
             right = self.preprocessing.to_input(np.roll(images, 1, axis=0), dtype)
-            check_split(self.siamese, self.loaded.call, left, right)
+            check_split(self.split, self.loaded.call, left, right)
 
 
 class FixedShapeCall:
-    """Calls a function on slices of `rows` rows, the last one padded, and joins the results.
+    """Calls a function on slices of the same number of rows, pads the last slice, and joins the results.
 
     Args:
-        function: takes arrays of `rows` rows each, returns one array of `rows` rows.
-        rows: at most so many at once.
+        function: A function that takes arrays of `rows` rows each, and returns one array of `rows` rows.
+        rows: The largest number of rows at once; it is halved when the device runs out of memory.
     """
 
     def __init__(self, function: Callable[..., np.ndarray], rows: int):
@@ -142,16 +157,16 @@ class FixedShapeCall:
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         while True:
-            rows = self.rows  # Another thread may halve them meanwhile.
+            rows = self.rows  # Another thread may halve the number meanwhile.
             try:
-                # Of an empty array one padded slice is computed, for the shape of its rows.
+                # An empty array is computed as one padded slice, to learn the shape of its rows.
                 starts = range(0, max(1, len(arrays[0])), rows)
                 return np.concatenate([self._slice(arrays, start, rows) for start in starts])
             except tf.errors.ResourceExhaustedError:
                 if rows == 1:
                     raise
                 self.rows = min(self.rows, rows // 2)
-                _LOG.warning("The device is out of memory; from here on it is given %d rows at once.", self.rows)
+                _LOG.warning("The device is out of memory; from now on it computes %d rows at once.", self.rows)
 
     def _slice(self, arrays: tuple[np.ndarray, ...], start: int, rows: int) -> np.ndarray:
         parts = [array[start : start + rows] for array in arrays]
@@ -159,13 +174,17 @@ class FixedShapeCall:
         return self._function(*(_padded(part, rows) for part in parts))[:count]
 
 
-# Arrays and tensors
+def _shifted_scores(images: np.ndarray, encode: Callable[[Any], Any] | None, compare: Callable[[Any, Any], Any]) -> np.ndarray:
+    """Returns scores of each image with itself and with its neighbours."""
+    embeddings = np.asarray(encode(images)) if encode else images.reshape(len(images), -1)
+    shifts = range(min(3, len(images)))
+    return np.stack([np.asarray(compare(embeddings, np.roll(embeddings, shift, axis=0))) for shift in shifts])
 
 
 def _count_operations(function: Callable[..., Any], *arguments: tf.TensorSpec) -> int:
     graph = tf.function(function, autograph=False).get_concrete_function(*arguments).graph
     settings = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation() | {"output": "none"}
-    return tf.compat.v1.profiler.profile(graph, options=settings).total_float_ops
+    return int(tf.compat.v1.profiler.profile(graph, options=settings).total_float_ops)
 
 
 def _padded(rows: np.ndarray, count: int) -> np.ndarray:

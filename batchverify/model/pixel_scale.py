@@ -1,4 +1,4 @@
-"""The scale of pixels that a model's graph shows."""
+"""The pixel scale that a model's graph shows."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any
 import keras
 import numpy as np
 
+from batchverify.model.safe_layers import Comparison, TensorOperation
+
 
 def find_scale_in_graph(model: Any, tensor: Any) -> tuple[str, str] | None:
-    """Returns the scale that the operations behind an input show, and which one does; None where none does.
+    """Returns the pixel scale that the first operations on an input show, and which operation shows it; None if none does.
 
     Args:
-        model: a functional or sequential model.
-        tensor: one of its inputs.
+        model: A functional or sequential model.
+        tensor: One of its inputs.
     """
     if str(tensor.dtype) == "uint8":
         return "0..255", "the input's type uint8 shows"
@@ -22,16 +24,16 @@ def find_scale_in_graph(model: Any, tensor: Any) -> tuple[str, str] | None:
         operation, node = call
         if getattr(operation, "inputs", None) and hasattr(operation, "layers"):
             return find_scale_in_graph(operation, operation.inputs[0])
-        if scale := _shown_by(operation, node):
+        if scale := _scale_shown_by(operation, node):
             return scale, f"layer '{operation.name}' ({type(operation).__name__}) shows"
-        if type(operation).__name__ not in _PASSING:
+        if type(operation).__name__ not in _KEEP_SCALE:
             return None
         tensor = node.output_tensors[0]
     return None
 
 
-# Operations that leave the scale of the pixels as it is.
-_PASSING = {
+# The operations that leave the pixel scale as it is.
+_KEEP_SCALE = {
     "InputLayer", "Resizing", "GetItem", "Cast", "CenterCrop", "RandomFlip", "RandomCrop", "RandomRotation",
     "RandomTranslation", "RandomZoom", "ZeroPadding2D", "Identity", "Dropout", "GaussianNoise", "TensorOperation",
     "Reshape", "Activation",
@@ -46,17 +48,17 @@ def _first_consumer(graph: Any, tensor: Any) -> tuple[Any, Any] | None:
     return None
 
 
-def _shown_by(operation: Any, node: Any) -> str | None:
+def _scale_shown_by(operation: Any, node: Any) -> str | None:
     kind = type(operation).__name__
     if kind == "Rescaling":
         return _scaled_by(operation.scale) or _shifted_by(operation.offset)
     if kind == "Normalization":
         mean = operation.mean if operation.mean is not None else operation.input_mean
         return _shifted_by(mean) if mean is not None else None
-    if kind == "Comparison":
+    if isinstance(operation, Comparison):
         return "0..255" if operation.kind.startswith("scale_") else None
     constant = _constant(operation, node)
-    name = operation.operation.rsplit(".", 1)[-1] if kind == "TensorOperation" else kind.lower()
+    name = operation.operation.rsplit(".", 1)[-1] if isinstance(operation, TensorOperation) else kind.lower()
     if constant is None:
         return None
     if name in ("truediv", "divide", "truedivide"):
@@ -69,7 +71,7 @@ def _shown_by(operation: Any, node: Any) -> str | None:
 
 
 def _constant(operation: Any, node: Any) -> np.ndarray | None:
-    if type(operation).__name__ == "TensorOperation":
+    if isinstance(operation, TensorOperation):
         values = list(operation.constants.values())
     else:
         values = [*node.arguments.args, *node.arguments.kwargs.values()]
@@ -84,7 +86,7 @@ def _constant(operation: Any, node: Any) -> np.ndarray | None:
 
 def _scaled_by(factor: Any) -> str | None:
     largest = float(np.max(np.abs(np.asarray(factor, np.float64))))
-    if largest <= 0.05:  # 255 of it is 12 at most
+    if largest <= 0.05:  # White then becomes 12 at most.
         return "0..255"
     return "0..1" if largest >= 1.5 else None
 

@@ -1,4 +1,4 @@
-"""How a model is run: split into encoder and head, as an encoder alone, or whole."""
+"""The ways to run a model: split into encoder and head, as an encoder alone, or whole."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from batchverify.model.split import SplitModel
 
 @dataclasses.dataclass(frozen=True)
 class ExecutionPlan:
-    """How a model is run.
+    """The functions that encode images and compare pairs, and what they cost.
 
     Attributes:
-        structure: the same in words.
-        encode: uint8 images to embeddings `(n, d)`, as tensors; None to keep the pixels.
-        compare: two of what is kept of an image to scores `(n,)`, as tensors.
-        embedding: numbers and type of what is kept of an image.
-        encodings_per_image: see `ModelFacts`.
-        encodings_per_pair: see `ModelFacts`.
-        notes: what was found and decided.
+        structure: A description of how the model is run.
+        encode: A function from uint8 images `(n, height, width, channels)` to embeddings `(n, d)`, as tensors; None where the
+            pixels themselves are stored instead of embeddings.
+        compare: A function from two tensors of embeddings, or of pixels, `(n, d)` to scores `(n,)`.
+        embedding: The number d of values that are stored for an image, and their type.
+        encodings_per_image: The number of encodings for each image; see `ModelFacts`.
+        encodings_per_pair: The number of encodings for each pair; see `ModelFacts`.
+        notes: The decisions that were made, one sentence each.
     """
 
     structure: str
@@ -42,37 +43,44 @@ class ExecutionPlan:
     notes: tuple[str, ...]
 
 
-def plan_split(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelConfig, siamese: SplitModel) -> ExecutionPlan:
-    to_score = _to_score(loaded, config)
+def plan_split(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelConfig, split: SplitModel) -> ExecutionPlan:
+    """Returns the plan for a model in two parts: an image is encoded once, and a pair takes the head only."""
+    to_score = _output_to_score(loaded, config)
     dtype = loaded.inputs[0].dtype
-    sample = siamese.encode(preprocessing.to_input(np.zeros((1, *image_shape_of(preprocessing)), np.uint8), dtype))
-    shapes = [tuple(tensor.shape[1:]) for tensor in sample]
+    blank = np.zeros((1, *preprocessing.image_shape), np.uint8)
+    shapes = [tuple(tensor.shape[1:]) for tensor in split.encode(preprocessing.to_input(blank, dtype))]
     bounds = np.cumsum([0, *(math.prod(shape) for shape in shapes)]).tolist()
-    types = [tensor.dtype for tensor in siamese.head.inputs]
+    types = [tensor.dtype for tensor in split.head.inputs]
 
     def encode(images: Any) -> Any:
-        tensors = siamese.encode(preprocessing.to_input(images, dtype))
-        return tf.concat([flatten_rows(tensor) for tensor in tensors], axis=1)
+        tensors = split.encode(preprocessing.to_input(images, dtype))
+        return tf.concat([_flatten_rows(tensor) for tensor in tensors], axis=1)
 
-    def tensors_of(embeddings: Any) -> list[Any]:
+    def unpack(embeddings: Any) -> list[Any]:
+        """Returns the encoder's tensors, which `encode` joined."""
         parts = zip(bounds, bounds[1:], shapes, strict=False)
         return [tf.reshape(embeddings[:, start:end], [-1, *shape]) for start, end, shape in parts]
 
     def compare(left: Any, right: Any) -> Any:
-        tensors = [*tensors_of(left)[siamese.left], *tensors_of(right)[siamese.right]]
-        cast = [keras.ops.cast(tensor, kind) for tensor, kind in zip(tensors, types, strict=True)]
-        return to_score(siamese.head(cast, training=False))
+        tensors = [*unpack(left)[split.left], *unpack(right)[split.right]]
+        typed = [keras.ops.cast(tensor, kind) for tensor, kind in zip(tensors, types, strict=True)]
+        return to_score(split.head(typed, training=False))
 
     structure = (
         "one encoder for both images, each image encoded once"
-        if siamese.shared
+        if split.shared
         else "an encoder for the left image and another for the right, each image encoded once by each"
     )
-    notes = loaded.notes
-    return ExecutionPlan(structure, encode, compare, (bounds[-1], "float32"), 1 if siamese.shared else 2, 0, notes)
+    encodings = 1 if split.shared else 2
+    return ExecutionPlan(structure, encode, compare, (bounds[-1], "float32"), encodings, 0, loaded.notes)
 
 
 def plan_encoder(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelConfig) -> ExecutionPlan:
+    """Returns the plan for a model with one input: an encoder, whose embeddings are compared as `config.compare` says.
+
+    Raises:
+        PreflightError: If `config.compare` is None, or the model cannot be called.
+    """
     kind = config.compare
     if kind is None:
         formulas = "; ".join(f"{name}: {formula}" for name, formula in SCORE_FORMULAS.items())
@@ -83,20 +91,21 @@ def plan_encoder(loaded: LoadedModel, preprocessing: Preprocessing, config: Mode
     dtype = loaded.inputs[0].dtype
 
     def encode(images: Any) -> Any:
-        return flatten_rows(loaded.call(preprocessing.to_input(images, dtype)))
+        return _flatten_rows(loaded.call(preprocessing.to_input(images, dtype)))
 
     def compare(left: Any, right: Any) -> Any:
         return tf.reshape(compare_embeddings(kind, left, right), [-1])
 
-    size = int(call_in_trial(loaded, lambda: encode(blank_images(loaded, preprocessing))).shape[1])
+    size = int(call_in_trial(loaded, lambda: encode(_blank_images(loaded, preprocessing))).shape[1])
     structure = f"an encoder, each image encoded once; score {SCORE_FORMULAS[kind]}, as --compare {kind} says"
     return ExecutionPlan(structure, encode, compare, (size, "float32"), 1, 0, loaded.notes)
 
 
 def plan_whole(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelConfig, reason: str) -> ExecutionPlan:
-    to_score = _to_score(loaded, config)
+    """Returns the plan for a model that cannot be split: the pixels are stored, and a pair goes through the whole model."""
+    to_score = _output_to_score(loaded, config)
     dtype = loaded.inputs[0].dtype
-    shape = image_shape_of(preprocessing)
+    shape = preprocessing.image_shape
 
     def compare(left: Any, right: Any) -> Any:
         pair = (preprocessing.to_input(tf.reshape(side, [-1, *shape]), dtype) for side in (left, right))
@@ -106,7 +115,9 @@ def plan_whole(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelC
     return ExecutionPlan(structure, None, compare, (math.prod(shape), "uint8"), 2, 2, loaded.notes)
 
 
-def _to_score(loaded: LoadedModel, config: ModelConfig) -> Callable[[Any], Any]:
+def _output_to_score(loaded: LoadedModel, config: ModelConfig) -> Callable[[Any], Any]:
+    """Returns the function from the model's output to float32 scores `(n,)`."""
+
     def to_score(output: Any) -> Any:
         shape = tuple(output.shape[1:])
         if math.prod(shape) == 2:
@@ -126,24 +137,25 @@ def _to_score(loaded: LoadedModel, config: ModelConfig) -> Callable[[Any], Any]:
 
 
 def call_in_trial(loaded: LoadedModel, call: Callable[[], Any]) -> Any:
+    """Returns the value of `call`; every exception of the model becomes a refusal.
+
+    Raises:
+        PreflightError: If the model cannot be called.
+    """
     try:
         return call()
     except PreflightError:
         raise
-    except Exception as error:  # A model raises whatever its layers do.
+    except Exception as error:  # A model raises every exception of its layers.
         raise PreflightError(
-            f"--model {loaded.name}: it cannot be called on images of its own input's shape ({short_reason(error)}); "
+            f"--model {loaded.name}: it cannot be called on images of the shape of its input ({short_reason(error)}); "
             "check that it works where it was trained, and export it again."
         ) from None
 
 
-def image_shape_of(preprocessing: Preprocessing) -> tuple[int, int, int]:
-    return preprocessing.height, preprocessing.width, preprocessing.channels
+def _blank_images(loaded: LoadedModel, preprocessing: Preprocessing) -> np.ndarray:
+    return np.zeros((loaded.inputs[0].batch or 1, *preprocessing.image_shape), np.uint8)
 
 
-def blank_images(loaded: LoadedModel, preprocessing: Preprocessing) -> np.ndarray:
-    return np.zeros((loaded.inputs[0].batch or 1, *image_shape_of(preprocessing)), np.uint8)
-
-
-def flatten_rows(tensor: Any) -> Any:
+def _flatten_rows(tensor: Any) -> Any:
     return tf.cast(tf.reshape(tensor, [tf.shape(tensor)[0], math.prod(tensor.shape[1:])]), tf.float32)

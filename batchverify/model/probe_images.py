@@ -1,4 +1,4 @@
-"""Images to try a model on when there are none: noise, smooth shapes, drawings. Seeded."""
+"""Generated images to try a model on: noise, smooth shapes and drawings, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from batchverify.demo import characters
 
 
 def probe_images(shape: tuple[int, int, int], count: int, seed: int = 0) -> np.ndarray:
-    """Returns uint8 images `(count, height, width, channels)`: noise, smooth shapes and drawings in turn."""
+    """Returns uint8 images `(count, height, width, channels)`: noise, smooth shapes and drawings in turn.
+
+    Args:
+        shape: The height, width and channels of each image.
+        count: The number of images.
+        seed: The seed of the random numbers.
+    """
     rng = np.random.default_rng(seed)
     makers = [_noise, _smooth, _drawing]
     return np.stack([makers[number % len(makers)](shape, rng) for number in range(count)])

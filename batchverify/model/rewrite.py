@@ -1,12 +1,14 @@
-"""Rewrites a Keras config so that Keras can load it in safe mode, as the user's options say."""
+"""Rewrites a Keras config, as the user's options say, so that Keras can load it in safe mode."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
+
+import keras
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError, short_reason
@@ -21,7 +23,9 @@ from batchverify.model.config_graph import (
     split_arguments,
 )
 from batchverify.model.file import ModelFile, refusing_damage
-from batchverify.model.lambdas import lambda_refusal, split_option
+from batchverify.model.keras2_config import modernise_layer
+from batchverify.model.keras_names import is_keras_class, is_keras_module, operation_module
+from batchverify.model.lambdas import lambda_refusal, parse_lambda_option
 from batchverify.model.safe_layers import KINDS, PAIR_KINDS, TENSOR_OPERATIONS
 from batchverify.model.shared_encoder import mend_shared_encoder
 
@@ -31,10 +35,10 @@ class LoadableConfig:
     """A config that Keras may load in safe mode.
 
     Attributes:
-        config: to load with.
-        changed: whether it differs from the file's own.
-        custom_objects: classes that the user named, for Keras.
-        notes: what was decided, one sentence each.
+        config: The config.
+        changed: Whether it differs from the file's own config.
+        custom_objects: The classes that the user named, for Keras.
+        notes: The decisions that were made, one sentence each.
     """
 
     config: dict[str, Any]
@@ -43,211 +47,212 @@ class LoadableConfig:
     notes: tuple[str, ...]
 
 
-def prepare_config(
-    file: ModelFile, options: ModelConfig, is_known: Callable[[str], bool], operation_module: Callable[[str], str | None]
-) -> LoadableConfig:
+def prepare_config(file: ModelFile, options: ModelConfig) -> LoadableConfig:
     """Rewrites the config of `file` so that Keras can load it without running code that the file holds.
 
     Args:
-        file: a `.keras` or HDF5 file.
-        options: what the user says of Lambdas and custom classes.
-        is_known: whether Keras has a layer or model class of a name.
-        operation_module: where Keras has an operation of a name, such as `Absolute`.
+        file: A `.keras` or HDF5 file.
+        options: The user's statements about Lambda layers and custom classes.
 
     Raises:
-        PreflightError: if something in it is not explained by `options`.
+        PreflightError: If `options` leave a part of the config unexplained.
     """
     with refusing_damage(file.name, "its config is damaged", "save the model again, with model.save()"):
         config = json.loads(json.dumps(file.config))
-        rewriter = _Rewriter(file.name, options, is_known, operation_module)
-        rewriter.rewrite(config)
-        notes = rewriter.notes + mend_shared_encoder(file.name, config, options.mend_shared_encoder)
-        return LoadableConfig(config, config != file.config, rewriter.custom_objects, tuple(notes))
+        rules = _Rules.from_options(file.name, options)
+        changes = list(_rewrite_layers(config, rules))
+        custom_objects = {name: value for change in changes for name, value in change.custom_objects.items()}
+        if not rules.trusted:
+            _refuse_foreign_modules(file.name, config, custom_objects)
+        notes = [note for change in changes for note in change.notes]
+        notes += mend_shared_encoder(file.name, config, options.mend_shared_encoder)
+        return LoadableConfig(config, config != file.config, custom_objects, tuple(notes))
 
 
-# What the config says, and what it is made to say
+@dataclasses.dataclass(frozen=True)
+class _Rules:
+    """The user's statements about the layers of a model.
 
+    Attributes:
+        model: The model's name, for messages.
+        trusted: Whether code in the file may run.
+        lambdas: The kinds of Lambda layers by layer name; the empty name stands for all of them.
+        classes: The meanings of custom classes by class name: a kind, `functional` or `module:attribute`.
+    """
 
-class _Rewriter:
-    """Walks a config and replaces what Keras could not load in safe mode."""
+    model: str
+    trusted: bool
+    lambdas: dict[str, str]
+    classes: dict[str, str]
 
-    def __init__(self, name: str, options: ModelConfig, is_known, operation_module):
-        self._name, self._trusted = name, options.trust_model_code
-        self._is_known, self._operation_module = is_known, operation_module
-        self._lambdas = dict(split_option("lambda", text) for text in options.lambdas)
-        self._classes = dict(text.split("=", 1) for text in options.custom_objects)
-        self.custom_objects: dict[str, Any] = {}
-        self.notes: list[str] = []
-        self._used: set[str] = set()
+    @classmethod
+    def from_options(cls, model: str, options: ModelConfig) -> _Rules:
+        lambdas = dict(parse_lambda_option(text) for text in options.lambdas)
+        classes = dict(text.split("=", 1) for text in options.custom_objects)
+        return cls(model, options.trust_model_code, lambdas, classes)
 
-    def rewrite(self, config: dict[str, Any]) -> None:
-        layers = list(iterate_layers(config))
-        self._refuse_unused(layers)
-        for layer in layers:
-            self._rewrite_layer(layer)
-        for model in [config, *layers]:
-            renumber_calls(model)
-        if not self._trusted:
-            self._refuse_foreign(config)
+    def meaning_of(self, layer: dict[str, Any]) -> str | None:
+        """Returns the stated meaning of a layer's class, or None."""
+        names = (class_of(layer), layer["class_name"], class_of(layer).split(">")[-1])
+        return next((self.classes[name] for name in names if name in self.classes), None)
 
-    def _rewrite_layer(self, layer: dict[str, Any]) -> None:
-        kind = layer["class_name"]
-        _modernise(layer)
-        if _is_operation(layer) and (module := self._operation_module(kind)):
-            # HDF5 files of Keras 3 leave the module out, and Keras then looks among its layers.
-            layer |= {"module": module, "registered_name": kind}
-        if kind == "Lambda":
-            self._rewrite_lambda(layer)
-        elif kind in ("TFOpLambda", "SlicingOpLambda"):
-            self._rewrite_tensor_operation(layer)
-        elif (said := self._said_of(layer)) is not None:
-            self._rewrite_custom(layer, said)
-        elif not self._trusted and not self._knows(layer):
-            raise PreflightError(self._unknown(layer))
-
-    def _rewrite_lambda(self, layer: dict[str, Any]) -> None:
-        name, joined = name_of(layer), joined_layers(layer)
-        default = self._lambdas.get("")
-        if default is not None and (default in PAIR_KINDS) != (len(joined) == 2):
+    def kind_of_lambda(self, layer: dict[str, Any]) -> str | None:
+        """Returns the stated kind of a Lambda layer, or None. A kind for all layers must fit the number of inputs."""
+        default = self.lambdas.get("")
+        if default is not None and (default in PAIR_KINDS) != (len(joined_layers(layer)) == 2):
             default = None
-        kind = self._lambdas.get(name, default)
-        if kind is None and self._trusted:
-            self.notes.append(f"Lambda layer '{name}' runs code from the model file, as --trust-model-code allows.")
-            return
-        if kind is None:
-            raise PreflightError(lambda_refusal(self._name, layer))
-        self._become_comparison(layer, kind)
-        self.notes.append(f"Lambda layer '{name}' computes {kind}, as --lambda says; its own code is not run.")
+        return self.lambdas.get(name_of(layer), default)
 
-    def _rewrite_custom(self, layer: dict[str, Any], said: str) -> None:
-        known_as = class_of(layer)
-        if said in KINDS:
-            self._become_comparison(layer, said)
-            self.notes.append(f"Layer '{name_of(layer)}' of class {known_as} computes {said}, as --custom-object says.")
-        elif said == "functional":
-            layer["class_name"], layer["module"], layer["registered_name"] = "Functional", "keras.models", "Functional"
-        else:
-            attribute = _import_attribute(known_as, said)
-            names = {known_as, layer["class_name"], layer.get("registered_name") or known_as}
-            self.custom_objects |= dict.fromkeys(names, attribute)
-            self.notes.append(f"Class {known_as} is {said}, as --custom-object says.")
 
-    def _become_comparison(self, layer: dict[str, Any], kind: str) -> None:
-        if kind not in KINDS:
-            raise PreflightError(f"--lambda names '{kind}', which is not known; give one of {', '.join(KINDS)}.")
-        join_tensors(layer)
-        self._replace(layer, "Comparison", {"kind": kind})
+@dataclasses.dataclass(frozen=True)
+class _Change:
+    """The result of rewriting one layer in place.
 
-    def _rewrite_tensor_operation(self, layer: dict[str, Any]) -> None:
-        operation = layer["config"].get("function", "__operators__.getitem")
-        if operation.startswith(("tf.", "tensorflow.")):
-            operation = operation.split(".", 1)[1]
-        if operation not in TENSOR_OPERATIONS:
-            raise PreflightError(
-                f"--model {self._name}: layer '{name_of(layer)}' calls tf.{operation}, which cannot be translated; "
-                "load the model with the TensorFlow that trained it and write it with model.export() as a SavedModel."
-            )
-        order, constants = split_arguments(layer, operation)
-        self._replace(layer, "TensorOperation", {"operation": operation, "constants": constants, "order": order})
+    Attributes:
+        notes: The decisions that were made, one sentence each.
+        custom_objects: The imported classes, by the names that the config may call them.
+    """
 
-    def _replace(self, layer: dict[str, Any], kind: str, settings: dict[str, Any]) -> None:
-        name = f"batchverify>{kind}"
-        if "module" in layer:
-            layer |= {"module": safe_layers.__name__, "class_name": kind, "registered_name": name}
-        else:
-            layer["class_name"] = name
-        layer["config"] = {"name": name_of(layer), **settings}
-        layer.pop("build_config", None)
+    notes: tuple[str, ...] = ()
+    custom_objects: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def _said_of(self, layer: dict[str, Any]) -> str | None:
-        for known_as in (class_of(layer), layer["class_name"], class_of(layer).split(">")[-1]):
-            if known_as in self._classes:
-                self._used.add(known_as)
-                return self._classes[known_as]
-        return None
 
-    def _knows(self, layer: dict[str, Any]) -> bool:
-        if "module" not in layer:
-            return self._is_known(layer["class_name"])
-        return _is_keras_module(layer["module"])
+def _rewrite_layers(config: dict[str, Any], rules: _Rules) -> Iterator[_Change]:
+    """Rewrites all layers of `config` in place."""
+    layers = list(iterate_layers(config))
+    _refuse_unknown_lambdas(layers, rules)
+    for layer in layers:
+        yield _rewrite_layer(layer, rules)
+    for model in [config, *layers]:
+        renumber_calls(model)
 
-    def _unknown(self, layer: dict[str, Any]) -> str:
-        known_as = class_of(layer)
-        if "layers" in layer.get("config", {}) and "input_layers" in layer["config"]:
-            hint = f"--custom-object {known_as}=functional, if it only rearranges training,"
-        elif len(joined_layers(layer)) == 2:
-            hint = f"--custom-object {known_as}=l1 (or {', '.join(list(PAIR_KINDS)[1:6])}, ...), if it compares,"
-        else:
-            hint = "model.export() where it was trained, to get a SavedModel that brings its computation along,"
-        return (
-            f"--model {self._name}: layer '{name_of(layer)}' is of class {known_as}, which the file only names; use {hint} "
-            f"or say where its code is, --custom-object {known_as}=module:attribute."
+
+def _rewrite_layer(layer: dict[str, Any], rules: _Rules) -> _Change:
+    class_name = layer["class_name"]
+    modernise_layer(layer)
+    if _is_operation(layer) and (module := operation_module(class_name)):
+        # HDF5 files of Keras 3 leave the module out, and Keras then searches its layers only.
+        layer |= {"module": module, "registered_name": class_name}
+    if class_name == "Lambda":
+        return _rewrite_lambda(layer, rules)
+    if class_name in ("TFOpLambda", "SlicingOpLambda"):
+        return _rewrite_tensor_operation(layer, rules)
+    if (meaning := rules.meaning_of(layer)) is not None:
+        return _rewrite_custom_layer(layer, meaning)
+    if not rules.trusted and not _is_known(layer):
+        raise PreflightError(_unknown_class_refusal(layer, rules))
+    return _Change()
+
+
+def _rewrite_lambda(layer: dict[str, Any], rules: _Rules) -> _Change:
+    name, kind = name_of(layer), rules.kind_of_lambda(layer)
+    if kind is not None:
+        _replace_with_comparison(layer, kind)
+        return _Change((f"Lambda layer '{name}' computes {kind}, as --lambda says; its own code is not run.",))
+    if rules.trusted:
+        return _Change((f"Lambda layer '{name}' runs code from the model file, as --trust-model-code allows.",))
+    raise PreflightError(lambda_refusal(rules.model, layer))
+
+
+def _rewrite_tensor_operation(layer: dict[str, Any], rules: _Rules) -> _Change:
+    operation = layer["config"].get("function", "__operators__.getitem")
+    if operation.startswith(("tf.", "tensorflow.")):
+        operation = operation.split(".", 1)[1]
+    if operation not in TENSOR_OPERATIONS:
+        raise PreflightError(
+            f"--model {rules.model}: layer '{name_of(layer)}' calls tf.{operation}, which cannot be translated; "
+            "load the model with the TensorFlow that trained it and write it with model.export() as a SavedModel."
         )
-
-    def _refuse_unused(self, layers: list[dict[str, Any]]) -> None:
-        lambdas = {name_of(layer) for layer in layers if layer["class_name"] == "Lambda"}
-        for name in self._lambdas:
-            if name and name not in lambdas:
-                found = ", ".join(f"'{one}'" for one in sorted(lambdas)) or "none"
-                raise PreflightError(
-                    f"--lambda {name}={self._lambdas[name]}: the model has no such Lambda layer; it has {found}."
-                )
-
-    def _refuse_foreign(self, node: Any) -> None:
-        """Refuses classes and functions of modules that are not Keras', wherever they stand in a config."""
-        if isinstance(node, dict):
-            module = node.get("module")
-            ours = node.get("class_name") in self.custom_objects or node.get("registered_name") in self.custom_objects
-            if "class_name" in node and isinstance(module, str) and not _is_keras_module(module) and not ours:
-                raise PreflightError(
-                    f"--model {self._name}: it names {module}.{node['class_name']}, which is not Keras'; "
-                    f"say what it is, --custom-object {node['class_name']}=module:attribute."
-                )
-        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-            self._refuse_foreign(child)
+    order, constants = split_arguments(layer)
+    settings = {"operation": operation, "constants": constants, "order": order}
+    _replace_layer(layer, safe_layers.TensorOperation, settings)
+    return _Change()
 
 
-_OF_TRAINING_ALONE = ("kernel_initializer", "kernel_regularizer", "kernel_constraint", "fused")
-# What Keras 2 wrote of its layers and Keras 3 refuses to read.
-_DROPPED_SETTINGS = {
-    "DepthwiseConv1D": ("groups",), "DepthwiseConv2D": ("groups",), "SeparableConv1D": ("groups", *_OF_TRAINING_ALONE),
-    "SeparableConv2D": ("groups", *_OF_TRAINING_ALONE), "Conv1DTranspose": ("groups",), "Conv2DTranspose": ("groups",),
-    "BatchNormalization": ("renorm", "virtual_batch_size", "fused", "adjustment"),
-}  # fmt: skip
+def _rewrite_custom_layer(layer: dict[str, Any], meaning: str) -> _Change:
+    name = class_of(layer)
+    if meaning in KINDS:
+        _replace_with_comparison(layer, meaning)
+        return _Change((f"Layer '{name_of(layer)}' of class {name} computes {meaning}, as --custom-object says.",))
+    if meaning == "functional":
+        layer |= {"class_name": "Functional", "module": "keras.models", "registered_name": "Functional"}
+        return _Change()
+    names = {name, layer["class_name"], layer.get("registered_name") or name}
+    note = f"Class {name} is {meaning}, as --custom-object says."
+    return _Change((note,), dict.fromkeys(names, _import_attribute(name, meaning)))
 
 
-def _modernise(layer: dict[str, Any]) -> None:
-    """Renames the modules of Keras 2's own classes, and writes its one-element axes as numbers."""
-    inner = layer.get("config")
-    if isinstance(inner, dict) and isinstance(inner.get("axis"), list) and len(inner["axis"]) == 1:
-        inner["axis"] = inner["axis"][0]
-    if isinstance(inner, dict) and layer["class_name"] in _DROPPED_SETTINGS:
-        for setting in _DROPPED_SETTINGS[layer["class_name"]]:
-            # A setting that changes what is computed goes only where it has the value that Keras 3 computes.
-            if setting in _OF_TRAINING_ALONE or inner.get(setting) in (1, False, None):
-                inner.pop(setting, None)
-    module = str(layer.get("module"))
-    if module.startswith(("tf_keras.", "keras.engine.", "keras.src.engine.")):
-        models = {"Functional": "keras.src.models.functional", "Model": "keras.models", "Sequential": "keras.models"}
-        layer["module"] = models.get(layer["class_name"], "keras.layers")
+def _replace_with_comparison(layer: dict[str, Any], kind: str) -> None:
+    join_tensors(layer)
+    _replace_layer(layer, safe_layers.Comparison, {"kind": kind})
+
+
+def _replace_layer(layer: dict[str, Any], replacement: type, settings: dict[str, Any]) -> None:
+    registered_name = keras.saving.get_registered_name(replacement)
+    if "module" in layer:
+        layer |= {
+            "module": replacement.__module__,
+            "class_name": replacement.__name__,
+            "registered_name": registered_name,
+        }
+    else:
+        layer["class_name"] = registered_name
+    layer["config"] = {"name": name_of(layer), **settings}
+    layer.pop("build_config", None)
+
+
+def _is_known(layer: dict[str, Any]) -> bool:
+    return is_keras_module(layer["module"]) if "module" in layer else is_keras_class(layer["class_name"])
 
 
 def _is_operation(layer: dict[str, Any]) -> bool:
-    """Returns whether a layer of a config is one of `keras.ops`: it has no type and nothing to train."""
-    inner = layer.get("config")
-    return "module" not in layer and isinstance(inner, dict) and not {"trainable", "dtype", "layers"} & set(inner)
+    """Returns whether a layer of a config is one of `keras.ops`: it has no dtype and nothing to train."""
+    settings = layer.get("config")
+    return "module" not in layer and isinstance(settings, dict) and not {"trainable", "dtype", "layers"} & set(settings)
 
 
-def _is_keras_module(module: Any) -> bool:
-    return module in (None, "builtins", "keras", safe_layers.__name__) or str(module).startswith("keras.")
+def _unknown_class_refusal(layer: dict[str, Any], rules: _Rules) -> str:
+    name = class_of(layer)
+    if "layers" in layer.get("config", {}) and "input_layers" in layer["config"]:
+        hint = f"--custom-object {name}=functional, if it only changes how the model is trained,"
+    elif len(joined_layers(layer)) == 2:
+        hint = f"--custom-object {name}=l1 (or {', '.join(list(PAIR_KINDS)[1:6])}, ...), if it compares,"
+    else:
+        hint = "model.export() where it was trained, to get a SavedModel that contains its computation,"
+    return (
+        f"--model {rules.model}: layer '{name_of(layer)}' is of class {name}, which the file only names; use {hint} "
+        f"or say where its code is, --custom-object {name}=module:attribute."
+    )
 
 
-def _import_attribute(class_name: str, said: str) -> Any:
-    module, _, attribute = said.partition(":")
+def _refuse_unknown_lambdas(layers: list[dict[str, Any]], rules: _Rules) -> None:
+    lambdas = {name_of(layer) for layer in layers if layer["class_name"] == "Lambda"}
+    for name, kind in rules.lambdas.items():
+        if name and name not in lambdas:
+            existing = ", ".join(f"'{existing}'" for existing in sorted(lambdas)) or "none"
+            raise PreflightError(f"--lambda {name}={kind}: the model has no such Lambda layer; it has {existing}.")
+
+
+def _refuse_foreign_modules(model: str, node: Any, custom_objects: dict[str, Any]) -> None:
+    """Refuses classes and functions of modules that are not Keras', wherever they stand in a config."""
+    if isinstance(node, dict):
+        module = node.get("module")
+        is_named_by_user = node.get("class_name") in custom_objects or node.get("registered_name") in custom_objects
+        if "class_name" in node and isinstance(module, str) and not is_keras_module(module) and not is_named_by_user:
+            raise PreflightError(
+                f"--model {model}: it names {module}.{node['class_name']}, which is not Keras'; "
+                f"say what it is, --custom-object {node['class_name']}=module:attribute."
+            )
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _refuse_foreign_modules(model, child, custom_objects)
+
+
+def _import_attribute(class_name: str, meaning: str) -> Any:
+    module, _, attribute = meaning.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise PreflightError(
-            f"--custom-object {class_name}={said}: it is none of {', '.join(KINDS)}, and cannot be imported "
+            f"--custom-object {class_name}={meaning}: it is none of {', '.join(KINDS)}, and cannot be imported "
             f"({short_reason(error)}); give module:attribute, with the module's folder on PYTHONPATH."
         ) from None

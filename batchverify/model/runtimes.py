@@ -1,31 +1,30 @@
-"""What runs the network: TensorFlow, or another runtime that the user has installed and asked for."""
+"""The runtime of the network: TensorFlow, or another runtime that the user has installed and asked for."""
 
 from __future__ import annotations
 
 import collections
 import importlib.util
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
+from batchverify.model.calls_by_shape import CallsByShape
 from batchverify.model.frozen_graph import FrozenFunction, freeze
 
-# OpenVINO's names. Of 16 bits, processors know bfloat16.
+# OpenVINO's names of number formats. The only 16-bit format that processors compute in is bfloat16.
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def compile_for_runtime(function: Callable[..., Any], config: ModelConfig) -> Callable[..., np.ndarray]:
-    """Returns a function of tensors as a function of arrays, run as `config` asks.
+    """Turns a function of tensors into a function of arrays that runs on the runtime of `config`.
 
     Raises:
-        PreflightError: if the runtime is not installed.
+        PreflightError: If the runtime is not installed.
     """
     if config.runtime == "tensorflow":
         return FrozenFunction(function)
@@ -35,49 +34,57 @@ def compile_for_runtime(function: Callable[..., Any], config: ModelConfig) -> Ca
 
 
 class OpenVinoFunction:
-    """Calls a function of tensors with NumPy arrays, converted for OpenVINO once for each shape that it is called with.
+    """Calls a function of tensors with NumPy arrays; the function is converted for OpenVINO once for each shape.
 
     Args:
-        function: takes tensors, returns one.
-        precision: of `config.PRECISIONS`: what OpenVINO may compute in.
+        function: A function that takes tensors and returns one tensor.
+        precision: The number format in which OpenVINO may compute, one of `config.PRECISIONS`.
     """
 
     def __init__(self, function: Callable[..., Any], precision: str):
-        self._traced = tf.function(function, reduce_retracing=False, autograph=False)
         self._settings = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "THROUGHPUT"}
-        self._by_shape: dict[tuple, Any] = {}
-        self._preparing = threading.Lock()
+        self._calls = CallsByShape(function, self._prepare)
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
-        shapes = tuple((array.shape, array.dtype) for array in arrays)
-        with self._preparing:
-            if shapes not in self._by_shape:
-                self._by_shape[shapes] = self._prepare(arrays)
-        names, model, idle = self._by_shape[shapes]
-        given = {name: np.ascontiguousarray(array) for name, array in zip(names, arrays, strict=True)}
+        """Returns the function's value for `arrays`."""
+        call = self._calls.find(arrays)
+        inputs = {name: np.ascontiguousarray(array) for name, array in zip(call.input_names, arrays, strict=True)}
         try:
-            request = idle.pop()
-        except IndexError:  # One for each thread that calls at the same time.
-            request = model.create_infer_request()
+            request = call.idle_requests.pop()
+        except IndexError:  # Each thread that calls at the same time needs a request of its own.
+            request = call.model.create_infer_request()
         try:
-            return request.infer(given)[0].copy()  # The next call writes to the same place.
+            return np.array(request.infer(inputs)[0])  # This copies, because the next call writes to the same memory.
         finally:
-            idle.append(request)
+            call.idle_requests.append(request)
 
-    def _prepare(self, arrays: tuple[np.ndarray, ...]) -> tuple[list[str], Any, collections.deque[Any]]:
-        """Returns the inputs' names, what computes the output, and requests for that which nobody uses now.
+    def _prepare(self, concrete: Any) -> _OpenVinoCall:
+        """Compiles a concrete function.
 
-        The graph goes through a file: `openvino.convert_model` would report to its makers, in a process that it forks and
-        that never ends where there is no network.
+        The graph goes through a file, because `openvino.convert_model` reports its use to OpenVINO's makers, from a process
+        that it forks and that never ends where there is no network.
         """
         import openvino
 
-        specs = [tf.TensorSpec(array.shape, array.dtype) for array in arrays]
-        frozen = freeze(self._traced.get_concrete_function(*specs))
+        frozen = freeze(concrete)
         core = openvino.Core()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "graph.pb"
             path.write_bytes(frozen.graph.as_graph_def().SerializeToString())
             model = core.read_model(path)
         compiled = core.compile_model(model, "CPU", self._settings)
-        return [tensor.name for tensor in frozen.inputs], compiled, collections.deque()
+        return _OpenVinoCall([tensor.name for tensor in frozen.inputs], compiled, collections.deque())
+
+
+class _OpenVinoCall(NamedTuple):
+    """A compiled function.
+
+    Attributes:
+        input_names: The names of the inputs, in the order of the arguments.
+        model: OpenVINO's compiled model.
+        idle_requests: The inference requests that no thread uses now.
+    """
+
+    input_names: list[str]
+    model: Any
+    idle_requests: collections.deque[Any]

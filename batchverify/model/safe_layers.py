@@ -1,7 +1,7 @@
-"""What layers compute that a model file can't be trusted or isn't able to say: Lambdas, custom distances, TensorFlow calls.
+"""Layers that replace code in model files: Lambda layers, custom distances, calls of TensorFlow.
 
-Each becomes a registered layer with a name from `KINDS` or `TENSOR_OPERATIONS`, so that a model's config can be
-rewritten to it and loaded in Keras' safe mode.
+Each of them computes one of `KINDS` or `TENSOR_OPERATIONS`. A model's config is rewritten to these registered layers, so that
+Keras loads it in safe mode.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _EPSILON = 1e-12
 
 
 def _distance(squared: Any) -> Any:
-    return ops.sqrt(ops.maximum(squared, 1e-7))  # the published Keras example's guard: its gradient at 0 is finite
+    return ops.sqrt(ops.maximum(squared, 1e-7))  # As in the Keras example; the gradient at 0 is finite.
 
 
 def cosine_similarity(left: Any, right: Any) -> Any:
-    """Returns the cosine of embeddings `(n, d)`, shape `(n, 1)`."""
+    """Returns the cosines `(n, 1)` of embeddings `(n, d)`."""
     lengths = ops.sum(ops.square(left), -1, keepdims=True) * ops.sum(ops.square(right), -1, keepdims=True)
     return ops.sum(left * right, -1, keepdims=True) / ops.sqrt(ops.maximum(lengths, _EPSILON))
 
@@ -57,8 +57,13 @@ KINDS = (*PAIR_KINDS, *SINGLE_KINDS)
 
 
 @keras.saving.register_keras_serializable("batchverify")
-class Comparison(keras.layers.Layer):
-    """Computes one of `KINDS` from one tensor, or from two, given one by one or as a list."""
+class Comparison(keras.layers.Layer):  # type: ignore[misc]
+    """Computes one of `KINDS` from one tensor or two tensors, which are passed one by one or as a list.
+
+    Args:
+        kind: One of `KINDS`.
+        settings: The settings of every Keras layer.
+    """
 
     def __init__(self, kind: str, **settings: Any):
         super().__init__(**settings)
@@ -66,10 +71,10 @@ class Comparison(keras.layers.Layer):
 
     def call(self, *inputs: Any, mask: Any = None, **named: Any) -> Any:
         tensors = _flat([*inputs, *(value for value in named.values() if hasattr(value, "shape"))])
-        wanted = 2 if self.kind in PAIR_KINDS else 1
-        if len(tensors) != wanted:
-            raise ValueError(f"'{self.kind}' takes {wanted} tensors, but layer '{self.name}' joins {len(tensors)}")
-        return (PAIR_KINDS if wanted == 2 else SINGLE_KINDS)[self.kind](*tensors)
+        count = 2 if self.kind in PAIR_KINDS else 1
+        if len(tensors) != count:
+            raise ValueError(f"'{self.kind}' takes {count} tensors, but layer '{self.name}' joins {len(tensors)}")
+        return (PAIR_KINDS if count == 2 else SINGLE_KINDS)[self.kind](*tensors)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "kind": self.kind}
@@ -83,7 +88,7 @@ def _slice(x: Any, slice_spec: Any) -> Any:
 def _slice_part(part: Any) -> Any:
     if isinstance(part, dict) and {"start", "stop", "step"} <= set(part):
         return slice(part["start"], part["stop"], part["step"])
-    if isinstance(part, dict):  # tf.keras wrote Ellipsis and None so
+    if isinstance(part, dict):  # tf.keras wrote Ellipsis and None as dictionaries.
         return Ellipsis if "ELLIPSIS" in str(part.values()).upper() else None
     return Ellipsis if part in ("...", "Ellipsis") else part
 
@@ -135,13 +140,15 @@ TENSOR_OPERATIONS["linalg.l2_normalize"] = TENSOR_OPERATIONS["nn.l2_normalize"] 
 
 
 @keras.saving.register_keras_serializable("batchverify")
-class TensorOperation(keras.layers.Layer):
-    """Computes one of `TENSOR_OPERATIONS`, from tensors and the constants that stood beside them.
+class TensorOperation(keras.layers.Layer):  # type: ignore[misc]
+    """Computes one of `TENSOR_OPERATIONS` from tensors and constants.
 
     Args:
-        operation: its name in TensorFlow's API.
-        constants: its other arguments, by name.
-        order: the names of the arguments that are tensors; the first is None where it was given by position.
+        operation: The operation's name in TensorFlow's API.
+        constants: The arguments that are no tensors, by name.
+        order: The names of the arguments that are tensors; None stands for one that was passed by position, and `["*"]` for
+            one list of tensors.
+        settings: The settings of every Keras layer.
     """
 
     def __init__(self, operation: str, constants: dict[str, Any], order: list[str | None], **settings: Any):
@@ -151,15 +158,15 @@ class TensorOperation(keras.layers.Layer):
     def call(self, *inputs: Any, mask: Any = None) -> Any:
         tensors = _flat(inputs)
         function = TENSOR_OPERATIONS[self.operation]
-        if self.order == ["*"]:  # one list of tensors
+        if self.order == ["*"]:
             return function(tensors, **self.constants)
         by_position = [tensor for tensor, name in zip(tensors, self.order, strict=True) if name is None]
         by_name = {name: tensor for tensor, name in zip(tensors, self.order, strict=True) if name is not None}
         return function(*by_position, **by_name, **self.constants)
 
     def get_config(self) -> dict[str, Any]:
-        mine = {"operation": self.operation, "constants": self.constants, "order": self.order}
-        return {**super().get_config(), **mine}
+        own = {"operation": self.operation, "constants": self.constants, "order": self.order}
+        return {**super().get_config(), **own}
 
 
 def _flat(inputs: Any) -> list[Any]:
@@ -168,7 +175,7 @@ def _flat(inputs: Any) -> list[Any]:
     return [inputs]
 
 
-# How the distance of two embeddings becomes a score in [0, 1], 1 for equal ones.
+# The formulas that turn two embeddings into a score in [0, 1], which is 1 for equal embeddings.
 SCORE_FORMULAS = {
     "cosine": "(1 + cos(e(x), e(y))) / 2",
     "euclidean": "1 / (1 + ||e(x) - e(y)||)",
@@ -177,7 +184,7 @@ SCORE_FORMULAS = {
 
 
 def compare_embeddings(kind: str, left: Any, right: Any) -> Any:
-    """Returns scores `(n, 1)` in [0, 1] of embeddings `(n, d)`, by one of `SCORE_FORMULAS`."""
+    """Returns scores `(n, 1)` in [0, 1] of embeddings `(n, d)`, by the formula `kind` of `SCORE_FORMULAS`."""
     if kind == "cosine":
         return as_score("cosine", cosine_similarity(left, right))
     if kind == "euclidean":
@@ -186,12 +193,13 @@ def compare_embeddings(kind: str, left: Any, right: Any) -> Any:
 
 
 def as_score(meaning: str, output: Any) -> Any:
-    """Returns scores in [0, 1] of a model's output.
+    """Turns a model's output x into scores in [0, 1].
 
     Args:
-        meaning: `score`: as it is; `logit`: 1 / (1 + exp(-x)); `distance`: 1 / (1 + max(x, 0)), so that 0.5 stands
-            for a distance of 1; `cosine`: (1 + x) / 2.
-        output: any shape.
+        meaning: The meaning of the output, which decides the formula: `score` leaves it as it is; `logit` gives
+            1 / (1 + exp(-x)); `distance` gives 1 / (1 + max(x, 0)), so that a distance of 1 scores 0.5; `cosine` gives
+            (1 + x) / 2.
+        output: A tensor of any shape.
     """
     if meaning == "logit":
         return ops.sigmoid(output)

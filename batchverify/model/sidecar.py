@@ -1,26 +1,33 @@
-"""`MODEL.batchverify.json`: what a model's owner says about it, once, beside the model."""
+"""`MODEL.batchverify.json`: what the owner of a model states about it once, in a file beside the model.
+
+A launch calls `read_sidecar` once. The configuration that `apply_sidecar` completes travels to the workers, which read nothing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.resources
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError, short_reason
+from batchverify.io.filesystem import read_bytes
+from batchverify.uris import is_remote
 
 _SUFFIX = ".batchverify.json"
-_MOST_BYTES = 2**20
-# A sidecar comes from whoever the model comes from: it may describe, but not name code to import or to trust.
-_SETTINGS: dict[str, Any] = {
+_MAX_BYTES = 2**20
+_GOLDEN, _TOLERANCE = "golden", 1e-3
+# A sidecar comes from whoever made the model. It may describe the model, but it may not name code to import, nor trust any.
+_SETTINGS: dict[str, type | tuple[type, ...]] = {
     "threshold": (int, float), "pixels": str, "color": str, "resize": str, "fit": str, "image_size": list,
     "lambda": (str, list), "custom_object": (str, list), "mend_shared_encoder": bool, "signature": str,
     "compare": str, "output_is": str, "match_column": int,
 }  # fmt: skip
+# Keys that have another name than the field of `ModelConfig` that they set. Both fields hold several texts.
 _FIELDS = {"lambda": "lambdas", "custom_object": "custom_objects"}
 
 Config = TypeVar("Config", bound=ModelConfig)
@@ -31,103 +38,127 @@ class GoldenPair:
     """A pair whose score is known.
 
     Attributes:
-        left: path or URI of an image; a relative one starts beside the sidecar.
-        right: of the other.
-        score: what the model gives.
-        tolerance: by how much it may differ.
+        left: The path or URI of the first image.
+        right: The path or URI of the second image.
+        score: The score that the model gives, in [0, 1].
+        tolerance: The largest difference that is accepted.
     """
 
     left: str
     right: str
     score: float
-    tolerance: float = 1e-3
+    tolerance: float = _TOLERANCE
+
+
+@dataclasses.dataclass(frozen=True)
+class Sidecar:
+    """The content of a sidecar; without arguments, that of a model that has none.
+
+    Attributes:
+        settings: Values of fields of `ModelConfig`, by the name of the field.
+        golden_pairs: Pairs whose scores are known.
+    """
+
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    golden_pairs: tuple[GoldenPair, ...] = ()
 
 
 def sidecar_path(model: str) -> str:
-    """Returns where the sidecar of `model` lies."""
+    """Returns the path of the sidecar of `model`."""
     return model.rstrip("/") + _SUFFIX
 
 
-def apply_sidecar(config: Config) -> Config:
-    """Returns `config` with what it leaves open taken from the model's sidecar, if there is one.
+def read_sidecar(model: str | None) -> Sidecar:
+    """Reads the sidecar of a model.
+
+    Args:
+        model: The path or URI of the model, or None for the embedded one.
 
     Raises:
-        PreflightError: if the sidecar cannot be read or says what it may not.
+        PreflightError: If the sidecar cannot be read, or states what it may not.
     """
-    said = read_sidecar(config.model)
-    taken: dict[str, Any] = {}
-    for name, value in said.items():
-        field = _FIELDS.get(name, name)
-        if name != "golden" and _is_open(getattr(config, field)):
-            taken[field] = _as_setting(field, value)
-    return dataclasses.replace(config, **taken) if taken else config
+    path, content = _read_embedded() if model is None else _read_beside(model)
+    if problems := list(_find_problems(path, content)):
+        raise PreflightError(problems)
+    settings = {_FIELDS.get(key, key): _to_setting(key, value) for key, value in content.items() if key != _GOLDEN}
+    folder = path.rpartition("/")[0] if model is not None else ""
+    return Sidecar(settings, tuple(_to_golden_pair(entry, folder) for entry in content.get(_GOLDEN, [])))
 
 
-def golden_pairs(config: ModelConfig) -> list[GoldenPair]:
-    """Returns the pairs whose scores the sidecar knows."""
-    folder = config.model.rstrip("/").rpartition("/")[0] if config.model else ""
-    pairs = []
-    for entry in read_sidecar(config.model).get("golden", []):
-        left, right = (_beside(folder, entry[side]) for side in ("left", "right"))
-        pairs.append(GoldenPair(left, right, float(entry["score"]), float(entry.get("tolerance", 1e-3))))
-    return pairs
+def apply_sidecar(config: Config, sidecar: Sidecar) -> Config:
+    """Returns `config` with the settings that it leaves open taken from `sidecar`; to apply it twice changes nothing."""
+    settings = {field: value for field, value in sidecar.settings.items() if _is_open(getattr(config, field))}
+    return dataclasses.replace(config, **settings) if settings else config
 
 
-def read_sidecar(model: str | None) -> dict[str, Any]:
-    """Returns what stands in the sidecar of `model`; nothing, if there is none.
+def _read_embedded() -> tuple[str, Any]:
+    resource = importlib.resources.files("batchverify.demo") / f"sane.keras{_SUFFIX}"
+    return str(resource), json.loads(resource.read_text(encoding="utf-8"))
 
-    Raises:
-        PreflightError: if it cannot be read or says what it may not.
-    """
-    if model is None:
-        beside = importlib.resources.files("batchverify.demo") / f"sane.keras{_SUFFIX}"
-        return json.loads(beside.read_text(encoding="utf-8"))
+
+def _read_beside(model: str) -> tuple[str, Any]:
+    """Returns the path of a model's sidecar and its JSON value; an empty object where there is no such file."""
     path = sidecar_path(model)
     try:
         if not FileSystems.exists(path):
-            return {}
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            said = json.loads(file.read(_MOST_BYTES))
+            return path, {}
+        return path, json.loads(read_bytes(path, _MAX_BYTES))
     except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
-        raise PreflightError(f"{path}: it cannot be read ({short_reason(error)}); mend it, or take it away.") from None
-    if problems := _problems(path, said):
-        raise PreflightError(problems)
-    return said
+        raise PreflightError(f"{path}: it cannot be read ({short_reason(error)}); repair or remove it.") from None
 
 
-def _is_open(value: Any) -> bool:
-    return value is None or value is False or value == ()
+def _find_problems(path: str, content: Any) -> Iterator[str]:
+    if not isinstance(content, dict):
+        yield f"{path}: it holds no JSON object; its keys are {', '.join([*_SETTINGS, _GOLDEN])}."
+        return
+    for key, value in content.items():
+        if problem := _find_problem(key, value):
+            yield f"{path}: {problem}."
 
 
-def _as_setting(field: str, value: Any) -> Any:
-    if field in _FIELDS.values():
-        return tuple([value] if isinstance(value, str) else value)
+def _find_problem(key: str, value: Any) -> str | None:
+    if key == _GOLDEN:
+        is_valid = isinstance(value, list) and all(map(_is_golden_pair, value))
+        return None if is_valid else "'golden' is not a list of objects with left, right and score"
+    if key not in _SETTINGS:
+        return f"'{key}' is not a setting; the settings are {', '.join([*_SETTINGS, _GOLDEN])}"
+    # In Python a bool is an int.
+    if not isinstance(value, _SETTINGS[key]) or isinstance(value, bool) != (_SETTINGS[key] is bool):
+        return f"'{key}' is {value!r}, which has the wrong type"
+    if key == "custom_object" and any(":" in str(text) for text in _to_texts(value)):
+        return "'custom_object' names code to import; only the command line may do that, with --custom-object"
+    return None
+
+
+def _is_golden_pair(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(side), str) for side in ("left", "right"))
+        and isinstance(entry.get("score"), (int, float))
+        and isinstance(entry.get("tolerance", _TOLERANCE), (int, float))
+    )
+
+
+def _to_golden_pair(entry: dict[str, Any], folder: str) -> GoldenPair:
+    left, right = (_resolve(entry[side], folder) for side in ("left", "right"))
+    return GoldenPair(left, right, float(entry["score"]), float(entry.get("tolerance", _TOLERANCE)))
+
+
+def _resolve(uri: str, folder: str) -> str:
+    """Returns the URI of an image; a relative path starts from the folder of the model."""
+    return uri if is_remote(uri) or uri.startswith("/") or not folder else f"{folder}/{uri}"
+
+
+def _to_setting(key: str, value: Any) -> Any:
+    if key in _FIELDS:
+        return tuple(_to_texts(value))
     return tuple(value) if isinstance(value, list) else value
 
 
-def _problems(path: str, said: Any) -> list[str]:
-    if not isinstance(said, dict):
-        return [f"{path}: it holds no JSON object; see the README for its keys."]
-    problems = []
-    for name, value in said.items():
-        if name == "golden":
-            if not isinstance(value, list) or not all(_is_golden(entry) for entry in value):
-                problems.append(f"{path}: 'golden' is no list of objects with left, right and score.")
-        elif name not in _SETTINGS:
-            problems.append(f"{path}: '{name}' is no setting; there are {', '.join([*_SETTINGS, 'golden'])}.")
-        elif not isinstance(value, _SETTINGS[name]) or isinstance(value, bool) != (_SETTINGS[name] is bool):
-            problems.append(f"{path}: '{name}' is {value!r}, which is of the wrong type.")
-        elif name == "custom_object" and any(":" in text for text in ([value] if isinstance(value, str) else value)):
-            problems.append(f"{path}: 'custom_object' names code to import; only the command line may, with --custom-object.")
-    return problems
+def _to_texts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
-def _is_golden(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict) and isinstance(entry.get("left"), str) and isinstance(entry.get("right"), str)
-        and isinstance(entry.get("score"), (int, float)) and isinstance(entry.get("tolerance", 0.0), (int, float))
-    )  # fmt: skip
-
-
-def _beside(folder: str, uri: str) -> str:
-    return uri if "://" in uri or uri.startswith("/") or not folder else f"{folder}/{uri}"
+def _is_open(value: Any) -> bool:
+    """Returns whether a field of a configuration has the value that means "not stated"."""
+    return value is None or value is False or value == ()

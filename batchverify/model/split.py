@@ -1,7 +1,7 @@
-"""Cuts a two-input model into the encoder of one image and the head that compares.
+"""Splits a two-input model into the encoder of one image and the head that compares two encodings.
 
-The cut is found in the graph: tensors that depend on one input alone and feed an operation that depends on
-both. So it does not matter what the layers are called or how they are nested.
+The split is found in the graph: at the tensors that depend on one input only and feed an operation that depends on both. So
+the names of the layers and their nesting do not matter.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _TOLERANCE = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class SplitModel:
-    """A model in two parts: `head(encode(left)[left part] + encode(right)[right part])` is the score.
+    """A model in two parts; its score is `head([*encode(left_images)[left], *encode(right_images)[right]])`.
 
     Attributes:
-        encoder: images `(n, height, width, channels)` to a list of tensors `(n, …)`.
-        left: which of these tensors the head takes of the left image.
-        right: which it takes of the right image.
-        head: the left tensors and then the right ones to scores `(n, 1)`, `(n,)` or `(n, 2)`.
-        shared: whether both inputs go through the same layers, with the same weights.
+        encoder: The model from images `(n, height, width, channels)` to a list of tensors `(n, …)`.
+        left: The tensors that the head takes of the left image, as a slice of that list.
+        right: The tensors that the head takes of the right image, as a slice of that list.
+        head: The model from the left tensors and then the right ones to scores `(n, 1)`, `(n,)` or `(n, 2)`.
+        shared: Whether both inputs go through the same layers, with the same weights.
     """
 
     encoder: keras.Model
@@ -37,33 +37,38 @@ class SplitModel:
     shared: bool
 
     def score(self, left: Any, right: Any) -> Any:
-        """Returns the whole model's output for two batches of images, by way of the parts."""
+        """Returns the whole model's output for two batches of images, computed by the two parts."""
         return self.head([*self.encode(left)[self.left], *self.encode(right)[self.right]], training=False)
 
     def encode(self, images: Any) -> list[Any]:
-        """Returns the encoder's tensors."""
-        return keras.tree.flatten(self.encoder(images, training=False))
+        """Returns the encoder's tensors `(n, …)` for images `(n, height, width, channels)`."""
+        return list(keras.tree.flatten(self.encoder(images, training=False)))
 
 
 def split_model(model: keras.Model) -> SplitModel:
     """Splits a functional model with two inputs and one output.
 
     Raises:
-        IgnoredInputError: if an input does not reach the output.
-        SplitError: if no layer with weights works on one image alone.
+        IgnoredInputError: If the output does not depend on one of the inputs.
+        SplitError: If no layer with weights works on one image alone.
     """
     graph = _Graph(model)
     ignored = [tensor.name for side, tensor in enumerate(model.inputs) if side not in graph.origin(model.outputs[0])]
     if ignored:
         raise IgnoredInputError(f"the score does not depend on the input '{ignored[0]}'")
     left, right = graph.frontier()
-    if not (graph.learned(left) and graph.learned(right)):
+    if not (graph.have_weights(left) and graph.have_weights(right)):
         raise SplitError("its two images meet before any layer with weights, so there is no encoder of one image")
-    order = graph.matching(left, right)
-    if order is not None:
-        encoder = keras.Model(model.inputs[0], left)
-        head = keras.Model([*left, *order], model.outputs[0])
-        return SplitModel(encoder, slice(None), slice(None), head, shared=True)
+    matching = graph.match(left, right)
+    if matching is None:
+        return _split_separate_towers(model, left, right)
+    encoder = keras.Model(model.inputs[0], left)
+    head = keras.Model([*left, *matching], model.outputs[0])
+    return SplitModel(encoder, slice(None), slice(None), head, shared=True)
+
+
+def _split_separate_towers(model: keras.Model, left: list[Any], right: list[Any]) -> SplitModel:
+    """Splits a model whose inputs go through different layers; its encoder runs both towers on each image."""
     image = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
     towers = [keras.Model(side, ends) for side, ends in zip(model.inputs, (left, right), strict=True)]
     ends = [end for tower in towers for end in keras.tree.flatten(tower(image))]
@@ -71,17 +76,23 @@ def split_model(model: keras.Model) -> SplitModel:
     return SplitModel(keras.Model(image, ends), slice(len(left)), slice(len(left), None), head, shared=False)
 
 
-def check_split(siamese: SplitModel, whole: Callable[[Any, Any], Any], left: Any, right: Any) -> float:
-    """Returns by how much the parts' output differs from the whole model's, at most.
+def check_split(split: SplitModel, whole: Callable[[Any, Any], Any], left: Any, right: Any) -> float:
+    """Returns the largest difference between the parts' output and the whole model's.
+
+    Args:
+        split: The two parts.
+        whole: The whole model, a function from two batches of images to its output.
+        left: A batch of images, as the model takes them.
+        right: Another batch of the same shape.
 
     Raises:
-        SplitError: if it is more than 1e-5 of the output's own size.
+        SplitError: If the difference exceeds 1e-5, or 1e-5 of the largest output where that exceeds 1.
     """
-    expected, parts = np.asarray(whole(left, right)), np.asarray(siamese.score(left, right))
-    # A model may give no number for an image; its parts must then give none either.
-    both_odd = np.isnan(expected) & np.isnan(parts)
-    difference = float(np.max(np.where(both_odd, 0.0, np.abs(expected - parts))))
-    if not difference <= _TOLERANCE * max(1.0, float(np.max(np.where(both_odd, 0.0, np.abs(expected))))):
+    expected, parts = np.asarray(whole(left, right)), np.asarray(split.score(left, right))
+    # Where the whole model gives no number for an image, its parts must give none either.
+    both_nan = np.isnan(expected) & np.isnan(parts)
+    difference = float(np.max(np.where(both_nan, 0.0, np.abs(expected - parts))))
+    if not difference <= _TOLERANCE * max(1.0, float(np.max(np.where(both_nan, 0.0, np.abs(expected))))):
         raise SplitError(
             f"its parts give scores that differ from the whole model's by {difference:.2g}, more than {_TOLERANCE:g}"
         )
@@ -89,37 +100,35 @@ def check_split(siamese: SplitModel, whole: Callable[[Any, Any], Any], left: Any
 
 
 class _Graph:
-    """The tensors of a functional model, what they come from, and where its two sides meet."""
+    """The tensors of a functional model with two inputs: what each is computed from, and where the two sides meet."""
 
     def __init__(self, model: keras.Model):
-        self._tensors = _sorted(model.outputs[0])
+        self._tensors = _sort_topologically(model.outputs[0])
         self._origins: dict[int, frozenset[int]] = {}
-        self._recipes: dict[int, int] = {}
-        self._learned: dict[int, bool] = {}
-        self._output = model.outputs[0]
-        known: dict[tuple, int] = {}
+        # Two tensors have the same computation if the same steps make them from their inputs.
+        self._computations: dict[int, int] = {}
+        self._has_weights: dict[int, bool] = {}
+        numbers: dict[tuple[Any, ...], int] = {}
         sides = {id(tensor): frozenset([side]) for side, tensor in enumerate(model.inputs)}
         for tensor in self._tensors:
-            sources = _sources(tensor)
-            self._origins[id(tensor)] = sides.get(id(tensor)) or frozenset().union(
-                *(self._origins[id(source)] for source in sources)
-            )
-            recipe = (*_step(tensor), *(self._recipes[id(source)] for source in sources))
-            self._recipes[id(tensor)] = known.setdefault(recipe, len(known))
-            self._learned[id(tensor)] = bool(getattr(tensor._keras_history.operation, "weights", None)) or any(
-                self._learned[id(source)] for source in sources
-            )
+            sources = [id(source) for source in _sources(tensor)]
+            inherited = frozenset[int]().union(*(self._origins[source] for source in sources))
+            self._origins[id(tensor)] = sides.get(id(tensor)) or inherited
+            computation = (*_step(tensor), *(self._computations[source] for source in sources))
+            self._computations[id(tensor)] = numbers.setdefault(computation, len(numbers))
+            own_weights = bool(getattr(tensor._keras_history.operation, "weights", None))
+            self._has_weights[id(tensor)] = own_weights or any(self._has_weights[source] for source in sources)
 
     def origin(self, tensor: Any) -> frozenset[int]:
-        """Returns which inputs, 0 and 1, a tensor depends on."""
+        """Returns the numbers, 0 and 1, of the inputs that a tensor depends on."""
         return self._origins[id(tensor)]
 
-    def learned(self, tensors: list[Any]) -> bool:
-        """Returns whether weights have worked on every one of `tensors`."""
-        return all(self._learned[id(tensor)] for tensor in tensors)
+    def have_weights(self, tensors: list[Any]) -> bool:
+        """Returns whether all of `tensors` are computed with weights."""
+        return all(self._has_weights[id(tensor)] for tensor in tensors)
 
     def frontier(self) -> tuple[list[Any], list[Any]]:
-        """Returns the tensors of the left side, and of the right, that operations on both sides take."""
+        """Returns the tensors of the left side, and those of the right side, that feed operations on both sides."""
         sides: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
         for tensor in self._tensors:
             if len(self.origin(tensor)) == 2:
@@ -128,35 +137,38 @@ class _Graph:
                         sides[next(iter(self.origin(source)))][id(source)] = source
         return list(sides[0].values()), list(sides[1].values())
 
-    def matching(self, left: list[Any], right: list[Any]) -> list[Any] | None:
-        """Returns the tensors of `right` in the order in which `left` has those computed alike; None if they are not."""
-        by_recipe = {self._recipes[id(tensor)]: tensor for tensor in right}
-        if {self._recipes[id(tensor)] for tensor in left} != set(by_recipe) or len(left) != len(right):
+    def match(self, left: list[Any], right: list[Any]) -> list[Any] | None:
+        """Returns the tensors of `right`, each in the place of the one in `left` that has the same computation.
+
+        Returns None if there is no such order, because the two sides go through different layers.
+        """
+        by_computation = {self._computations[id(tensor)]: tensor for tensor in right}
+        if {self._computations[id(tensor)] for tensor in left} != set(by_computation) or len(left) != len(right):
             return None
-        return [by_recipe[self._recipes[id(tensor)]] for tensor in left]
+        return [by_computation[self._computations[id(tensor)]] for tensor in left]
 
 
-def _sorted(output: Any) -> list[Any]:
-    """Returns all tensors that `output` is computed from, and itself, each after its sources."""
-    done: dict[int, Any] = {}
-    waiting = [(output, False)]
-    while waiting:
-        tensor, ready = waiting.pop()
-        if ready:
-            done[id(tensor)] = tensor
-        elif id(tensor) not in done:
-            waiting.append((tensor, True))
-            waiting += [(source, False) for source in _sources(tensor)]
-    return list(done.values())
+def _sort_topologically(output: Any) -> list[Any]:
+    """Returns `output` and all tensors that it is computed from, each after its sources."""
+    sorted_tensors: dict[int, Any] = {}
+    pending = [(output, False)]
+    while pending:
+        tensor, sources_are_sorted = pending.pop()
+        if sources_are_sorted:
+            sorted_tensors[id(tensor)] = tensor
+        elif id(tensor) not in sorted_tensors:
+            pending.append((tensor, True))
+            pending += [(source, False) for source in _sources(tensor)]
+    return list(sorted_tensors.values())
 
 
 def _sources(tensor: Any) -> list[Any]:
     operation, node, _ = tensor._keras_history
-    return operation._inbound_nodes[node].input_tensors
+    return list(operation._inbound_nodes[node].input_tensors)
 
 
-def _step(tensor: Any) -> tuple:
-    """Returns what the last operation does, so that two towers with the same layers have the same steps."""
+def _step(tensor: Any) -> tuple[Any, ...]:
+    """Returns a description of the operation that makes `tensor`; two towers with the same layers have the same steps."""
     operation, number, position = tensor._keras_history
     node = operation._inbound_nodes[number]
     if not node.input_tensors:
@@ -178,6 +190,6 @@ def _settings(operation: Any) -> str:
 
 
 def _constants(node: Any) -> str:
-    """Returns what stands beside the tensors in a call: of `x / 255`, the 255."""
+    """Returns the arguments of a call that are no tensors, such as the 255 in `x / 255`."""
     flat = keras.tree.flatten([node.arguments.args, node.arguments.kwargs])
     return repr(["tensor" if isinstance(part, keras.KerasTensor) else repr(part) for part in flat])

@@ -1,7 +1,9 @@
-"""Tries a model on images made up for that."""
+"""A trial of a model on generated images, which finds outputs that cannot be scores."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,55 +14,117 @@ from batchverify.model.pair_model import PairModel
 from batchverify.model.plan import call_in_trial
 from batchverify.model.probe_images import probe_images
 
-TRIALS, PROOFS = 12, 6
+TRIAL_IMAGES, SPLIT_CHECK_IMAGES = 12, 6
+_ROUNDING = 1e-6
+_MAX_DIFFERENCE_OF_REPEATS = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrialScores:
+    """The scores of generated images.
+
+    Attributes:
+        by_shift: float32 `(n, n)`; row k compares each image with the image k places before it, so row 0 compares each image
+            with itself.
+        repeated: float32 `(n,)`, the scores of row 0 after the images were encoded again in reverse order.
+    """
+
+    by_shift: np.ndarray
+    repeated: np.ndarray
+
+    @property
+    def identity(self) -> np.ndarray:
+        """The scores float32 `(n,)` of each image with itself."""
+        return np.asarray(self.by_shift[0])
+
+    @property
+    def others(self) -> np.ndarray:
+        """The scores float32 `(n - 1, n)` of each image with each other image."""
+        return np.asarray(self.by_shift[1:])
 
 
 def try_model(model: PairModel, config: ModelConfig) -> list[str]:
-    """Scores made-up images and refuses what cannot be a score; returns what else was noticed."""
-    name = model.loaded.name
-    images = probe_images(model.facts.image_shape, TRIALS, seed=1)
-    with ThreadPoolExecutor(2) as threads:  # each with its share of the cores, as in a run
-        first, second = (threads.submit(model.encode, some) for some in (images, images[::-1]))
-    embeddings, turned = (call_in_trial(model.loaded, encoding.result) for encoding in (first, second))
+    """Scores generated images, and returns notes about what is unusual.
+
+    Raises:
+        PreflightError: If the model cannot be called, or its output cannot be a score.
+    """
+    name, scores = model.loaded.name, _score_probe_images(model)
+    _refuse_not_finite(name, scores)
+    notes = []
+    if np.ptp(scores.by_shift) == 0:
+        notes.append(_note_constant_score(model, scores))
+    else:
+        _refuse_ignored_input(name, scores)
+    _refuse_out_of_range(name, scores)
+    _refuse_distance(name, scores, config)
+    return [*notes, *_note_randomness(scores)]
+
+
+def _score_probe_images(model: PairModel) -> _TrialScores:
+    images = probe_images(model.facts.image_shape, TRIAL_IMAGES, seed=1)
+    with ThreadPoolExecutor(2) as threads:  # Each thread uses its share of the cores, as in a run.
+        encodings = [threads.submit(model.encode, batch) for batch in (images, images[::-1])]
+    embeddings, reversed_embeddings = (call_in_trial(model.loaded, encoding.result) for encoding in encodings)
     identity = call_in_trial(model.loaded, lambda: model.compare(embeddings, embeddings))
-    others = np.stack([model.compare(embeddings, np.roll(embeddings, shift, axis=0)) for shift in range(1, len(images))])
-    every = np.concatenate([identity[None], others])
-    if not np.all(np.isfinite(every)):
+    others = [model.compare(embeddings, np.roll(embeddings, shift, axis=0)) for shift in range(1, len(images))]
+    return _TrialScores(np.stack([identity, *others]), model.compare(reversed_embeddings[::-1], embeddings))
+
+
+def _refuse_not_finite(name: str, scores: _TrialScores) -> None:
+    if not np.all(np.isfinite(scores.by_shift)):
         raise PreflightError(
             f"--model {name}: it gives scores that are no numbers on images made up for trial; check its weights."
         )
-    notes = []
-    if np.ptp(every) == 0:
-        found = f"every pair scores {every.flat[0]:.4g}, whatever the images are: the network is untrained or dead"
-        if model.loaded.opaque:
-            raise PreflightError(f"--model {name}: on trial {found}; check --pixels, and how it was trained and saved.")
-        notes.append(f"On trial {found}.")
-    else:
-        _refuse_ignored(name, every)
-    if every.min() < -1e-6 or every.max() > 1 + 1e-6:
-        raise PreflightError(
-            f"--model {name}: on trial its output lies between {every.min():.3g} and {every.max():.3g}, "
-            "but a score lies in [0, 1]; say what it is, --output-is distance, logit or cosine."
-        )
-    if config.output_is is None and not config.compare and identity.max() <= 1e-3 < 10 * others.mean() and others.mean() > 0.01:
-        raise PreflightError(
-            f"--model {name}: on trial an image against itself scores {identity.max():.2g}, and different images "
-            f"{others.mean():.2g}, so the output looks like a distance; add --output-is distance, "
-            "or --output-is score if it is none."
-        )
-    again = model.compare(turned[::-1], embeddings)
-    if float(np.max(np.abs(again - identity))) > 1e-3:
-        notes.append("The same images score differently when asked again: dropout or batch statistics are left on.")
-    return notes
 
 
-def _refuse_ignored(name: str, every: np.ndarray) -> None:
-    """Refuses a model of which `every` score `(shifts, n)` is the same whatever one of the images is."""
-    count = every.shape[1]
-    by_right = np.stack([every[shift, (np.arange(count) + shift) % count] for shift in range(count)])
-    for scores, side in ((every, "right"), (by_right, "left")):
-        if np.all(np.ptp(scores, axis=0) == 0):
+def _note_constant_score(model: PairModel, scores: _TrialScores) -> str:
+    """Returns a note on a model that gives every pair the same score.
+
+    Raises:
+        PreflightError: If the layers cannot be seen, so that a wrong `--pixels` may be the cause.
+    """
+    finding = f"every pair scores {scores.by_shift.flat[0]:.4g}, whatever the images are: the network is untrained or dead"
+    if model.loaded.opaque:
+        raise PreflightError(
+            f"--model {model.loaded.name}: on trial {finding}; check --pixels, and how it was trained and saved."
+        )
+    return f"On trial {finding}."
+
+
+def _refuse_ignored_input(name: str, scores: _TrialScores) -> None:
+    """Refuses a model whose scores stay the same whatever one of the two images is."""
+    count = len(scores.identity)
+    by_right = np.stack([scores.by_shift[shift, (np.arange(count) + shift) % count] for shift in range(count)])
+    for side, of_side in (("right", scores.by_shift), ("left", by_right)):
+        if np.all(np.ptp(of_side, axis=0) == 0):
             raise PreflightError(
-                f"--model {name}: its score does not depend on the {side} image at all, as feeding it noise shows; "
+                f"--model {name}: its score does not depend on the {side} image at all, as a trial with noise shows; "
                 "rebuild the network from its code, load its weights, and save it again."
             )
+
+
+def _refuse_out_of_range(name: str, scores: _TrialScores) -> None:
+    lowest, highest = scores.by_shift.min(), scores.by_shift.max()
+    if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
+        raise PreflightError(
+            f"--model {name}: on trial its output lies between {lowest:.3g} and {highest:.3g}, "
+            "but a score lies in [0, 1]; say what it is, --output-is distance, logit or cosine."
+        )
+
+
+def _refuse_distance(name: str, scores: _TrialScores, config: ModelConfig) -> None:
+    if config.output_is is not None or config.compare:
+        return
+    identity, others = scores.identity.max(), scores.others.mean()
+    if identity <= 1e-3 < 10 * others and others > 0.01:
+        raise PreflightError(
+            f"--model {name}: on trial an image against itself scores {identity:.2g}, and different images "
+            f"{others:.2g}, so the output looks like a distance; add --output-is distance, "
+            "or --output-is score if it is none."
+        )
+
+
+def _note_randomness(scores: _TrialScores) -> Iterator[str]:
+    if float(np.max(np.abs(scores.repeated - scores.identity))) > _MAX_DIFFERENCE_OF_REPEATS:
+        yield "The same images get different scores when they are scored again: dropout or batch statistics are left on."

@@ -1,4 +1,4 @@
-"""The transforms that write a run: Parquet files, then the closing check of rows."""
+"""The transforms that write a run: the Parquet files of the scores, then the last step, which checks and finishes the run."""
 
 from __future__ import annotations
 
@@ -8,22 +8,29 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.pvalue import PCollection
 
 from batchverify.errors import RunError
-from batchverify.io.storage_options import PathWithStorageOptions
-from batchverify.output.embedding_store import EmbeddingStoreSession, StoredFile
+from batchverify.io.storage_options import PathWithStorageOptions, with_storage_options
+from batchverify.output.embedding_session import EmbeddingStoreSession
+from batchverify.output.embedding_store import StoredFile
 from batchverify.output.run_directory import FINISHING, RunDirectory
 
 
-class WriteScores(beam.PTransform):
-    """Writes tables as `scores-*.parquet` and gives the files' names."""
+class WriteScores(beam.PTransform[PCollection[pa.Table], PCollection[str]]):
+    """Writes tables as `scores-*.parquet` and gives the names of the files.
+
+    Args:
+        directory: The directory of the run.
+        schema: The columns of the files, with the metadata to store in them.
+    """
 
     def __init__(self, directory: RunDirectory, schema: pa.Schema):
         super().__init__()
         self._directory, self._schema = directory, schema
 
-    def expand(self, tables: beam.PCollection[pa.Table]) -> beam.PCollection[str]:
-        return (
+    def expand(self, tables: PCollection[pa.Table]) -> PCollection[str]:
+        files: PCollection[str] = (
             tables
             | "Metadata" >> beam.Map(pa.Table.cast, self._schema).with_output_types(pa.Table)
             | "Parquet"
@@ -31,42 +38,62 @@ class WriteScores(beam.PTransform):
                 PathWithStorageOptions(self._directory.scores_prefix()), self._schema, codec="zstd", file_name_suffix=".parquet"
             )
         )
+        return files
 
 
-def finish_run(
-    _: Any,
-    directory: RunDirectory,
-    run_id: str,
-    summary: dict[str, Any],
-    report: str,
-    rows_read: int,
-    files: Iterable[str],
-    session: EmbeddingStoreSession | None = None,
-    parts: Iterable[StoredFile] = (),
-) -> int:
-    """Checks that every row that was read has been written, then finishes the run, and last publishes its embeddings.
+class FinishRun(beam.DoFn):
+    """Checks that every row that was read has been written, finishes the run, and then publishes its embeddings.
 
-    Embeddings are those of a finished run or of none: a crash between the two costs the next run its encoding, and nothing
-    else. In this process a stop waits until both are done. A run with a gate that is not met publishes none.
+    Embeddings are published only after the run has finished. If the process dies between the two steps, the next run encodes
+    the images again, and nothing else is lost. A run with a gate that is not met publishes no embeddings.
 
     Args:
-        directory: of the run.
-        run_id: whose scores count.
-        summary: what becomes of `summary.json`.
-        report: what becomes of `report.html`.
-        rows_read: how many rows there should be.
-        files: the names that Beam gives of what it wrote. They are only waited for: where a worker dies and Beam moves
-            files into place a second time, it does not name again those that were in place already.
+        directory: The directory of the run.
+        run_id: The run whose scores count.
+        session: What the run does with a store of embeddings, or None without a store.
+    """
+
+    def __init__(self, directory: RunDirectory, run_id: str, session: EmbeddingStoreSession | None = None):
+        self._run_id, self._session = run_id, session
+        self._count_rows = with_storage_options(directory.count_rows)
+        self._finish = with_storage_options(directory.finish)
+
+    def process(
+        self,
+        _: Any,
+        summary: dict[str, Any],
+        report: str,
+        rows_read: int,
+        score_files: Iterable[str],
+        stored_files: Iterable[StoredFile] = (),
+    ) -> None:
+        """Finishes the run.
+
+        Args:
+            _: The only element; the run is finished once.
+            summary: The content of `summary.json`.
+            report: The content of `report.html`.
+            rows_read: The number of rows that the manifest had.
+            score_files: The names of the files that Beam wrote. They are only waited for: if a worker dies and Beam moves
+                files into place a second time, it does not name the files that were in place already.
+            stored_files: The files of the next generation of embeddings.
+
+        Raises:
+            RunError: If the numbers of rows differ; there is no `_SUCCESS` then.
+        """
+        collections.deque(score_files, maxlen=0)
+        check_row_counts(rows_read, self._count_rows(self._run_id), summary["rows"].get("total", 0))
+        with FINISHING:  # A stop of this process waits until both steps are done.
+            self._finish(self._run_id, summary, report)
+            if self._session is not None and all(gate["met"] for gate in summary["gates"]):
+                self._session.publish(stored_files, self._run_id)
+
+
+def check_row_counts(rows_read: int, rows_written: int, rows_summarised: int) -> None:
+    """Refuses a run that has lost or doubled a row.
 
     Raises:
-        RunError: if not; there is no `_SUCCESS` then.
+        RunError: If the numbers differ.
     """
-    collections.deque(files, maxlen=0)
-    rows_written = directory.count_rows(run_id)
-    if not rows_read == rows_written == summary["rows"].get("total", 0):
+    if not rows_read == rows_written == rows_summarised:
         raise RunError(f"{rows_read} rows were read but {rows_written} written; run again, and report it if it happens again.")
-    with FINISHING:
-        directory.finish(run_id, summary, report)
-        if session is not None and all(gate["met"] for gate in summary["gates"]):
-            session.publish(parts, run_id)
-    return rows_written

@@ -1,4 +1,4 @@
-"""Which distinct images a block needs, and the bucket of each."""
+"""Buckets of images: how many there are, which images a block needs, and the bucket of each of them."""
 
 from __future__ import annotations
 
@@ -11,31 +11,40 @@ import pyarrow as pa
 from batchverify.config import ScoringConfig
 from batchverify.manifest.columns import pair_uris
 
+_IMAGES_PER_BUCKET = 4096
+_MAX_BUCKETS = 4096
+
+
+def bucket_count(expected_images: int) -> int:
+    """Returns the number of buckets for about `expected_images` distinct images."""
+    return max(1, min(_MAX_BUCKETS, -(-expected_images // _IMAGES_PER_BUCKET)))
+
 
 def request_images(
     element: tuple[str, pa.Table], config: ScoringConfig, buckets: int
 ) -> Iterator[tuple[int, tuple[str, pa.Table]]]:
-    """Asks for the distinct images of a block, each in the bucket that its URI belongs to."""
+    """Yields the requests of a block for its distinct images: `(bucket, (block key, table of URIs))`."""
     key, block = element
     for bucket, uris in split_by_bucket(distinct_uris(block, config), buckets):
         yield bucket, (key, pa.table({"uri": uris}))
 
 
 def distinct_uris(block: pa.Table, config: ScoringConfig) -> pa.Array:
+    """Returns the distinct URIs of a block's images, without null."""
     left, right = pair_uris(block, config)
     return pa.chunked_array([*left.chunks, *right.chunks], pa.string()).unique().drop_null()
 
 
 def split_by_bucket(uris: pa.Array, buckets: int) -> Iterator[tuple[int, pa.Array]]:
-    """Splits distinct URIs by the bucket that each belongs to."""
-    for bucket, places in rows_by_bucket(uris, buckets):
-        yield bucket, uris.take(places)
+    """Yields `(bucket, URIs)` for each bucket that some of `uris` belong to."""
+    for bucket, rows in rows_by_bucket(uris, buckets):
+        yield bucket, uris.take(rows)
 
 
 def rows_by_bucket(uris: pa.Array, buckets: int) -> Iterator[tuple[int, pa.Array]]:
-    """Yields buckets, and the places in `uris` of those that belong to each."""
-    bucket = pd.util.hash_array(uris.to_numpy(zero_copy_only=False), categorize=False) % buckets
-    order = np.argsort(bucket, kind="stable")
-    bounds = np.searchsorted(bucket[order], np.arange(buckets + 1))
-    for number in np.unique(bucket):
-        yield int(number), pa.array(order[bounds[number] : bounds[number + 1]])
+    """Yields `(bucket, positions in uris)` for each bucket that some of `uris` belong to."""
+    bucket_of = pd.util.hash_array(uris.to_numpy(zero_copy_only=False), categorize=False) % buckets
+    order = np.argsort(bucket_of, kind="stable")
+    bounds = np.searchsorted(bucket_of[order], np.arange(buckets + 1))
+    for bucket in np.unique(bucket_of):
+        yield int(bucket), pa.array(order[bounds[bucket] : bounds[bucket + 1]])

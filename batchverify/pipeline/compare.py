@@ -1,4 +1,4 @@
-"""Pairs compared and checked, block by block."""
+"""The DoFn that compares and checks the pairs of each block."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.metrics import Metrics
+from apache_beam.metrics.metric import Metrics
 
 from batchverify.config import ScoringConfig
 from batchverify.errors import RunError
 from batchverify.evaluation.identity import check_identity, is_match
 from batchverify.manifest.columns import pair_uris
 from batchverify.pipeline.buckets import distinct_uris
+from batchverify.pipeline.encoded_images import OK_CODE, embedding_matrix, no_encoded_images
 from batchverify.pipeline.image_table import ImageTableLoader
-from batchverify.pipeline.network import OK_CODE, Network, NetworkLoader, embedding_matrix, no_images
+from batchverify.pipeline.network import Network, NetworkLoader
 from batchverify.schema import (
     BAD_ROW_COLUMN,
     MANIFEST_FILE,
@@ -30,21 +31,24 @@ from batchverify.schema import (
 )
 from batchverify.worker_stats import WorkerStats
 
+# The kinds of tables that are grouped by block.
+BLOCK_TABLE, IMAGES_TABLE = "block", "images"
+NOT_A_NUMBER = "the model gave a score that is not a number"
 _NO_URI = STATUSES.index(ImageStatus.NO_URI)
 _BAD_ROW = STATUSES.index(ImageStatus.BAD_ROW)
-NOT_A_NUMBER = "the model gave a score that is not a number"
-_GATHERED_BYTES = 64 * 2**20
-BLOCK, IMAGES, RETAINED = "block", "images", "kept"
+# Pairs are compared in slices, so that the embeddings of a slice stay small beside the block, however wide they are.
+_BYTES_PER_SLICE = 64 * 2**20
+_MAX_PAIRS_PER_SLICE = 8192
 
 
 class ComparePairs(beam.DoFn):
-    """`(block key, [(BLOCK, block), (IMAGES, encoded images), …])` to the block with the result columns of the output contract.
+    """Turns `(block key, [(BLOCK_TABLE, block), (IMAGES_TABLE, encoded images), …])` into the block with the result columns.
 
     Args:
-        loader: of the network.
-        config: columns, threshold and tolerance.
-        table: where `EncodeImages` has put the images, if it has.
-        stats: is told how far it is.
+        loader: The loader of the network.
+        config: The configuration, completed by the model's sidecar.
+        table: The table in which `EncodeImages` has put the images; None if they are among the input.
+        stats: The counts and times of this process.
     """
 
     def __init__(
@@ -63,127 +67,148 @@ class ComparePairs(beam.DoFn):
         self._table = None if self._table_loader is None else self._table_loader.get()
 
     def process(self, element: tuple[str, Iterable[tuple[str, pa.Table]]]) -> Iterator[pa.Table]:
-        key, found = element
-        by_kind: dict[str, list[pa.Table]] = {BLOCK: [], IMAGES: []}
-        for kind, table in found:
+        key, tables = element
+        by_kind: dict[str, list[pa.Table]] = {BLOCK_TABLE: [], IMAGES_TABLE: []}
+        for kind, table in tables:
             by_kind[kind].append(table)
-        if len(by_kind[BLOCK]) != 1:
-            raise RunError(f"{len(by_kind[BLOCK])} blocks have the key {key}; give every block a key of its own.")
-        (block,) = by_kind[BLOCK]
+        if len(by_kind[BLOCK_TABLE]) != 1:
+            raise RunError(f"{len(by_kind[BLOCK_TABLE])} blocks have the key {key}; give every block a key of its own.")
+        (block,) = by_kind[BLOCK_TABLE]
         with self._stats.timed("compare"):
-            scored = compare_block(block, self._images(block, by_kind[IMAGES]), self._network, self._config)
+            scored = compare_block(block, self._images(block, by_kind[IMAGES_TABLE]), self._network, self._config)
         failed = scored["score"].null_count
         rows = scored.num_rows - failed
         self._scored.inc(rows)
         self._encodings.inc(rows * self._network.encodings_per_pair)
-        with self._stats.timed("write"):  # Beam runs what comes next before it comes back for more.
+        with self._stats.timed("write"):  # Beam runs the following steps before it resumes this generator.
             yield scored
         self._stats.add(rows_scored=rows, rows_failed=failed)
 
     def _images(self, block: pa.Table, answers: list[pa.Table]) -> pa.Table:
         if self._table is not None:
-            return self._table.find(distinct_uris(block, self._config))
-        return pa.concat_tables(answers).combine_chunks() if answers else no_images()
+            return self._table.look_up(distinct_uris(block, self._config))
+        return pa.concat_tables(answers).combine_chunks() if answers else no_encoded_images()
 
 
 def compare_block(block: pa.Table, images: pa.Table, network: Network, config: ScoringConfig) -> pa.Table:
-    """Returns `block` with the result columns, each row looked up in `images`.
+    """Returns `block` with the result columns.
+
+    Args:
+        block: Rows of the manifest.
+        images: The encoded images of the block, in any order.
+        network: The network that compares embeddings.
+        config: The configuration, completed by the model's sidecar.
 
     Raises:
-        RunError: at a score that is not a number, unless `config.on_nan` says `keep`.
+        RunError: If a score is not a number, unless `config.on_nan` is `keep`.
     """
-    left, right = (_Side.find(uris, images) for uris in pair_uris(block, config))
-    scores = _scores(left, right, images, network)
-    odd = np.isnan(scores) & (left.status == OK_CODE) & (right.status == OK_CODE)
-    if odd.any() and config.on_nan == "fail":
+    left, right = (_PairSide.look_up(uris, images) for uris in pair_uris(block, config))
+    scores = _score(left, right, images, network)
+    is_nan = np.isnan(scores) & left.is_ok() & right.is_ok()
+    if is_nan.any() and config.on_nan == "fail":
         raise RunError(f"{NOT_A_NUMBER}; check its weights, or keep such rows without a score with --on-nan keep.")
-    error = _first_error(left, right, odd)
+    error = _first_errors(left, right, is_nan)
     if BAD_ROW_COLUMN in block.column_names:
-        bad = block[BAD_ROW_COLUMN]
-        left, right = (side.of_bad_rows(bad.is_valid().to_numpy()) for side in (left, right))
-        error, block = pc.coalesce(bad, error), block.drop_columns([BAD_ROW_COLUMN])
-    if MANIFEST_FILE in block.column_names:
-        place = block.column_names.index(MANIFEST_FILE)
-        block = block.set_column(place, PROVENANCE_FIELDS[0], block[MANIFEST_FILE].cast(pa.string()))
+        row_error = block[BAD_ROW_COLUMN]
+        left, right = (side.with_bad_rows(row_error.is_valid().to_numpy()) for side in (left, right))
+        error, block = pc.coalesce(row_error, error), block.drop_columns([BAD_ROW_COLUMN])
     verdicts = check_identity(scores, left.identity, right.identity, config.match_threshold(), config.identity_tolerance)
     columns = [
-        _nullable(scores),
+        _with_nulls(scores),
         pa.array(is_match(scores, config.match_threshold()), mask=np.isnan(scores)),
-        _nullable(left.identity),
-        _nullable(right.identity),
+        _with_nulls(left.identity),
+        _with_nulls(right.identity),
         category(verdicts, VERDICTS),
-        _same_image(left, right, images),
+        _is_same_image(left, right, images),
         category(left.status, STATUSES),
         category(right.status, STATUSES),
         error,
     ]
+    block = _with_plain_file_names(block)
     for field, column in zip(RESULT_FIELDS, columns, strict=True):
         block = block.append_column(field, column)
     return block
 
 
 @dataclasses.dataclass(frozen=True)
-class _Side:
-    """One side of a block's pairs, looked up.
+class _PairSide:
+    """The left or the right images of a block's pairs.
 
     Attributes:
-        uris: text `(n,)`, null where a row names none.
-        place: int64 `(n,)`, the row in the table of images, -1 where there is none.
+        uris: Text `(n,)`, null where a row names none.
+        image_row: int64 `(n,)`, the image's row in the table of encoded images; -1 where there is none.
         status: int8 `(n,)`, positions in `STATUSES`.
-        identity: float32 `(n,)`, NaN where there is none.
-        error: text `(n,)`, null where the image is ok.
+        identity: float32 `(n,)`, the identity scores; NaN where there is none.
+        error: Text `(n,)`, null where the image is ok.
     """
 
     uris: pa.ChunkedArray
-    place: np.ndarray
+    image_row: np.ndarray
     status: np.ndarray
     identity: np.ndarray
     error: pa.ChunkedArray
 
     @classmethod
-    def find(cls, uris: pa.ChunkedArray, images: pa.Table) -> _Side:
+    def look_up(cls, uris: pa.ChunkedArray, images: pa.Table) -> _PairSide:
+        """Looks the images of one side up in the table of encoded images."""
         index = pc.index_in(uris, value_set=images["uri"])
-        place = pc.fill_null(index, -1).to_numpy().astype(np.int64)
-        if np.any((place < 0) & uris.is_valid().to_numpy(zero_copy_only=False)):
-            raise RunError("an image that a block asked for was not answered; this is a fault of this program.")
-        status = np.append(images["status"].to_numpy(), np.int8(_NO_URI))[place].astype(np.int8)
-        identity = np.append(images["identity"].to_numpy(), np.float32(np.nan))[place].astype(np.float32)
+        image_row = pc.fill_null(index, -1).to_numpy().astype(np.int64)
+        if np.any((image_row < 0) & uris.is_valid().to_numpy(zero_copy_only=False)):
+            raise RunError("a block did not get an image that it asked for; this is a fault of this program.")
+        # Row -1 is the last one: what is appended there is the value of a row that names no image.
+        status = np.append(images["status"].to_numpy(), np.int8(_NO_URI))[image_row].astype(np.int8)
+        identity = np.append(images["identity"].to_numpy(), np.float32(np.nan))[image_row].astype(np.float32)
         error = pc.if_else(pc.is_valid(index), images["error"].take(index), "the manifest names no image")
-        return cls(uris, place, status, identity, error)
+        return cls(uris, image_row, status, identity, error)
 
-    def of_bad_rows(self, bad: np.ndarray) -> _Side:
-        """Returns the same with the status of rows of the manifest that could not be read, bool `(n,)`."""
-        return dataclasses.replace(self, status=np.where(bad, np.int8(_BAD_ROW), self.status))
+    def is_ok(self) -> np.ndarray:
+        """Returns bool `(n,)`: which images have been encoded."""
+        is_ok: np.ndarray = self.status == OK_CODE
+        return is_ok
 
-    def described(self, side: str) -> pa.ChunkedArray:
-        """Returns the errors in full, with side and URI; null where there is none."""
+    def with_bad_rows(self, is_bad: np.ndarray) -> _PairSide:
+        """Returns this side with the status `bad_row` where `is_bad`, bool `(n,)`."""
+        return dataclasses.replace(self, status=np.where(is_bad, np.int8(_BAD_ROW), self.status))
+
+    def full_errors(self, side: str) -> pa.ChunkedArray:
+        """Returns the errors, each with the name of the side and the URI; null where there is none."""
         return pc.binary_join_element_wise(f"{side} image ", pc.fill_null(self.uris, "(none)"), ": ", self.error, "")
 
 
-def _scores(left: _Side, right: _Side, images: pa.Table, network: Network) -> np.ndarray:
-    scores = np.full(len(left.place), np.nan, np.float32)
-    both = np.flatnonzero((left.status == OK_CODE) & (right.status == OK_CODE))
+def _score(left: _PairSide, right: _PairSide, images: pa.Table, network: Network) -> np.ndarray:
+    """Returns float32 `(n,)`, NaN where an image of the pair has no embedding."""
+    scores = np.full(len(left.image_row), np.nan, np.float32)
+    rows = np.flatnonzero(left.is_ok() & right.is_ok())
     embeddings = embedding_matrix(images)
-    # Slices keep the gathered embeddings small beside the block itself, however wide they are.
-    step = max(1, min(8192, _GATHERED_BYTES // max(1, embeddings.itemsize * embeddings.shape[1])))
-    for start in range(0, len(both), step):
-        rows = both[start : start + step]
-        scores[rows] = network.compare(embeddings[left.place[rows]], embeddings[right.place[rows]])
+    slice_size = max(1, min(_MAX_PAIRS_PER_SLICE, _BYTES_PER_SLICE // max(1, embeddings.itemsize * embeddings.shape[1])))
+    for start in range(0, len(rows), slice_size):
+        chosen = rows[start : start + slice_size]
+        scores[chosen] = network.compare(embeddings[left.image_row[chosen]], embeddings[right.image_row[chosen]])
     return scores
 
 
-def _same_image(left: _Side, right: _Side, images: pa.Table) -> pa.Array:
+def _is_same_image(left: _PairSide, right: _PairSide, images: pa.Table) -> pa.Array:
+    """Returns whether both files of a pair have the same content; null where one of them could not be read."""
     digests = images["digest"].combine_chunks().dictionary_encode()
     codes = np.append(pc.fill_null(digests.indices, -1).to_numpy(), -1)
-    one, other = codes[left.place], codes[right.place]
-    return pa.array(one == other, mask=(one < 0) | (other < 0))
+    left_code, right_code = codes[left.image_row], codes[right.image_row]
+    return pa.array(left_code == right_code, mask=(left_code < 0) | (right_code < 0))
 
 
-def _first_error(left: _Side, right: _Side, odd: np.ndarray) -> pa.ChunkedArray | pa.Array:
-    if np.all(left.status == OK_CODE) and np.all(right.status == OK_CODE) and not odd.any():
+def _first_errors(left: _PairSide, right: _PairSide, is_nan: np.ndarray) -> pa.ChunkedArray | pa.Array:
+    """Returns the first error of each row: the left image's, the right image's, or that of a score that is not a number."""
+    if left.is_ok().all() and right.is_ok().all() and not is_nan.any():
         return pa.nulls(len(left.status), pa.string())
-    return pc.coalesce(left.described("left"), right.described("right"), pc.if_else(pa.array(odd), NOT_A_NUMBER, None))
+    return pc.coalesce(left.full_errors("left"), right.full_errors("right"), pc.if_else(pa.array(is_nan), NOT_A_NUMBER, None))
 
 
-def _nullable(values: np.ndarray) -> pa.Array:
+def _with_plain_file_names(block: pa.Table) -> pa.Table:
+    """Returns `block` with the manifest's file name as text, which is a dictionary on the way here."""
+    if MANIFEST_FILE not in block.column_names:
+        return block
+    position = block.column_names.index(MANIFEST_FILE)
+    return block.set_column(position, PROVENANCE_FIELDS[0], block[MANIFEST_FILE].cast(pa.string()))
+
+
+def _with_nulls(values: np.ndarray) -> pa.Array:
     return pa.array(values, pa.float32(), mask=np.isnan(values))

@@ -1,6 +1,7 @@
-"""A pipeline run to its end, its failure told in a sentence, and a worker's death noticed where the runner does not.
+"""Runs a pipeline to its end, reports its failure in one sentence, and notices a worker's death where the runner does not.
 
-A service's job goes on without this process, so it is cancelled with it, or handed over with `submit_pipeline`.
+A job on Dataflow does not need this process, so it is cancelled when this process is stopped, or left to itself with
+`submit_pipeline`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import apache_beam as beam
-from apache_beam.metrics import MetricsFilter
+from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from batchverify import shutdown
@@ -23,26 +24,41 @@ from batchverify.errors import WORKER_DIED, JobDetachedError, PreflightError, Ru
 from batchverify.pipeline.dataflow import job_link
 
 _LOG = logging.getLogger(__name__)
-# How a local runner's thread says that the worker process which it watches over has ended.
+# The error in the thread of a local runner that watches over a worker process, when that process has ended.
 _WORKER_EXITED = "Worker subprocess exited"
-_POLLING = "poll_for_job_completion"  # Beam's thread that asks Dataflow
+# The name of Beam's thread that asks Dataflow for the state of a job.
+_POLLING_THREAD = "poll_for_job_completion"
 _LOST_WORKER = "a worker process died, killed or out of memory; its own log says why, and the run can be started again."
-_LOOK_AGAIN_S = 0.25
-# A runner that is connected to a worker notices its end at once; one that still waits for it to connect, never.
-_GRACE_S = 10.0
+_POLL_INTERVAL_S = 0.25
+# A runner that is connected to a worker notices its end at once. A runner that waits for a worker to connect never does.
+_NOTICE_WITHIN_S = 10.0
 _CANCEL_WITHIN_S = 20.0
-_JOBS: dict[str, PipelineResult] = {}  # of a service, and not known to have ended; by their links
+# The jobs on Dataflow that are not known to have ended, by their links.
+_running_jobs: dict[str, PipelineResult] = {}
+
+
+class Watcher(Protocol):
+    """A function that shows the progress of a run; it is called several times a second."""
+
+    def __call__(self, totals: dict[str, float], images: int, rows: int) -> None:
+        """Shows the progress.
+
+        Args:
+            totals: The counts and times of the workers, as `worker_stats.read_totals` returns them.
+            images: The expected number of distinct images.
+            rows: The expected number of rows.
+        """
 
 
 def submit_pipeline(pipeline: beam.Pipeline) -> str | None:
-    """Hands a pipeline to a service, and returns the job's link at once; None where a template's launcher starts the job.
+    """Submits a pipeline to Dataflow and returns the job's link; None where a Flex Template's launcher starts the job.
 
     Raises:
-        RunError: if the service does not take it.
+        RunError: If Dataflow does not accept it.
     """
     try:
         return job_link(pipeline.options, pipeline.run())
-    except Exception as error:  # A runner raises whatever its client does.
+    except Exception as error:  # A runner raises whatever its client raises.
         raise RunError(_root_cause(error)) from error
 
 
@@ -50,30 +66,50 @@ def run_to_end(pipeline: beam.Pipeline, tick: Callable[[], None] = lambda: None)
     """Runs a pipeline and returns its counters of the namespace `batchverify`, each summed over its steps.
 
     Args:
-        pipeline: to run.
-        tick: is called some times a second meanwhile.
+        pipeline: The pipeline.
+        tick: A function that is called several times a second during the run.
 
     Raises:
-        RunError: if it did not end well. Where a worker died that the runner waits for, the runner's threads go on
-            waiting; whoever ends the process must not join them.
+        RunError: If the pipeline failed. If a worker died that the runner waits for, the runner's threads go on waiting;
+            whoever ends the process must not join them.
     """
     ended: Future[PipelineResult] = Future()
-    with _worker_deaths() as died:
-        threading.Thread(target=_settle, args=(pipeline, ended), name="run-pipeline", daemon=True).start()
+    with _worker_deaths() as worker_died:
+        threading.Thread(target=_run_in_thread, args=(pipeline, ended), name="run-pipeline", daemon=True).start()
         try:
-            result = _wait_for(ended, died, tick)
+            result = _wait_until_ended(ended, worker_died, tick)
         except RunError:
             raise
-        except Exception as error:  # A runner raises whatever its workers raised, in its own wrapping.
+        except Exception as error:  # A runner wraps whatever its workers raised in an exception of its own.
             raise RunError(_root_cause(error)) from error
     if result.state not in (None, PipelineState.DONE):
         raise RunError(f"the runner ended in state {result.state}; its own log says why.")
-    return _counters(result)
+    return _sum_counters(result)
 
 
-def _settle(pipeline: beam.Pipeline, ended: Future[PipelineResult]) -> None:
+def cancel_jobs() -> list[str]:
+    """Cancels the jobs that this process waits for, and returns the links of those that may not have been cancelled."""
+    cancellations: dict[str, Future[None]] = {link: Future() for link in _running_jobs}
+    for link, cancelled in cancellations.items():
+        threading.Thread(target=_cancel, args=(_running_jobs[link], cancelled), name="cancel-job", daemon=True).start()
+    wait(cancellations.values(), _CANCEL_WITHIN_S)
+    return [link for link, cancelled in cancellations.items() if not cancelled.done() or cancelled.exception() is not None]
+
+
+shutdown.register_cancellation(cancel_jobs)
+
+
+def _cancel(result: Any, cancelled: Future[None]) -> None:
     try:
-        result = pipeline.run()
+        result.cancel()
+        cancelled.set_result(None)
+    except BaseException as error:
+        cancelled.set_exception(error)
+
+
+def _run_in_thread(pipeline: beam.Pipeline, ended: Future[PipelineResult]) -> None:
+    try:
+        result: Any = pipeline.run()
         if link := job_link(pipeline.options, result):
             _LOG.info("The job: %s", link)
             _wait_for_job(link, result)
@@ -85,16 +121,16 @@ def _settle(pipeline: beam.Pipeline, ended: Future[PipelineResult]) -> None:
 
 
 def _wait_for_job(link: str, result: Any) -> None:
-    """Waits for the end of a service's job.
+    """Waits for the end of a job on Dataflow.
 
     Raises:
-        RunError: if it did not end well.
-        JobDetachedError: if it is not known to have ended.
+        RunError: If it failed or was cancelled.
+        JobDetachedError: If it is not known to have ended.
     """
-    _JOBS[link] = result
+    _running_jobs[link] = result
     try:
         result.wait_until_finish()
-    except Exception as error:  # of the job, or of the client that asks for its state
+    except Exception as error:  # The job raises it, or the client that asks for the job's state.
         if not result.is_in_terminal_state():
             raise JobDetachedError(f"the job was lost sight of, and may go on and finish; see {link}.") from error
         if result.state == PipelineState.CANCELLED:
@@ -102,88 +138,67 @@ def _wait_for_job(link: str, result: Any) -> None:
         raise RunError(f"{_root_cause(error).rstrip('.')}; see {link}.") from error
     finally:
         if result.is_in_terminal_state():
-            _JOBS.pop(link, None)
-
-
-def cancel_jobs() -> list[str]:
-    """Cancels the jobs that this process waits for, and returns the links of those that go on, as far as is known."""
-    asked: dict[str, Future[None]] = {link: Future() for link in _JOBS}
-    for link, done in asked.items():
-        threading.Thread(target=_cancel, args=(_JOBS[link], done), name="cancel-job", daemon=True).start()
-    wait(asked.values(), _CANCEL_WITHIN_S)
-    return [link for link, done in asked.items() if not done.done() or done.exception() is not None]
-
-
-shutdown.register_cancellation(cancel_jobs)
-
-
-def _cancel(result: PipelineResult, done: Future[None]) -> None:
-    try:
-        result.cancel()
-        done.set_result(None)
-    except BaseException as error:
-        done.set_exception(error)
+            _running_jobs.pop(link, None)
 
 
 @contextmanager
 def _worker_deaths() -> Iterator[threading.Event]:
-    """Gives an event that is set when a local runner says, in a thread of its own, that a worker has exited."""
-    died, otherwise = threading.Event(), threading.excepthook
+    """Yields an event that is set when a thread of a local runner reports that a worker has exited."""
+    worker_died, original_hook = threading.Event(), threading.excepthook
 
-    def notice(args: threading.ExceptHookArgs) -> None:
+    def hook(args: threading.ExceptHookArgs) -> None:
         if _WORKER_EXITED in str(args.exc_value):
-            died.set()
-        elif args.thread is not None and _POLLING in args.thread.name:
-            _LOG.error("The job's state cannot be asked for (%s).", args.exc_value)
+            worker_died.set()
+        elif args.thread is not None and _POLLING_THREAD in args.thread.name:
+            _LOG.error("The state of the job is unknown (%s).", args.exc_value)
         else:
-            otherwise(args)
+            original_hook(args)
 
-    threading.excepthook = notice
+    threading.excepthook = hook
     try:
-        yield died
+        yield worker_died
     finally:
-        threading.excepthook = otherwise
+        threading.excepthook = original_hook
 
 
-def _wait_for(ended: Future[PipelineResult], died: threading.Event, tick: Callable[[], None]) -> PipelineResult:
-    while not died.is_set():
+def _wait_until_ended(ended: Future[PipelineResult], worker_died: threading.Event, tick: Callable[[], None]) -> PipelineResult:
+    while not worker_died.is_set():
         tick()
-        if wait([ended], _LOOK_AGAIN_S).done:
+        if wait([ended], _POLL_INTERVAL_S).done:
             return ended.result()
-    if wait([ended], _GRACE_S).done:
+    if wait([ended], _NOTICE_WITHIN_S).done:
         return ended.result()
     raise RunError(_LOST_WORKER)
 
 
-def _counters(result: PipelineResult) -> dict[str, int]:
+def _sum_counters(result: Any) -> dict[str, int]:
     totals: collections.Counter[str] = collections.Counter()
     try:
-        found = result.metrics().query(MetricsFilter().with_namespace("batchverify"))["counters"]
-    except Exception as error:  # A service may show a job's state and not its counters; the run is done all the same.
+        counters = result.metrics().query(MetricsFilter().with_namespace("batchverify"))["counters"]
+    except Exception as error:  # Whoever may see a job's state may not see its counters. The run has finished all the same.
         _LOG.warning("Beam's counters of the run cannot be read (%s).", _root_cause(error))
         return {}
-    for counter in found:
+    for counter in counters:
         totals[counter.key.metric.name] += counter.result or 0
     return dict(totals)
 
 
 def _root_cause(error: BaseException) -> str:
-    """Returns what went wrong in a worker in a sentence, out of the traceback that the runner made of it."""
+    """Returns in one sentence what failed in a worker, from the traceback that the runner puts into its own exception."""
     text = str(error).strip() or type(error).__name__
     text = re.sub(r"^Dataflow pipeline failed\. State: \w+, Error:\n", "", text)
     text = re.sub(r" \[while running.*", "", text, flags=re.S)
-    if ours := re.findall(rf"(?:{RunError.__name__}|{PreflightError.__name__}): (.+)", text):
-        return ours[-1]
+    if match := _last(rf"(?:{RunError.__name__}|{PreflightError.__name__}): (.+)", text):
+        return match
     if WORKER_DIED in text:
         return _LOST_WORKER
-    if systems := re.findall(r"\[Errno \d+\] (.+)", text):
-        return f"{systems[-1]}; check --output, its free space, and the space for temporary files."
-    if services := re.findall(r'details = "(.+?)"', text):
-        return f"a part of the runner does not answer ({services[-1]}); check that its job service and its workers run."
+    if match := _last(r"\[Errno \d+\] (.+)", text):
+        return f"{match}; check --output, its free space, and the space for temporary files."
+    if match := _last(r'details = "(.+?)"', text):
+        return f"a part of the runner does not answer ({match}); check that its job service and its workers run."
     return text.splitlines()[-1 if "Traceback" in text else 0]
 
 
-class Watcher(Protocol):
-    """Is told how far a run is, some times a second, with what `stats.read_totals` gives."""
-
-    def __call__(self, totals: dict[str, float], images: int, rows: int) -> None: ...
+def _last(pattern: str, text: str) -> str | None:
+    matches: list[str] = re.findall(pattern, text)
+    return matches[-1] if matches else None

@@ -7,20 +7,33 @@ import datetime
 import importlib.metadata
 import os
 import platform
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from batchverify.config import Limit, VerificationConfig
 from batchverify.manifest.shard import Manifest
-from batchverify.pipeline.network import KerasNetwork
+from batchverify.model.facts import ModelFacts
 from batchverify.version import VERSION
 
+if TYPE_CHECKING:
+    from batchverify.model.identity_bound import IdentityBound
+
 _LIBRARIES = ("apache-beam", "keras", "numpy", "pillow", "pyarrow", "tensorflow")
-# What the summary says of a run, and the Parquet files need not.
-SUMMARY_ONLY = ("label_column", "fold_column", "working_directory", "options", "versions", "certificate")
+# Keys that stand in the summary, and not in the metadata of the Parquet files.
+_SUMMARY_ONLY = ("label_column", "fold_column", "working_directory", "options", "versions", "certificate")
 
 
-def describe_run(config: VerificationConfig, network: KerasNetwork, manifest: Manifest) -> dict[str, Any]:
-    model = network.facts
+def describe_run(
+    config: VerificationConfig, manifest: Manifest, model: ModelFacts, bound: IdentityBound | None
+) -> dict[str, Any]:
+    """Returns the section `run` of `summary.json`.
+
+    Args:
+        config: The configuration, completed by the model's sidecar.
+        manifest: The manifest.
+        model: The facts about the model.
+        bound: What the weights of the head prove; None where the model could not be split.
+    """
     return {
         "version": VERSION,
         "run_id": config.run_id,
@@ -37,25 +50,35 @@ def describe_run(config: VerificationConfig, network: KerasNetwork, manifest: Ma
         "label_column": manifest.label_column,
         "fold_column": manifest.fold_column,
         "working_directory": os.getcwd(),
-        "options": _options_given(config),
+        "options": _changed_options(config),
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _LIBRARIES},
-        "certificate": _certificate(network),
+        "certificate": _describe_bound(bound),
     }
 
 
-def _options_given(config: VerificationConfig) -> dict[str, Any]:
-    """Returns what of `config` is not at its default, as JSON has it, but the run id."""
-    given = {}
+def file_metadata(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what the Parquet files record of `provenance`, the result of `describe_run`."""
+    return {key: str(value) for key, value in provenance.items() if key not in _SUMMARY_ONLY and value is not None}
+
+
+def _changed_options(config: VerificationConfig) -> dict[str, Any]:
+    """Returns the fields of `config` that are not at their defaults, except the run id, as JSON values."""
+    changed = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name != "run_id" and value != field.default:
-            given[field.name] = str(value) if isinstance(value, Limit) else list(value) if isinstance(value, tuple) else value
-    return given
+            changed[field.name] = _to_json(value)
+    return changed
 
 
-def _certificate(network: KerasNetwork) -> dict[str, Any] | None:
-    certificate = network.certificate()
-    if certificate is None:
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Limit):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _describe_bound(bound: IdentityBound | None) -> dict[str, Any] | None:
+    if bound is None:
         return None
-    positive = sum(float(weight) > 0 for weight in certificate.weights)
-    return dataclasses.asdict(certificate) | {"weights": len(certificate.weights), "positive_weights": positive}
+    positive = sum(float(weight) > 0 for weight in bound.weights)
+    return dataclasses.asdict(bound) | {"weights": len(bound.weights), "positive_weights": positive}

@@ -1,51 +1,42 @@
-"""Runs the job and waits for its end, or submits it."""
+"""The job: run to its end, or submitted to Dataflow."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import time
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
 
 from batchverify.config import VerificationConfig
 from batchverify.errors import JobDetachedError, PreflightError
-from batchverify.evaluation.drift import RunStatistics, compare_runs
-from batchverify.evaluation.gates import evaluate_gates
-from batchverify.evaluation.summary import SUMMARY_VERSION, Summary
-from batchverify.evaluation.summary_transform import Summarise
-from batchverify.io.storage_options import with_storage_options
-from batchverify.manifest.read import ReadManifest
-from batchverify.manifest.shard import Manifest
-from batchverify.output.embedding_store import EmbeddingStore, EmbeddingStoreSession
+from batchverify.output.embedding_store import EmbeddingStore
 from batchverify.output.run_directory import RunDirectory
-from batchverify.output.write_scores import WriteScores, finish_run
+from batchverify.pipeline.build import build
 from batchverify.pipeline.dataflow import is_dataflow
 from batchverify.pipeline.execution import Watcher, run_to_end, submit_pipeline
-from batchverify.pipeline.image_table import ImageTableLoader
-from batchverify.pipeline.network import NetworkLoader
 from batchverify.pipeline.plan import RunPlan, pipeline_options, plan_run, report_memory
-from batchverify.pipeline.provenance import SUMMARY_ONLY, describe_run
-from batchverify.pipeline.transforms import VerifyPairs
-from batchverify.report.render import make_report
-from batchverify.schema import output_schema
-from batchverify.worker_stats import WorkerStats, profile_run, read_totals, stats_folder
+from batchverify.worker_stats import WorkerStats, read_totals, stats_folder
 
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """What a finished run says.
+    """The result of a finished run.
 
     Attributes:
-        output: the run directory.
-        summary: what stands in its `summary.json`.
+        output: The run directory.
+        summary: The content of its `summary.json`.
         counters: Beam's counters of the run, by name: `images_encoded`, `images_reused`, `images_failed`, `rows_scored`, and
-            `encodings`: how often an image went through a tower of the network.
+            `encodings`, the number of times that a tower of the network saw an image.
+
+    Examples:
+        >>> import batchverify
+        >>> result = batchverify.run(batchverify.VerificationConfig(manifests=("pairs.csv",), output="result/"))
+        >>> result.summary["rows"]["total"], result.counters["images_failed"]
+        (125, 2)
     """
 
     output: str
@@ -55,11 +46,17 @@ class RunResult:
 
 @dataclasses.dataclass(frozen=True)
 class Submission:
-    """A job that was handed to Dataflow and goes on there.
+    """A job that was submitted to Dataflow and runs there.
 
     Attributes:
-        output: the run directory, which has `_SUCCESS` when the job has done its work.
-        link: where Dataflow shows the job; None where a Flex Template's launcher is about to start it.
+        output: The run directory; it has `_SUCCESS` when the job has finished the run.
+        link: The address of the job's page in Google Cloud's console; None where a Flex Template's launcher is about to start
+            the job.
+
+    Examples:
+        >>> import batchverify
+        >>> batchverify.Submission("gs://nightly-pairs/scores", link=None).output
+        'gs://nightly-pairs/scores'
     """
 
     output: str
@@ -70,71 +67,108 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
     """Runs the job and waits for its end.
 
     Args:
-        config: what to do.
-        beam_args: Beam's own arguments, `--runner=…` and so on; in this process without them.
-        watch: is told how far the run is, where its workers are on this machine.
+        config: The configuration of the run.
+        beam_args: Beam's own arguments, such as `--runner=…`; without them the job runs in this process.
+        watch: A function that is called several times a second with the progress of the run, if its workers are on this
+            machine.
+
+    Returns:
+        The result of the finished run.
 
     Raises:
-        PreflightError: if manifest, model or output directory cannot be used; nothing has been written.
-        RunError: if the run cannot be finished; there is no `_SUCCESS`. `JobDetachedError` where a job of Dataflow's may yet do.
+        PreflightError: If the manifest, the model or the output directory cannot be used. Nothing has been written then.
+        RunError: If the run cannot be finished. The run directory has no `_SUCCESS` then.
+        JobDetachedError: If the state of a job on Dataflow is unknown; the job may still finish the run.
+
+    Examples:
+        >>> import batchverify
+        >>> config = batchverify.VerificationConfig(manifests=("pairs.csv",), output="scores/", model="model.keras")
+        >>> result = batchverify.run(config)
+        >>> result.summary["rows"]["scored"], result.summary["rows"]["total"]
+        (122, 125)
     """
-    with _stats(beam_args) as stats:
+    with _worker_stats(beam_args) as stats:
         plan = plan_run(config, beam_args, stats)
         report_memory(plan)
-        config = plan.config
-        pipeline = _pipeline(plan)
-        held = plan.table and plan.table.get()
-        with _claimed(config, plan.session) as detach:
+        pipeline = _make_pipeline(plan)
+        table = plan.table and plan.table.get()  # The table lives as long as something refers to it.
+        with _claimed(plan) as detach:
             try:
-                counters = run_to_end(pipeline, functools.partial(_tell, watch, stats, plan.manifest))
+                counters = run_to_end(pipeline, functools.partial(_report_progress, watch, plan))
             except JobDetachedError:
                 detach()
                 raise
-        del held
+        del table
     directory = RunDirectory(config.output)
     return RunResult(directory.path, directory.read_summary(), counters)
 
 
 def submit(config: VerificationConfig, beam_args: Sequence[str]) -> Submission:
-    """Hands the job to Dataflow without waiting for it; the job itself finishes the run.
+    """Submits the job to Dataflow without waiting for its end; the job itself finishes the run.
 
     Args:
-        config: what to do.
-        beam_args: Beam's own arguments.
+        config: The configuration of the run.
+        beam_args: Beam's own arguments, among them `--runner=DataflowRunner`.
+
+    Returns:
+        The submitted job.
 
     Raises:
-        PreflightError: as `run`, and for another runner.
-        RunError: if Dataflow does not take the job.
+        PreflightError: If `run` would raise it, or the runner is not Dataflow.
+        RunError: If Dataflow does not accept the job.
+
+    Examples:
+        >>> import batchverify
+        >>> config = batchverify.VerificationConfig(
+        ...     manifests=("gs://nightly-pairs/pairs.csv",),
+        ...     output="gs://nightly-pairs/scores",
+        ...     model="gs://nightly-pairs/model.keras",
+        ... )
+        >>> beam_args = ["--runner=DataflowRunner", "--project=my-project", "--region=europe-west4"]
+        >>> submission = batchverify.submit(config, [*beam_args, "--temp_location=gs://nightly-pairs/tmp"])
+        >>> submission.link
+        'https://console.cloud.google.com/dataflow/jobs/europe-west4/job-1?project=my-project'
     """
     if not is_dataflow(pipeline_options(beam_args)):
         raise PreflightError("--no-wait is for --runner=DataflowRunner; the work of other runners ends with this process.")
     plan = plan_run(config, beam_args)
-    config = plan.config
-    pipeline = _pipeline(plan)
-    with _claimed(config, plan.session) as detach:
+    pipeline = _make_pipeline(plan)
+    with _claimed(plan) as detach:
         link = submit_pipeline(pipeline)
         detach()
     return Submission(RunDirectory(config.output).path, link)
 
 
+def _make_pipeline(plan: RunPlan) -> beam.Pipeline:
+    pipeline = beam.Pipeline(options=plan.options)
+    # Beam makes a folder for transforms in other languages, of which there are none, and deletes it only after a whole run.
+    shutil.rmtree(pipeline.local_tempdir, ignore_errors=True)
+    build(pipeline, plan)
+    return pipeline
+
+
 @contextmanager
-def _claimed(config: VerificationConfig, session: EmbeddingStoreSession | None) -> Iterator[Callable[[], None]]:
-    """Holds the run directory, and the store of embeddings if there is one; gives what leaves them to a job that goes on."""
-    directory = RunDirectory(config.output)
+def _claimed(plan: RunPlan) -> Iterator[Callable[[], None]]:
+    """Claims the run directory, and the store of embeddings if there is one.
+
+    Yields:
+        A function that leaves both to a job that runs on without this process.
+    """
+    directory, run_id, session = RunDirectory(plan.config.output), plan.config.run_id, plan.session
     store = EmbeddingStore(session.path) if session else None
 
     def detach() -> None:
-        directory.detach(config.run_id)
+        directory.detach(run_id)
         if store and session:
             store.detach(session.generation)
 
-    with directory.claimed(config.run_id), store.claimed(session.generation) if store and session else nullcontext():
+    with directory.claimed(run_id), store.claimed(session.generation) if store and session else nullcontext():
         yield detach
 
 
 @contextmanager
-def _stats(beam_args: Sequence[str]) -> Iterator[WorkerStats]:
-    """Gives a stats that the workers share, if they can be on this machine."""
+def _worker_stats(beam_args: Sequence[str]) -> Iterator[WorkerStats]:
+    """Yields counts and times that workers share with this process, if they can be on this machine."""
     if is_dataflow(pipeline_options(beam_args)):
         yield WorkerStats()
         return
@@ -142,94 +176,6 @@ def _stats(beam_args: Sequence[str]) -> Iterator[WorkerStats]:
         yield WorkerStats(folder)
 
 
-def _pipeline(plan: RunPlan) -> beam.Pipeline:
-    provenance = describe_run(plan.config, plan.network, plan.manifest)
-    pipeline = beam.Pipeline(options=plan.options)
-    build(
-        pipeline, plan.config, plan.manifest, provenance, plan.loader, plan.table, plan.baseline,
-        plan.stats, plan.session,
-    )  # fmt: skip
-    return pipeline
-
-
-def _tell(watch: Watcher | None, stats: WorkerStats, manifest: Manifest) -> None:
-    if watch is not None and stats.folder is not None:
-        watch(read_totals(stats.folder), manifest.expected_images, manifest.expected_rows)
-
-
-def build(
-    pipeline: beam.Pipeline,
-    config: VerificationConfig,
-    manifest: Manifest,
-    provenance: dict[str, Any],
-    loader: NetworkLoader,
-    table: ImageTableLoader | None = None,
-    baseline: RunStatistics | None = None,
-    stats: WorkerStats | None = None,
-    session: EmbeddingStoreSession | None = None,
-) -> None:
-    """Adds the whole job to `pipeline`; see `Prepared` for the arguments."""
-    stats = stats or WorkerStats()
-    directory = RunDirectory(config.output)
-    told = {key: str(value) for key, value in provenance.items() if key not in SUMMARY_ONLY and value is not None}
-    schema = output_schema(manifest.schema, told)
-    blocks = pipeline | "ReadManifest" >> ReadManifest(manifest, config, stats)
-    expected = max(manifest.expected_images, session.rows if session else 0)
-    verified = blocks | "VerifyPairs" >> VerifyPairs(config, expected, loader, table, stats, session)
-    files = verified.scores | "WriteScores" >> WriteScores(directory, schema)
-    profiled = functools.partial(_profile, stats, time.time(), table is not None)
-    summary = (
-        {"scores": verified.scores, "images": verified.images}
-        | "Summarise" >> Summarise(config, manifest.label_column, manifest.fold_column)
-        | "WriteSummary" >> beam.Map(_complete_summary, provenance, config, baseline, profiled, session)
-    )
-    report = summary | "MakeReport" >> beam.Map(with_storage_options(make_report))
-    rows_read = blocks | "RowsRead" >> beam.Map(_rows) | beam.CombineGlobally(sum)
-    _ = (
-        pipeline
-        | "Once" >> beam.Create([None])
-        | "FinishRun"
-        >> beam.Map(
-            with_storage_options(finish_run),
-            directory,
-            config.run_id,
-            beam.pvalue.AsSingleton(summary),
-            beam.pvalue.AsSingleton(report),
-            beam.pvalue.AsSingleton(rows_read),
-            beam.pvalue.AsIter(files),
-            *([] if verified.kept is None else [session, beam.pvalue.AsIter(verified.kept)]),
-        )
-    )
-
-
-def _rows(element: tuple[str, pa.Table]) -> int:
-    return element[1].num_rows
-
-
-def _complete_summary(
-    found: Summary,
-    provenance: dict[str, Any],
-    config: VerificationConfig,
-    baseline: RunStatistics | None,
-    profiled: Callable[[], dict[str, Any] | None],
-    session: EmbeddingStoreSession | None,
-) -> dict[str, Any]:
-    summary = {"summary_version": SUMMARY_VERSION, "run": provenance, **found.to_json(provenance["threshold"])}
-    summary["baseline"] = baseline and {"path": config.baseline, **compare_runs(baseline, RunStatistics.from_summary(summary))}
-    if session is not None:
-        summary["embeddings"] = {
-            "path": session.path,
-            "stored": session.rows,
-            "ignored": session.ignored,
-            "reused": found.counts["embeddings.reused"],
-            "encoded": found.counts["embeddings.encoded"],
-        }
-    summary["profile"] = profiled()
-    return summary | {"gates": [dataclasses.asdict(gate) for gate in evaluate_gates(config, summary)]}
-
-
-def _profile(stats: WorkerStats, began: float, in_process: bool) -> dict[str, Any] | None:
-    """Returns where the time went, or None on another machine than the launcher's."""
-    if stats.folder is None or not os.path.isdir(stats.folder):
-        return None
-    return profile_run(stats.folder, time.time() - began, in_process)
+def _report_progress(watch: Watcher | None, plan: RunPlan) -> None:
+    if watch is not None and plan.stats.folder is not None:
+        watch(read_totals(plan.stats.folder), plan.manifest.expected_images, plan.manifest.expected_rows)

@@ -2,58 +2,88 @@
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.pvalue import PCollection
 
 from batchverify.config import ScoringConfig, accelerator_hint
-from batchverify.io.storage_options import with_storage_options
-from batchverify.model.sidecar import apply_sidecar
-from batchverify.output.embedding_store import EmbeddingStoreSession, StoredFile
-from batchverify.pipeline.buckets import request_images
-from batchverify.pipeline.compare import BLOCK, IMAGES, RETAINED, ComparePairs
-from batchverify.pipeline.encode import EncodeImages, read_stored, write_retained
+from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
+from batchverify.output.embedding_session import EmbeddingStoreSession
+from batchverify.output.embedding_store import StoredFile
+from batchverify.pipeline.buckets import bucket_count, request_images
+from batchverify.pipeline.compare import BLOCK_TABLE, IMAGES_TABLE, ComparePairs
+from batchverify.pipeline.encode import IMAGES_OUTPUT, STORED_ROWS_OUTPUT, EncodeImages
 from batchverify.pipeline.image_table import ImageTableLoader
-from batchverify.pipeline.network import KerasNetwork, NetworkLoader
+from batchverify.pipeline.keras_network import keras_loader
+from batchverify.pipeline.network import NetworkLoader
+from batchverify.pipeline.stored_embeddings import read_stored, write_stored
 from batchverify.worker_stats import WorkerStats
 
-_IMAGES_PER_BUCKET = 4096
-_MOST_BUCKETS = 4096
-# Of a worker that encodes on a GPU, at least: an estimate with room to spare, as none has been measured on Dataflow.
+# The least memory of a worker that encodes on a GPU: an estimate with room to spare, not measured on Dataflow.
 _ENCODER_RAM = "12GB"
-BY_BUCKET = tuple[int, tuple[str, pa.Table]]
+_BY_BUCKET = tuple[int, tuple[str, pa.Table]]
+_BY_BLOCK = tuple[str, tuple[str, pa.Table]]
 
 
 class Verified(NamedTuple):
-    """What `VerifyPairs` gives.
+    """The outputs of `VerifyPairs`.
 
     Attributes:
-        scores: tables, the blocks with the result columns of the output contract.
-        images: tables, one row for each distinct image: uri, status, error, digest, identity; and where embeddings are kept
-            version and reused.
-        kept: the files that were written to the store of embeddings; None without one.
+        scores: The blocks, tables with the result columns of the output contract.
+        images: Tables with one row for each distinct image and the columns `uri`, `status`, `error`, `digest` and `identity`;
+            with a store of embeddings also `version` and `reused`.
+        stored_files: The files written to the store of embeddings; None without a store.
+
+    Examples:
+        Both tables are Arrow tables, so they go to any sink that Beam has for Arrow or Parquet.
+
+        >>> import apache_beam as beam, batchverify, pyarrow.csv
+        >>> pairs = pyarrow.csv.read_csv("pairs.csv").slice(0, 20)
+        >>> with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        ...     blocks = pipeline | beam.Create([("block 0", pairs)])
+        ...     verified = blocks | batchverify.VerifyPairs(batchverify.ScoringConfig(), expected_images=40)
+        ...     _ = verified.images | beam.Map(lambda images: print(images.column_names))
+        ['uri', 'status', 'error', 'digest', 'identity']
     """
 
-    scores: beam.PCollection[pa.Table]
-    images: beam.PCollection[pa.Table]
-    kept: beam.PCollection[StoredFile] | None = None
+    scores: PCollection[pa.Table]
+    images: PCollection[pa.Table]
+    stored_files: PCollection[StoredFile] | None = None
 
 
-class VerifyPairs(beam.PTransform):
+class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
     """Scores blocks of pairs: `(block key, pa.Table)` to tables with the result columns.
 
-    Each block needs a key of its own and the columns that `config` names; all other columns pass through.
-    Blocks of some ten thousand rows serve best. With a `manifest_file` column, relative URIs start from its folder.
+    Each block needs a key of its own and the columns that `config` names; all other columns pass through. Blocks of about ten
+    thousand rows serve best. With a `manifest_file` column, relative URIs start from the folder of that file.
+
+    To make a `VerifyPairs` reads no file. The model's sidecar is read when the transform is applied to a collection, and the
+    model is loaded by the workers.
 
     Args:
-        config: model, threshold, columns and limits.
-        expected_images: about how many distinct images there are; decides how many groups they are encoded in.
-        loader: loads the network in each worker process; a Keras model as `config` says, unless given.
-        table: holds the encoded images where all workers share one process; without it they travel to each block.
-        stats: is told how far the workers of this machine are.
-        session: what is done with a store of embeddings, or None.
+        config: The model, the threshold, the columns and the limits.
+        expected_images: The approximate number of distinct images; it decides in how many groups they are encoded.
+        loader: The loader of the network in each worker process; by default that of the Keras model of `config`.
+        table: The table that holds the encoded images, if all workers share one process; by default the images are sent to
+            each block.
+        stats: The counts and times of the workers on this machine.
+        session: The use of a store of embeddings, or None.
+        sidecar: The content of the model's sidecar; None to read it when the transform is applied.
+
+    Raises:
+        PreflightError: When the transform is applied, if the sidecar cannot be read.
+
+    Examples:
+        >>> import apache_beam as beam, batchverify, pyarrow.csv
+        >>> pairs = pyarrow.csv.read_csv("pairs.csv").slice(0, 20)
+        >>> config = batchverify.ScoringConfig(model="model.keras")
+        >>> with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        ...     blocks = pipeline | beam.Create([("block 0", pairs)])
+        ...     verified = blocks | batchverify.VerifyPairs(config, expected_images=40)
+        ...     _ = verified.scores | beam.Map(lambda scores: print(scores.num_rows, scores.column_names[-9:-4]))
+        20 ['score', 'match', 'identity_left', 'identity_right', 'identity_check']
     """
 
     def __init__(
@@ -64,75 +94,75 @@ class VerifyPairs(beam.PTransform):
         table: ImageTableLoader | None = None,
         stats: WorkerStats | None = None,
         session: EmbeddingStoreSession | None = None,
+        sidecar: Sidecar | None = None,
     ):
         super().__init__()
-        self._config = config = apply_sidecar(config)
+        self._config, self._sidecar = config, sidecar
         self._buckets = table.buckets if table else bucket_count(expected_images)
-        self._loader, self._table, self._stats = loader or keras_loader(config), table, stats or WorkerStats()
+        self._loader, self._table, self._stats = loader, table, stats or WorkerStats()
         self._session = session
 
-    def expand(self, blocks: beam.PCollection[tuple[str, pa.Table]]) -> Verified:
-        requests = blocks | "RequestImages" >> beam.FlatMap(request_images, self._config, self._buckets).with_output_types(
-            BY_BUCKET
-        )
-        if self._session is not None:
-            requests = (requests, self._stored(blocks.pipeline, self._session)) | "BesideStored" >> beam.Flatten()
-        encoded = (
-            requests
-            | beam.GroupByKey()
-            | "EncodeImages"
-            >> _on_accelerator(
-                beam.ParDo(EncodeImages(self._loader, self._config, self._table, self._session, self._stats)),
-                self._config.accelerator,
-            )
-            .with_outputs(IMAGES, RETAINED, main="answers")
-            .with_output_types(tuple[str, pa.Table], **{IMAGES: pa.Table, RETAINED: pa.Table})
-        )
-        # Not CoGroupByKey, which forgets the elements' types: Beam would pickle the tables.
-        by_block = tuple[str, tuple[str, pa.Table]]
-        scored = (
-            (
-                blocks | "Blocks" >> beam.MapTuple(lambda key, block: (key, (BLOCK, block))).with_output_types(by_block),
-                encoded.answers
-                | "Answers" >> beam.MapTuple(lambda key, images: (key, (IMAGES, images))).with_output_types(by_block),
-            )
-            | beam.Flatten()
+    def expand(self, blocks: PCollection[tuple[str, pa.Table]]) -> Verified:
+        sidecar = read_sidecar(self._config.model) if self._sidecar is None else self._sidecar
+        config = apply_sidecar(self._config, sidecar)
+        loader = self._loader or keras_loader(config)
+        encoded = self._request(blocks, config) | "EncodeImages" >> self._encode(loader, config)
+        scores = (
+            _by_block(blocks, encoded.answers)
             | "GroupByBlock" >> beam.GroupByKey()
-            | "ComparePairs"
-            >> beam.ParDo(ComparePairs(self._loader, self._config, self._table, self._stats)).with_output_types(pa.Table)
+            | "ComparePairs" >> beam.ParDo(ComparePairs(loader, config, self._table, self._stats)).with_output_types(pa.Table)
         )
-        kept = (
-            encoded[RETAINED] | "WriteKept" >> beam.FlatMap(write_retained, self._session, self._stats)
-            if self._session
-            else None
-        )
-        return Verified(scored, encoded[IMAGES], kept)
+        stored_files = None
+        if self._session is not None:
+            rows = encoded[STORED_ROWS_OUTPUT]
+            stored_files = rows | "WriteEmbeddings" >> beam.FlatMap(write_stored, self._session, self._stats)
+        return Verified(scores, encoded[IMAGES_OUTPUT], stored_files)
 
-    def _stored(
-        self, pipeline: beam.Pipeline, session: EmbeddingStoreSession
-    ) -> beam.PCollection[tuple[int, tuple[str, pa.Table]]]:
-        return (
+    def _request(self, blocks: PCollection[tuple[str, pa.Table]], config: ScoringConfig) -> PCollection[_BY_BUCKET]:
+        """Returns the requests of the blocks by bucket, with the stored rows of each bucket beside them."""
+        request = beam.FlatMap(request_images, config, self._buckets).with_output_types(_BY_BUCKET)
+        requests: PCollection[_BY_BUCKET] = blocks | "RequestImages" >> request
+        if self._session is not None:
+            requests = (requests, self._read_stored(blocks.pipeline, self._session)) | "AddStored" >> beam.Flatten()
+        by_bucket: PCollection[_BY_BUCKET] = requests | beam.GroupByKey()
+        return by_bucket
+
+    def _read_stored(self, pipeline: beam.Pipeline, session: EmbeddingStoreSession) -> PCollection[_BY_BUCKET]:
+        stored: PCollection[_BY_BUCKET] = (
             pipeline
-            | "StoredParts" >> beam.Create(session.parts(), reshuffle=False)
-            | "SpreadParts" >> beam.Reshuffle()
-            | "ReadStored" >> beam.FlatMap(read_stored, session, self._buckets, self._stats).with_output_types(BY_BUCKET)
+            | "StoredFiles" >> beam.Create(session.files(), reshuffle=False)
+            | "SpreadFiles" >> beam.Reshuffle()
+            | "ReadStored" >> beam.FlatMap(read_stored, session, self._buckets, self._stats).with_output_types(_BY_BUCKET)
         )
+        return stored
+
+    def _encode(self, loader: NetworkLoader, config: ScoringConfig) -> Any:
+        """Returns the step that encodes; what it is applied to gives the outputs of `EncodeImages` by tag."""
+        encode = beam.ParDo(EncodeImages(loader, config, self._table, self._session, self._stats))
+        outputs = {IMAGES_OUTPUT: pa.Table, STORED_ROWS_OUTPUT: pa.Table}
+        return (
+            _on_accelerator(encode, config.accelerator)
+            .with_outputs(*outputs, main="answers")
+            .with_output_types(tuple[str, pa.Table], **outputs)
+        )
+
+
+def _by_block(blocks: PCollection[tuple[str, pa.Table]], answers: PCollection[tuple[str, pa.Table]]) -> PCollection[_BY_BLOCK]:
+    """Returns blocks and encoded images by block key.
+
+    Beam's CoGroupByKey would do the same, but it forgets the types of its elements, so that Beam would pickle the tables.
+    """
+    tables: PCollection[_BY_BLOCK] = (
+        blocks | "Blocks" >> beam.MapTuple(lambda key, block: (key, (BLOCK_TABLE, block))).with_output_types(_BY_BLOCK),
+        answers | "Answers" >> beam.MapTuple(lambda key, images: (key, (IMAGES_TABLE, images))).with_output_types(_BY_BLOCK),
+    ) | beam.Flatten()
+    return tables
 
 
 def _on_accelerator(encode: beam.ParDo, accelerator: str | None) -> beam.ParDo:
-    """Asks for workers of its own for a step: shuffles lie before and behind it, so no other stage is fused with it."""
+    """Requests workers with a GPU for this step. It lies between two shuffles, so that no other step is fused with it."""
     if accelerator is not None:
         encode.with_resource_hints(accelerator=accelerator_hint(accelerator))
         if "machine_type:" not in accelerator:
             encode.with_resource_hints(min_ram=_ENCODER_RAM)
     return encode
-
-
-def bucket_count(expected_images: int) -> int:
-    """Returns in how many groups so many distinct images are encoded."""
-    return max(1, min(_MOST_BUCKETS, -(-expected_images // _IMAGES_PER_BUCKET)))
-
-
-def keras_loader(config: ScoringConfig, stats: WorkerStats | None = None, versions: str | None = None) -> NetworkLoader:
-    """Returns what loads the network that `config` names; see `KerasNetwork` for the arguments."""
-    return NetworkLoader(functools.partial(with_storage_options(KerasNetwork), config, stats, versions))

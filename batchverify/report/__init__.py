@@ -1,1 +1,1 @@
-"""A run's summary as one HTML page."""
+"""The report: a run's summary as one HTML page."""

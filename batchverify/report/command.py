@@ -8,18 +8,23 @@ from typing import Any
 _OPTIONS = {"manifests": "manifest", "lambdas": "lambda", "custom_objects": "custom-object"}
 
 
-def command_of(run: dict[str, Any]) -> str:
-    """Returns what a shell is told to do this run again; empty where the summary is too old to say."""
-    words = []
+def format_command(run: dict[str, Any]) -> str:
+    """Returns the shell command that repeats a run; empty if the summary is of a version that does not record options.
+
+    Args:
+        run: The section `run` of `summary.json`.
+    """
+    arguments = ["batchverify"]
     for name, value in run.get("options", {}).items():
         option = f"--{_OPTIONS.get(name, name).replace('_', '-')}"
         if value is True:
-            words.append(option)
+            arguments.append(option)
         elif name == "image_size":
-            words.append(f"{option} {value[0]}x{value[1]}")
+            arguments.append(f"{option} {value[0]}x{value[1]}")
         else:
-            # With "=", so that a value that begins with a dash is none of the options.
-            words += [shlex.quote(f"{option}={each}") for each in (value if isinstance(value, list) else [value])]
-    if not words:
+            # Without "=", a value that begins with a dash would be read as an option.
+            values = value if isinstance(value, list) else [value]
+            arguments += [shlex.quote(f"{option}={each}") for each in values]
+    if len(arguments) == 1:
         return ""
-    return f"cd {shlex.quote(run['working_directory'])}\n" + " \\\n    ".join(["python -m batchverify", *words])
+    return f"cd {shlex.quote(run['working_directory'])}\n" + " \\\n    ".join(arguments)

@@ -1,120 +1,99 @@
-"""`python -m batchverify.report DIR`: a run's summary as one HTML file, to be looked at in the morning.
+"""The report of a run: one HTML file, made from the content of `summary.json`.
 
-The run itself writes `report.html`; this makes it again, for a run of an older version or where images have come back.
-Nothing of the scores is read: all that is shown stands in `summary.json`, but the thumbnails, which are fetched again.
+The scores are not read. Only the images of the thumbnails are not in `summary.json`; they are fetched again.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.resources
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from batchverify.errors import PreflightError, RunError, printable
+from batchverify.errors import PreflightError, RunError, printable, short_reason
 from batchverify.evaluation import metrics
 from batchverify.evaluation.drift import describe_shift
-from batchverify.report.command import command_of
+from batchverify.output.run_directory import RunDirectory
+from batchverify.report.command import format_command
 from batchverify.report.verdict import format_value, judge_model, judge_run
 
-DONE, FAILED, REFUSED = 0, 1, 2
 _LOG = logging.getLogger(__name__)
-_NEWEST = 2
-_PICTURED = 10  # pairs of a kind; with three kinds at most 60 images
-_LABELLED = ("identity_faults", "highest_impostors", "lowest_genuines")
-_UNLABELLED = ("identity_faults", "highest_unlabelled", "lowest_unlabelled")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Makes the report of the run directory that `argv` names, and returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m batchverify.report",
-        description="Makes the report of a finished run from its summary.json, as one HTML file.",
-        epilog="Beam's own options say how stores are reached. Exit codes: 0 done, 1 it could not be written, 2 refused.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("directory", metavar="DIR", help="run directory: the --output of a finished run")
-    parser.add_argument("--output", metavar="FILE", help="file to write (default: report.html in DIR)")
-    options, beam_args = parser.parse_known_args(argv)
-    logging.basicConfig(level=logging.ERROR)  # Beam warns of clients that are not installed.
-    from batchverify.io.object_store import set_storage_arguments
-
-    try:
-        set_storage_arguments(beam_args, [("the run", options.directory)])
-        print(printable(rebuild(options.directory, options.output)))
-    except PreflightError as refused:
-        for problem in refused.problems:
-            print(f"batchverify: {problem}", file=sys.stderr)
-        return REFUSED
-    except RunError as failed:
-        print(f"batchverify: {failed}", file=sys.stderr)
-        return FAILED
-    return DONE
+_NEWEST_VERSION = 2
+_PAIRS_PER_KIND = 10  # Three kinds are shown, so a report has at most 60 thumbnails.
+_KINDS_WITH_LABELS = ("identity_faults", "highest_impostors", "lowest_genuines")
+_KINDS_WITHOUT_LABELS = ("identity_faults", "highest_unlabelled", "lowest_unlabelled")
 
 
 def rebuild(directory: str, output: str | None = None) -> str:
-    """Makes the report of a finished run again, and returns where it stands.
+    """Writes the report of a finished run again, and returns its path.
+
+    Args:
+        directory: The run directory.
+        output: The file to write; None means `report.html` in the run directory.
 
     Raises:
-        PreflightError: if there is no finished run, or its summary is newer than this program.
+        PreflightError: if there is no finished run, or its summary cannot be read or is newer than this program.
         RunError: if the file cannot be written.
     """
-    from batchverify.errors import short_reason
-    from batchverify.output.run_directory import RunDirectory
-
     run = RunDirectory(directory)
-    try:
-        summary = run.read_summary() if run.is_finished() else None
-    except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
-        raise PreflightError(f"{directory}: summary.json cannot be read ({short_reason(error)}); run the job again.") from None
-    if summary is None:
-        raise PreflightError(f"{directory} holds no finished run; name the --output of one.")
-    if not isinstance(summary, dict) or "summary_version" not in summary:
-        raise PreflightError(f"{directory}: its summary.json is not one that batchverify wrote; run the job again.")
-    page = render(summary)
+    page = render(_read_summary(run, directory))
     try:
         if output is None:
             return run.write_report(page)
         with open(output, "w", encoding="utf-8") as file:
             file.write(page)
-    except Exception as error:  # likewise
+    except Exception as error:  # Beam wraps any exception of the store's client.
         raise RunError(f"the report cannot be written ({short_reason(error)}); name another --output.") from None
     return output
 
 
-def make_report(summary: dict[str, Any]) -> str:
-    """Returns the report of a run; a page that says why there is none, where it cannot be made.
+def _read_summary(run: RunDirectory, directory: str) -> dict[str, Any]:
+    try:
+        summary = run.read_summary() if run.is_finished() else None
+    except Exception as error:  # Beam wraps any exception of the store's client, and JSON has errors of its own.
+        raise PreflightError(f"{directory}: summary.json cannot be read ({short_reason(error)}); run the job again.") from None
+    if summary is None:
+        raise PreflightError(f"{directory} holds no finished run; name the --output of one.")
+    if not isinstance(summary, dict) or "summary_version" not in summary:
+        raise PreflightError(f"{directory}: its summary.json is not one that batchverify wrote; run the job again.")
+    return summary
 
-    A night's scores are worth more than their report, so that no fault of it may fail the run.
+
+def make_report(summary: dict[str, Any]) -> str:
+    """Returns the report of a run, or a page with the reason why it could not be made.
+
+    The scores are worth more than the report, so an error in the report must not fail the run.
     """
     try:
         return render(summary)
-    except Exception as error:  # whatever it is
+    except Exception as error:  # No exception may leave this function.
         _LOG.error("the report could not be made (%s: %s); the scores are whole.", type(error).__name__, error)
-        words = f"This report could not be made ({type(error).__name__}: {error}). The scores are whole."
+        message = f"This report could not be made ({type(error).__name__}: {error}). The scores are whole."
         return _environment().from_string(
-            '<!doctype html><html lang="en"><meta charset="utf-8"><title>No report</title><p>{{ words }}</p></html>'
-        ).render(words=words)  # fmt: skip
+            '<!doctype html><html lang="en"><meta charset="utf-8"><title>No report</title><p>{{ message }}</p></html>'
+        ).render(message=message)  # fmt: skip
 
 
 def render(summary: dict[str, Any]) -> str:
-    """Returns the page of a summary.
+    """Returns the HTML page of a summary.
+
+    Args:
+        summary: The content of `summary.json`.
 
     Raises:
         PreflightError: if the summary is newer than this program.
     """
-    if summary.get("summary_version", 0) > _NEWEST:
+    if summary.get("summary_version", 0) > _NEWEST_VERSION:
         raise PreflightError(
-            f"summary.json has version {summary['summary_version']}; update batchverify, which knows {_NEWEST}."
+            f"summary.json has version {summary['summary_version']}; update batchverify, which reads versions up to "
+            f"{_NEWEST_VERSION}."
         )
     if summary.get("summary_version") == 1:
-        summary = _of_version_1(summary)
-    summary = {"profile": None, "baseline": None, "embeddings": None, **summary}  # sections that not every run has
+        summary = _upgrade_version_1(summary)
+    summary = {"profile": None, "baseline": None, "embeddings": None, **summary}  # Not every run has these sections.
     template = importlib.resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     rates, run = summary["error_rates"], summary["run"]
     return _environment().from_string(template).render(
@@ -122,19 +101,19 @@ def render(summary: dict[str, Any]) -> str:
         run=run,
         rates=rates,
         verdict=judge_run(summary),
-        sanity=judge_model(summary),
+        model_verdict=judge_model(summary),
         plots=_plots(summary),
-        gallery=_gallery(summary),
+        extremes=_extremes(summary),
         failures=_failures(summary),
-        suggestions=_suggestions(rates) if rates else [],
+        operating_points=_operating_points(rates) if rates else [],
         drift=_drift(summary["baseline"]) if summary.get("baseline") else None,
-        command=command_of(run),
+        command=format_command(run),
         statuses=_statuses(summary),
     )  # fmt: skip
 
 
 def _plots(summary: dict[str, Any]) -> dict[str, str]:
-    """Returns SVG elements by name, empty where there is nothing to show."""
+    """Returns the plots, SVG elements by name; a plot without data is empty."""
     from batchverify.report import plots
 
     rates, histograms = summary["error_rates"], summary["score_histograms"]
@@ -152,43 +131,40 @@ def _plots(summary: dict[str, Any]) -> dict[str, str]:
         drawn["identity"] = plots.identity_plot(identity, all_pairs, faults, span, threshold)
     if rates and rates["genuine"] and rates["impostor"]:
         _, fmr, fnmr = metrics.det_points(genuine, impostor)
-        point, pairs = (rates["fmr"], rates["fnmr"]), (rates["impostor"], rates["genuine"])
-        drawn["det"] = plots.det_plot(fmr, fnmr, pairs, rates["eer"], point)
-        drawn["roc"] = plots.roc_plot(fmr, fnmr, rates["eer"], point)
+        operating_point, pairs = (rates["fmr"], rates["fnmr"]), (rates["impostor"], rates["genuine"])
+        drawn["det"] = plots.det_plot(fmr, fnmr, pairs, rates["eer"], operating_point)
+        drawn["roc"] = plots.roc_plot(fmr, fnmr, rates["eer"], operating_point)
     if seconds := {name: value for name, value in (summary.get("profile") or {}).get("seconds", {}).items() if value}:
         drawn["time"] = plots.time_plot(seconds)
     return {name: Markup(svg) for name, svg in drawn.items()}
 
 
-def _gallery(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the kinds of telling pairs, each with its pairs and their pictures."""
-    extremes = summary["extremes"]
-    kinds = [kind for kind in (_LABELLED if summary["error_rates"] else _UNLABELLED) if extremes.get(kind)]
-    chosen = [pair for kind in kinds for pair in extremes[kind][:_PICTURED]]
-    pictures = iter(_pictures(chosen, summary["run"]))
+def _extremes(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the kinds of extreme pairs, each with its pairs and their thumbnails."""
+    kinds = _KINDS_WITH_LABELS if summary["error_rates"] else _KINDS_WITHOUT_LABELS
+    pairs_by_kind = {kind: summary["extremes"][kind][:_PAIRS_PER_KIND] for kind in kinds if summary["extremes"].get(kind)}
+    thumbnails = iter(_thumbnails([pair for pairs in pairs_by_kind.values() for pair in pairs], summary["run"]))
     return [
         {
             "kind": kind,
-            "pairs": [
-                {**pair, "pictures": next(pictures), "fault": kind == "identity_faults"} for pair in extremes[kind][:_PICTURED]
-            ],
+            "pairs": [{**pair, "thumbnails": next(thumbnails), "fault": kind == "identity_faults"} for pair in pairs],
         }
-        for kind in kinds
+        for kind, pairs in pairs_by_kind.items()
     ]
 
 
-def _pictures(pairs: list[dict[str, Any]], run: dict[str, Any]) -> list[Any]:
+def _thumbnails(pairs: list[dict[str, Any]], run: dict[str, Any]) -> list[Any]:
     from batchverify.report.thumbnails import Thumbnail, pair_thumbnails
 
     try:
         return pair_thumbnails(pairs, run)
-    except Exception as error:  # Pictures are the least of a report; whatever it is, it must not cost the rest.
+    except Exception as error:  # The report is worth more than its thumbnails.
         _LOG.warning("thumbnails could not be made (%s: %s).", type(error).__name__, error)
         return [(Thumbnail("", "not shown"),) * 2] * len(pairs)
 
 
 def _failures(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the statuses of rows without a score, with examples and a line of pandas that lists all."""
+    """Returns the statuses of rows without a score, each with examples and the pandas expression that lists all its rows."""
     kinds = [kind.removeprefix("failed_") for kind in summary["extremes"] if kind.startswith("failed_")]
     return [{"status": kind, "pairs": summary["extremes"][f"failed_{kind}"], "list": list_failed(kind)} for kind in kinds]
 
@@ -203,7 +179,7 @@ def list_failed(status: str) -> str:
 
 
 def _statuses(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns a row of the table of images for each status that occurred."""
+    """Returns the table of images by status: one entry for each status that occurred."""
     rows, images = summary["rows"], summary["images"]
     names = {name for name in images if name != "total"}
     names |= {name.split(".", 1)[1] for name in rows if name.startswith(("left.", "right."))}
@@ -219,34 +195,34 @@ def _statuses(summary: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _suggestions(rates: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns each operating point, with a remark where there are too few impostor pairs to show its FMR."""
+def _operating_points(rates: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns each operating point, with a remark if there are too few impostor pairs to show its FMR."""
     needed = {"rough": (30, "rule of 30"), "too_few": (3, "rule of 3")}
-    found = []
+    points = []
     for point in rates["at_fmr"]:
         remark = ""
         if point["evidence"] in needed:
             times, rule = needed[point["evidence"]]
             kind = "shows such an FMR" if times == 3 else "shows it to within 30%"
             remark = f"too few: it takes {times / point['target']:,.0f} impostor pairs before a run {kind} ({rule})"
-        found.append({**point, "remark": remark})
-    return found
+        points.append({**point, "remark": remark})
+    return points
 
 
 def _drift(baseline: dict[str, Any]) -> dict[str, Any]:
-    """Returns the comparison with an earlier run as rows of before and now."""
+    """Returns the comparison with the baseline; each of its rows has a name, the earlier value and the present one."""
     rows = [(name.replace("_", " "), *baseline[name]) for name in ("match_rate", "score_mean") if baseline.get(name)]
     for group, title in (("failures", "failed"), ("identity", "identity")):
         rows += [(f"{title}: {name.replace('_', ' ')}", *pair) for name, pair in (baseline.get(group) or {}).items()]
     return {
         "rows": rows,
-        "words": describe_shift(baseline.get("psi")),
+        "description": describe_shift(baseline.get("psi")),
         **{name: baseline.get(name) for name in ("path", "psi", "ks", "model_changed")},
     }
 
 
-def _of_version_1(summary: dict[str, Any]) -> dict[str, Any]:
-    """Returns a summary of version 1 as one of version 2, without what it does not know."""
+def _upgrade_version_1(summary: dict[str, Any]) -> dict[str, Any]:
+    """Returns a summary of version 1 in the form of version 2; what version 1 does not record is None or empty."""
     rates, histograms = summary["error_rates"], summary["score_histograms"]
     if rates:
         genuine, impostor = (metrics.dense(histograms[kind]) for kind in ("genuine", "impostor"))
@@ -265,14 +241,17 @@ def _of_version_1(summary: dict[str, Any]) -> dict[str, Any]:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_finalized
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_escape_invisible
     )
-    environment.filters |= {"shown": format_value, "percent": _percent, "interval": _interval, "words": _words}
+    environment.filters |= {"value": format_value, "percent": _percent, "interval": _interval, "spaced": _spaced}
     return environment
 
 
-def _finalized(value: Any) -> Any:
-    """Writes out what is not printed, such as marks that turn the direction of a line, in strings that come from strangers."""
+def _escape_invisible(value: Any) -> Any:
+    """Escapes characters that are not printed, such as marks that change the direction of writing.
+
+    Names of files and columns come from strangers. Markup, such as a plot, is a subclass of str and stays as it is.
+    """
     return printable(value, keep="\n") if type(value) is str else value
 
 
@@ -286,9 +265,5 @@ def _interval(bounds: Sequence[float] | None) -> str:
     return "" if bounds is None else f"{_percent(bounds[0])} to {_percent(bounds[1])}"
 
 
-def _words(name: str) -> str:
+def _spaced(name: str) -> str:
     return name.replace("_", " ")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Small pictures of the most telling pairs, fetched again for the report. What goes wrong is a word in a picture's place."""
+"""Thumbnails of the most extreme pairs. Images are fetched again for the report; one that cannot be read becomes a status."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from batchverify.images.prefetch import Prefetcher
 from batchverify.images.resize import Layout
 from batchverify.manifest.columns import pair_uris
 from batchverify.schema import MANIFEST_FILE, ImageStatus
+from batchverify.uris import is_remote
 
-_SIDE = 128
+_SIDE_PIXELS = 128
 _THREADS = 8
 _LONGEST_WAIT_S = 5.0
+_FORMATS: dict[str, dict[str, Any]] = {"png": {"optimize": True}, "jpeg": {"quality": 80}}
 _SETTINGS = (
     "left_column", "right_column", "image_root", "max_image_pixels", "max_image_bytes", "image_timeout", "fetch_threads",
 )  # fmt: skip
@@ -32,11 +34,11 @@ _SETTINGS = (
 
 @dataclasses.dataclass(frozen=True)
 class Thumbnail:
-    """A picture, or why there is none.
+    """A picture, or the reason why there is none.
 
     Attributes:
-        data: a `data:` URI; empty where there is none.
-        status: `ok`, or what became of the image this time.
+        data: The picture as a `data:` URI; empty if there is none.
+        status: The status of the image when it was fetched for the report; `ok` if there is a picture.
     """
 
     data: str
@@ -44,62 +46,79 @@ class Thumbnail:
 
 
 def pair_thumbnails(pairs: Sequence[dict[str, Any]], run: dict[str, Any]) -> list[tuple[Thumbnail, Thumbnail]]:
-    """Fetches and decodes the images of `pairs` within the limits of the run that found them.
+    """Fetches and decodes the images of `pairs`, each distinct image once, within the limits that the run had.
 
     Args:
-        pairs: of `summary.json`'s `extremes`.
-        run: its `run`.
+        pairs: Pairs from the section `extremes` of `summary.json`.
+        run: The section `run` of `summary.json`.
 
     Returns:
-        Two pictures for each pair, each distinct image read once.
+        The thumbnails of the left and the right image of each pair.
     """
-    given, folder = run.get("options", {}), run.get("working_directory", "")
-    settings = {name: given[name] for name in _SETTINGS if name in given}
+    folder = run.get("working_directory", "")
+    config = _image_settings(run.get("options", {}), folder)
+    uris = [_resolve_pair(pair, config, folder) for pair in pairs]
+    distinct = sorted({uri for pair in uris for uri in pair if uri is not None and not is_cut(uri)})
+    thumbnails = _fetch_thumbnails(distinct, config)
+    return [(_thumbnail_or_status(left, thumbnails), _thumbnail_or_status(right, thumbnails)) for left, right in uris]
+
+
+def _image_settings(options: dict[str, Any], folder: str) -> ScoringConfig:
+    """Returns the run's settings for images; a relative image root is resolved from the folder that the run started in."""
+    settings = {name: options[name] for name in _SETTINGS if name in options}
     if settings.get("image_root"):
-        settings["image_root"] = _from(folder, settings["image_root"])
-    config = ScoringConfig(**settings)
-    uris = [_absolute(pair, config, folder) for pair in pairs]
-    wanted = sorted({uri for both in uris for uri in both if uri is not None and not is_cut(uri)})
-    ahead = Prefetcher(
+        settings["image_root"] = _resolve_path(folder, settings["image_root"])
+    return ScoringConfig(**settings)
+
+
+def _fetch_thumbnails(uris: list[str], config: ScoringConfig) -> dict[str, Thumbnail]:
+    prefetcher = Prefetcher(
         lambda uri: _thumbnail(uri, config),
         lambda _: Thumbnail("", ImageStatus.UNAVAILABLE),
         min(_THREADS, config.fetch_threads or _THREADS),
         min(_LONGEST_WAIT_S, config.image_timeout),
     )
-    found = dict(
-        zip(wanted, (picture for batch in ahead.batches(wanted, max(1, len(wanted)), 0) for picture in batch), strict=True)
-    )
-    return [(_of(left, found), _of(right, found)) for left, right in uris]
+    batches = prefetcher.batches(uris, max(1, len(uris)), 0)
+    return dict(zip(uris, (thumbnail for batch in batches for thumbnail in batch), strict=True))
 
 
-def _of(uri: str | None, found: dict[str, Thumbnail]) -> Thumbnail:
+def _thumbnail_or_status(uri: str | None, thumbnails: dict[str, Thumbnail]) -> Thumbnail:
     if uri is None:
         return Thumbnail("", ImageStatus.NO_URI)
-    return found.get(uri, Thumbnail("", "name too long"))
+    return thumbnails.get(uri, Thumbnail("", "name too long"))
 
 
-def _absolute(pair: dict[str, Any], config: ScoringConfig, folder: str) -> tuple[str | None, str | None]:
-    manifest = _from(folder, pair["manifest_file"])
+def _resolve_pair(pair: dict[str, Any], config: ScoringConfig, folder: str) -> tuple[str | None, str | None]:
+    """Returns the URIs of a pair, as the run resolved the names in its manifest."""
+    manifest = _resolve_path(folder, pair["manifest_file"])
     row = {config.left_column: pair["left"], config.right_column: pair["right"], MANIFEST_FILE: manifest}
     left, right = pair_uris(pa.table({name: pa.array([value], pa.string()) for name, value in row.items()}), config)
     return left[0].as_py(), right[0].as_py()
 
 
-def _from(folder: str, path: str) -> str:
-    """Returns where `path` leads from `folder`; a URI or an absolute path leads to the same place from anywhere."""
-    return path if "://" in path else os.path.join(folder, path)
+def _resolve_path(folder: str, path: str) -> str:
+    """Returns `path` as seen from `folder`. A URI or an absolute path is returned as it is."""
+    return path if is_remote(path) else os.path.join(folder, path)
 
 
 def _thumbnail(uri: str, config: ScoringConfig) -> Thumbnail:
     data = fetch_bytes(uri, config.max_image_bytes, config.image_root, min(_LONGEST_WAIT_S, config.image_timeout))
-    pixels = data if isinstance(data, ImageFailure) else decode(data, Layout(_SIDE, _SIDE, fit="pad"), config.max_image_pixels)
+    pixels = (
+        data
+        if isinstance(data, ImageFailure)
+        else decode(data, Layout(_SIDE_PIXELS, _SIDE_PIXELS, fit="pad"), config.max_image_pixels)
+    )
     if isinstance(pixels, ImageFailure):
         return Thumbnail("", str(pixels.status))
-    kinds = ("png", {"optimize": True}), ("jpeg", {"quality": 80})
+    return Thumbnail(_data_uri(Image.fromarray(pixels)), ImageStatus.OK)
+
+
+def _data_uri(picture: Image.Image) -> str:
+    """Returns the picture as a PNG or a JPEG, whichever is smaller."""
     files = {}
-    for kind, settings in kinds:
+    for kind, settings in _FORMATS.items():
         file = io.BytesIO()
-        Image.fromarray(pixels).save(file, kind, **settings)
+        picture.save(file, kind, **settings)
         files[kind] = file.getvalue()
-    smaller = min(files, key=lambda kind: len(files[kind]))
-    return Thumbnail(f"data:image/{smaller};base64,{base64.b64encode(files[smaller]).decode()}", ImageStatus.OK)
+    smallest = min(files, key=lambda kind: len(files[kind]))
+    return f"data:image/{smallest};base64,{base64.b64encode(files[smallest]).decode()}"

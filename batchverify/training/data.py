@@ -1,4 +1,4 @@
-"""Classes of images in memory, and the batches that are drawn from them."""
+"""Classes of images in memory, and the samplers that draw batches from them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from batchverify.errors import PreflightError
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Classes that belong together, so that telling them apart is the hard case: an alphabet, a product line.
+    """Classes that belong together and are hard to tell apart, such as the characters of an alphabet.
 
     Attributes:
-        name: what the folder or the manifest is called.
-        classes: images of one class each, uint8 `(images, size, size, channels)`.
+        name: Name of the folder or the manifest.
+        classes: The images of each class, uint8 `(images, size, size, channels)`.
     """
 
     name: str
@@ -24,57 +24,58 @@ class Group:
 
 
 def with_turns(groups: Sequence[Group]) -> list[Group]:
-    """Returns each group in its eight orientations: a character turned by 90° or mirrored is a character of its own."""
+    """Returns each group in its eight orientations. A character that is turned by 90° or mirrored is another character."""
     turned = [_oriented(group, turns, mirrored=False) for group in groups for turns in range(4)]
     return turned + [_oriented(group, turns, mirrored=True) for group in groups for turns in range(4)]
 
 
 def split_classes(groups: Sequence[Group], share: float, seed: int) -> tuple[list[Group], list[Group]]:
-    """Sets classes aside for validation: whole classes, never images of a class that is trained on.
+    """Sets whole classes aside for validation, so that no class is both trained on and validated on.
 
-    Every group that can spare two classes gives `share` of its classes, two at least, as pairs are drawn within a group.
+    Each group gives `share` of its classes, and at least two, because pairs are drawn within a group. A group that would keep
+    fewer than two classes gives none.
 
     Args:
-        groups: of all classes.
-        share: of the classes to set aside, in [0, 1).
-        seed: of the choice.
+        groups: All groups.
+        share: Share of the classes to set aside, in [0, 1).
+        seed: Seed of the choice.
 
     Returns:
-        The groups to train on, and those to validate on.
+        The groups to train on, and the groups to validate on.
 
     Raises:
-        PreflightError: if `share` is above 0 and no group can spare two classes.
+        PreflightError: if `share` is above 0 and no group has enough classes.
     """
     if not share:
         return list(groups), []
     rng = np.random.default_rng(seed)
-    kept, aside = [], []
+    training, validation = [], []
     for group in groups:
         count = max(2, round(share * len(group.classes)))
         if len(group.classes) < count + 2:
-            kept.append(group)
+            training.append(group)
             continue
         chosen = set(rng.choice(len(group.classes), count, replace=False).tolist())
-        aside.append(Group(group.name, tuple(c for n, c in enumerate(group.classes) if n in chosen)))
-        kept.append(Group(group.name, tuple(c for n, c in enumerate(group.classes) if n not in chosen)))
-    if not aside:
+        validation.append(Group(group.name, tuple(c for n, c in enumerate(group.classes) if n in chosen)))
+        training.append(Group(group.name, tuple(c for n, c in enumerate(group.classes) if n not in chosen)))
+    if not validation:
         raise PreflightError(
-            f"--validation is {share}, and no group has classes enough to set two aside; give more, or --validation 0."
+            f"--validation is {share}, and no group has enough classes to set two aside; give more classes, or --validation 0."
         )
-    return kept, aside
+    return training, validation
 
 
 class BatchSampler:
-    """Draws batches of `groups * classes * 2` images: two of each class, the classes from few groups.
+    """Draws batches of `groups * classes * 2` images: two images of each class, and several classes of each group.
 
-    Images `2 i` and `2 i + 1` show the same class; consecutive runs of `2 * classes` images come from one group. So
-    every batch holds the impostors that matter, those from within a group.
+    Images `2 i` and `2 i + 1` show the same class. Each run of `2 * classes` images comes from one group, so every batch
+    has impostors from within a group, which are the hardest.
 
     Args:
-        groups: to draw from.
-        groups_in_batch: how many of them a batch is drawn from.
-        classes_in_group: how many classes of each.
-        joined: chance of a group to give classes that are made of two of its own, see `join_images`.
+        groups: The groups to draw from.
+        groups_in_batch: Number of groups in a batch.
+        classes_in_group: Number of classes of each group in a batch.
+        joined: Probability that the classes of a group are joined in twos, as `join_images` does.
     """
 
     def __init__(self, groups: Sequence[Group], groups_in_batch: int, classes_in_group: int, joined: float = 0.0):
@@ -95,44 +96,48 @@ class BatchSampler:
             yield classes[number][rng.choice(len(classes[number]), 2, replace=False)]
 
     def _draw_joined(self, classes: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Yields two images of each joined class. Every first part is in two of them, so that both parts matter."""
+        """Yields two images of each joined class.
+
+        Each first half is part of two joined classes, so that a network cannot tell them apart by the first half alone.
+        """
         firsts = rng.choice(len(classes), -(-self._classes_in_group // 2), replace=False)
         seconds = rng.choice(len(classes), self._classes_in_group, replace=False)
         axis = int(rng.integers(1, 3))
         for first, second in zip(np.tile(firsts, 2), seconds, strict=False):
-            one, other = classes[first], classes[second]
-            images = rng.choice(min(len(one), len(other)), 2, replace=False)
-            yield join_images(one[images], other[images], axis)
+            count = min(len(classes[first]), len(classes[second]))
+            images = rng.choice(count, 2, replace=False)
+            yield join_images(classes[first][images], classes[second][images], axis)
 
 
 def join_images(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
-    """Squeezes two images into one, beside each other: of two characters, a character that nobody has seen.
+    """Returns images whose halves are squeezed images: two characters become one new character.
 
-    Of two neighbouring pixels the darker one stays, so that a pen's line does not fade.
+    Two neighbouring pixels become one with the darker value, so that pen strokes do not fade.
 
     Args:
-        first: uint8 `(n, size, size, channels)`; takes the upper or left half.
-        second: likewise; the lower or right half.
-        axis: 1 for one above the other, 2 for side by side.
+        first: Images for the upper or left half, uint8 `(n, size, size, channels)`.
+        second: Images for the lower or right half, of the same shape.
+        axis: 1 puts `first` above `second`; 2 puts it to the left.
     """
     size = first.shape[axis]
     even, odd = np.arange(0, size - 1, 2), np.arange(1, size, 2)
     halves = [np.minimum(images.take(even, axis), images.take(odd, axis)) for images in (first, second)]
-    rest = second.take(np.arange(2 * len(even), size), axis)  # the last row or column of an odd size
-    return np.concatenate([*halves, rest], axis)
+    remainder = second.take(np.arange(2 * len(even), size), axis)  # An odd size leaves one row or column.
+    return np.concatenate([*halves, remainder], axis)
 
 
 def batch_shape(groups: Sequence[Group], groups_in_batch: int, classes_in_group: int) -> tuple[int, int]:
-    """Returns how many groups, and classes of each, a batch can hold so that no class is in it twice.
+    """Returns numbers of groups and of classes in each group for batches that contain no class twice.
 
-    As many as asked for if there are as many; else the same number of classes from fewer groups; else what there is.
+    If there are not enough groups with enough classes, a batch has the same number of classes from fewer groups. If that is not
+    possible either, it has all classes of the largest group.
 
     Raises:
         PreflightError: if no group has two classes.
     """
     counts = sorted((len(group.classes) for group in groups), reverse=True)
     if not counts or counts[0] < 2:
-        raise PreflightError("there are no two classes to train on in any group; give more classes, or set fewer aside.")
+        raise PreflightError("no group has two classes to train on; give more classes, or set fewer aside.")
     for fewer in range(min(groups_in_batch, len(counts)), 0, -1):
         classes = -(-groups_in_batch * classes_in_group // fewer)
         if counts[fewer - 1] >= classes:
@@ -141,30 +146,37 @@ def batch_shape(groups: Sequence[Group], groups_in_batch: int, classes_in_group:
 
 
 class PairSampler:
-    """Draws batches of pairs as the published case does: half of them genuine, impostors from within a group.
+    """Draws batches of pairs as the published case does: half of them are genuine, and impostors come from one group.
 
-    Of `2 * pairs` images, `i` and `pairs + i` are a pair; the first half of the pairs is genuine.
+    A batch has `2 * pairs` images. Images `i` and `pairs + i` are a pair; the first half of the pairs is genuine.
+
+    Args:
+        groups: The groups to draw from; groups with one class are left out.
+        pairs: Number of pairs in a batch.
+
+    Raises:
+        PreflightError: if no group has two classes.
     """
 
     def __init__(self, groups: Sequence[Group], pairs: int):
         self._groups = [group for group in groups if len(group.classes) >= 2]
         self._pairs = pairs
         if not self._groups:
-            raise PreflightError("there are no two classes to train on in any group; give more classes.")
+            raise PreflightError("no group has two classes to train on; give more classes.")
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 images `(2 * pairs, size, size, channels)`."""
         left, right = [], []
         for pair in range(self._pairs):
             classes = self._groups[rng.integers(len(self._groups))].classes
-            one, other = rng.choice(len(classes), 2, replace=False)
+            left_class, other_class = (classes[number] for number in rng.choice(len(classes), 2, replace=False))
             if pair < self._pairs // 2:
-                first, second = rng.choice(len(classes[one]), 2, replace=False)
-                left.append(classes[one][first])
-                right.append(classes[one][second])
+                left_image, right_image = rng.choice(len(left_class), 2, replace=False)
+                left.append(left_class[left_image])
+                right.append(left_class[right_image])
             else:
-                left.append(classes[one][rng.integers(len(classes[one]))])
-                right.append(classes[other][rng.integers(len(classes[other]))])
+                left.append(left_class[rng.integers(len(left_class))])
+                right.append(other_class[rng.integers(len(other_class))])
         return np.stack(left + right)
 
 

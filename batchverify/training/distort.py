@@ -1,16 +1,16 @@
-"""Random distortions of a batch of images, drawn afresh at every step."""
+"""Random distortions of the images of a batch, different at each step."""
 
 from __future__ import annotations
 
 import numpy as np
 import tensorflow as tf
 
-# Koch, Zemel, Salakhutdinov (2015), section 3.3: each component with probability 0.5. Their shift is of 105-pixel images.
+# Koch, Zemel, Salakhutdinov (2015), section 3.3, apply each component with probability 0.5, to images of 105×105 pixels.
 _ANGLE = np.pi / 18
 _SHEAR = 0.3
 _SCALE = 0.2
 _SHIFT = 2 / 105
-# For drawings, our own: bends of a coarse grid of points, and a pen that is up to a pixel wider or narrower.
+# `strokes` is not from their paper. It moves the points of a coarse grid, and changes the width of the pen by up to 0.7 pixels.
 _STROKES_SHIFT = 4 / 105
 _BEND = 0.03
 _BEND_POINTS = 5
@@ -18,23 +18,23 @@ _PEN = 0.7
 
 
 def distort(images: tf.Tensor, seed: tf.Tensor, kind: str) -> tf.Tensor:
-    """Distorts every image in its own way; what comes into view has the colour of the image's border.
+    """Distorts each image differently. Places outside of an image have the colour of its border.
 
     Args:
-        images: uint8 `(n, size, size, channels)`.
-        seed: int `(2,)`; the same seed gives the same distortions.
-        kind: `affine` turns, shears, scales and shifts as Koch et al. do; `strokes` also bends lines and changes the
-            width of the pen, which suits handwriting and signatures.
+        images: Images, uint8 `(n, size, size, channels)`.
+        seed: Seed, int `(2,)`. The same seed gives the same distortions.
+        kind: One of `recipe.DISTORTIONS`. `affine` rotates, shears, scales and shifts as Koch et al. do. `strokes` also bends
+            lines and changes the width of the pen, which suits handwriting and signatures.
 
     Returns:
-        float32, same shape and scale.
+        Images of the same shape and scale, float32.
     """
     if kind == "none":
         return tf.cast(images, tf.float32)
     background = _border_median(images)
-    # Counted from the background, so that what lies outside of the image is zero.
+    # Ink is the difference from the background, so that it is zero outside of the image.
     ink = background - tf.cast(images, tf.float32)
-    x, y = _affine_places(len(images), images.shape[1], seed, _STROKES_SHIFT if kind == "strokes" else _SHIFT)
+    x, y = _affine_positions(len(images), images.shape[1], seed, _STROKES_SHIFT if kind == "strokes" else _SHIFT)
     if kind == "strokes":
         bend_x, bend_y = _bends(len(images), images.shape[1], seed)
         x, y = x + bend_x, y + bend_y
@@ -45,7 +45,7 @@ def distort(images: tf.Tensor, seed: tf.Tensor, kind: str) -> tf.Tensor:
 
 
 def _component(number: int, limit: float, count: int, seed: tf.Tensor) -> tf.Tensor:
-    """Returns `(count,)` values, each zero or uniform in ±limit, with equal chance."""
+    """Returns `(count,)` values: each is 0 with probability 0.5, and otherwise uniform in ±limit."""
     draws = tf.random.stateless_uniform((2, count), seed + number, -1.0, 1.0)
     return tf.where(draws[0] > 0, draws[1] * limit, 0.0)
 
@@ -56,8 +56,8 @@ def _border_median(images: tf.Tensor) -> tf.Tensor:
     return tf.cast(border[:, border.shape[1] // 2], tf.float32)[:, None, None]
 
 
-def _affine_places(count: int, size: int, seed: tf.Tensor, shift: float) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns from which x and y of the original each pixel comes; `(count, size, size)` each, in pixels."""
+def _affine_positions(count: int, size: int, seed: tf.Tensor, shift: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the positions x and y in the original from which the pixels are taken, in pixels; `(count, size, size)` each."""
     angle = _component(0, _ANGLE, count, seed)
     shear_x, shear_y = _component(1, _SHEAR, count, seed), _component(2, _SHEAR, count, seed)
     scale_x, scale_y = 1 + _component(3, _SCALE, count, seed), 1 + _component(4, _SCALE, count, seed)
@@ -68,14 +68,12 @@ def _affine_places(count: int, size: int, seed: tf.Tensor, shift: float) -> tupl
     middle = (size - 1) / 2
     axis = tf.range(size, dtype=tf.float32) - middle
     y, x = tf.meshgrid(axis, axis, indexing="ij")
-
-    def each(values: tf.Tensor) -> tf.Tensor:
-        return values[:, None, None]
-
-    return each(a) * x + each(b) * y + middle + each(shift_x), each(c) * x + each(d) * y + middle + each(shift_y)
+    a, b, c, d, shift_x, shift_y = (values[:, None, None] for values in (a, b, c, d, shift_x, shift_y))
+    return a * x + b * y + middle + shift_x, c * x + d * y + middle + shift_y
 
 
 def _bends(count: int, size: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns smooth random displacements in x and y, in pixels; `(count, size, size)` each."""
     strength = tf.abs(_component(12, _BEND * size, count, seed))[:, None, None, None]
     grid = tf.random.stateless_normal((count, _BEND_POINTS, _BEND_POINTS, 2), seed + 11) * strength
     bends = tf.image.resize(grid, (size, size), "bicubic")
@@ -83,20 +81,21 @@ def _bends(count: int, size: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
 
 
 def _sample(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """Samples `(n, size, size, channels)` bilinearly at x and y; zero outside."""
+    """Samples images `(n, size, size, channels)` bilinearly at x and y. Images are zero outside."""
     count, size, channels = len(images), images.shape[1], images.shape[3]
-    wide = size + 2
+    row_length = size + 2  # Each image is padded by one pixel on each side.
     flat = tf.reshape(tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]]), [-1, channels])
     x, y = tf.clip_by_value(x + 1, 0.0, size + 0.999), tf.clip_by_value(y + 1, 0.0, size + 0.999)
     left, top = tf.floor(x), tf.floor(y)
     right_share, lower_share = (x - left)[..., None], (y - top)[..., None]
-    place = tf.range(count)[:, None, None] * wide * wide + tf.cast(top, tf.int32) * wide + tf.cast(left, tf.int32)
+    first = tf.range(count)[:, None, None] * row_length * row_length
+    corner = first + tf.cast(top, tf.int32) * row_length + tf.cast(left, tf.int32)
 
     def at(offset: int) -> tf.Tensor:
-        return tf.gather(flat, place + offset)
+        return tf.gather(flat, corner + offset)
 
     upper = at(0) * (1 - right_share) + at(1) * right_share
-    lower = at(wide) * (1 - right_share) + at(wide + 1) * right_share
+    lower = at(row_length) * (1 - right_share) + at(row_length + 1) * right_share
     return upper * (1 - lower_share) + lower * lower_share
 
 

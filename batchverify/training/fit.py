@@ -1,4 +1,4 @@
-"""Training from first step to last: validation, the best model kept, checkpoints, the log, and clean interruption."""
+"""The training loop: steps, validation, the best model, checkpoints, the log, and interruption by a signal."""
 
 from __future__ import annotations
 
@@ -25,97 +25,114 @@ _VALIDATION_PAIRS = 4_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Files:
-    """What training writes: the model, and beside it what tells how it came about.
+class TrainingFiles:
+    """The files that training writes.
 
     Attributes:
-        model: the `.keras` file.
+        model: The `.keras` file; the other files are beside it.
     """
 
     model: Path
 
     @property
     def log(self) -> Path:
-        """CSV, a line an epoch."""
+        """The log: CSV with a line for each epoch."""
         return self.model.with_suffix(".log.csv")
 
     @property
     def curves(self) -> Path:
-        """The log as a picture."""
+        """The curves of loss and accuracy: PNG."""
         return self.model.with_suffix(".curves.png")
 
     @property
     def checkpoint(self) -> Path:
-        """What interrupted training goes on from; gone when it is done."""
+        """The state from which training resumes; it is deleted when training is done."""
         return self.model.with_suffix(".checkpoint.npz")
 
     @property
     def figures(self) -> Path:
-        """The recipe, and what was measured."""
+        """The recipe and the figures of the model: JSON."""
         return self.model.with_suffix(".json")
 
 
 def fit(
     trainer: Trainer,
     validation: Sequence[Group],
-    files: Files,
+    files: TrainingFiles,
     fingerprint: str,
     resume: bool = False,
     on_step: Callable[[int, float, float], None] = lambda *_: None,
     on_epoch: Callable[[Epoch], None] = lambda *_: None,
 ) -> tuple[History, int]:
-    """Trains to the end of the recipe, or until SIGINT or SIGTERM; either way `files.model` is a model to use.
+    """Trains to the end of the recipe, or until SIGINT or SIGTERM. In both cases `files.model` is a usable model.
 
     Args:
-        trainer: as it was made.
-        validation: groups of classes that are not trained on; with none, the last model is kept, not the best.
-        files: to write.
-        fingerprint: of the recipe and the data; training resumes only with the same.
-        resume: whether to go on from `files.checkpoint`.
-        on_step: called after each step with its number, loss and accuracy.
-        on_epoch: called after each epoch.
+        trainer: The network and its optimiser.
+        validation: Groups of classes that are not trained on. They decide which model is the best; if there are none, the last
+            model is written.
+        files: The files to write.
+        fingerprint: A digest of the recipe and the data; training resumes only with the same.
+        resume: Whether to resume from `files.checkpoint`.
+        on_step: Function that is called after each step with its number, loss and accuracy.
+        on_epoch: Function that is called after each epoch.
 
     Returns:
-        What happened, and the number of the signal that interrupted training; 0 if none did.
+        The history, and the number of the signal that interrupted training; 0 if none did.
 
     Raises:
         PreflightError: if there is nothing to resume from, or it is of another recipe or other data.
     """
-    recipe = trainer.recipe
     history = _resume(trainer, files, fingerprint) if resume else History()
     with _interruptible() as interrupted:
-        while trainer.step < recipe.steps and not interrupted():
-            if recipe.patience and history.epochs_without_gain() >= recipe.patience:
-                break
-            started = time.monotonic()
-            loss, accuracy = trainer.train_step()
-            history.loss, history.accuracy = history.loss + loss, history.accuracy + accuracy
-            history.seconds += time.monotonic() - started
-            on_step(trainer.step, loss, accuracy)
-            if trainer.step % recipe.steps_per_epoch == 0 or trainer.step == recipe.steps:
+        while not interrupted() and not _is_done(trainer, history):
+            _take_step(trainer, history, on_step)
+            if _is_end_of_epoch(trainer):
                 _end_epoch(trainer, history, validation, files)
                 _write_checkpoint(trainer, history, files, fingerprint)
                 on_epoch(history.epochs[-1])
         if interrupted():
-            if not history.epochs:
-                _save_model(trainer, files)
-            _write_checkpoint(trainer, history, files, fingerprint)
+            _save_progress(trainer, history, files, fingerprint)
         else:
             files.checkpoint.unlink(missing_ok=True)
         return history, interrupted()
 
 
-def _end_epoch(trainer: Trainer, history: History, validation: Sequence[Group], files: Files) -> None:
+def _save_progress(trainer: Trainer, history: History, files: TrainingFiles, fingerprint: str) -> None:
+    """Writes a checkpoint, and the model if no epoch has written one."""
+    if not history.epochs:
+        _save_model(trainer, files)
+    _write_checkpoint(trainer, history, files, fingerprint)
+
+
+def _is_done(trainer: Trainer, history: History) -> bool:
+    recipe = trainer.recipe
+    patience_is_over = recipe.patience > 0 and history.epochs_without_gain() >= recipe.patience
+    return trainer.step >= recipe.steps or patience_is_over
+
+
+def _is_end_of_epoch(trainer: Trainer) -> bool:
+    return trainer.step % trainer.recipe.steps_per_epoch == 0 or trainer.step == trainer.recipe.steps
+
+
+def _take_step(trainer: Trainer, history: History, on_step: Callable[[int, float, float], None]) -> None:
+    started = time.monotonic()
+    loss, accuracy = trainer.train_step()
+    history.loss, history.accuracy = history.loss + loss, history.accuracy + accuracy
+    history.seconds += time.monotonic() - started
+    on_step(trainer.step, loss, accuracy)
+
+
+def _end_epoch(trainer: Trainer, history: History, validation: Sequence[Group], files: TrainingFiles) -> None:
     started, steps = time.monotonic(), trainer.step - (history.epochs[-1].step if history.epochs else 0)
-    measured = evaluate(trainer.encode, trainer.compare, validation, 0, _VALIDATION_PAIRS, 1) if validation else None
+    evaluation = evaluate(trainer.encode, trainer.compare, validation, 0, _VALIDATION_PAIRS, 1) if validation else None
     history.seconds += time.monotonic() - started
     epoch = Epoch(
         epoch=len(history.epochs) + 1,
         step=trainer.step,
         loss=history.loss / steps,
         accuracy=history.accuracy / steps,
-        validation_accuracy=measured.accuracy if measured else None,
-        validation_eer=measured.eer if measured else None,
+        validation_accuracy=evaluation.accuracy if evaluation else None,
+        validation_eer=evaluation.eer if evaluation else None,
         seconds=round(history.seconds, 1),
     )
     history.epochs.append(epoch)
@@ -126,26 +143,28 @@ def _end_epoch(trainer: Trainer, history: History, validation: Sequence[Group], 
     plot_curves(history.epochs, files.curves)
 
 
-def _save_model(trainer: Trainer, files: Files) -> None:
-    part = files.model.with_suffix(".part.keras")
-    assemble(trainer.encoder, trainer.head).save(part)
-    os.replace(part, files.model)
+def _save_model(trainer: Trainer, files: TrainingFiles) -> None:
+    temporary = files.model.with_suffix(".part.keras")
+    assemble(trainer.encoder, trainer.head).save(temporary)
+    os.replace(temporary, files.model)
 
 
-def _write_checkpoint(trainer: Trainer, history: History, files: Files, fingerprint: str) -> None:
-    part = files.checkpoint.with_suffix(".part")
-    with part.open("wb") as file:
+def _write_checkpoint(trainer: Trainer, history: History, files: TrainingFiles, fingerprint: str) -> None:
+    temporary = files.checkpoint.with_suffix(".part")
+    with temporary.open("wb") as file:
         np.savez(file, history=history.to_json(), fingerprint=fingerprint, **trainer.state())  # type: ignore[arg-type]
-    os.replace(part, files.checkpoint)
+    os.replace(temporary, files.checkpoint)
 
 
-def _resume(trainer: Trainer, files: Files, fingerprint: str) -> History:
+def _resume(trainer: Trainer, files: TrainingFiles, fingerprint: str) -> History:
     if not files.checkpoint.exists():
-        raise PreflightError(f"--resume: there is no {files.checkpoint}; training there is done, or was never begun.")
+        raise PreflightError(
+            f"--resume: there is no {files.checkpoint}; the training is done, or never began: train without --resume."
+        )
     with np.load(files.checkpoint) as state:
         if str(state["fingerprint"]) != fingerprint:
             raise PreflightError(
-                f"--resume: {files.checkpoint} was made with other options or images; give the same, or --overwrite."
+                f"--resume: {files.checkpoint} was made with other options or images; give the same ones, or --overwrite."
             )
         trainer.restore(state)
         return History.from_json(str(state["history"]))
@@ -153,18 +172,21 @@ def _resume(trainer: Trainer, files: Files, fingerprint: str) -> History:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], int]]:
-    """Gives a function that says which of SIGINT and SIGTERM came, 0 if none; a second one ends the process at once."""
-    came: list[int] = []
-    kept: dict[int, Any] = {int(s): signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    """Yields a function that returns the number of the first SIGINT or SIGTERM that came; 0 if none came.
 
-    def note(number: int, _: Any) -> None:
-        came.append(number)
-        signal.signal(number, kept[number])
+    The first signal is only recorded. A second one has its usual effect, and ends the process at once.
+    """
+    received: list[int] = []
+    handlers: dict[int, Any] = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    for number in kept:
-        signal.signal(number, note)
+    def record(number: int, _: Any) -> None:
+        received.append(number)
+        signal.signal(number, handlers[number])
+
+    for number in handlers:
+        signal.signal(number, record)
     try:
-        yield lambda: came[0] if came else 0
+        yield lambda: received[0] if received else 0
     finally:
-        for number, handler in kept.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

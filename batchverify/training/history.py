@@ -1,4 +1,4 @@
-"""What training remembers of its epochs: the log, and the best so far."""
+"""The history of a training: its epochs, the best of them, and the log."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Epoch:
-    """One line of the log: means since the line before, and the validation at its end.
+    """One line of the log: means over the steps of an epoch, and the validation at its end.
 
     Attributes:
-        epoch: its number, from 1.
-        step: at its end.
-        loss: mean over its steps.
-        accuracy: mean share of training pairs on the right side of 0.5, as the network is while it learns.
-        validation_accuracy: the same on classes that are not trained on, as the network is at inference; or None.
-        validation_eer: equal error rate on them, or None.
-        seconds: of training so far.
+        epoch: Number of the epoch, from 1.
+        step: Number of the last step of the epoch.
+        loss: Mean loss over the steps.
+        accuracy: Mean share of training pairs that are decided correctly at 0.5, with dropout and distortions.
+        validation_accuracy: Share of validation pairs that are decided correctly at 0.5, without dropout and distortions; None
+            without validation.
+        validation_eer: Equal error rate of the validation pairs; None without validation.
+        seconds: Seconds of training up to the end of the epoch.
     """
 
     epoch: int
@@ -35,13 +36,13 @@ class Epoch:
 
 @dataclasses.dataclass
 class History:
-    """What training knows of its past, and takes along in its checkpoint.
+    """The epochs of a training, and the sums of the epoch that is not finished. The checkpoint contains it.
 
     Attributes:
-        epochs: that are done.
-        loss: sum over the steps of the epoch that is not.
-        accuracy: likewise.
-        seconds: of training so far.
+        epochs: Epochs that are finished.
+        loss: Sum of the losses in the unfinished epoch.
+        accuracy: Sum of the accuracies in the unfinished epoch.
+        seconds: Seconds of training so far.
     """
 
     epochs: list[Epoch] = dataclasses.field(default_factory=list)
@@ -50,29 +51,32 @@ class History:
     seconds: float = 0.0
 
     def best(self) -> Epoch | None:
-        """Returns the epoch with the best validation, by EER among equals; the last where nothing is validated."""
+        """Returns the epoch with the highest validation accuracy; without validation, the last epoch.
+
+        The lower EER decides among epochs with the same accuracy.
+        """
         if not self.epochs or self.epochs[-1].validation_accuracy is None:
             return self.epochs[-1] if self.epochs else None
         return max(self.epochs, key=lambda epoch: (epoch.validation_accuracy or 0.0, -(epoch.validation_eer or 0.0)))
 
     def epochs_without_gain(self) -> int:
-        """Returns how many epochs ago the best was."""
+        """Returns the number of epochs since the best one."""
         best = self.best()
         return 0 if best is None else self.epochs[-1].epoch - best.epoch
 
     def to_json(self) -> str:
-        """Returns all of it as text."""
+        """Returns the history as JSON, for `from_json`."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> History:
-        """Returns what `to_json` wrote."""
-        said: dict[str, Any] = json.loads(text)
-        return cls(**{**said, "epochs": [Epoch(**epoch) for epoch in said["epochs"]]})
+        """Returns the history that `to_json` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        return cls(**{**fields, "epochs": [Epoch(**epoch) for epoch in fields["epochs"]]})
 
 
 def write_log(epochs: Sequence[Epoch], path: Path) -> None:
-    """Writes the log: CSV, a line an epoch, columns as the attributes of `Epoch`."""
+    """Writes the log: CSV with a line for each epoch and a column for each attribute of `Epoch`."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Epoch)])
         writer.writeheader()

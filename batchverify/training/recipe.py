@@ -1,4 +1,4 @@
-"""What decides the trained weights, together with the data."""
+"""The recipe of a training. Recipe and data together determine the weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from batchverify.errors import PreflightError
 
 LAYERS = ("backbone", "dense", "embedding", "score")
-WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)  # of MobileNetV2, for which ImageNet weights exist
+WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)  # ImageNet weights of MobileNetV2 exist for these.
 HEADS = ("repaired", "published")
 DISTORTIONS = ("none", "affine", "strokes")
 _AT_LEAST = {
@@ -21,32 +21,33 @@ _SHARES = ("dropout", "joined", "momentum")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a network is trained. Make one with `Recipe.named`, which knows what belongs to each name.
+    """How a network is trained. `Recipe.named` makes a recipe with the defaults that belong to its name.
 
     Attributes:
-        name: `batch`, which learns from all pairs within a batch of images; `published`, drawn pairs with binary
-            cross-entropy and Adam; `koch`, the same pairs with a rate and a momentum for each layer.
-        head: `repaired` or `published`.
-        freeze_bias: whether the published head's bias stays at 0, its initial value, as the published case ended.
-        size: height and width of the images in pixels.
-        width: multiplier of MobileNetV2's channels (alpha).
-        dropout: share of the values before the embedding that a step leaves out.
-        distortion: one of `DISTORTIONS`.
-        steps: of the optimiser, in all.
-        steps_per_epoch: after so many the network is validated and a checkpoint written.
-        batch_groups: `batch`: groups in a batch.
-        batch_classes: `batch`: classes of each of them; two images of each are encoded.
-        joined: `batch`: share of these groups whose classes are made of two of theirs, squeezed side by side.
-        batch_pairs: the other recipes: pairs in a batch.
-        learning_rate: its peak.
-        layer_rates: `koch`: a factor on the learning rate for layers named in `LAYERS`.
-        momentum: `koch`: where the momentum ends.
-        layer_momenta: `koch`: the same for layers of their own.
-        momentum_epochs: `koch`: epochs in which the momentum rises to its end.
-        patience: epochs without a better validation after which training stops; 0 means never.
-        frozen_statistics: whether to train with batch statistics and dropout as they are at inference, which suits a
-            start from a trained encoder.
-        seed: of the weights, the batches and the distortions.
+        name: Name of the method. `batch` learns from all pairs within a batch of images. `published` learns from drawn pairs,
+            with binary cross-entropy and Adam. `koch` learns from the same pairs, with a learning rate and a momentum for each
+            layer.
+        head: Kind of the head, `repaired` or `published`.
+        freeze_bias: Whether the bias of the published head stays at its initial value 0, as it did in the published case.
+        size: Height and width of the images in pixels.
+        width: Multiplier of MobileNetV2's channels (alpha).
+        dropout: Share of the values before the embedding that a step sets to 0.
+        distortion: Kind of distortion, one of `DISTORTIONS`.
+        steps: Number of steps in all.
+        steps_per_epoch: Number of steps after which the network is validated and a checkpoint is written.
+        batch_groups: Number of groups in a batch; only for `batch`.
+        batch_classes: Number of classes of each group, with two images each; only for `batch`.
+        joined: Share of the groups in a batch whose classes are joined in twos, side by side; only for `batch`.
+        batch_pairs: Number of pairs in a batch; not for `batch`.
+        learning_rate: Highest learning rate.
+        layer_rates: Factors on the learning rate for layers named in `LAYERS`; only for `koch`.
+        momentum: Final momentum; only for `koch`.
+        layer_momenta: Final momenta of single layers; only for `koch`.
+        momentum_epochs: Number of epochs in which the momentum rises to its final value; only for `koch`.
+        patience: Number of epochs without a better validation after which training stops; 0 means that it does not stop early.
+        frozen_statistics: Whether training uses batch statistics and dropout as at inference, which suits a start from a
+            trained encoder.
+        seed: Seed of the weights, the batches and the distortions.
     """
 
     name: str = "batch"
@@ -72,14 +73,18 @@ class Recipe:
     seed: int = 0
 
     @classmethod
-    def named(cls, name: str, **said: Any) -> Recipe:
-        """Returns a recipe by name, with what `said` says otherwise; None says nothing.
+    def named(cls, name: str, **fields: Any) -> Recipe:
+        """Returns the recipe with this name.
+
+        Args:
+            name: Name of the recipe, one of `RECIPES`.
+            fields: Values that replace the recipe's defaults; None keeps the default.
 
         Raises:
-            PreflightError: with all that is wrong, one sentence each.
+            PreflightError: if values are invalid; it has a sentence for each.
         """
-        told = {field: value for field, value in said.items() if value is not None}
-        return cls(**{"name": name, **RECIPES.get(name, {}), **told})
+        given = {field: value for field, value in fields.items() if value is not None}
+        return cls(**{"name": name, **RECIPES.get(name, {}), **given})
 
     def __post_init__(self) -> None:
         if problems := list(self._problems()):
@@ -101,14 +106,14 @@ class Recipe:
         for option, chosen in (("--layer-rate", self.layer_rates), ("--layer-momentum", self.layer_momenta)):
             for layer, value in chosen:
                 if layer not in LAYERS or not 0 <= value < 1000:
-                    yield f"{option} is {layer}={value}; give LAYER=NUMBER, the layer one of {', '.join(LAYERS)}."
+                    yield f"{option} is {layer}={value}; give LAYER=NUMBER, where the layer is one of {', '.join(LAYERS)}."
         if (self.layer_rates or self.layer_momenta) and self.name != "koch":
             yield f"--layer-rate and --layer-momentum belong to --recipe koch, and the recipe is {self.name}."
         if self.freeze_bias and self.head != "published":
             yield "--freeze-bias belongs to --head published; the repaired head needs its bias."
 
 
-# What a name stands for, where it differs from the defaults above. The published case: 10 epochs of 126 steps.
+# The values of each recipe that differ from the defaults above. The published case trained for 10 epochs of 126 steps.
 RECIPES: dict[str, dict[str, Any]] = {
     "batch": {},
     "published": {"dropout": 0.2, "steps": 1260, "steps_per_epoch": 126, "learning_rate": 1e-3},

@@ -1,4 +1,4 @@
-"""The network while it is trained, one optimiser step at a time."""
+"""The trainer: the network, its optimiser, its losses, and a step of training."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ from batchverify.training.distort import distort
 from batchverify.training.optimizers import build_optimizer
 from batchverify.training.recipe import Recipe
 
-_LARGEST_GRADIENT = 5.0
-# Of the impostor term: pairs of one group are what the network will be asked, pairs of different groups keep it honest.
+_MAX_GRADIENT_NORM = 5.0
+# Share of the impostor loss for pairs within a group, which are the hard ones; pairs of different groups have the rest.
 _WITHIN_GROUP = 0.8
 _IDENTITY_WEIGHT = 0.1
 
 
 class Trainer:
-    """Holds the network and its optimiser, and takes steps.
+    """Trains a network step by step.
 
     Attributes:
-        recipe: what is followed.
-        encoder: pixels to embeddings.
-        head: L1 distances of embeddings to scores.
-        step: steps taken so far.
+        recipe: The recipe.
+        encoder: Model from pixels to embeddings.
+        head: Layer from L1 distances of embeddings to scores.
+        step: Number of steps so far.
+
+    Args:
+        recipe: The recipe.
+        groups: The groups to train on.
+        encoder: The encoder to start from; None means a new one.
+        encoder_weights: File with weights of MobileNetV2 for a new encoder; None means random weights.
     """
 
     def __init__(
@@ -51,10 +57,10 @@ class Trainer:
         self._take_step = tf.function(self._train_step)
 
     def train_step(self) -> tuple[float, float]:
-        """Draws a batch, learns from it, and returns its loss and its share of pairs on the right side of 0.5.
+        """Trains on one batch, and returns its loss and the share of its pairs that are decided correctly at 0.5.
 
-        The batch and its distortions depend on the seed and the number of the step alone, so training that was
-        interrupted goes on as if it had not been.
+        Only the seed and the number of the step determine the batch and its distortions, so training that was interrupted and
+        resumed ends with the same weights.
         """
         self.step += 1
         rng = np.random.default_rng((self.recipe.seed, self.step))
@@ -63,26 +69,27 @@ class Trainer:
         return float(loss), float(accuracy)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Returns all that training goes on from."""
+        """Returns the state from which training can resume, for `restore`."""
         return {f"variable_{number}": np.asarray(variable) for number, variable in enumerate(self._all_variables())} | {
             "step": np.asarray(self.step)
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Takes up where `state` was taken."""
+        """Sets the state that `state` returned."""
         for number, variable in enumerate(self._all_variables()):
             variable.assign(state[f"variable_{number}"])
         self.step = int(state["step"])
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """See `network.encode`."""
+        """Returns embeddings, as `network.encode` does."""
         return network.encode(self.encoder, images)
 
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """See `network.compare`."""
+        """Returns scores, as `network.compare` does."""
         return network.compare(self.head, left, right)
 
     def _layers(self) -> dict[str, list[keras.Variable]]:
+        """Returns the trainable variables by layer, with the names of `recipe.LAYERS`."""
         backbone = next(layer for layer in self.encoder.layers if isinstance(layer, keras.Model))
         layers = {"backbone": backbone.trainable_variables}
         for layer in self.encoder.layers:
@@ -91,7 +98,7 @@ class Trainer:
         return layers | {"score": [self.head.kernel] if self.recipe.freeze_bias else self.head.trainable_variables}
 
     def _all_variables(self) -> list[keras.Variable]:
-        # Of the encoder, `variables` also holds batch statistics and the state of the dropout's random numbers.
+        # The encoder's variables include batch statistics and the state of the dropout's random numbers.
         return [*self.encoder.variables, *self.head.variables, *self._optimizer.variables]
 
     def _train_step(self, images: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -102,7 +109,7 @@ class Trainer:
             embeddings = self.encoder(pixels, training=not self.recipe.frozen_statistics)
             loss, accuracy = self._batch_loss(embeddings) if self.recipe.name == "batch" else self._pair_loss(embeddings)
         gradients = tape.gradient(loss, self._variables)
-        gradients, _ = tf.clip_by_global_norm(gradients, _LARGEST_GRADIENT)
+        gradients, _ = tf.clip_by_global_norm(gradients, _MAX_GRADIENT_NORM)
         self._optimizer.apply_gradients(zip(gradients, self._variables, strict=True))
         return loss, accuracy
 
@@ -110,27 +117,26 @@ class Trainer:
         return tf.linalg.matvec(tf.abs(left - right), self.head.kernel[:, 0]) + self.head.bias
 
     def _batch_loss(self, embeddings: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Compares all images of the batch with each other: P encodings, P² pairs."""
+        """Returns loss and accuracy over all pairs of images in the batch: P images make P² pairs."""
         logits = self._logits(embeddings[:, None], embeddings[None])
-        pairs = _PairKinds.of(*self._batch_shape)
+        pairs = _PairKinds.of_batch(*self._batch_shape)
         genuine, near, far, identity = (
             tf.boolean_mask(logits, mask) for mask in (pairs.genuine, pairs.near, pairs.far, pairs.identity)
         )
-        accept = tf.reduce_mean(tf.nn.softplus(-genuine))
-        reject = _WITHIN_GROUP * tf.reduce_mean(tf.nn.softplus(near)) + (1 - _WITHIN_GROUP) * tf.reduce_mean(
-            tf.nn.softplus(far)
-        )
-        loss, accuracy = (accept + reject) / 2, _accuracy(genuine, near)
+        genuine_loss, near_loss, far_loss = (tf.reduce_mean(tf.nn.softplus(signed)) for signed in (-genuine, near, far))
+        impostor_loss = _WITHIN_GROUP * near_loss + (1 - _WITHIN_GROUP) * far_loss
+        loss, accuracy = (genuine_loss + impostor_loss) / 2, _accuracy(genuine, near)
         if self.recipe.head == "published":
             return loss, accuracy
-        # Each image must find its partner among all others of the batch, and itself above the threshold.
+        # Each image must score highest with the other image of its class, and high with itself.
         others = tf.where(pairs.identity, tf.constant(-1e9), logits)
         partner = tf.range(len(pairs.identity)) ^ 1
-        rank = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(partner, others))
-        return loss + rank + _IDENTITY_WEIGHT * tf.reduce_mean(tf.nn.softplus(-identity)), accuracy
+        rank_loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(partner, others))
+        identity_loss = tf.reduce_mean(tf.nn.softplus(-identity))
+        return loss + rank_loss + _IDENTITY_WEIGHT * identity_loss, accuracy
 
     def _pair_loss(self, embeddings: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Compares the left half of the batch with the right half: binary cross-entropy, as published."""
+        """Returns binary cross-entropy, as published, and accuracy over pairs of the first and the second half of the batch."""
         left, right = tf.split(embeddings, 2)
         logits = self._logits(left, right)
         genuine, impostor = logits[: self.recipe.batch_pairs // 2], logits[self.recipe.batch_pairs // 2 :]
@@ -142,7 +148,14 @@ class Trainer:
 
 @dataclasses.dataclass(frozen=True)
 class _PairKinds:
-    """Boolean masks, `(images, images)`, over all pairs of a batch that `BatchSampler` drew."""
+    """The kinds of pairs in a batch that `BatchSampler` drew: boolean masks `(images, images)`.
+
+    Attributes:
+        identity: Mask of images paired with themselves.
+        genuine: Mask of two images of one class.
+        near: Mask of impostors within a group.
+        far: Mask of impostors of different groups; if the batch has one group, the same as `near`.
+    """
 
     identity: np.ndarray
     genuine: np.ndarray
@@ -150,7 +163,7 @@ class _PairKinds:
     far: np.ndarray
 
     @classmethod
-    def of(cls, groups: int, classes: int) -> _PairKinds:
+    def of_batch(cls, groups: int, classes: int) -> _PairKinds:
         number = np.arange(groups * classes * 2)
         identity = number[:, None] == number
         same_class = number[:, None] // 2 == number // 2
@@ -159,6 +172,7 @@ class _PairKinds:
 
 
 def _accuracy(genuine: tf.Tensor, impostor: tf.Tensor) -> tf.Tensor:
-    """Returns the share of pairs on the right side of a score of 0.5, both kinds counting the same."""
-    right = (tf.reduce_mean(tf.cast(genuine >= 0, tf.float32)), tf.reduce_mean(tf.cast(impostor < 0, tf.float32)))
-    return (right[0] + right[1]) / 2
+    """Returns the mean of the shares of genuine and of impostor pairs that are decided correctly at 0.5."""
+    genuine_share = tf.reduce_mean(tf.cast(genuine >= 0, tf.float32))
+    impostor_share = tf.reduce_mean(tf.cast(impostor < 0, tf.float32))
+    return (genuine_share + impostor_share) / 2

@@ -67,7 +67,7 @@ def _as_batchverify(size: tuple[int, int], paths: list[str]) -> Callable[[], obj
     assert isinstance(decoder, JpegDecoder)
 
     def decode_all() -> None:
-        read = [reader.read_version(path, leave_jpegs=True).image for path in paths]
+        read = [reader.read_with_version(path, defer_jpegs=True).image for path in paths]
         decoder([image for image in read if isinstance(image, UndecodedJpeg)])
 
     return decode_all

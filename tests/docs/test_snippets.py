@@ -3,7 +3,6 @@
 A snippet or a command line that cannot run here has a comment before it: `<!-- not run: needs BigQuery -->`.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import io
@@ -14,7 +13,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import duckdb
 import pytest
@@ -26,8 +24,8 @@ TOP_LEVEL = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
 PAGES = [*TOP_LEVEL, "deploy/README.md", "benchmarks/README.md", "benchmarks/SCALE.md"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 SUBCOMMANDS = ("doctor", "report", "convert", "train")
-# The example of CONTRIBUTING.md, which is not there yet; and what shtab adds.
-FOREIGN = {"--max-match-rate", "--print-completion"}
+# The example of CONTRIBUTING.md, which does not exist.
+FOREIGN = {"--max-match-rate"}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 
 
@@ -36,7 +34,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 
 def run_command(arguments: list[str]) -> str:
     """Runs the program in this process, and returns what it printed to stdout."""
-    from batchverify.cli import main
+    from batchverify.cli.main import main
 
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(arguments) == 0
@@ -45,29 +43,24 @@ def run_command(arguments: list[str]) -> str:
 
 def parse_command(arguments: list[str]) -> None:
     """Parses a command line as the program does, and raises what it raises at a mistake."""
-    from batchverify import cli, convert, doctor, train
+    from batchverify.cli.subcommands import JOB, load_subcommand
 
-    name = arguments[0] if arguments and arguments[0] in SUBCOMMANDS else None
-    if name == "report":
-        with mock.patch("batchverify.report.rebuild", return_value=""), mock.patch("batchverify.stores.use_arguments"):
-            assert importlib.import_module("batchverify.report").main(arguments[1:]) == 0
-    elif name is None:
-        cli.parse(arguments)
-    else:
-        {"doctor": doctor._parse, "convert": convert._parse, "train": train._parser().parse_args}[name](arguments[1:])
+    has_subcommand = bool(arguments) and arguments[0] in SUBCOMMANDS
+    load_subcommand(arguments[0] if has_subcommand else JOB).parse(arguments[has_subcommand:])
 
 
 def help_of(*command: str) -> str:
     """Returns the help of a subcommand, or of the job."""
-    module = importlib.import_module(f"batchverify.{command[0] if command else 'cli'}")
+    from batchverify.cli.main import main
+
     with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
-        module.main([*command[1:], "--help"])
+        main([*command, "--help"])
     return printed.getvalue()
 
 
 def kinds() -> tuple[str, ...]:
     """Returns what `--lambda` knows."""
-    from batchverify.comparisons import KINDS
+    from batchverify.model.safe_layers import KINDS
 
     return KINDS
 
@@ -151,7 +144,7 @@ def test_the_python_of_a_page_runs(page, folder):
 def test_the_sql_of_a_page_runs(page, folder):
     for block in blocks(page, "sql"):
         if block.runs:
-            assert duckdb.sql(block.text).fetchall()
+            assert (rows := duckdb.sql(block.text)) and rows.fetchall()
 
 
 def reading(library: str) -> str:
@@ -204,9 +197,9 @@ def test_each_command_line_is_understood(page, arguments):
 @pytest.fixture(scope="module")
 def options() -> set[str]:
     """All options of the program, with hyphens: its own, and Beam's."""
-    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
-    beams = argparse.ArgumentParser(add_help=False, conflict_handler="resolve")
+    beams = _BeamArgumentParser(add_help=False, conflict_handler="resolve")
     for each in PipelineOptions.__subclasses__():
         each._add_argparse_args(beams)
     converts = [("convert", name) for name in ("lfw", "list", "scores")]

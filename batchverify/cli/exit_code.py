@@ -1,0 +1,16 @@
+"""The exit codes of the program."""
+
+from __future__ import annotations
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """What the end of the process says. A process that a signal stopped ends with 128 and the signal's number."""
+
+    DONE = 0
+    FAILED = 1
+    REFUSED = 2
+    GATE_NOT_MET = 3
+    NOT_SANE = 3
+    INTERRUPTED = 130

@@ -1,0 +1,63 @@
+"""The program: it finds the subcommand, runs it, and turns what it raises into sentences and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from batchverify.cli.exit_code import ExitCode
+from batchverify.cli.logging import quieten_libraries
+from batchverify.cli.subcommands import JOB, SUBCOMMANDS, load_subcommand
+from batchverify.errors import PreflightError, RunError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what `argv`, or else the command line of this process, asks for, and returns the exit code."""
+    name = JOB
+    try:
+        name, arguments = _choose(list(sys.argv[1:] if argv is None else argv))
+        quieten_libraries()
+        return load_subcommand(name).run(arguments)
+    except PreflightError as error:
+        for problem in error.problems:
+            _print_error(problem)
+        return ExitCode.REFUSED
+    except RunError as error:
+        _print_error(f"the run failed: {error}" if name == JOB else str(error))
+        return ExitCode.FAILED
+    except KeyboardInterrupt:
+        _print_error("stopped by SIGINT.")
+        return ExitCode.INTERRUPTED
+
+
+def run_as_process() -> NoReturn:
+    """Runs what the command line of this process asks for, and ends the process with the exit code."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == ExitCode.FAILED:
+        os._exit(code)  # The runner may have threads that wait for ever for a worker that is gone.
+    sys.exit(code)
+
+
+def _choose(arguments: list[str]) -> tuple[str, list[str]]:
+    """Returns the name of the subcommand, or of the job, and its arguments."""
+    if not arguments or arguments[0].startswith("-"):
+        return JOB, arguments
+    if arguments[0] not in SUBCOMMANDS:
+        raise PreflightError(_unknown_subcommand(arguments[0]))
+    return arguments[0], arguments[1:]
+
+
+def _unknown_subcommand(name: str) -> str:
+    if near := difflib.get_close_matches(name, SUBCOMMANDS, 1):
+        return f"there is no subcommand '{name}'; did you mean {near[0]}?"
+    *others, last = SUBCOMMANDS
+    return f"there is no subcommand '{name}'; give {', '.join(others)} or {last}, or options, which begin with --."
+
+
+def _print_error(sentence: str) -> None:
+    print(f"batchverify: {sentence}", file=sys.stderr)

@@ -1,0 +1,119 @@
+"""A parser of options that knows Beam's options, and that treats hyphens and underscores in names alike."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from batchverify.errors import PreflightError
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that raises `PreflightError` at a mistake.
+
+    Option names may be written with hyphens or underscores, as Beam's options have underscores and ours hyphens.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise PreflightError(f"{message}; see {self.prog} --help.")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Returns the options.
+
+        Raises:
+            PreflightError: if an option is unknown, or a value is wrong.
+        """
+        self._refuse_unknown(argv, [])
+        options: argparse.Namespace
+        options, rest = self.parse_known_args(argv)
+        self._refuse_rest(rest)
+        return options
+
+    def parse_with_beam(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Returns the options, and the arguments that are Beam's as Beam spells them.
+
+        Raises:
+            PreflightError: if an option is neither ours nor Beam's, or a value is wrong.
+        """
+        beams = _beam_option_names() if self._unknown(argv) else []
+        self._refuse_unknown(argv, beams)
+        options, rest = self.parse_known_args(argv)
+        self._refuse_rest(rest)
+        return options, _respell(rest, beams)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Does what argparse does, with names in any spelling. Subparsers are called through this method, too."""
+        return super().parse_known_args(self._join_dashed_values(_respell(args, self._option_string_actions)), namespace)
+
+    def option_names(self) -> list[str]:
+        """Returns the long options of this parser and of its subparsers."""
+        names = [name for name in self._option_string_actions if name.startswith("--")]
+        nested = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return names + [name for choices in nested for parser in choices.values() for name in parser.option_names()]
+
+    def _join_dashed_values(self, arguments: Sequence[str]) -> list[str]:
+        """Returns `--pixels -1..1` as one argument; argparse would take -1..1 for an option."""
+        joined: list[str] = []
+        for argument in arguments:
+            action = self._option_string_actions.get(joined[-1]) if joined else None
+            if argument.startswith("-") and action is not None and argument in (action.choices or ()):
+                joined[-1] += f"={argument}"
+            else:
+                joined.append(argument)
+        return joined
+
+    def _unknown(self, argv: Sequence[str], others: Iterable[str] = ()) -> list[str]:
+        """Returns the names in `argv` that are neither options of this parser nor among `others`."""
+        known = {_hyphenate(name) for name in (*self.option_names(), *others)}
+        names = [argument.split("=")[0] for argument in argv if argument.startswith("--") and argument != "--"]
+        return [name for name in names if _hyphenate(name) not in known]
+
+    def _refuse_unknown(self, argv: Sequence[str], beams: Sequence[str]) -> None:
+        # This comes before argparse looks at the arguments. It would speak of a missing --output before a misspelt --outptu.
+        if unknown := self._unknown(argv, beams):
+            raise PreflightError([self._unknown_option(name, beams) for name in unknown])
+
+    def _unknown_option(self, name: str, beams: Sequence[str]) -> str:
+        ours = self.option_names()
+        near = difflib.get_close_matches(name, [*ours, *beams], 1, 0.75) or difflib.get_close_matches(name, ours, 1, 0.6)
+        return f"there is no option {name}; " + (f"did you mean {near[0]}?" if near else f"see {self.prog} --help.")
+
+    def _refuse_rest(self, rest: Sequence[str]) -> None:
+        if rest and not rest[0].startswith("-"):
+            self.error(f"'{rest[0]}' is not an option; options begin with --")
+
+
+def join_values(arguments: Sequence[str]) -> list[str]:
+    """Returns Beam's arguments with each value in the argument of its option, `--name=value`."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and not argument.startswith("-"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _respell(arguments: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Returns the arguments with each option in the spelling of `names`."""
+    spellings = {_hyphenate(name): name for name in names}
+    respelled = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        respelled.append(spellings.get(_hyphenate(name), name) + equals + value if name.startswith("--") else argument)
+    return respelled
+
+
+def _hyphenate(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _beam_option_names() -> list[str]:
+    from batchverify.io.storage_options import beam_option_names
+
+    return beam_option_names()

@@ -1,0 +1,72 @@
+"""The rows of a store of embeddings: their columns, which of them still hold, and which of them the next generation has."""
+
+from __future__ import annotations
+
+import datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchverify.schema import STATUSES, ImageStatus
+
+_OK = STATUSES.index(ImageStatus.OK)
+
+
+def stored_schema(embedding_size: int) -> pa.Schema:
+    """Returns the columns of a store.
+
+    - `uri`: the absolute URI of the image.
+    - `version`: the version of the file as its file system reports it; null if that is not known for certain.
+    - `digest`: BLAKE2b of the content of the file, 16 bytes.
+    - `identity`: the score of the image against itself.
+    - `embedding`: float32 `(embedding_size,)`.
+    - `last_used`: the date of the last run whose manifest named the image.
+    """
+    return pa.schema(
+        [
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("version", pa.string()),
+            pa.field("digest", pa.binary(16), nullable=False),
+            pa.field("identity", pa.float32(), nullable=False),
+            pa.field("embedding", pa.list_(pa.float32(), embedding_size), nullable=False),
+            pa.field("last_used", pa.date32(), nullable=False),
+        ]
+    )
+
+
+def is_unchanged(stored: pa.Table, now: pa.Table) -> np.ndarray:
+    """Returns bool `(n,)`: which images are the same as when they were encoded.
+
+    Args:
+        stored: Rows of a store.
+        now: The same images as they are now: the columns `version` and `digest`, one of which is all null.
+    """
+    equal = [pc.fill_null(pc.equal(stored[name], now[name]), False) for name in ("version", "digest")]
+    return np.asarray(pc.or_(*equal).to_numpy(zero_copy_only=False))
+
+
+def current_rows(images: pa.Table, today: datetime.date) -> pa.Table:
+    """Returns the rows of the next generation for images that this run could read.
+
+    Args:
+        images: Images with `uri`, `status`, `version`, `digest`, `identity` and `embedding`.
+        today: The date of the run, which becomes their `last_used`.
+    """
+    readable = images.filter(pc.equal(images["status"], _OK))
+    schema = stored_schema(readable.schema.field("embedding").type.list_size)
+    dated = readable.append_column("last_used", pa.array([today] * readable.num_rows, pa.date32()))
+    return dated.select(schema.names).cast(schema)
+
+
+def retained_rows(stored: pa.Table, today: datetime.date, days: int | None) -> pa.Table:
+    """Returns the rows of the next generation for stored images that this run did not name or could not read.
+
+    Args:
+        stored: The rows of these images.
+        today: The date of the run.
+        days: The number of days after which a row that no run has used is dropped; None to keep all rows.
+    """
+    if days is None:
+        return stored
+    return stored.filter(pc.greater_equal(stored["last_used"], pa.scalar(today - datetime.timedelta(days), pa.date32())))

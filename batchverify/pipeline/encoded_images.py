@@ -1,0 +1,54 @@
+"""The table of encoded images: one row for each image, with its embedding, or the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from batchverify.schema import STATUSES, ImageStatus
+
+OK_CODE = STATUSES.index(ImageStatus.OK)
+
+
+def encoded_images(
+    uris: pa.Array,
+    status: np.ndarray,
+    error: Sequence[str | None] | pa.Array,
+    digest: Sequence[bytes | None] | pa.Array,
+    identity: np.ndarray,
+    embeddings: np.ndarray,
+) -> pa.Table:
+    """Returns the table that `Network.encode` returns.
+
+    Args:
+        uris: Text `(n,)`.
+        status: int8 `(n,)`, positions in `schema.STATUSES`.
+        error: Text `(n,)`, None where the status is `ok`.
+        digest: 16 bytes of the digest of each file's content `(n,)`; None where it could not be read.
+        identity: float32 `(n,)`, the identity scores; NaN where there is no embedding.
+        embeddings: float32 or uint8 `(n, d)`.
+    """
+    values = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
+    return pa.table(
+        {
+            "uri": uris.cast(pa.string()),
+            "status": pa.array(status, pa.int8()),
+            "error": pa.array(error, pa.string()),
+            "digest": pa.array(digest, pa.binary(16)),
+            "identity": pa.array(np.asarray(identity, np.float32)),
+            "embedding": pa.FixedSizeListArray.from_arrays(values, embeddings.shape[1]),
+        }
+    )
+
+
+def no_encoded_images() -> pa.Table:
+    """Returns the table of encoded images without a row."""
+    return encoded_images(pa.array([], pa.string()), np.zeros(0, np.int8), [], [], np.zeros(0), np.zeros((0, 1)))
+
+
+def embedding_matrix(images: pa.Table) -> np.ndarray:
+    """Returns the embeddings of a table of encoded images, `(n, d)`; `(0, 1)` for a table without a row."""
+    column = images["embedding"].combine_chunks()
+    return column.flatten().to_numpy().reshape(len(column), -1) if len(column) else np.zeros((0, 1), np.float32)

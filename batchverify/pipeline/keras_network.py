@@ -1,0 +1,291 @@
+"""A trained model as the pipeline uses it: URIs to embeddings, and pairs of embeddings to scores."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from batchverify.config import ScoringConfig
+from batchverify.errors import PreflightError
+from batchverify.images.decode import UndecodedJpeg
+from batchverify.images.failure import ImageFailure
+from batchverify.images.prefetch import Prefetcher
+from batchverify.images.reader import ImageReader, ReadResult
+from batchverify.io.storage_options import with_storage_options
+from batchverify.model.sidecar import GoldenPair
+from batchverify.pipeline.encoded_images import OK_CODE, encoded_images
+from batchverify.pipeline.network import NetworkLoader
+from batchverify.schema import STATUSES, ImageStatus
+from batchverify.uris import is_remote
+from batchverify.worker_stats import WorkerStats
+
+if TYPE_CHECKING:
+    from batchverify.images.batch_decode import JpegDecoder
+    from batchverify.model.identity_bound import IdentityBound
+    from batchverify.model.pair_model import PairModel
+
+_PREFETCHED_BATCHES = 3
+# Several batches are decoded and encoded at the same time, each with its share of the cores, so that no core waits for the
+# slowest thread of each step. The number is limited because each batch takes memory.
+_MAX_PARALLEL_BATCHES = 4
+# Threads that fetch from a store mostly wait. Local images are read with one thread for each core: on two cores, two threads
+# read and encoded 1,124 images a second, and eight threads 760.
+_REMOTE_FETCH_THREADS = 16
+_LOOKUP_BATCH_SIZE = 1024
+_LOG = logging.getLogger(__name__)
+Batch = TypeVar("Batch")
+
+
+class _EncodedBatch(NamedTuple):
+    """The results of one batch.
+
+    Attributes:
+        reads: The result of reading each image, without its pixels.
+        embeddings: `(n, d)`, the embeddings of the images that could be read; None if none could.
+    """
+
+    reads: list[ReadResult]
+    embeddings: np.ndarray | None
+
+
+class KerasNetwork:
+    """A trained Siamese network that fetches and decodes its images itself, in threads, while the device works.
+
+    Several batches are encoded at the same time, each by a thread of its own. `load_network` makes one.
+
+    Args:
+        model: The trained model.
+        reader: The reader of its images.
+        decode_jpegs: A decoder for many JPEG files at once; None to decode each file where it is read.
+        config: The configuration, completed by the model's sidecar.
+        stats: The counts and times of this process.
+
+    Attributes:
+        facts: What a run records about the model.
+        preprocessing: What is done to an image before the network sees it.
+        encodings_per_image: See `Network`.
+        encodings_per_pair: See `Network`.
+        embedding_bytes: See `Network`.
+    """
+
+    def __init__(
+        self,
+        model: PairModel,
+        reader: ImageReader,
+        decode_jpegs: JpegDecoder | None,
+        config: ScoringConfig,
+        stats: WorkerStats,
+    ):
+        self._model, self._reader, self._decode_jpegs, self._config, self._stats = model, reader, decode_jpegs, config, stats
+        self.facts, self.preprocessing = model.facts, model.preprocessing
+        self.encodings_per_image, self.encodings_per_pair = self.facts.encodings_per_image, self.facts.encodings_per_pair
+        self.embedding_bytes = self.facts.embedding_bytes
+        # One more batch than are encoded at a time waits, so that a thread that ends its batch has the next one at once.
+        self._max_submitted = _parallel_batches() + 1
+        self._encoders = ThreadPoolExecutor(self._max_submitted, "encode-images")
+        self._prefetcher: Prefetcher[ReadResult] | None = None
+
+    def encode(self, uris: pa.Array) -> pa.Table:
+        """Fetches, decodes and encodes `uris`; see `Network.encode`."""
+        reads: list[ReadResult] = []
+        embeddings: list[np.ndarray] = []
+        batches = self._encode_batches(uris.to_pylist())
+        while batch := self._next_batch(batches):
+            reads += batch.reads
+            if batch.embeddings is not None:
+                embeddings.append(batch.embeddings)
+        images = self._to_table(uris, reads, embeddings)
+        if self._reader.versions is None:
+            return images
+        return images.append_column("version", pa.array([read.version for read in reads], pa.string()))
+
+    def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """See `Network.compare`."""
+        return self._model.compare(left, right)
+
+    def look_up(self, uris: pa.Array) -> pa.Table:
+        """Finds out whether images exist, and their versions or digests; see `EmbeddingLookupNetwork.look_up`."""
+        names: list[str] = uris.to_pylist()
+        reads: list[ReadResult] = []
+        batches = self._get_prefetcher(names).batches(names, _LOOKUP_BATCH_SIZE, 1, self._reader.look_up)
+        while batch := self._next_batch(batches):
+            reads += batch
+        failures = [_failure_of(read) for read in reads]
+        return pa.table(
+            {
+                "uri": uris.cast(pa.string()),
+                "status": _status_codes(failures),
+                "error": pa.array(_errors(failures), pa.string()),
+                "digest": pa.array([read.digest for read in reads], pa.binary(16)),
+                "version": pa.array([read.version for read in reads], pa.string()),
+            }
+        )
+
+    def identity_bound(self) -> IdentityBound | None:
+        """Returns what the weights of the head prove; None where the model could not be split."""
+        from batchverify.model.identity_bound import find_identity_bound
+
+        return find_identity_bound(self._model.split) if self._model.split else None
+
+    def check_split(self, uris: Sequence[str]) -> None:
+        """Compares the network's two parts with the whole network, on those images at `uris` that can be read.
+
+        Raises:
+            PreflightError: If they differ.
+        """
+        batches = self._get_prefetcher(uris).batches(uris, max(1, len(uris)), 0)
+        images = [
+            read.image for batch in batches for read in self._decode_deferred(batch) if isinstance(read.image, np.ndarray)
+        ]
+        try:
+            self._model.check_split(np.stack(images) if images else np.zeros((0,)))
+        except ValueError as error:
+            raise PreflightError(f"--model {self.facts.path}: on images of the manifest {error}; export it again.") from None
+        if images and (note := self._model.describe_runtime(np.stack(images))):
+            _LOG.info("On images of the manifest: %s", note)
+
+    def check_golden_pairs(self, pairs: Sequence[GoldenPair]) -> None:
+        """Scores pairs whose scores are known.
+
+        Raises:
+            PreflightError: If an image cannot be read, or a score differs. Then the model is not the one that was measured, or
+                its images are prepared in another way.
+        """
+        for pair in pairs:
+            score = float(self._model.compare(self._encode_golden(pair.left), self._encode_golden(pair.right))[0])
+            if not abs(score - pair.score) <= pair.tolerance:
+                raise PreflightError(
+                    f"--model {self.facts.path}: the golden pair {pair.left}, {pair.right} should score {pair.score:g}, "
+                    f"but scores {score:.6g}; check --pixels, --color, --resize, --fit, and that it is the same model."
+                )
+
+    def _encode_golden(self, uri: str) -> np.ndarray:
+        image, _ = self._reader.read(uri)
+        if isinstance(image, ImageFailure):
+            raise PreflightError(
+                f"golden pair of --model {self.facts.path}: {uri}: {image.error}; repair the image, or remove the pair."
+            )
+        return self._model.encode(image[None])
+
+    def _encode_batches(self, uris: Sequence[str]) -> Iterator[_EncodedBatch]:
+        """Yields the results for `uris` in batches, in order, while the next batches are read and encoded."""
+        submitted: collections.deque[Future[_EncodedBatch]] = collections.deque()
+        for reads in self._get_prefetcher(uris).batches(uris, self._config.batch_size, _PREFETCHED_BATCHES):
+            submitted.append(self._encoders.submit(self._encode_batch, reads))
+            if len(submitted) > self._max_submitted:
+                yield submitted.popleft().result()
+        while submitted:
+            yield submitted.popleft().result()
+
+    def _encode_batch(self, reads: list[ReadResult]) -> _EncodedBatch:
+        reads = self._decode_deferred(reads)
+        pixels = [read.image for read in reads if isinstance(read.image, np.ndarray)]
+        embeddings = None
+        if pixels:
+            with self._stats.encoding():
+                embeddings = self._model.encode(np.stack(pixels))
+        self._stats.add(images_encoded=len(pixels), images_failed=len(reads) - len(pixels))
+        return _EncodedBatch([_without_pixels(read) for read in reads], embeddings)
+
+    def _decode_deferred(self, reads: list[ReadResult]) -> list[ReadResult]:
+        """Returns `reads` with the JPEG files decoded whose decoding was deferred to the batch."""
+        files = [read.image for read in reads if isinstance(read.image, UndecodedJpeg)]
+        if not files or self._decode_jpegs is None:
+            return reads
+        with self._stats.timed("decode"):
+            images = iter(self._decode_jpegs(files))
+        return [read._replace(image=next(images)) if isinstance(read.image, UndecodedJpeg) else read for read in reads]
+
+    def _get_prefetcher(self, uris: Sequence[str]) -> Prefetcher[ReadResult]:
+        """Returns the threads that read. The first call decides how many there are, by whether its `uris` lie in a store."""
+        if self._prefetcher is None:
+            limit_s = self._config.image_timeout
+            default = _REMOTE_FETCH_THREADS if any(map(is_remote, uris)) else _core_count()
+            read = functools.partial(self._reader.read_with_version, defer_jpegs=self._decode_jpegs is not None)
+            self._prefetcher = Prefetcher(read, _timed_out_after(limit_s), self._config.fetch_threads or default, limit_s)
+        return self._prefetcher
+
+    def _next_batch(self, batches: Iterator[Batch]) -> Batch | None:
+        with self._stats.timed("wait"):
+            return next(batches, None)
+
+    def _to_table(self, uris: pa.Array, reads: list[ReadResult], batches: list[np.ndarray]) -> pa.Table:
+        failures = [_failure_of(read) for read in reads]
+        is_encoded = np.array([failure is None for failure in failures], bool)
+        size, dtype = self.facts.embedding_size, batches[0].dtype if batches else np.float32
+        encoded = np.concatenate([np.zeros((0, size), dtype), *batches])
+        embeddings = np.zeros((len(reads), size), dtype)
+        embeddings[is_encoded] = encoded
+        identity = np.full(len(reads), np.nan, np.float32)
+        identity[is_encoded] = self._model.compare(encoded, encoded) if len(encoded) else []
+        digests = [read.digest for read in reads]
+        return encoded_images(uris, _status_codes(failures), _errors(failures), digests, identity, embeddings)
+
+
+def load_network(config: ScoringConfig, stats: WorkerStats | None = None, versions: str | None = None) -> KerasNetwork:
+    """Loads the model that `config` names.
+
+    If this process has not used TensorFlow yet, each of TensorFlow's steps is limited to the cores that one of the batches
+    that are encoded at the same time has.
+
+    Args:
+        config: The configuration, completed by the model's sidecar.
+        stats: The counts and times of this process.
+        versions: One of `config.EMBEDDING_VERSIONS`, where embeddings are stored: how an image is found to be unchanged.
+
+    Raises:
+        PreflightError: If the model cannot be used.
+    """
+    from batchverify.model.load import load_model, share_cores
+
+    stats = stats or WorkerStats()
+    share_cores(_core_count() // _parallel_batches())
+    model = load_model(config)
+    limits = config.max_image_pixels, config.max_image_bytes
+    reader = ImageReader(model.preprocessing.layout(), *limits, config.image_root, config.image_timeout, stats, versions)
+    return KerasNetwork(model, reader, model.preprocessing.jpeg_decoder(config.max_image_pixels), config, stats)
+
+
+def keras_loader(config: ScoringConfig, stats: WorkerStats | None = None, versions: str | None = None) -> NetworkLoader:
+    """Returns the loader that calls `load_network` with these arguments in each worker process."""
+    return NetworkLoader(functools.partial(with_storage_options(load_network), config, stats, versions))
+
+
+def _failure_of(read: ReadResult) -> ImageFailure | None:
+    return read.image if isinstance(read.image, ImageFailure) else None
+
+
+def _without_pixels(read: ReadResult) -> ReadResult:
+    return read if isinstance(read.image, ImageFailure) else read._replace(image=None)
+
+
+def _status_codes(failures: Sequence[ImageFailure | None]) -> np.ndarray:
+    return np.array([OK_CODE if failure is None else STATUSES.index(failure.status) for failure in failures], np.int8)
+
+
+def _errors(failures: Sequence[ImageFailure | None]) -> list[str | None]:
+    return [failure.error if failure else None for failure in failures]
+
+
+def _timed_out_after(limit_s: float) -> Callable[[str], ReadResult]:
+    failure = ImageFailure(
+        ImageStatus.UNAVAILABLE, f"fetching and decoding it took longer than {limit_s:g} s (--image-timeout)"
+    )
+    return lambda _: ReadResult(failure)
+
+
+def _parallel_batches() -> int:
+    return min(_core_count(), _MAX_PARALLEL_BATCHES)
+
+
+def _core_count() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,87 @@
+"""The doctor's verdicts, and the certificate against the scores that a head really gives."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import batchverify
+from batchverify.cli.main import main
+from batchverify.model.identity_bound import find_identity_bound
+from batchverify.model.split import split_model
+from tests.support.model_zoo import SHAPE, l1, siamese
+
+DEMO = Path(batchverify.__file__).parent / "demo"
+
+
+def head(weights, bias):
+    layer = keras.layers.Dense(1, activation="sigmoid")
+    layer.build((None, len(weights)))
+    layer.set_weights([np.array(weights, np.float32)[:, None], np.array([bias], np.float32)])
+    return layer
+
+
+@pytest.mark.parametrize(("name", "code", "score"), [("sane", 0, 0.99999), ("faulty", 3, 0.5)])
+def test_the_demo_models(name, code, score, demo, capsys):
+    argv = ["--model", str(DEMO / f"{name}.keras"), "--manifest", str(demo / "demo.csv"), "--json"]
+    assert main(["doctor", *argv]) == code
+    found = json.loads(capsys.readouterr().out)
+    assert found["identity"]["identity_score_min"] == pytest.approx(score, abs=1e-4)
+    assert found["sane"] == (code == 0)
+
+
+def test_the_certificate_bounds_every_pair_and_names_the_exact_identity_score():
+    weights, bias = [-1.0, 0.5, -0.2, 0.25, -3.0, -0.1], 1.5
+    siamese_model = split_model(siamese(l1(), head(weights, bias)))
+    certificate = find_identity_bound(siamese_model)
+    assert certificate.comparison == "l1" and certificate.holds is False
+    assert certificate.identity_score == pytest.approx(1 / (1 + np.exp(-bias)))
+    rng = np.random.default_rng(0)
+    left, right = rng.uniform(0, 1, (2, 5000, 6)).astype(np.float32)
+    scores = np.asarray(siamese_model.head([left, right]))
+    assert certificate.identity_score < scores.max() <= certificate.bound
+    reach = np.array([[0, 1, 0, 1, 0, 0]], np.float32)
+    best = float(np.asarray(siamese_model.head([reach, np.zeros_like(reach)])).item())
+    assert best == pytest.approx(certificate.bound, abs=1e-6)
+
+
+def test_the_certificate_holds_where_no_weight_is_positive():
+    certificate = find_identity_bound(split_model(siamese(l1(), head([-1.0, 0.0, -0.2, -1.0, -3.0, -0.1], 2.0))))
+    assert certificate.holds is True and certificate.bound == certificate.identity_score
+
+
+def test_dropout_left_on_is_found(tmp_path, capsys):
+    class Restless(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, *SHAPE]), tf.TensorSpec([None, *SHAPE])])
+        def serve(self, left, right):
+            one, other = (tf.nn.dropout(side, 0.5) for side in (left, right))
+            return tf.exp(-tf.reduce_mean(tf.abs(one - other), axis=[1, 2, 3]))
+
+    module = Restless()
+    tf.saved_model.save(module, str(tmp_path / "model"), signatures=module.serve)
+    assert main(["doctor", "--model", str(tmp_path / "model"), "--pixels", "0..1"]) == 3
+    assert "dropout or batch statistics are left on" in capsys.readouterr().out
+
+
+def test_an_asymmetric_head_is_found(tmp_path, capsys):
+    siamese(lambda a, b: keras.layers.Concatenate()([a, b])).save(tmp_path / "m.keras")
+    main(["doctor", "--model", str(tmp_path / "m.keras")])
+    assert "Left and right exchanged change a score" in capsys.readouterr().out
+
+
+def test_the_sidecar_that_the_doctor_writes_answers_for_the_model(tmp_path, capsys):
+    model = str(tmp_path / "m.keras")
+    siamese(l1(), head([-1.0] * 6, 3.0), rescale=False).save(model)
+    assert main(["doctor", "--model", model]) == 2
+    assert "--pixels" in capsys.readouterr().err
+    assert main(["doctor", "--model", model, "--pixels", "0..1", "--write-sidecar"]) == 0
+    assert main(["doctor", "--model", model]) == 0
+
+
+def test_an_untrained_network_that_scores_everything_alike_is_found(tmp_path, capsys):
+    siamese(l1(), head([0.0] * 6, 0.0)).save(tmp_path / "m.keras")
+    assert main(["doctor", "--model", str(tmp_path / "m.keras")]) == 3
+    assert "Every pair scores 0.5000, whatever the images show" in capsys.readouterr().out

@@ -1,0 +1,125 @@
+"""The job of the command line as a user meets it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from batchverify.cli.job import parse
+from batchverify.cli.main import main
+from batchverify.cli.messages import run_message
+from batchverify.config import PIXELS
+from batchverify.errors import PreflightError
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a job in this process, and returns its exit code and what it printed to stdout and to stderr."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        return main([*map(str, arguments)]), *capsys.readouterr()
+
+    return run
+
+
+def test_a_run_says_what_it_did(demo, tmp_path, command):
+    code, out, err = command("--manifest", demo / "demo.csv", "--output", tmp_path / "out")
+    assert code == 0, err
+    for words in (
+        "embedded demo model",
+        "125: 122 scored, 3 without",
+        "1 missing, 1 unreadable",
+        "SANE",
+        "scores-*.parquet",
+        "threshold 0.9102 for FMR 0.01, FNMR 14.52% (too few: it takes 300",
+        "for the EER of 3.28%",
+        "report.html",
+    ):
+        assert words in out
+    code, out, err = command("--manifest", demo / "demo.csv", "--output", tmp_path / "out")
+    assert code == 2 and "--overwrite" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--manifest", "none.csv", "--output", "{out}"], "none.csv: there is no such file"),
+        (["--manifest", "x", "--outptu", "{out}"], "no option --outptu; did you mean --output?"),
+        (["--manifest", "x", "--output", "{out}", "--runer=y"], "no option --runer; did you mean --runner?"),
+        (["--manifest", "x"], "--output is missing"),
+        (["--manifest", "x", "--output", "{out}[1]"], "[1] holds one of * ? ["),
+        (["--manifest", "x", "--output", "{out}", "--threshold", "7"], "--threshold is 7.0"),
+        (["--manifest", "x", "--output", "{out}", "--threshold", "high"], "invalid float value: 'high'"),
+        (["--manifest", "{demo}", "--output", "{out}", "--model", "none.keras"], "none.keras: there is no such file"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_writes_nothing(arguments, told, demo, tmp_path, command):
+    output = tmp_path / "out"
+    code, _, err = command(*(argument.format(out=output, demo=demo / "demo.csv") for argument in arguments))
+    assert code == 2 and told in err and "Traceback" not in err
+    assert not output.exists()
+
+
+def test_an_output_that_cannot_be_made_fails_in_a_sentence(demo, tmp_path, command):
+    (tmp_path / "file").touch()
+    code, _, err = command("--manifest", demo / "demo.csv", "--output", tmp_path / "file" / "out")
+    assert code in (1, 2) and "cannot be" in err and "Traceback" not in err
+
+
+def test_beams_options_pass_through():
+    arguments = parse(["--manifest=m.csv", "--output=o", "--runner=DataflowRunner", "--region", "europe-west4"])
+    assert arguments.config.manifests == ("m.csv",)
+    assert arguments.beam_args == ["--runner=DataflowRunner", "--region", "europe-west4"]
+
+
+def test_zero_is_a_threshold():
+    assert parse(["--manifest=m", "--output=o", "--threshold=0"]).config.threshold == 0
+    with pytest.raises(PreflightError):
+        parse(["--manifest=m", "--output=o", "--batch-size=0"])
+
+
+@pytest.mark.processes
+def test_help_loads_neither_beam_nor_tensorflow():
+    code = (
+        "import sys\nfrom batchverify.cli.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(bool({'apache_beam', 'tensorflow', 'keras', 'pyarrow', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    for group in (
+        "the job",
+        "doctor    examine",
+        "the model",
+        "what the model was trained on",
+        "the decisions",
+        "the manifest's columns",
+        "the images",
+        "default: 0.0001",
+    ):
+        assert group in done.stdout
+
+
+def test_a_fault_is_explained():
+    summary = {
+        "run": {"threshold": 0.6},
+        "rows": {"total": 3, "scored": 3, "failed": 0, "matches": 2},
+        "images": {"total": 4, "ok": 4},
+        "identity": {"images_below_threshold": 4, "outscored": 0, "score_min": 0.5, "score_max": 0.5},
+        "error_rates": None,
+    }
+    words = run_message("out", summary)
+    for expected in ("FAULT", "4 of 4 images", "fall below the threshold 0.6", "scores 0.5000", "sigmoid(bias)", "Retrain"):
+        assert expected in words
+
+
+def test_every_scale_of_pixels_can_be_given():
+    for pixels in PIXELS:
+        assert parse(["--manifest", "m.csv", "--output", "o", "--pixels", pixels]).config.pixels == pixels
+
+
+def test_names_from_a_manifest_cannot_drive_the_terminal(tmp_path, command):
+    (tmp_path / "pairs.csv").write_text("left,right,\x1b]0;owned\x07,\x1b]0;owned\x07\n")
+    code, _, err = command("--manifest", tmp_path / "pairs.csv", "--output", tmp_path / "out")
+    assert code == 2 and "column '\\x1b]0;owned\\x07' occurs 2 times" in err
+    assert "\x1b" not in err and "\x07" not in err

@@ -1,0 +1,101 @@
+"""How far a run is and where its time went, as its user sees them."""
+
+import itertools
+import json
+import logging
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+import batchverify
+from batchverify.cli.main import main
+from batchverify.cli.progress import format_progress
+from batchverify.worker_stats import COUNTS, SECONDS, WorkerStats, read_totals, stats_folder
+
+
+def on_a_terminal(arguments: list[str]) -> tuple[int, str]:
+    """Runs a command whose output is a terminal, and returns its exit code and what the terminal got."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(arguments, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm", "COLUMNS": "120"})
+    os.close(theirs)
+    shown = b""
+    try:
+        while more := os.read(ours, 65536):
+            shown += more
+    except OSError:  # the other end is closed
+        pass
+    return process.wait(), shown.decode(errors="replace")
+
+
+@pytest.mark.processes
+def test_a_terminal_shows_a_bar(demo, tmp_path):
+    code, shown = on_a_terminal(
+        [sys.executable, "-m", "batchverify", "--manifest", str(demo / "demo.csv"), "--output", str(tmp_path / "out")]
+    )
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert code == 0
+    assert "Images encoded" in plain and "Rows scored" in plain and "/87" in plain and "/125" in plain
+    assert "SANE" in plain
+
+
+@pytest.mark.processes
+def test_elsewhere_there_is_no_bar(demo, tmp_path, capsys):
+    assert main(["--manifest", str(demo / "demo.csv"), "--output", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert "Images encoded" not in err and "\x1b" not in out + err
+
+
+@pytest.mark.processes
+def test_quiet_shows_nothing(demo, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO, logger="batchverify")  # puts the level back at the end
+    assert main(["--manifest", str(demo / "demo.csv"), "--output", str(tmp_path / "out"), "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "" and "batchverify" not in err and "Images" not in err
+    assert not [record for record in caplog.records if record.name.startswith("batchverify")]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("workers", [[], ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]])
+def test_a_watcher_sees_the_whole_run(workers, demo, tmp_path):
+    seen = []
+    config = batchverify.VerificationConfig(manifests=(str(demo / "demo.csv"),), output=str(tmp_path / "out"))
+    result = batchverify.run(config, workers, lambda totals, images, rows: seen.append((totals, images, rows)))
+    totals, images, rows = seen[-1]
+    profile = result.summary["profile"]
+    assert (images, rows) == (87, 125)
+    assert all(earlier[0][name] <= later[0][name] for earlier, later in itertools.pairwise(seen) for name in COUNTS)
+    assert totals["images_encoded"] <= 85 and totals["rows_scored"] <= 122
+    assert set(profile["seconds"]) == set(SECONDS) | (set() if workers else {"shuffle"})
+    assert profile["rows_per_second"] == pytest.approx(125 / profile["wall_seconds"], rel=0.05)
+    assert profile["images_per_second"] == pytest.approx(87 / profile["wall_seconds"], rel=0.05)
+    if not workers:  # one thread does one thing after the other, and others read, decode and encode for it
+        alone = sum(seconds for name, seconds in profile["seconds"].items() if name not in ("fetch", "decode", "encode"))
+        assert alone == pytest.approx(profile["wall_seconds"], abs=0.01)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["profile"] == profile
+
+
+def test_tallies_of_several_workers_add_up_and_are_deleted():
+    with stats_folder() as folder:
+        for images in (3, 4):
+            WorkerStats(folder).add(images_encoded=images, fetch=0.5)
+        totals = read_totals(folder)
+    assert (totals["images_encoded"], totals["fetch"]) == (7, 1.0)
+    assert not os.path.exists(folder)
+
+
+def test_a_tally_without_its_folder_keeps_nothing():
+    with stats_folder() as folder:
+        pass
+    WorkerStats(folder).add(images_encoded=1)
+    assert not os.path.exists(folder)
+
+
+def test_a_line_says_how_far_and_how_long():
+    totals = dict.fromkeys(COUNTS, 0.0) | {"images_encoded": 900.0, "images_failed": 100.0, "rows_scored": 50.0}
+    said = format_progress(totals, images=10_000, rows=20_000, rate=50.0)
+    assert "1,000 of 10,000 (10%), 100 failed, 50/s, about 3 min left" in said
+    assert "50 of 20,000 (0%)" in said

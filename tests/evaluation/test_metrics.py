@@ -1,0 +1,136 @@
+"""Error rates: by hand on five pairs, and against scikit-learn on thousands."""
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import det_curve, roc_curve
+
+from batchverify.evaluation import metrics
+from batchverify.evaluation.identity import is_match
+
+# By hand: of four genuine pairs one, of five impostors one lies on the wrong side of 0.5.
+GENUINE, IMPOSTOR = [0.45, 0.6, 0.8, 0.9], [0.1, 0.2, 0.3, 0.4, 0.7]
+
+
+def counted(genuine, impostor) -> tuple[np.ndarray, np.ndarray]:
+    return metrics.histogram(np.array(genuine)), metrics.histogram(np.array(impostor))
+
+
+@pytest.fixture(scope="module")
+def many() -> tuple[np.ndarray, np.ndarray]:
+    """Genuine and impostor scores, float32, many of them on edges of bins, where float32 and float64 disagree."""
+    rng = np.random.default_rng(2)
+    genuine, impostor = (rng.beta(*shape) for shape in ((5, 2, 4000), (2, 5, 6000)))
+    genuine[::2], impostor[::2] = np.round(genuine[::2], 3), np.round(impostor[::2], 3)
+    return genuine.astype(np.float32), impostor.astype(np.float32)
+
+
+def test_a_bin_holds_what_matches_at_its_lower_edge(many):
+    for scores in (*many, np.arange(metrics.BINS + 1, dtype=np.float32) / metrics.BINS):
+        at_or_above = np.append(np.cumsum(metrics.histogram(scores)[::-1])[::-1], 0)
+        for edge in range(0, metrics.BINS, 37):
+            assert at_or_above[edge] == np.count_nonzero(is_match(scores, edge / metrics.BINS))
+
+
+def test_rates_equal_scikit_learns_at_every_threshold(many):
+    genuine, impostor = many
+    labels = np.repeat([1, 0], [len(genuine), len(impostor)])
+    edges = (np.arange(metrics.BINS + 1) / metrics.BINS).astype(np.float32)
+    floored = edges[np.searchsorted(edges, np.concatenate(many), side="right") - 1]  # to the histogram's resolution
+    false_positives, true_positives, thresholds = roc_curve(labels, floored, drop_intermediate=False)
+    hits, misses = counted(*many)
+    fmr, fnmr = metrics.false_match_rates(misses), metrics.false_non_match_rates(hits)
+    at = np.searchsorted(edges, thresholds[1:])  # the first is infinite
+    np.testing.assert_allclose(fmr[at], false_positives[1:])
+    np.testing.assert_allclose(1 - fnmr[at], true_positives[1:])
+    their_fmr, their_fnmr, _ = det_curve(labels, floored, drop_intermediate=False)
+    _, our_fmr, our_fnmr = metrics.det_points(hits, misses)
+    theirs = set(zip(their_fmr.round(12), their_fnmr.round(12), strict=True))
+    ours = set(zip(our_fmr.round(12), our_fnmr.round(12), strict=True))
+    assert theirs <= ours and all(0 in point for point in ours - theirs)  # scikit-learn cuts both ends off
+
+
+def test_the_equal_error_rate_is_scikit_learns(many):
+    genuine, impostor = many
+    labels = np.repeat([1, 0], [len(genuine), len(impostor)])
+    fmr, fnmr, _ = det_curve(labels, np.concatenate(many))
+    nearest = np.argmin(np.abs(fmr - fnmr))
+    eer, at = metrics.equal_error_rate(*counted(genuine, impostor))
+    assert eer == pytest.approx((fmr[nearest] + fnmr[nearest]) / 2, abs=1e-3)
+    assert np.mean(impostor >= at) == pytest.approx(eer, abs=1e-3)
+
+
+def test_by_hand():
+    found = metrics.describe_error_rates(*counted(GENUINE, IMPOSTOR), 0.5, (3, 1), (1, 2))
+    assert (found["fmr"], found["fnmr"], found["accuracy"]) == (1 / 5, 1 / 4, 7 / 9)
+    # The genuine pair that failed is one more false non-match; the two impostors that failed are no matches.
+    assert (found["generalised_fmr"], found["generalised_fnmr"]) == (1 / 7, 2 / 5)
+    # FMR and FNMR are nearest where one of five and one of four are wrong: from just above 0.45 (and 0.4) on.
+    assert found["eer"] == pytest.approx((1 / 5 + 1 / 4) / 2) and found["eer_threshold"] == 0.4501
+    for point in found["at_fmr"]:  # the highest impostor scores 0.7, so no FMR below 1/5 comes before 0.7001
+        assert (point["threshold"], point["fmr"], point["fnmr"]) == (0.7001, 0, 2 / 4)
+        assert point["evidence"] == "too_few"
+
+
+@pytest.mark.parametrize(
+    ("errors", "trials", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (1, 10, 0.0179, 0.4042), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
+)
+def test_wilsons_intervals_as_published(errors, trials, low, high):
+    # The last one is Newcombe's example (Statistics in Medicine 17, 1998, table I, method 3).
+    assert metrics.wilson_interval(errors, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(("impostors", "evidence"), [(299, "too_few"), (300, "rough"), (2999, "rough"), (3000, "enough")])
+def test_an_fmr_takes_impostors_to_show(impostors, evidence):
+    hits, misses = counted([0.9], np.linspace(0, 0.8, impostors))
+    assert metrics.operating_point(hits, misses, 0.01).evidence == evidence
+
+
+def test_the_lowest_threshold_that_keeps_an_fmr(many):
+    genuine, impostor = many
+    for target in metrics.FMR_TARGETS:
+        point = metrics.operating_point(*counted(genuine, impostor), target)
+        assert point.threshold is not None and point.fmr.value is not None
+        assert np.mean(is_match(impostor, point.threshold)) == point.fmr.value <= target
+        assert np.mean(is_match(impostor, point.threshold - 1 / metrics.BINS)) > target
+        assert np.mean(~is_match(genuine, point.threshold)) == point.fnmr.value
+
+
+def test_where_impostors_score_1_no_threshold_helps():
+    point = metrics.operating_point(*counted([1.0], [1.0, 0.2]), 0.01)
+    assert point.threshold is None and point.fmr.value is None
+
+
+def test_folds_by_hand():
+    # The first fold is decided by the second, whose best thresholds lie between 0.4 and 0.6, and the other way round.
+    folds = {"1": counted([0.8, 0.45], [0.2, 0.1]), "2": counted([0.9, 0.6], [0.4, 0.3])}
+    found = metrics.describe_folds(folds)
+    assert found
+    first, second = found["each"]
+    assert first["threshold"] == pytest.approx(0.5, abs=1e-3) and first["accuracy"] == 3 / 4
+    assert second["threshold"] == pytest.approx(0.325, abs=1e-3) and second["accuracy"] == 3 / 4
+    assert found["accuracy_mean"] == 3 / 4 and found["accuracy_standard_error"] == 0
+
+
+def test_folds_equal_the_protocol_done_plainly():
+    rng = np.random.default_rng(5)
+    scores = [(rng.beta(4, 2, 60), rng.beta(2, 4, 60)) for _ in range(10)]
+    found = metrics.describe_folds({str(number): counted(*fold) for number, fold in enumerate(scores)})
+    assert found
+    accuracies = []
+    for number, (genuine, impostor) in enumerate(scores):
+        others = [np.concatenate([fold[kind] for n, fold in enumerate(scores) if n != number]) for kind in (0, 1)]
+        grid = np.arange(metrics.BINS) / metrics.BINS
+        right = [np.sum(others[0] >= t) + np.sum(others[1] < t) for t in grid]
+        best = grid[np.flatnonzero(right == np.max(right))]
+        t = best[len(best) // 2]
+        accuracies.append((np.sum(genuine >= t) + np.sum(impostor < t)) / 120)
+    assert found["accuracy_mean"] == pytest.approx(np.mean(accuracies))
+    assert found["accuracy_standard_error"] == pytest.approx(np.std(accuracies, ddof=1) / math.sqrt(10))
+
+
+def test_rates_of_one_kind_alone():
+    found = metrics.describe_error_rates(*counted([0.9], []), 0.5, (1, 0), (0, 0))
+    assert (found["fnmr"], found["fmr"], found["eer"], found["at_fmr"]) == (0, None, None, [])

@@ -1,0 +1,264 @@
+"""Runs that are killed, stopped, starved or doubled: an exact account, or nothing."""
+
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import batchverify
+from batchverify.cli.main import main
+from batchverify.output.run_directory import RunDirectory
+from tests.support.processes import start_program, wait_for
+
+FINISHED = ["_SUCCESS", "report.html", "scores-00000-of-00001.parquet", "summary.json"]
+
+
+@pytest.fixture
+def arguments(small_model, pictures, tmp_path) -> list[str]:
+    """Of a run of 200 pairs over ten pictures into `out`."""
+    rng = np.random.default_rng(1)
+    names = [f"pictures/p{number}.png" for number in range(10)]
+    frame = pd.DataFrame({side: [names[i] for i in rng.integers(10, size=200)] for side in ("left", "right")})
+    frame.to_csv(tmp_path / "pairs.csv", index=False)
+    return ["--manifest", str(tmp_path / "pairs.csv"), "--output", str(tmp_path / "out"), "--model", small_model]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_nothing(number, arguments, tmp_path):
+    process = start_program([*arguments, "--block-rows", "1"], os.environ | {"TMPDIR": str(tmp_path)})
+    wait_for(tmp_path / "out" / "_RUNNING", process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 128 + number
+    assert f"stopped by {number.name}" in said and "Traceback" not in said
+    assert names(tmp_path / "out") == []
+
+
+@pytest.mark.processes
+def test_a_killed_run_is_swept_and_redone(arguments, tmp_path, read_scores):
+    process = start_program([*arguments, "--block-rows", "1"], os.environ | {"TMPDIR": str(tmp_path)})
+    wait_for(tmp_path / "out" / "_RUNNING", process)
+    process.kill()
+    process.wait()
+    assert "_RUNNING" in names(tmp_path / "out") and "_SUCCESS" not in names(tmp_path / "out")
+    assert main(arguments) == 0
+    assert names(tmp_path / "out") == FINISHED
+    assert read_scores(tmp_path / "out")["manifest_row"].tolist() == list(range(200))
+
+
+def test_a_second_run_into_one_directory_is_refused(arguments, tmp_path, capsys):
+    with RunDirectory(str(tmp_path / "out")).claimed("first"):
+        assert main(arguments) == 2
+        assert "another run writes there now" in capsys.readouterr().err
+        assert names(tmp_path / "out") == ["_RUNNING"]
+    assert main(arguments) == 0
+
+
+def test_in_a_store_the_run_whose_directory_was_taken_fails(arguments, tmp_path, capsys, monkeypatch):
+    # A store knows no locks; here the marker changes hands while the first run is under way.
+    directory = RunDirectory(str(tmp_path / "out"))
+    finish = RunDirectory.finish
+
+    def finish_late(self, *rest):
+        directory._write("_RUNNING", "of another run")
+        finish(self, *rest)
+
+    monkeypatch.setattr(RunDirectory, "finish", finish_late)
+    assert main(arguments) == 1
+    assert "another run has written to" in capsys.readouterr().err
+    assert "_SUCCESS" not in names(tmp_path / "out") and directory._read("_RUNNING") == "of another run"
+
+
+def test_scores_of_a_stranger_are_not_finished_with(arguments, tmp_path, capsys, monkeypatch):
+    count_rows = RunDirectory.count_rows
+
+    def count_late(self, run_id):
+        pq.write_table(pa.table({"score": [0.5]}), tmp_path / "out" / "scores-00001-of-00002.parquet")
+        return count_rows(self, run_id)
+
+    monkeypatch.setattr(RunDirectory, "count_rows", count_late)
+    assert main(arguments) == 1
+    assert "another run has written to" in capsys.readouterr().err
+    assert names(tmp_path / "out") == []
+
+
+def fill_the_disk() -> None:
+    """Limits the size of files, which is the full disk that a test can have without being root."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+
+
+@pytest.mark.processes
+def test_a_full_disk_fails_the_run_in_a_sentence(arguments, tmp_path):
+    process = start_program(arguments, before=fill_the_disk)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 1, said
+    assert "the run failed: " in said and "File too large" in said and "Traceback" not in said
+    assert names(tmp_path / "out") == []
+
+
+@pytest.mark.slow
+def test_bundles_that_run_twice_change_nothing(arguments, tmp_path, read_scores):
+    # Beam runs every bundle, its writes and all, once more than it needs; so does a runner whose worker dies after it emitted.
+    assert main(arguments) == 0
+    once = read_scores(tmp_path / "out")
+    assert main([*arguments[:3], str(tmp_path / "twice"), *arguments[4:], "--direct_runner_bundle_repeat=1"]) == 0
+    assert names(tmp_path / "twice") == FINISHED
+    pd.testing.assert_frame_equal(once, read_scores(tmp_path / "twice"))
+
+
+def test_an_output_that_may_not_be_written_fails_in_a_sentence(arguments, capsys):
+    # /proc takes no new folders, from root neither.
+    assert main([*arguments, "--output", "/proc/batchverify"]) == 1
+    said = capsys.readouterr().err
+    assert "--output /proc/batchverify cannot be written" in said and "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("gates", "code"),
+    [
+        (["--max-failed-rows", "0"], 3),
+        (["--max-failed-rows", "1"], 0),
+        (["--max-failed-rows", "0.4%"], 3),
+        (["--max-failed-rows", "0.5%"], 0),
+        (["--max-identity-faults", "0"], 0),
+        (["--threshold", "1", "--max-identity-faults", "100%"], 0),
+        (["--threshold", "1", "--max-identity-faults", "198"], 3),
+    ],
+)
+def test_gates_set_the_exit_code_and_results_are_written(gates, code, arguments, tmp_path, capsys):
+    path = tmp_path / "pairs.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], "pictures/none.png,pictures/p1.png", *lines[2:]]))
+    assert main([*arguments, *gates]) == code
+    assert names(tmp_path / "out") == FINISHED
+    assert ("gate not met: " in capsys.readouterr().err) == (code == 3)
+
+
+@pytest.mark.parametrize("limit", ["-1", "1.5", "101%", "many", "%", "nan"])
+def test_a_gate_that_is_no_limit_is_refused(limit, arguments, capsys):
+    assert main([*arguments, f"--max-failed-rows={limit}"]) == 2
+    assert f"'{limit}' is no limit" in capsys.readouterr().err
+
+
+def test_gates_stand_in_the_summary(arguments, tmp_path):
+    config = batchverify.VerificationConfig(
+        manifests=(arguments[1],), output=arguments[3], model=arguments[5], max_failed_rows=batchverify.Limit.parse("2%")
+    )
+    assert batchverify.run(config).summary["gates"] == [
+        {"option": "--max-failed-rows", "limit": "2%", "found": 0, "rows": 200, "met": True}
+    ]
+
+
+def test_bad_rows_are_rows_of_the_output(arguments, tmp_path, read_scores, capsys):
+    lines = (tmp_path / "pairs.csv").read_text().splitlines()
+    lines[3:3] = ["pictures/p1.png", "pictures/p1.png,pictures/p2.png,more"]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    assert main(arguments) == 2 and "row 2: there are 1 fields" in capsys.readouterr().err
+    assert main([*arguments, "--bad-rows", "keep", "--max-failed-rows", "2"]) == 0
+    scores = read_scores(tmp_path / "out")
+    assert scores["manifest_row"].tolist() == list(range(202)) and "batchverify.bad_row" not in scores.columns
+    bad = scores[scores["left_status"] == "bad_row"]
+    assert bad["manifest_row"].tolist() == [2, 3] and bad["right_status"].tolist() == ["bad_row"] * 2
+    assert bad["error"].tolist() == [f"there are {n} fields where the header has 2" for n in (1, 3)]
+    assert bad["score"].isna().all() and scores["score"].notna().sum() == 200
+
+
+@pytest.fixture
+def nan_model(tmp_path) -> str:
+    """A network that divides by the brightness of an image, and so by zero for a black one."""
+    keras.utils.set_random_seed(3)
+    pixels = keras.Input((16, 16, 3))
+    x = keras.ops.divide(pixels, keras.ops.mean(pixels, axis=(1, 2, 3), keepdims=True))
+    x = keras.layers.Dense(8, activation="sigmoid")(keras.layers.Flatten()(x))
+    encoder = keras.Model(pixels, x)
+    left, right = keras.Input((16, 16, 3)), keras.Input((16, 16, 3))
+    score = keras.layers.Dense(1, activation="sigmoid")(keras.ops.abs(encoder(left) - encoder(right)))
+    keras.Model([left, right], score).save(tmp_path / "nan.keras")
+    return str(tmp_path / "nan.keras")
+
+
+@pytest.mark.slow
+def test_a_score_that_is_no_number_fails_the_run_or_is_an_error_of_its_row(arguments, nan_model, tmp_path, read_scores, capsys):
+    Image.new("RGB", (16, 16)).save(tmp_path / "pictures" / "p3.png")
+    arguments = [*arguments[:5], nan_model, "--pixels", "0..255"]
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "p3.png against itself; check its weights, or see --on-nan keep" in said and "Traceback" not in said
+    assert main([*arguments, "--on-nan", "keep"]) == 0
+    scores = read_scores(tmp_path / "out")
+    odd = scores["left"].str.endswith("p3.png") | scores["right"].str.endswith("p3.png")
+    assert 20 < odd.sum() < 100
+    assert (scores["error"].eq("the model gave a score that is not a number") == odd).all()
+    assert (scores["score"].isna() == odd).all() and (scores["identity_check"].eq("not_checked") == odd).all()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["rows"]["not_a_number"] == summary["rows"]["failed"] == odd.sum()
+    assert 0 <= summary["identity"]["score_mean"] <= 1
+
+
+GREEDY = """
+import keras
+import tensorflow as tf
+
+
+def _hold(pixels):
+    if len(pixels) > 16:
+        raise MemoryError("out of memory")  # of which TensorFlow makes a ResourceExhaustedError, as of a full GPU
+    return pixels
+
+
+class Greedy(keras.layers.Layer):
+    def call(self, pixels):
+        held = tf.numpy_function(_hold, [pixels], tf.float32)
+        return tf.ensure_shape(held, pixels.shape)
+"""
+
+
+@pytest.mark.slow
+def test_a_device_out_of_memory_gets_smaller_batches_and_completes(arguments, tmp_path, monkeypatch, read_scores, caplog):
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    monkeypatch.syspath_prepend(tmp_path)
+    from greedy import Greedy
+
+    model = keras.models.load_model(arguments[5])
+    pixels, left, right = (keras.Input((16, 16, 3)) for _ in range(3))
+    encoder = keras.Model(pixels, model.get_layer("encoder")(Greedy()(pixels)))
+    head = model.layers[-1]
+    keras.Model([left, right], head(keras.ops.abs(encoder(left) - encoder(right)))).save(tmp_path / "greedy.keras")
+    assert main(arguments) == 0
+    greedy = [*arguments[:3], str(tmp_path / "greedy"), "--model", str(tmp_path / "greedy.keras"), "--pixels", "0..255"]
+    assert main([*greedy, "--custom-object", "Greedy=greedy:Greedy"]) == 0
+    assert "out of memory; from now on it computes 16 rows at once" in caplog.text
+    usual, halved = (read_scores(tmp_path / name)["score"] for name in ("out", "greedy"))
+    np.testing.assert_allclose(usual, halved, atol=1e-6)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("command", ["false", "exec kill -9 $$"])
+def test_a_worker_that_dies_before_it_connects_fails_the_run_in_a_sentence(command, arguments, tmp_path):
+    workers = [
+        "--runner=PortableRunner",
+        "--job_endpoint=embed",
+        "--environment_type=beam:env:harness_subprocess_python:v1",
+        f"--environment_config=sh -c '{command}'",
+    ]
+    process = start_program([*arguments, *workers], os.environ | {"TMPDIR": str(tmp_path)})
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "the run failed: a worker process died" in said and "Traceback" not in said
+    assert names(tmp_path / "out") == []

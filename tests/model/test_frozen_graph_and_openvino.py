@@ -1,0 +1,97 @@
+"""The network frozen, or run by OpenVINO: the scores of TensorFlow, faster.
+
+OpenVINO runs in processes of its own here: where both are loaded, TensorFlow's training crashes later in the process.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import batchverify
+from batchverify.model.frozen_graph import FrozenFunction
+
+OPENVINO = """
+import numpy as np, tensorflow as tf
+from concurrent.futures import ThreadPoolExecutor
+from batchverify.model.runtimes import OpenVinoFunction
+weights = tf.Variable(np.random.default_rng(0).normal(size=(4, 3)), dtype=tf.float32)
+function = lambda left, right: tf.matmul(left, weights) - tf.matmul(tf.cast(right, tf.float32), weights)
+for precision, most in (("float32", 1e-5), ("bfloat16", 0.1)):
+    call, answers = OpenVinoFunction(function, precision), []
+    for rows in (1, 5, 1):
+        left, right = np.random.default_rng(rows).integers(0, 3, (2, rows, 4), np.uint8)
+        left = left.astype(np.float32)
+        answers.append((call(left, right), function(left, right).numpy()))
+    # The first answer outlives the calls after it.
+    assert all(np.allclose(found, expected, atol=most) for found, expected in answers)
+images = np.random.default_rng(0).normal(size=(40, 2, 200, 4)).astype(np.float32)
+with ThreadPoolExecutor(8) as threads:
+    answers = list(threads.map(lambda pair: call(*pair), images))
+assert all(np.allclose(found, function(*pair).numpy(), atol=0.2) for found, pair in zip(answers, images))
+print("equal")
+"""
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=600)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("precision", "most"), [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_openvino_gives_tensorflows_scores_and_says_how_near(precision, most, demo, tmp_path, read_scores):
+    manifest = ("-m", "batchverify", "--manifest", demo / "demo.csv")
+    assert run(*manifest, "--output", tmp_path / "usual").returncode == 0
+    done = run(*manifest, "--output", tmp_path / "other", "--runtime", "openvino", "--precision", precision)
+    assert done.returncode == 0, done.stderr
+    usual, other = read_scores(tmp_path / "usual"), read_scores(tmp_path / "other")
+    for column in ("score", "identity_left", "identity_right"):
+        assert np.allclose(usual[column], other[column], atol=most, equal_nan=True)
+    notes = json.loads((tmp_path / "other" / "summary.json").read_text())["run"]["model_notes"]
+    (note,) = [note for note in notes if "openvino" in note]
+    assert precision in note and "its scores differ from TensorFlow's by" in note
+
+
+def test_less_precision_is_refused_where_it_would_change_nothing():
+    with pytest.raises(batchverify.PreflightError, match="is for --runtime openvino"):
+        batchverify.ScoringConfig(precision="bfloat16")
+
+
+@pytest.mark.processes
+def test_openvino_takes_several_shapes_inputs_and_threads():
+    done = run("-c", OPENVINO)
+    assert done.stdout.strip() == "equal", done.stderr
+
+
+def test_frozen_calls_of_several_shapes_and_inputs_equal_the_function():
+    weights = tf.Variable(np.random.default_rng(0).normal(size=(4, 3)), dtype=tf.float32)
+
+    def function(left, right):
+        return tf.matmul(left, weights) - tf.matmul(tf.cast(right, tf.float32), weights)
+
+    call = FrozenFunction(function)
+    for rows in (1, 5, 1):
+        left, right = np.random.default_rng(rows).integers(0, 3, (2, rows, 4), np.uint8)
+        left = left.astype(np.float32)
+        assert np.allclose(call(left, right), function(left, right), atol=1e-5)
+
+
+def test_what_changes_when_it_is_called_is_not_frozen(caplog):
+    """As dropout left on counts its calls."""
+    counter = tf.Variable(0.0)
+    call = FrozenFunction(lambda x: x + counter.assign_add(1.0))
+    with caplog.at_level(logging.INFO, logger="batchverify"):
+        assert [call(np.zeros(1, np.float32)).item() for _ in range(3)] == [1.0, 2.0, 3.0]
+    assert "it changes some when it is called" in caplog.text
+
+
+def test_what_is_frozen_no_longer_reads_its_weights():
+    weight = tf.Variable(2.0)
+    call = FrozenFunction(lambda x: x * weight)
+    assert call(np.ones(1, np.float32)).item() == 2.0
+    weight.assign(3.0)
+    assert call(np.ones(1, np.float32)).item() == 2.0

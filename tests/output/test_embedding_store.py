@@ -1,0 +1,463 @@
+"""Nights that share a store of embeddings: the same scores as without it, for less work, or a refusal."""
+
+import datetime
+import json
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.io.filesystem import FileMetadata
+from apache_beam.io.localfilesystem import LocalFileSystem
+from PIL import Image
+
+import batchverify
+from batchverify.cli.main import main
+from batchverify.images.reader import ImageReader
+from batchverify.images.resize import Layout, PillowResize
+from batchverify.output.embedding_session import EmbeddingStoreSession
+from batchverify.output.embedding_store import EmbeddingStore
+from tests.support.manifests import write_pairs
+from tests.support.processes import SUBPROCESS_WORKERS, start_program, wait_for
+
+POINTER = "embeddings.json"
+
+
+@pytest.fixture
+def pairs(tmp_path, pictures):
+    """A manifest of 57 pairs of ten pictures that are a minute old."""
+    a_minute_ago = time.time() - 60
+    for number in range(10):
+        os.utime(pictures / f"p{number}.png", (a_minute_ago, a_minute_ago))
+    return write_pairs(tmp_path, pictures)
+
+
+@pytest.fixture
+def night(pairs, small_model, tmp_path):
+    """Runs the manifest into `out-NAME` and returns what the run says."""
+
+    def run(name, *beam_args, **settings):
+        settings = {"model": small_model, "embeddings": str(tmp_path / "store"), "manifests": (str(pairs),)} | settings
+        return batchverify.run(batchverify.VerificationConfig(output=str(tmp_path / f"out-{name}"), **settings), beam_args)
+
+    return run
+
+
+def made_anew(path, age_s=30):
+    """Replaces a picture by another one of the same size in pixels."""
+    shape = np.asarray(Image.open(path)).shape
+    Image.fromarray(np.random.default_rng(len(path.name) + int(age_s)).integers(0, 256, shape, np.uint8)).save(path)
+    os.utime(path, (time.time() - age_s,) * 2)
+
+
+def counts(result) -> tuple[int, int]:
+    assert result.summary["embeddings"]["reused"] == result.counters["images_reused"]
+    assert result.summary["embeddings"]["encoded"] == result.counters["images_encoded"]
+    return result.counters["images_encoded"], result.counters["images_reused"]
+
+
+def stored(tmp_path) -> pd.DataFrame:
+    """What the store has, read by nothing but its own words."""
+    store = tmp_path / "store"
+    said = json.loads((store / POINTER).read_text())
+    assert sorted(path.name for path in store.iterdir()) == sorted([said["generation"], POINTER])
+    files = sorted(path.name for path in (store / said["generation"]).iterdir())
+    assert files == sorted(one["name"] for one in said["files"])
+    rows = pd.concat([pq.read_table(store / said["generation"] / name).to_pandas() for name in files], ignore_index=True)
+    assert len(rows) == said["rows"] and rows["uri"].is_unique
+    return rows
+
+
+@pytest.mark.parametrize("more", [[], ["--direct_runner_bundle_repeat=1"]], ids=["once", "bundles-twice"])
+def test_the_second_night_encodes_nothing_and_scores_the_same(more, night, tmp_path, read_scores):
+    plain, first, second = (night(f"{n}", *more, **({"embeddings": None} if n == 0 else {})) for n in range(3))
+    assert plain.counters["images_encoded"] == 10 and plain.summary["embeddings"] is None
+    assert counts(first) == (10, 0) and counts(second) == (0, 10)
+    assert second.counters["encodings"] == 0
+    scores = [read_scores(tmp_path / f"out-{n}") for n in range(3)]
+    # To the bit: the same ten images make the same batch, and the head sees the same numbers.
+    pd.testing.assert_frame_equal(scores[0], scores[1], check_exact=True)
+    pd.testing.assert_frame_equal(scores[1], scores[2], check_exact=True)
+    assert len(stored(tmp_path)) == 10
+
+
+WORKERS = {"multi-processing": ["--direct_num_workers=1", "--direct_running_mode=multi_processing"],
+           "portable": SUBPROCESS_WORKERS}  # fmt: skip
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("workers", WORKERS)
+def test_workers_in_other_processes_share_the_store(workers, night, pictures, tmp_path, read_scores):
+    night("first")
+    made_anew(pictures / "p3.png")
+    assert counts(night("second", *WORKERS[workers], block_rows=20)) == (1, 9)
+    assert counts(night("third")) == (0, 10) and len(stored(tmp_path)) == 10
+    night("plain", embeddings=None)
+    scores = [read_scores(tmp_path / f"out-{name}")["score"] for name in ("second", "third", "plain")]
+    assert scores[0].tolist() == scores[1].tolist()
+    # The one image is encoded in a batch of its own.
+    np.testing.assert_allclose(scores[0], scores[2], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_only_what_changed_is_encoded(night, pictures, tmp_path, read_scores):
+    night("first")
+    made_anew(pictures / "p3.png")
+    os.utime(pictures / "p5.png", (time.time() - 40,) * 2)
+    assert counts(night("second")) == (2, 8)
+    assert counts(night("plain", embeddings_rebuild=True)) == (10, 0)
+    scores = [read_scores(tmp_path / f"out-{name}")["score"] for name in ("first", "second", "plain")]
+    np.testing.assert_allclose(scores[1], scores[2], atol=1e-6)
+    assert np.abs(scores[0] - scores[1]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_by_content_a_touched_file_is_unchanged_and_a_replaced_one_is_not(night, pictures):
+    night("first")
+    before = os.stat(pictures / "p3.png")
+    os.utime(pictures / "p5.png", (time.time() - 40,) * 2)
+    data = bytearray((pictures / "p3.png").read_bytes())
+    made_anew(pictures / "p3.png")
+    (pictures / "p3.png").write_bytes((pictures / "p3.png").read_bytes().ljust(len(data), b"\0")[: len(data)])
+    os.utime(pictures / "p3.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert counts(night("second", embeddings_version="content")) == (1, 9)
+
+
+@pytest.mark.slow
+def test_a_file_that_was_just_written_is_encoded_again(night, pictures):
+    # Another change in the same tick of the clock would leave it the same size and time.
+    path = pictures / "p3.png"
+    os.utime(path, ns=(0, (time.time_ns() + 3600 * 10**9)))
+    night("first")
+    assert counts(night("second")) == (0, 10)
+    now = time.time_ns()
+    os.utime(path, ns=(now, now // 10**9 * 10**9))
+    reader = ImageReader(Layout(16, 16), 10**6, 10**6, versions="stat")
+    assert reader.look_up(str(path)).version is None and reader.look_up(str(pictures / "p4.png")).version is not None
+
+
+def test_a_file_that_changes_while_it_is_read_is_filed_as_what_it_was(pictures):
+    path = pictures / "p1.png"
+    os.utime(path, (time.time() - 60,) * 2)
+
+    class LateResize(PillowResize):
+        def __call__(self, image, size):
+            made_anew(path)
+            return super().__call__(image, size)
+
+    reader = ImageReader(Layout(16, 16, resize=LateResize()), 10**6, 10**6, versions="stat")
+    before = reader.look_up(str(path)).version
+    assert reader.read_with_version(str(path)).version == before != reader.look_up(str(path)).version
+
+
+@pytest.mark.slow
+def test_images_that_fail_tonight_fail_as_without_a_store(night, pictures, tmp_path, read_scores):
+    night("first")
+    (pictures / "p1.png").unlink()
+    (pictures / "p2.png").unlink()
+    (pictures / "p2.png").mkdir()
+    (pictures / "p3.png").write_bytes(b"")
+    (pictures / "p4.png").write_bytes(b"no image")
+    result = night("second")
+    assert counts(result) == (0, 6) and result.counters["images_failed"] == 4
+    night("plain", embeddings=None)
+    kept, plain = read_scores(tmp_path / "out-second"), read_scores(tmp_path / "out-plain")
+    for column in ("left_status", "right_status", "error", "same_image", "match"):
+        assert kept[column].tolist() == plain[column].tolist()
+    assert {"missing", "unreadable", "empty"} < set(kept["left_status"])
+
+
+@pytest.mark.slow
+def test_outside_of_the_root_nothing_is_reused(night, tmp_path, pictures):
+    night("first")
+    (tmp_path / "elsewhere").mkdir()
+    result = night("second", image_root=str(tmp_path / "elsewhere"), manifests=(str(absolute(tmp_path, pictures)),))
+    assert result.counters["images_failed"] == 10 and result.summary["images"]["outside_root"] == 10
+
+
+def absolute(tmp_path, pictures):
+    path = tmp_path / "absolute.csv"
+    path.write_text("left,right\n" + "\n".join(f"{pictures}/p{n}.png,{pictures}/p{(n + 1) % 10}.png" for n in range(10)))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"color": "bgr"}, "preprocessing"), ({"max_image_pixels": 10**6}, "max image pixels"), ({}, "model digest")],
+)
+def test_another_model_or_other_pixels_meet_no_old_embedding(settings, told, night, tmp_path, small_model, caplog):
+    import keras
+
+    night("first")
+    if not settings:
+        model = keras.models.load_model(small_model)
+        model.layers[-1].set_weights([weights * 0.9 for weights in model.layers[-1].get_weights()])
+        model.save(tmp_path / "other.keras")
+        settings = {"model": str(tmp_path / "other.keras")}
+    second = night("second", **settings)
+    assert counts(second) == (10, 0)
+    assert second.summary["embeddings"]["ignored"] == f"made with another {told}" and told in caplog.text
+    assert counts(night("third", **settings)) == (0, 10)
+
+
+@pytest.mark.slow
+def test_what_does_not_change_embeddings_keeps_them(night, small_model, tmp_path):
+    night("first")
+    shutil.copy(small_model, tmp_path / "moved.keras")
+    assert counts(night("second", model=str(tmp_path / "moved.keras"), threshold=0.9, batch_size=3, block_rows=5)) == (0, 10)
+
+
+@pytest.mark.slow
+def test_rows_that_tonight_does_not_name_stay_and_grow_old(night, pairs, tmp_path):
+    night("first")
+    lines = pairs.read_text().splitlines()
+    pairs.write_text("\n".join([lines[0], "pictures/p1.png,pictures/p2.png"]))
+    assert counts(night("second")) == (0, 2)
+    rows = stored(tmp_path)
+    assert len(rows) == 10 and rows["last_used"].nunique() == 1
+    grow_older(tmp_path, days=30)
+    assert counts(night("third", embeddings_days=31)) == (0, 2) and len(stored(tmp_path)) == 10
+    grow_older(tmp_path, days=30)
+    assert counts(night("fourth", embeddings_days=31)) == (0, 2)
+    assert {uri.rsplit("/", 1)[1] for uri in stored(tmp_path)["uri"]} == {"p1.png", "p2.png"}
+    pairs.write_text("\n".join(lines))
+    assert counts(night("fifth")) == (8, 2)
+
+
+def grow_older(tmp_path, days):
+    """Writes the store's only file again with earlier dates, as the store itself would have then."""
+    said = json.loads((tmp_path / "store" / POINTER).read_text())
+    published = EmbeddingStore(str(tmp_path / "store")).read_published()
+    session = EmbeddingStoreSession(str(tmp_path / "store"), "stat", said["key"], published, None, datetime.date.min)
+    (part,) = session.files()
+    rows = session.read(part)
+    earlier = pa.array(np.array(rows["last_used"]) - np.timedelta64(days, "D"), pa.date32())
+    parts = list(session.write(rows.set_column(5, rows.schema.field("last_used"), earlier)))
+    session.publish(parts, "older")
+
+
+def cut(store, said, part):
+    part.write_bytes(part.read_bytes()[:-1])
+
+
+def change_columns(store, said, part):
+    pq.write_table(pq.read_table(part).drop_columns(["digest"]), part)
+    said["files"][0]["bytes"] = part.stat().st_size
+
+
+def change_rows(store, said, part):
+    pq.write_table(pq.read_table(part).slice(1), part)
+    said["files"][0]["bytes"] = part.stat().st_size
+
+
+DAMAGES = {
+    "JSON": (lambda store, said, part: said.clear(), "cannot be understood"),
+    "missing": (lambda store, said, part: part.unlink(), "is missing"),
+    "size": (cut, "bytes and should have"),
+    "footer": (lambda store, said, part: part.write_bytes(b"\0" * part.stat().st_size), "cannot be read"),
+    "columns": (change_columns, "other columns"),
+    "rows": (change_rows, "9 rows and should have 10"),
+    "names": (lambda store, said, part: said["files"][0].update(name="../part.parquet"), "names files that no store has"),
+    "format": (lambda store, said, part: said.update(format=99), "format 99"),
+}
+
+
+@pytest.fixture(scope="module")
+def made(small_model, tmp_path_factory):
+    """A store of ten embeddings, to be copied."""
+    folder = tmp_path_factory.mktemp("made")
+    rng = np.random.default_rng(8)
+    for number in range(10):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"p{number}.png")
+    (folder / "pairs.csv").write_text("left,right\n" + "\n".join(f"p{n}.png,p{n + 5}.png" for n in range(5)))
+    config = batchverify.VerificationConfig(
+        manifests=(str(folder / "pairs.csv"),), output=str(folder / "out"), model=small_model, embeddings=str(folder / "store")
+    )
+    batchverify.run(config)
+    return folder / "store"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_store_that_is_not_whole_is_refused_or_rebuilt(damage, made, night, tmp_path):
+    store = shutil.copytree(made, tmp_path / "store")
+    break_it, told = DAMAGES[damage]
+    said = json.loads((store / POINTER).read_text())
+    break_it(store, said, store / said["generation"] / said["files"][0]["name"])
+    (store / POINTER).write_text(json.dumps(said) if said else "{not JSON")
+    with pytest.raises(batchverify.PreflightError, match=f"the store is not whole: .*{told}.*--embeddings-rebuild"):
+        night("second")
+    assert not (tmp_path / "out-second").exists()
+    if damage not in ("JSON", "footer"):  # once refused, they are all rebuilt alike
+        return
+    result = night("third", embeddings_rebuild=True)
+    assert counts(result) == (10, 0) and result.summary["embeddings"]["ignored"] == "--embeddings-rebuild"
+    assert len(stored(tmp_path)) == 10
+
+
+def test_damage_inside_of_a_file_fails_the_run(made, night, tmp_path):
+    (part,) = shutil.copytree(made, tmp_path / "store").glob("embeddings-*/part-*.parquet")
+    data = bytearray(part.read_bytes())
+    data[len(data) // 3] ^= 1
+    part.write_bytes(data)
+    before = (tmp_path / "store" / POINTER).read_bytes()
+    with pytest.raises(batchverify.RunError, match=r"part-[0-9a-f]+.parquet is damaged; restore it, or .*--embeddings-rebuild"):
+        night("second")
+    assert list((tmp_path / "out-second").iterdir()) == []
+    assert (tmp_path / "store" / POINTER).read_bytes() == before
+    assert [path.parent.name for path in (tmp_path / "store").glob("*/*")] == [part.parent.name]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_is_killed_leaves_the_store_as_it_was(how, night, pairs, pictures, small_model, tmp_path):
+    night("first")
+    before = stored(tmp_path)
+    made_anew(pictures / "p3.png")
+    arguments = ["--manifest", str(pairs), "--output", str(tmp_path / "out"), "--model", small_model, "--block-rows", "1"]
+    process = start_program([*arguments, "--embeddings", str(tmp_path / "store")], os.environ | {"TMPDIR": str(tmp_path)})
+    wait_for(tmp_path / "out" / "_RUNNING", process)
+    while len(list((tmp_path / "store").glob("embeddings-*/part-*.parquet"))) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    process.send_signal(how)
+    process.communicate(timeout=300)
+    if how == signal.SIGTERM:
+        pd.testing.assert_frame_equal(stored(tmp_path), before)
+    assert counts(night("again")) == (1, 9)
+    assert len(stored(tmp_path)) == 10
+
+
+@pytest.mark.slow
+def test_a_run_that_misses_a_gate_publishes_nothing(night, pictures, tmp_path):
+    night("first")
+    before = (tmp_path / "store" / POINTER).read_bytes()
+    (pictures / "p3.png").unlink()
+    made_anew(pictures / "p4.png")
+    gated = night("gated", max_failed_rows=batchverify.Limit.parse("0"))
+    assert not gated.summary["gates"][0]["met"]
+    assert (tmp_path / "store" / POINTER).read_bytes() == before and len(stored(tmp_path)) == 10
+
+
+def test_one_store_takes_one_run_at_a_time(night, tmp_path):
+    with (
+        EmbeddingStore(str(tmp_path / "store")).claimed(f"embeddings-{0:032x}"),
+        pytest.raises(batchverify.PreflightError, match=r"--embeddings .* another run writes there now"),
+    ):
+        night("second")
+    assert counts(night("third")) == (10, 0)
+
+
+@pytest.mark.slow
+def test_a_store_that_cannot_be_published_costs_the_embeddings_alone(night, tmp_path, monkeypatch, caplog):
+    night("first")
+
+    def full(self, text):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(EmbeddingStore, "_replace", full)
+    assert counts(night("second")) == (0, 10)
+    assert "the scores are whole, but the new embeddings could not be published (No space left" in caplog.text
+    assert (tmp_path / "out-second" / "_SUCCESS").exists() and len(stored(tmp_path)) == 10
+
+
+def test_leftovers_of_crashed_runs_are_swept_and_other_folders_refused(night, tmp_path, pictures):
+    left = tmp_path / "store" / f"embeddings-{7:032x}"
+    left.mkdir(parents=True)
+    (left / f"part-{7:032x}.parquet").write_bytes(b"left by a crashed run")
+    night("first")
+    assert len(stored(tmp_path)) == 10
+    with pytest.raises(batchverify.PreflightError, match=r"holds 'p\d.png' and no embeddings; name a folder of their own"):
+        night("second", embeddings=str(pictures))
+    with pytest.raises(batchverify.PreflightError, match="is no directory"):
+        night("third", embeddings=str(pictures / "p1.png"))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--embeddings", ""], "--embeddings is empty"),
+        (["--embeddings", "store*"], r"holds one of * ? ["),
+        (["--embeddings", "out/store"], "are the same directory, or one contains the other"),
+        (["--embeddings", "."], "are the same directory, or one contains the other"),
+        (["--embeddings-rebuild"], "needs an embedding store, and none is given"),
+        (["--embeddings-version", "content"], "needs an embedding store, and none is given"),
+        (["--embeddings", "store", "--embeddings-days", "0"], "give at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, told, capsys):
+    assert main(["--manifest", "pairs.csv", "--output", "out", *options]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_check_and_the_closing_words_tell_of_the_store(night, pairs, pictures, small_model, tmp_path, capsys):
+    arguments = ["--manifest", str(pairs), "--model", small_model, "--embeddings", str(tmp_path / "store")]
+    assert main([*arguments, "--output", str(tmp_path / "o1"), "--check"]) == 0
+    assert "nothing is stored yet" in capsys.readouterr().out and not (tmp_path / "store").exists()
+    night("first")
+    made_anew(pictures / "p3.png")
+    assert main([*arguments, "--output", str(tmp_path / "o1"), "--check"]) == 0
+    assert "10 embeddings that fit; of 10 images tried, 9 are in it unchanged" in capsys.readouterr().out
+    assert main([*arguments, "--output", str(tmp_path / "o1")]) == 0
+    told = capsys.readouterr().out
+    assert "10 distinct: 1 encoded, 9 from the store, 0 failed" in told and "9 of 10 images were in it unchanged" in told
+    assert "9 of them were in the store of embeddings, 1 were encoded." in " ".join(
+        (tmp_path / "o1" / "report.html").read_text().split()
+    )
+    assert main([*arguments, "--output", str(tmp_path / "o2"), "--color", "bgr", "--check"]) == 0
+    assert "what is stored is not used: made with another preprocessing" in capsys.readouterr().out
+
+
+def test_a_network_that_runs_whole_has_no_embeddings_to_keep(night, small_model, tmp_path):
+    import keras
+
+    model = keras.models.load_model(small_model)
+    model.export(str(tmp_path / "saved"), verbose=False)
+    with pytest.raises(batchverify.PreflightError, match=r"runs whole, .* leave --embeddings out"):
+        night("first", model=str(tmp_path / "saved"), pixels="0..255")
+
+
+class UndatedFileSystem(LocalFileSystem):
+    """Opens `undated:///path` on this machine, and says nothing of it."""
+
+    @classmethod
+    def scheme(cls):
+        return "undated"
+
+    def open(self, path, mime_type="", compression_type=None):
+        return open(path[path.index("://") + 3 :], "rb")
+
+    def metadata(self, path):
+        return None
+
+
+class DatedFileSystem(UndatedFileSystem):
+    """Opens `dated:///path` likewise, with its size and time."""
+
+    seconds_added = 0
+
+    @classmethod
+    def scheme(cls):
+        return "dated"
+
+    def metadata(self, path):
+        found = os.stat(path[path.index("://") + 3 :])
+        return FileMetadata(path, found.st_size, found.st_mtime + self.seconds_added)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("scheme", "second"), [("dated", (0, 10)), ("undated", (10, 0))])
+def test_images_of_another_file_system_are_kept_if_it_dates_them(scheme, second, night, pictures, tmp_path, monkeypatch):
+    names = [f"{scheme}://{pictures}/p{number}.png" for number in range(10)]
+    manifest = tmp_path / "stored.csv"
+    manifest.write_text("left,right\n" + "\n".join(f"{names[n]},{names[n - 1]}" for n in range(10)))
+    assert counts(night("first", manifests=(str(manifest),))) == (10, 0)
+    assert counts(night("second", manifests=(str(manifest),))) == second
+    monkeypatch.setattr(DatedFileSystem, "seconds_added", 1)
+    assert counts(night("third", manifests=(str(manifest),))) == (10, 0)

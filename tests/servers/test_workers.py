@@ -1,0 +1,229 @@
+"""Workers elsewhere: in environments of their own, made from the source distribution, with an object store and nothing else."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+import venv
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import batchverify
+from tests.support.object_stores import s3_store
+
+pytestmark = pytest.mark.workers
+REPOSITORY = Path(batchverify.__file__).parents[1]
+# Imported by each interpreter of a pool: whatever is the launcher's is not there, and every look at it is written down.
+ELSEWHERE = """
+import os, sys
+seen = open({log!r}, "a", buffering=1)
+def watch(event, args):
+    if event == "exec" and getattr(args[0], "co_filename", "").endswith("/batchverify/__init__.py"):
+        seen.write(f"import {{args[0].co_filename}}\\n")
+    if event == "open" and isinstance(args[0], (str, bytes)) and os.fsdecode(args[0]).startswith({theirs!r}):
+        seen.write(f"open {{os.fsdecode(args[0])}}\\n")
+        raise FileNotFoundError(2, "it is on another machine", args[0])
+sys.addaudithook(watch)
+"""
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> Path:
+    """The source distribution that setup.py makes."""
+    folder = tmp_path_factory.mktemp("sdist")
+    steps = ["-q", "egg_info", "--egg-base", str(folder), "sdist", "--dist-dir", str(folder)]
+    subprocess.run([sys.executable, "setup.py", *steps], cwd=REPOSITORY, check=True, capture_output=True)
+    return next(folder.glob("*.tar.gz"))
+
+
+class Pool:
+    """A worker pool in a virtual environment with the source distribution; its libraries are those of this environment.
+
+    Args:
+        folder: of its own, where it also works.
+        sdist: to install.
+        theirs: beginnings of paths that are the launcher's.
+    """
+
+    def __init__(self, folder: Path, sdist: Path, theirs: tuple[str, ...]):
+        self.folder, self.seen = folder, folder / "seen"
+        venv.create(folder / "venv", with_pip=False, symlinks=True)
+        self.packages = next((folder / "venv" / "lib").glob("python*/site-packages"))
+        libraries = Path(np.__file__).parents[1]
+        (self.packages / "libraries.pth").write_text(f"{libraries}\nimport elsewhere\n")
+        (self.packages / "elsewhere.py").write_text(ELSEWHERE.format(log=str(self.seen), theirs=theirs))
+        shutil.copy(sdist, folder)
+        pip = [sys.executable, "-m", "pip", "--python", str(folder / "venv" / "bin" / "python"), "install", "--quiet"]
+        offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--ignore-installed"]
+        subprocess.run([*pip, *offline, str(folder / sdist.name)], check=True, cwd=folder)
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            self.address = f"localhost:{free.getsockname()[1]}"
+        self.start()
+
+    def start(self) -> None:
+        self.seen.unlink(missing_ok=True)
+        environment = {
+            "PATH": f"{self.folder}/venv/bin:{os.environ['PATH']}",
+            "HOME": str(self.folder),
+            "TMPDIR": str(self.folder),
+        }
+        command = [
+            "python",
+            "-m",
+            "apache_beam.runners.worker.worker_pool_main",
+            f"--service_port={self.address.split(':')[1]}",
+        ]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True,
+                executable=str(self.folder / "venv" / "bin" / "python"),
+            )  # fmt: skip
+
+    def workers(self) -> set[int]:
+        """Returns the process ids of all workers that it has started."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return {int(child) for task in tasks for child in (task / "children").read_text().split()}
+
+    def kill(self) -> None:
+        """Kills it, with its workers."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def account(self) -> list[str]:
+        """Returns what its interpreters imported and what they looked for of the launcher's."""
+        return self.seen.read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, small_model):
+    """A store with thirty pictures, 300 pairs of them and a model."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(9)
+    for number in range(30):
+        Image.fromarray(rng.integers(0, 256, (18, 16, 3), np.uint8)).save(folder / f"p{number}.png")
+    names = [*(f"p{number}.png" for number in range(30)), "none.png"]
+    pairs = pd.DataFrame({side: [names[i] for i in rng.integers(len(names), size=300)] for side in ("left", "right")})
+    pairs.to_csv(folder / "pairs.csv", index=False)
+    shutil.copy(small_model, folder / "model.keras")
+    with s3_store(folder) as store:
+        store.upload(folder, "in")
+        yield store
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory) -> Path:
+    """The folder that the launcher works in and has its temporary files in."""
+    return tmp_path_factory.mktemp("launcher")
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory, sdist, launcher):
+    theirs = (str(launcher), str(REPOSITORY))
+    found = [Pool(tmp_path_factory.mktemp(f"pool{number}"), sdist, theirs) for number in range(2)]
+    yield found
+    for pool in found:
+        pool.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster(pools, launcher) -> Iterator[list[str]]:
+    """Beam's arguments for a run on all pools."""
+    port_file = launcher.parent / "cluster-ports"
+    script = REPOSITORY / "tests" / "support" / "cluster.py"
+    command = [sys.executable, str(script), str(port_file), *(pool.address for pool in pools)]
+    with (launcher.parent / "cluster-log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    while not port_file.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    port, front = port_file.read_text().split()
+    external = ["--environment_type=EXTERNAL", f"--environment_config=localhost:{front}"]
+    yield ["--runner=PortableRunner", f"--job_endpoint=localhost:{port}", *external]
+    process.kill()
+    process.wait()
+
+
+def start(store, launcher, *words: str) -> subprocess.Popen:
+    """Starts the command; what says how the store is reached is in its arguments alone, for workers to be told of."""
+    names = {"--manifest": "in/pairs.csv", "--output": "out", "--model": "in/model.keras"}
+    given = [word for option, name in names.items() for word in (option, store.uri(name))]
+    keys = ["--s3_access_key_id=test", "--s3_secret_access_key=test", "--s3_region_name=eu-central-1"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(launcher), "AWS_EC2_METADATA_DISABLED": "true"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "batchverify", *given, *store.arguments, *keys, "--block-rows", "50", *words],
+        cwd=launcher, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_work(store, pools, process) -> None:
+    """Waits until workers fetch images, after the few that the launcher looks at."""
+    before = None
+    while before is None or store.proxy.images_asked() < before + 5:
+        assert process.poll() is None, process.communicate()
+        if before is None and all(pool.workers() for pool in pools):
+            before = store.proxy.images_asked()
+        time.sleep(0.05)
+
+
+def test_the_source_distribution_is_whole(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    package = REPOSITORY / "batchverify"
+    tracked = {path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {str(path.relative_to(REPOSITORY)) for path in tracked} <= names
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "SECURITY.md", "setup.py", "pyproject.toml"} <= names
+
+
+def test_workers_elsewhere_give_what_a_local_run_gives(store, pools, cluster, launcher, tmp_path, read_scores):
+    with ExitStack() as stack:
+        stack.callback(store.clear, "out")
+        # A worker is killed in mid-run, and a whole pool: the run fails in a sentence and leaves nothing.
+        store.proxy.delay_s = 0.5
+        process = start(store, launcher, *cluster, "--fetch-threads", "2")
+        wait_for_work(store, pools, process)
+        os.kill(max(pools[0].workers()), signal.SIGKILL)
+        pools[1].kill()
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 1, said
+        assert "the run failed: a worker process died" in said and "Traceback" not in said
+        assert store.names("out") == [] and store.uploads() == []
+        pools[1].start()
+        store.proxy.clear()
+        process = start(store, launcher, *cluster)
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        scores = read_scores(store.download("out", tmp_path / "out"))
+        for pool in pools:
+            account = pool.account()
+            assert f"import {pool.packages}/batchverify/__init__.py" in account
+            assert not [line for line in account if line.startswith("import") and str(pool.packages) not in line]
+            assert not [line for line in account if line.startswith("open") and "batchverify-stats-" not in line]
+    config = batchverify.VerificationConfig(
+        manifests=(str(store.download("in", tmp_path / "in") / "pairs.csv"),),
+        output=str(tmp_path / "local"),
+        model=str(tmp_path / "in" / "model.keras"),
+    )
+    batchverify.run(config)
+    same = [column for column in scores.columns if column not in ("manifest_file", "error")]
+    pd.testing.assert_frame_equal(scores[same], read_scores(tmp_path / "local")[same], rtol=0, atol=1e-6)
+
+
+def test_a_pool_that_is_not_there_fails_the_run_in_a_sentence(store, cluster, launcher):
+    nowhere = [*cluster[:2], "--environment_type=EXTERNAL", "--environment_config=localhost:9"]
+    process = start(store, launcher, *nowhere)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "a part of the runner does not answer (" in said and "Traceback" not in said
+    assert store.names("out") == []
