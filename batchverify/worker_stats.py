@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import fcntl
 import os
-import shutil
 import struct
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
-
-from batchverify import shutdown
 
 COUNTS = ("images_encoded", "images_reused", "images_failed", "rows_scored", "rows_failed")
 # Kinds of work whose seconds are summed over all threads. `read`: the manifest and stored embeddings. `fetch`: images, or only
@@ -32,7 +29,7 @@ class WorkerStats:
     there Beam's counters serve instead.
 
     Args:
-        folder: A folder that `stats_folder` made, or None to store nothing.
+        folder: A folder that `temporary_folder` made, or None to store nothing.
     """
 
     def __init__(self, folder: str | None = None):
@@ -93,12 +90,9 @@ class WorkerStats:
         assert self.folder is not None
         try:
             self._file = tempfile.mkstemp(dir=self.folder)[0]
+            weakref.finalize(self, os.close, self._file)
         except FileNotFoundError:
             self.folder = None
-
-    def __del__(self) -> None:
-        if (file := getattr(self, "_file", None)) is not None:
-            os.close(file)
 
 
 def read_totals(folder: str) -> dict[str, float]:
@@ -137,58 +131,3 @@ def profile_run(folder: str, seconds: float, in_process: bool) -> dict[str, obje
         "rows_per_second": round(rows / seconds, 1),
         "device_idle_share": round(max(0.0, 1 - spent["encode"] / seconds), 4) if in_process else None,
     }
-
-
-_PREFIX = "batchverify-stats-"
-_current_folders: set[str] = set()
-
-
-@contextlib.contextmanager
-def stats_folder() -> Iterator[str]:
-    """Gives a folder for the counts of one run, and deletes it at the end.
-
-    A run that is killed cannot delete its folder. So each run locks its own, and first deletes those that nobody locks.
-    """
-    _delete_unlocked_folders()
-    folder, lock = _make_locked_folder()
-    _current_folders.add(folder)
-    try:
-        yield folder
-    finally:
-        _current_folders.discard(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def delete_stats_folders() -> None:
-    """Deletes the folders of this process's runs; the process is about to end at once."""
-    for folder in _current_folders:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _make_locked_folder() -> tuple[str, int]:
-    """Returns a new folder and the handle that locks it; the lock ends with the process, however that ends."""
-    while True:
-        folder = tempfile.mkdtemp(prefix=_PREFIX)
-        with contextlib.suppress(FileNotFoundError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if os.path.isdir(folder):
-                return folder, lock
-            os.close(lock)
-        # Another run has deleted the folder before it was locked.
-
-
-def _delete_unlocked_folders() -> None:
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        # A folder of another user cannot be opened, and a file system without locks refuses the lock.
-        with contextlib.suppress(OSError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)
-
-
-shutdown.register_clean_up(delete_stats_folders)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from batchverify.errors import PreflightError, short_reason
 from batchverify.model.file import ModelFile, ModelKind
 from batchverify.model.loaded import LoadedModel, ModelInput
 from batchverify.model.rewrite import LoadableConfig, prepare_config
+from batchverify.temporary_folder import temporary_folder
 
 _ALWAYS_ALLOWED_WEIGHTS = 2**22
 _ALLOWED_WEIGHTS_PER_BYTE = 8
@@ -39,7 +39,7 @@ def load_keras_file(file: ModelFile, options: ModelConfig, digest: str) -> Loade
     """
     loadable = prepare_config(file, options)
     _refuse_more_weights_than_stored(file, loadable, options)
-    with tempfile.TemporaryDirectory(prefix="batchverify-") as folder:
+    with temporary_folder() as folder:
         if loadable.changed:
             path = file.rewritten(loadable.config, folder)
         else:  # Keras tells the format from the suffix of the name.

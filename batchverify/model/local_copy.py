@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import importlib.resources
 import os
-import tempfile
 from collections.abc import Iterator
 
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.errors import PreflightError, short_reason
 from batchverify.io.filesystem import open_for_reading
+from batchverify.temporary_folder import temporary_folder
 from batchverify.uris import is_remote
 
 
@@ -36,7 +36,7 @@ def local_model(path: str | None) -> Iterator[str]:
             raise PreflightError(f"--model {path}: it is neither a file nor a folder; give a model file.")
         yield path
     else:
-        with tempfile.TemporaryDirectory(prefix="batchverify-") as folder:
+        with temporary_folder() as folder:
             yield _download(path.rstrip("/"), os.path.join(folder, "model"))
 
 

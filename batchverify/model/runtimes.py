@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import importlib.util
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
 from batchverify.model.calls_by_shape import CallsByShape
 from batchverify.model.frozen_graph import FrozenFunction, freeze
+from batchverify.temporary_folder import temporary_folder
 
 # OpenVINO's names of number formats. The only 16-bit format that processors compute in is bfloat16.
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
@@ -68,7 +68,7 @@ class OpenVinoFunction:
 
         frozen = freeze(concrete)
         core = openvino.Core()
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             path = Path(folder) / "graph.pb"
             path.write_bytes(frozen.graph.as_graph_def().SerializeToString())
             model = core.read_model(path)

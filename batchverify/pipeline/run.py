@@ -19,7 +19,8 @@ from batchverify.pipeline.build import build
 from batchverify.pipeline.dataflow import is_dataflow
 from batchverify.pipeline.execution import Watcher, run_to_end, submit_pipeline
 from batchverify.pipeline.plan import RunPlan, pipeline_options, plan_run, report_memory
-from batchverify.worker_stats import WorkerStats, read_totals, stats_folder
+from batchverify.temporary_folder import temporary_folder
+from batchverify.worker_stats import WorkerStats, read_totals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _worker_stats(beam_args: Sequence[str]) -> Iterator[WorkerStats]:
     if is_dataflow(pipeline_options(beam_args)):
         yield WorkerStats()
         return
-    with stats_folder() as folder:
+    with temporary_folder() as folder:
         yield WorkerStats(folder)
 
 

@@ -14,7 +14,8 @@ import pytest
 import batchverify
 from batchverify.cli.main import main
 from batchverify.cli.progress import format_progress
-from batchverify.worker_stats import COUNTS, SECONDS, WorkerStats, read_totals, stats_folder
+from batchverify.temporary_folder import temporary_folder
+from batchverify.worker_stats import COUNTS, SECONDS, WorkerStats, read_totals
 
 
 def on_a_terminal(arguments: list[str]) -> tuple[int, str]:
@@ -79,7 +80,7 @@ def test_a_watcher_sees_the_whole_run(workers, demo, tmp_path):
 
 
 def test_tallies_of_several_workers_add_up_and_are_deleted():
-    with stats_folder() as folder:
+    with temporary_folder() as folder:
         for images in (3, 4):
             WorkerStats(folder).add(images_encoded=images, fetch=0.5)
         totals = read_totals(folder)
@@ -88,7 +89,7 @@ def test_tallies_of_several_workers_add_up_and_are_deleted():
 
 
 def test_a_tally_without_its_folder_keeps_nothing():
-    with stats_folder() as folder:
+    with temporary_folder() as folder:
         pass
     WorkerStats(folder).add(images_encoded=1)
     assert not os.path.exists(folder)

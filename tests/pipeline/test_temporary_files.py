@@ -10,9 +10,14 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from batchverify.pipeline import run
-from batchverify.worker_stats import stats_folder
+from batchverify.temporary_folder import temporary_folder
 
-HOLD = "from batchverify.worker_stats import stats_folder\nwith stats_folder() as folder: print(folder, flush=True); input()"
+HOLD = """
+from batchverify.temporary_folder import temporary_folder
+with temporary_folder() as folder:
+    print(folder, flush=True)
+    input()
+"""
 
 
 def hold_folder(temporary):
@@ -33,7 +38,7 @@ def test_a_run_deletes_the_folders_of_killed_runs_and_no_others(tmp_path, monkey
         killed.kill()
         killed.communicate()
         assert os.path.isdir(folder_of_killed)
-        with stats_folder() as folder:
+        with temporary_folder() as folder:
             assert sorted(os.listdir(tmp_path)) == sorted(map(os.path.basename, (folder, folder_of_living)))
     finally:
         living.communicate("\n")

@@ -209,7 +209,7 @@ def test_workers_elsewhere_give_what_a_local_run_gives(store, pools, cluster, la
             account = pool.account()
             assert f"import {pool.packages}/batchverify/__init__.py" in account
             assert not [line for line in account if line.startswith("import") and str(pool.packages) not in line]
-            assert not [line for line in account if line.startswith("open") and "batchverify-stats-" not in line]
+            assert not [line for line in account if line.startswith("open") and "batchverify-run-" not in line]
     config = batchverify.VerificationConfig(
         manifests=(str(store.download("in", tmp_path / "in") / "pairs.csv"),),
         output=str(tmp_path / "local"),
