@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import logging
 import re
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -17,11 +18,13 @@ from typing import Any, Protocol
 
 import apache_beam as beam
 from apache_beam.metrics.metric import MetricsFilter
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from batchverify import shutdown
 from batchverify.errors import WORKER_DIED, JobDetachedError, PreflightError, RunError
-from batchverify.pipeline.dataflow import job_link
+from batchverify.pipeline.dataflow import is_dataflow, job_link
+from batchverify.temporary_folder import temporary_folder
 
 _LOG = logging.getLogger(__name__)
 # The error in the thread of a local runner that watches over a worker process, when that process has ended.
@@ -57,9 +60,25 @@ def submit_pipeline(pipeline: beam.Pipeline) -> str | None:
         RunError: If Dataflow does not accept it.
     """
     try:
-        return job_link(pipeline.options, pipeline.run())
+        with _staging_folder(pipeline.options):
+            result = pipeline.run()
+        return job_link(pipeline.options, result)
     except Exception as error:  # A runner raises whatever its client raises.
         raise RunError(_root_cause(error)) from error
+
+
+@contextmanager
+def _staging_folder(options: PipelineOptions) -> Iterator[None]:
+    """Gives Beam a temporary folder while it stages a job to Dataflow: it makes several folders, and deletes none of them."""
+    if not is_dataflow(options):
+        yield
+        return
+    with temporary_folder() as folder:
+        earlier, tempfile.tempdir = tempfile.tempdir, folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = earlier
 
 
 def run_to_end(pipeline: beam.Pipeline, tick: Callable[[], None] = lambda: None) -> dict[str, int]:
@@ -109,7 +128,8 @@ def _cancel(result: Any, cancelled: Future[None]) -> None:
 
 def _run_in_thread(pipeline: beam.Pipeline, ended: Future[PipelineResult]) -> None:
     try:
-        result: Any = pipeline.run()
+        with _staging_folder(pipeline.options):
+            result: Any = pipeline.run()
         if link := job_link(pipeline.options, result):
             _LOG.info("The job: %s", link)
             _wait_for_job(link, result)
