@@ -82,7 +82,7 @@ def _convert_scores(options: argparse.Namespace, beam_args: list[str]) -> str:
 
 def _add_lfw(conversions: Any) -> None:
     parser = _add_conversion(conversions, "lfw", "pairs.txt or pairsDevTrain.txt of Labeled Faces in the Wild", "FILE")
-    parser.add_argument("--ending", default=".jpg", metavar="SUFFIX", help="how the names of the image files end (default: .jpg)")
+    parser.add_argument("--ending", default=".jpg", metavar="SUFFIX", help="ending of the image files (default: .jpg)")
     _add_images(parser)
 
 
