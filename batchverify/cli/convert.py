@@ -19,8 +19,8 @@ from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.messages import manifest_written_message, scores_written_message
 from batchverify.cli.parser import Parser, join_values
 from batchverify.errors import PreflightError
+from batchverify.io.uri import is_remote
 from batchverify.manifest.pair_lists import ORDERS, read_lfw_pairs, read_lines, read_pair_list
-from batchverify.uris import is_remote
 
 
 def make_parser() -> Parser:
@@ -82,7 +82,7 @@ def _convert_scores(options: argparse.Namespace, beam_args: list[str]) -> str:
 
 def _add_lfw(conversions: Any) -> None:
     parser = _add_conversion(conversions, "lfw", "pairs.txt or pairsDevTrain.txt of Labeled Faces in the Wild", "FILE")
-    parser.add_argument("--ending", default=".jpg", metavar="SUFFIX", help="how names of images end (default: .jpg)")
+    parser.add_argument("--ending", default=".jpg", metavar="SUFFIX", help="ending of the image files (default: .jpg)")
     _add_images(parser)
 
 
