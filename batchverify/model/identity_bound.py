@@ -8,6 +8,7 @@ bounds can reach is at most sigmoid(b + sum max(w_i, 0) d_i), where d_i is the l
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -18,7 +19,8 @@ from batchverify.model.split import SplitModel
 
 # The kinds that are zero for equal embeddings and never negative.
 _DISTANCES = ("l1", "squared", "euclidean", "squared_euclidean", "manhattan", "cosine_distance")
-_ELEMENTWISE = ("l1", "squared")
+# The largest distance in one dimension of the kinds that give one for each, by the width of the dimension's range of values.
+_LARGEST_DISTANCES: dict[str, Callable[[float], float]] = {"l1": lambda width: width, "squared": lambda width: width**2}
 # The width of the range of values that each activation function gives.
 _RANGES = {"sigmoid": 1.0, "hard_sigmoid": 1.0, "softmax": 1.0, "tanh": 2.0, "softsign": 2.0}
 
@@ -78,9 +80,9 @@ def _weights_and_bias(dense: keras.layers.Dense) -> tuple[np.ndarray, float]:
 
 def _highest_score(encoder: keras.Model, comparison: str, weights: np.ndarray, bias: float) -> float | None:
     width = _embedding_range(encoder)
-    if width is None or comparison not in _ELEMENTWISE:
+    if width is None or comparison not in _LARGEST_DISTANCES:
         return None
-    return sigmoid(bias + float(np.maximum(weights, 0).sum()) * (width if comparison == "l1" else width**2))
+    return sigmoid(bias + float(np.maximum(weights, 0).sum()) * _LARGEST_DISTANCES[comparison](width))
 
 
 def _embedding_range(encoder: keras.Model) -> float | None:

@@ -1,4 +1,4 @@
-"""A trained model as the pipeline uses it: images to embeddings, two embeddings to a score."""
+"""A trained model that is called with arrays: pixels to embeddings, two embeddings to a score."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ def _l2_normalised(x: Any) -> Any:
     return x / ops.sqrt(ops.maximum(ops.sum(ops.square(x), -1, keepdims=True), _EPSILON))
 
 
+# The order is that of messages and of docs/model.md; of kinds that give the same, the first one names a comparison.
 PAIR_KINDS: dict[str, Callable[[Any, Any], Any]] = {
     "l1": lambda a, b: ops.abs(a - b),
     "squared": lambda a, b: ops.square(a - b),

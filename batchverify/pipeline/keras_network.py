@@ -1,4 +1,4 @@
-"""A trained model as the pipeline uses it: URIs to embeddings, and pairs of embeddings to scores."""
+"""A `PairModel` with the threads that fetch and decode its images: URIs to embeddings, pairs of embeddings to scores."""
 
 from __future__ import annotations
 
