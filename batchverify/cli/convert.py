@@ -19,8 +19,8 @@ from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.messages import manifest_written_message, scores_written_message
 from batchverify.cli.parser import Parser, join_values
 from batchverify.errors import PreflightError
-from batchverify.io.uri import is_remote
 from batchverify.manifest.pair_lists import ORDERS, read_lfw_pairs, read_lines, read_pair_list
+from batchverify.uris import is_remote
 
 
 def make_parser() -> Parser:

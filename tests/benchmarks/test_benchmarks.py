@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -154,7 +155,10 @@ def test_precision_compares_the_rows_of_several_manifests_also_where_a_gate_is_n
     assert run.stdout.startswith("42 pairs with scores")
     *_, reference, float32, bfloat16 = (line.split(" | ") for line in run.stdout.splitlines() if line.startswith("| "))
     assert reference[3:] == ["0", "0", "0", "0", "0 |"]
-    assert float(float32[3]) < 1e-4 < float(bfloat16[3]) < 0.1
+    assert float(float32[3]) < 1e-4
+    # A processor without bfloat16 computes in float32 whatever it is asked for.
+    knows_bfloat16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert (1e-4 if knows_bfloat16 else 0) < float(bfloat16[3]) < (0.1 if knows_bfloat16 else 1e-4)
     assert float32[5:] == ["0", "0", "0 |"]
 
 

@@ -360,7 +360,7 @@ def test_a_store_that_cannot_be_published_costs_the_embeddings_alone(night, tmp_
     def full(self, text):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(EmbeddingStore, "_replace", full)
+    monkeypatch.setattr(EmbeddingStore, "_replace_pointer", full)
     assert counts(night("second")) == (0, 10)
     assert "the scores are whole, but the new embeddings could not be published (No space left" in caplog.text
     assert (tmp_path / "out-second" / "_SUCCESS").exists() and len(stored(tmp_path)) == 10
