@@ -161,7 +161,8 @@ def format_facts(facts: dict[str, Any]) -> str:
         f"{facts['case']}, network {facts['network']}: {facts['pairs']:,} pairs over {facts['images']:,} images, of which "
         f"{facts['replaced']:,} were replaced; rounds: {facts['rounds']}.\n"
         f"without the store {seconds_without:.1f} s, with it {seconds_with:.1f} s "
-        f"({facts['reused']:,} reused, {facts['encoded']:,} encoded): {Ratio(**facts['speedup'])} times faster; scores differ by at most {facts['difference']:.2g}.\n"
+        f"({facts['reused']:,} reused, {facts['encoded']:,} encoded): {Ratio(**facts['speedup'])} times faster; "
+        f"scores differ by at most {facts['difference']:.2g}.\n"
         f"{machine_words(facts['machine'])}"
     )
 
