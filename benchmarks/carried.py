@@ -1,4 +1,4 @@
-"""What the shuffles of a run carry: elements, rows and bytes, counted in the coder that every table passes."""
+"""Counts the elements, rows and bytes that the shuffles of a run carry, in the coder that encodes every table."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from batchverify.schema import MANIFEST_ROW
 
 @dataclasses.dataclass
 class Carried:
-    """Of one kind of element.
+    """The amount of one kind of element.
 
     Attributes:
-        elements: tables.
-        rows: of all of them.
-        bytes: that they were encoded into.
-        most_rows: of one of them.
+        elements: Number of tables.
+        rows: Number of rows of all tables.
+        bytes: Number of bytes of all encoded tables.
+        most_rows: Number of rows of the largest table.
     """
 
     elements: int = 0
@@ -35,8 +35,8 @@ class Carried:
         self.elements, self.rows, self.bytes = self.elements + 1, self.rows + rows, self.bytes + size
         self.most_rows = max(self.most_rows, rows)
 
-    def over(self, passes: int) -> Carried:
-        """Returns what it comes to where each table was counted so many times."""
+    def divided_by(self, passes: int) -> Carried:
+        """Returns the amount if each table was counted `passes` times."""
         return Carried(self.elements // passes, self.rows // passes, self.bytes // passes, self.most_rows)
 
 
@@ -55,7 +55,7 @@ class CountingCoder(ArrowTableCoder):
 
 
 def kind(table: pa.Table) -> str:
-    """Returns what a table is to the pipeline: `requests`, `answers`, `blocks`, or `others`, which neither shuffle carries."""
+    """Returns the kind of a table: `requests`, `answers` and `blocks` are in the shuffles, `others` are not."""
     names = set(table.column_names)
     if names == {"uri"}:
         return "requests"
@@ -65,14 +65,14 @@ def kind(table: pa.Table) -> str:
 
 
 def count_carried(run: Callable[[], object], pairs: int) -> dict[str, Carried]:
-    """Returns what the two shuffles of a pipeline carry, by kind.
+    """Returns the amounts that the two shuffles of a pipeline carry, by kind.
 
-    Beam's in-process runner also puts down what is flattened before the second shuffle, blocks and answers. How often it
-    encodes them is seen from the blocks, which hold each row once.
+    Beam's in-process runner also encodes the blocks and answers that are flattened before the second shuffle. Blocks contain
+    each row once, so their number of rows shows how often tables were encoded.
 
     Args:
-        run: makes a pipeline and runs it in this process.
-        pairs: rows of its manifest.
+        run: Function that makes a pipeline and runs it in this process.
+        pairs: Number of rows of its manifest.
     """
     _COUNTS.clear()
     registry.register_coder(pa.Table, CountingCoder)
@@ -83,6 +83,6 @@ def count_carried(run: Callable[[], object], pairs: int) -> dict[str, Carried]:
     passes = _COUNTS["blocks"].rows // pairs
     return {
         "requests": _COUNTS["requests"],
-        "blocks": _COUNTS["blocks"].over(passes),
-        "answers": _COUNTS["answers"].over(passes),
+        "blocks": _COUNTS["blocks"].divided_by(passes),
+        "answers": _COUNTS["answers"].divided_by(passes),
     }

@@ -1,9 +1,10 @@
-"""Images a second through the encoder alone: as Keras calls it, traced, frozen as in a run, and in less precision.
+"""Measures images per second of the encoder alone: called by Keras, traced, frozen as in a run, and in lower precision.
 
     python -m benchmarks.encoder --network full --rounds 6
 
-The ways take turns; rates are medians over the rounds and ratios to the traced one are taken within each. Differences are
-of scores of the network's own head, against those in float32. OpenVINO takes part where it is installed.
+The variants take turns. Rates are medians over the rounds; ratios to the traced variant are computed within each round. The
+last column compares the scores of the network's own head with those of the traced variant. OpenVINO is included if it is
+installed.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _BATCHES = 4
 _REWRITING = "auto_mixed_precision_onednn_bfloat16"
 
 
-def ways(encoder: keras.Model) -> Iterator[tuple[str, Encode]]:
-    """Yields what encodes uint8 images `(n, height, width, 3)`, by name."""
+def encoder_variants(encoder: keras.Model) -> Iterator[tuple[str, Encode]]:
+    """Yields names and functions that encode uint8 images `(n, height, width, 3)`."""
 
     def embed(pixels: Any) -> Any:
         return encoder(tf.cast(pixels, tf.float32), training=False)
@@ -49,7 +50,7 @@ def ways(encoder: keras.Model) -> Iterator[tuple[str, Encode]]:
 
 
 def _in_bfloat16(encode: Encode) -> Encode:
-    """Returns `encode` with TensorFlow's own rewriting of graphs; its options go with each call, not with the graph."""
+    """Returns `encode` with TensorFlow's own rewriting of graphs to bfloat16. The option must be set during each call."""
 
     def encode_rewritten(pixels: np.ndarray) -> np.ndarray:
         tf.config.optimizer.set_experimental_options({_REWRITING: True})
@@ -62,7 +63,7 @@ def _in_bfloat16(encode: Encode) -> Encode:
 
 
 def main() -> None:
-    """Prints a table."""
+    """Prints the table."""
     parser = argparse.ArgumentParser(description="Images a second through the encoder alone.")
     parser.add_argument("--network", choices=NETWORKS, default="full", help="MobileNetV2: 0.35 at 96, or 1.0 at 224 pixels")
     parser.add_argument("--rounds", type=int, default=6)
@@ -75,9 +76,9 @@ def main() -> None:
     model = keras.models.load_model(ensure_network(Path(paths[0]).parent, options.network, paths), compile=False)
     encoder, head = model.get_layer("encoder"), model.get_layer("score")
     images = next(iter(read_ahead(list(paths[: options.batch_size]), encoder.input_shape[1:3], options.batch_size)))
-    found = dict(ways(encoder))
-    scores = {name: _scores(head, encode(images)) for name, encode in found.items()}
-    rates = _race(found, images, options.rounds)
+    variants = dict(encoder_variants(encoder))
+    scores = {name: _scores(head, encode(images)) for name, encode in variants.items()}
+    rates = _measure_rates(variants, images, options.rounds)
 
     print(f"{options.network}, {options.batch_size} images at once, {options.rounds} rounds")
     print(f"{'':20}{'images/s':>10}{'ratio':>8}{'least':>8}{'most':>8}{'largest difference of a score':>32}")
@@ -89,11 +90,11 @@ def main() -> None:
         )
 
 
-def _race(found: dict[str, Encode], images: np.ndarray, rounds: int) -> dict[str, np.ndarray]:
-    """Returns images a second of each way in each round."""
-    rates: dict[str, list[float]] = {name: [] for name in found}
+def _measure_rates(variants: dict[str, Encode], images: np.ndarray, rounds: int) -> dict[str, np.ndarray]:
+    """Returns the images per second of each variant in each round."""
+    rates: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for name, encode in found.items():
+        for name, encode in variants.items():
             started = time.perf_counter()
             for _ in range(_BATCHES):
                 encode(images)

@@ -1,7 +1,8 @@
-"""What a run costs that is too large to try: bytes shuffled, hours, requests and money, by arithmetic.
+"""Estimates the cost of a run that is too large to try: shuffled bytes, hours, requests and money.
 
-`estimate` is the formulas, and `words` what `python -m benchmarks.scale --estimate` prints. Bytes of elements follow
-the Arrow IPC format, and a test holds them against the coder; rates and prices are parameters, each with its source.
+`estimate` has the formulas, and `format_estimates` returns the text that `python -m benchmarks.scale --estimate` prints. Sizes
+of elements follow the Arrow IPC format, and a test compares them with the coder. Rates and prices are parameters with a source
+each.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from batchverify.pipeline.buckets import bucket_count
 from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, worker_bytes
 from batchverify.pipeline.plan import bounded_block_rows
 
-# Of an element, beside its rows: schema, message headers and padding of an Arrow IPC stream.
+# Bytes of an element without its rows: the schema, message headers and padding of an Arrow IPC stream.
 REQUEST_BYTES, ANSWER_BYTES, BLOCK_BYTES = 300, 920, 900
-# Of a row: the offset of a text; and of an answer's row also status, error, digest and identity score.
+# Bytes of a row: the offset of a text. A row of an answer also has a status, an error, a digest and an identity score.
 OFFSET_BYTES, ANSWER_ROW_BYTES = 4, 25
 PROVENANCE_BYTES = 9
 DECODE_MS = 0.79
@@ -29,14 +30,14 @@ _AZURE = "github.com/datareceipts/data-receipts, 109-gpu-pricing/hyperscalers.js
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What encodes images.
+    """A device that encodes images.
 
     Attributes:
-        name: of it.
-        images_per_s: that it encodes, of 224×224 pixels, with MobileNetV2 (width 1.0) in float32.
-        rate_from: where that figure comes from.
-        usd_per_hour: of a worker with one.
-        price_from: where that figure comes from.
+        name: Name of the device.
+        images_per_s: Images of 224×224 pixels that it encodes per second, with MobileNetV2 (width 1.0) in float32.
+        rate_from: Source of the rate.
+        usd_per_hour: Price of an hour of a worker with one device.
+        price_from: Source of the price.
     """
 
     name: str
@@ -60,17 +61,17 @@ class Job:
     """A run on a distributed runner.
 
     Attributes:
-        pairs: rows of the manifest.
-        images: distinct ones, each as likely as any other in each row.
-        embedding_bytes: of what is kept of one image.
-        uri_bytes: of an image's URI.
-        other_bytes: of a row's other columns.
-        file_bytes: of an image's file.
-        unchanged: share of images whose embeddings the night before has left.
-        latency_s: of a request to the store.
-        usd_per_million_reads: of objects or their metadata.
-        usd_per_gb_shuffled: 10⁹ bytes, in and out of a shuffle once.
-        requests_per_s: that a store answers at first.
+        pairs: Number of rows of the manifest.
+        images: Number of distinct images; each row names any of them with the same probability.
+        embedding_bytes: Bytes of an embedding.
+        uri_bytes: Bytes of an image's URI.
+        other_bytes: Bytes of a row's other columns.
+        file_bytes: Bytes of an image's file.
+        unchanged: Share of images whose embeddings an earlier run has stored.
+        latency_s: Seconds of a request to the store.
+        usd_per_million_reads: Price of a million reads of objects or of their metadata.
+        usd_per_gb_shuffled: Price of 10⁹ bytes that pass a shuffle once.
+        requests_per_s: Number of requests per second that a store answers at first.
     """
 
     pairs: int = 10**9
@@ -100,24 +101,24 @@ _SOURCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a job comes to.
+    """The size of a job. A TB is 10¹² bytes.
 
     Attributes:
-        block_rows: at most.
-        blocks: of rows.
-        buckets: of images.
-        bucket_images: images in one of them.
-        parts: that one bucket is encoded and answered in.
-        names: distinct images in one block.
-        answers_per_image: how often an image is sent.
-        requests: elements of the first shuffle.
-        answers: elements of the second one, beside the blocks.
-        images_per_answer: rows of one.
-        request_tb: 10¹² bytes of the first shuffle.
-        block_tb: of the rows in the second one.
-        answer_tb: of the images in it.
-        worker_gib: that one block at work needs on a worker, by `batchverify.memory`.
-        file_tb: of the images' files, read once.
+        block_rows: Highest number of rows of a block.
+        blocks: Number of blocks.
+        buckets: Number of buckets.
+        bucket_images: Number of images in a bucket.
+        parts: Number of parts in which a bucket is encoded and answered.
+        names: Number of distinct images in a block.
+        answers_per_image: Number of times that an image is sent.
+        requests: Number of elements in the first shuffle.
+        answers: Number of elements in the second shuffle, without the blocks.
+        images_per_answer: Number of rows of an answer.
+        request_tb: TB in the first shuffle.
+        block_tb: TB of blocks in the second shuffle.
+        answer_tb: TB of answers in the second shuffle.
+        worker_gib: GiB that a worker needs for one block, by `batchverify.pipeline.memory`.
+        file_tb: TB of the images' files, each read once.
     """
 
     block_rows: int
@@ -138,14 +139,15 @@ class Estimate:
 
     @property
     def shuffle_tb(self) -> float:
+        """TB in both shuffles."""
         return self.request_tb + self.block_tb + self.answer_tb
 
 
 def estimate(job: Job) -> Estimate:
-    """Returns what a job comes to; of a Parquet manifest with images drawn at random, the worst order that there is."""
+    """Returns the size of a job with a Parquet manifest whose images are in random order, which is the worst case."""
     block_rows = min(job.pairs, PARQUET_ROWS, bounded_block_rows(VerificationConfig.block_rows, job.embedding_bytes))
     blocks, buckets = math.ceil(job.pairs / block_rows), bucket_count(job.images)
-    # Of n equally likely images, m draws name n·(1 − (1 − 1/n)^m) different ones.
+    # If n images are equally likely, m draws name n·(1 − (1 − 1/n)^m) distinct images.
     names = distinct(2 * block_rows, job.images)
     requests = blocks * distinct(names, buckets)
     parts = math.ceil(job.images / buckets * job.embedding_bytes / EMBEDDING_BYTES_AT_ONCE)
@@ -172,16 +174,21 @@ def estimate(job: Job) -> Estimate:
     )
 
 
-def distinct(draws: float, of: int) -> float:
-    """Returns how many different things so many random draws of `of` things are expected to show."""
-    return of * -math.expm1(draws * math.log1p(-1 / of)) if of > 1 else 1.0
+def distinct(draws: float, count: int) -> float:
+    """Returns the expected number of distinct things in `draws` random draws from `count` things."""
+    return count * -math.expm1(draws * math.log1p(-1 / count)) if count > 1 else 1.0
 
 
-def words(jobs: list[Job], devices: tuple[Device, ...] = DEVICES) -> str:
-    """Returns estimates in Markdown: of jobs that differ in what they keep of an image; hours and money of the first."""
-    found = [estimate(job) for job in jobs]
+def format_estimates(jobs: list[Job], devices: tuple[Device, ...] = DEVICES) -> str:
+    """Returns estimates as Markdown tables: shuffles of all jobs, and hours, requests and money of the first job.
+
+    Args:
+        jobs: Jobs that differ in `embedding_bytes`.
+        devices: Devices that encode.
+    """
+    estimates = [estimate(job) for job in jobs]
     job = jobs[0]
-    return "\n\n".join((_shuffles(jobs, found), _device_hours(job, devices), _requests(job), _parameters(job, devices)))
+    return "\n\n".join((_shuffles(jobs, estimates), _device_hours(job, devices), _requests(job), _parameters(job, devices)))
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -189,26 +196,26 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
 
-def _shuffles(jobs: list[Job], found: list[Estimate]) -> str:
+def _shuffles(jobs: list[Job], estimates: list[Estimate]) -> str:
     job = jobs[0]
     lines: list[tuple[str, list[str]]] = [
-        ("rows a block, at most", [f"{each.block_rows:,}" for each in found]),
-        ("blocks", [f"{each.blocks:,}" for each in found]),
-        ("buckets, and images in each", [f"{each.buckets:,}; {each.bucket_images:,.0f}" for each in found]),
-        ("parts that a bucket is answered in", [f"{each.parts:,}" for each in found]),
-        ("distinct images a block", [f"{each.names:,.0f}" for each in found]),
-        ("times that an image is sent", [f"{each.answers_per_image:.2f}" for each in found]),
-        ("requests, million elements", [f"{each.requests / 1e6:,.1f}" for each in found]),
-        ("answers, million elements", [f"{each.answers / 1e6:,.1f}" for each in found]),
-        ("images an answer", [f"{each.images_per_answer:,.1f}" for each in found]),
-        ("shuffle of requests, TB", [f"{each.request_tb:.2f}" for each in found]),
-        ("shuffle of blocks, TB", [f"{each.block_tb:.2f}" for each in found]),
-        ("shuffle of answers, TB", [f"{each.answer_tb:.2f}" for each in found]),
-        ("all of it, TB", [f"**{each.shuffle_tb:.2f}**" for each in found]),
-        ("its price, USD", [f"{each.shuffle_tb * 1000 * job.usd_per_gb_shuffled:,.0f}" for each in found]),
-        ("memory a block at work, GiB", [f"{each.worker_gib:.1f}" for each in found]),
+        ("rows a block, at most", [f"{each.block_rows:,}" for each in estimates]),
+        ("blocks", [f"{each.blocks:,}" for each in estimates]),
+        ("buckets, and images in each", [f"{each.buckets:,}; {each.bucket_images:,.0f}" for each in estimates]),
+        ("parts that a bucket is answered in", [f"{each.parts:,}" for each in estimates]),
+        ("distinct images a block", [f"{each.names:,.0f}" for each in estimates]),
+        ("times that an image is sent", [f"{each.answers_per_image:.2f}" for each in estimates]),
+        ("requests, million elements", [f"{each.requests / 1e6:,.1f}" for each in estimates]),
+        ("answers, million elements", [f"{each.answers / 1e6:,.1f}" for each in estimates]),
+        ("images an answer", [f"{each.images_per_answer:,.1f}" for each in estimates]),
+        ("shuffle of requests, TB", [f"{each.request_tb:.2f}" for each in estimates]),
+        ("shuffle of blocks, TB", [f"{each.block_tb:.2f}" for each in estimates]),
+        ("shuffle of answers, TB", [f"{each.answer_tb:.2f}" for each in estimates]),
+        ("all of it, TB", [f"**{each.shuffle_tb:.2f}**" for each in estimates]),
+        ("its price, USD", [f"{each.shuffle_tb * 1000 * job.usd_per_gb_shuffled:,.0f}" for each in estimates]),
+        ("memory a block at work, GiB", [f"{each.worker_gib:.1f}" for each in estimates]),
     ]  # fmt: skip
-    header = [f"{job.pairs:,} pairs over {job.images:,} images", *(f"{one.embedding_bytes:,} bytes an image" for one in jobs)]
+    header = [f"{job.pairs:,} pairs over {job.images:,} images", *(f"{each.embedding_bytes:,} bytes an image" for each in jobs)]
     return table(header, [[name, *values] for name, values in lines])
 
 

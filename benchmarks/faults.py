@@ -1,9 +1,9 @@
-"""The fault campaign: kills, stops, starves and feeds garbage to real runs, and accounts for every row.
+"""The fault campaign: it kills and stops real runs, gives them damaged input, and accounts for every row.
 
     python -m benchmarks.faults --tries 20
 
-Each case ends in a line of a table: how often it was tried, rows asked for and rows written, failures with a type, rows
-lost, doubled, or other than in an undisturbed run. The exit code is 1 if any is.
+Each case prints a line of a table: tries, rows in the manifests, rows in the outputs, rows that failed with a reason, and rows
+that are lost, doubled or wrong. The exit code is 1 if any row is lost, doubled or wrong.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Outcome:
     """One line of the table.
 
     Attributes:
-        case: what was done.
-        tries: how often.
-        rows_in: rows of the manifests.
-        rows_out: rows of the outputs.
-        typed: rows without a score whose status or error says why.
-        lost: rows that were asked for and not written.
-        doubled: rows that were written more than once.
-        wrong: rows other than in an undisturbed run, exit codes and files that should not be.
+        case: Name of the case.
+        tries: Number of tries.
+        rows_in: Number of rows in the manifests.
+        rows_out: Number of rows in the outputs.
+        typed: Number of rows without a score whose status or error names the reason.
+        lost: Number of rows that are missing in the output.
+        doubled: Number of rows that were written more than once.
+        wrong: Number of runs whose rows differ from an undisturbed run, of wrong exit codes and of unexpected files.
     """
 
     case: str
@@ -64,28 +64,28 @@ class Outcome:
     doubled: int = 0
     wrong: int = 0
 
-    def account(self, asked: int, output: Path, undisturbed: pd.DataFrame | None = None) -> None:
-        """Adds a finished run of `asked` rows."""
-        found = read(output)
-        keys = found[["manifest_file", "manifest_row"]]
-        self.rows_in += asked
-        self.rows_out += len(found)
-        self.lost += asked - len(keys.drop_duplicates())
+    def account(self, expected_rows: int, output: Path, undisturbed: pd.DataFrame | None = None) -> None:
+        """Adds a finished run of a manifest with `expected_rows` rows."""
+        rows = read(output)
+        keys = rows[["manifest_file", "manifest_row"]]
+        self.rows_in += expected_rows
+        self.rows_out += len(rows)
+        self.lost += expected_rows - len(keys.drop_duplicates())
         self.doubled += int(keys.duplicated().sum())
-        failed = found["score"].isna()
-        self.typed += int((failed & found["error"].notna()).sum())
-        self.wrong += int((failed & found["error"].isna()).sum())
+        failed = rows["score"].isna()
+        self.typed += int((failed & rows["error"].notna()).sum())
+        self.wrong += int((failed & rows["error"].isna()).sum())
         self.wrong += len(names(output) ^ {"_SUCCESS", "report.html", "summary.json", *scores(output)})
         if undisturbed is not None:
-            self.wrong += 0 if found.equals(undisturbed) else 1
+            self.wrong += 0 if rows.equals(undisturbed) else 1
 
 
 class Campaign:
     """The cases, each a generator of tries for one `Outcome`.
 
     Args:
-        folder: to work in.
-        tries: how often the random cases are tried.
+        folder: Folder for all files.
+        tries: Number of tries of the random cases.
     """
 
     def __init__(self, folder: Path, tries: int):
@@ -102,7 +102,7 @@ class Campaign:
         self.undisturbed = read(folder / "undisturbed")
 
     def kill(self, outcome: Outcome) -> None:
-        """kill -9 at a random moment, then the same command again."""
+        """Kills a run with SIGKILL at a random moment, and runs the same command again."""
         output = self.folder / "killed"
         for _ in self._tries(outcome, self.tries):
             process = self.start(output, "--overwrite")
@@ -115,24 +115,24 @@ class Campaign:
             outcome.account(self.rows, output, self.undisturbed)
 
     def stop(self, outcome: Outcome) -> None:
-        """SIGTERM or SIGINT at a random moment: nothing is left, or all of it."""
+        """Sends SIGTERM or SIGINT at a random moment: the output is empty or complete."""
         output = self.folder / "stopped"
         for number in self._tries(outcome, self.tries):
-            sent = (signal.SIGTERM, signal.SIGINT)[number % 2]
+            sent_signal = (signal.SIGTERM, signal.SIGINT)[number % 2]
             process = self.start(output)
             time.sleep(self.random.uniform(1, self.seconds))
-            process.send_signal(sent)
+            process.send_signal(sent_signal)
             code = process.wait(120)
             if "_SUCCESS" in names(output):
                 outcome.account(self.rows, output, self.undisturbed)
                 for path in output.iterdir():
                     path.unlink()
             else:
-                outcome.wrong += code != 128 + sent
+                outcome.wrong += code != 128 + sent_signal
                 outcome.wrong += len(names(output))
 
     def kill_worker(self, outcome: Outcome) -> None:
-        """kill -9 of a worker in a process of its own: the run fails clearly, and the next one is whole."""
+        """Kills a worker process with SIGKILL: the run fails with its exit code, and the next run is complete."""
         output = self.folder / "worker"
         for _ in self._tries(outcome, max(1, self.tries // 4)):
             process = self.start(output, "--overwrite", *WORKERS)
@@ -143,39 +143,40 @@ class Campaign:
                 os.kill(worker, signal.SIGKILL)
             try:
                 code = process.wait(120)
-            except subprocess.TimeoutExpired:  # neither recovered nor failed
+            except subprocess.TimeoutExpired:  # The run has neither recovered nor failed.
                 os.killpg(process.pid, signal.SIGKILL)
                 code = process.wait()
-            if code == FINISHED:  # the worker was done by then
+            if code == FINISHED:  # The worker had finished before it was killed.
                 outcome.account(self.rows, output, self.undisturbed)
             else:
                 outcome.wrong += code != FAILED
-                outcome.wrong += len(names(output)) if code == FAILED else 0  # what was killed is swept below
+                outcome.wrong += len(names(output)) if code == FAILED else 0  # The next run removes the files of a killed run.
             outcome.wrong += self.run(output, "--overwrite") != FINISHED
             outcome.account(self.rows, output, self.undisturbed)
 
     def repeat_bundles(self, outcome: Outcome) -> None:
-        """Every bundle is run twice, as if its worker had died after it had emitted and written."""
+        """Runs every bundle twice, as if its worker had died after it had written its output."""
         output = self.folder / "repeated"
         for _ in self._tries(outcome, 1):
             outcome.wrong += self.run(output, "--direct_runner_bundle_repeat=1") != FINISHED
             outcome.account(self.rows, output, self.undisturbed)
 
     def two_at_once(self, outcome: Outcome) -> None:
-        """Two runs into one directory: one of them is refused, at whichever moment it comes."""
+        """Starts two runs with one output directory at random moments: one of them is refused."""
         output = self.folder / "both"
         for _ in self._tries(outcome, max(1, self.tries // 4)):
             first = self.start(output, "--overwrite")
             time.sleep(self.random.uniform(0, 2))
             codes = {self.run(output, "--overwrite"), first.wait(300)}
-            outcome.wrong += codes not in ({FINISHED}, {FINISHED, REFUSED})  # a second that began late may follow the first
+            # Both finish if the second began after the first had ended.
+            outcome.wrong += codes not in ({FINISHED}, {FINISHED, REFUSED})
             outcome.account(self.rows, output, self.undisturbed)
 
     def hostile_images(self, outcome: Outcome) -> None:
-        """Every image of the adversarial corpus, each beside a good one."""
+        """Compares every image of the hostile corpus with a good one."""
         corpus = write_corpus(self.folder / "corpus")
         good = str(DEMO / "images" / "a0_c0_w0.png")
-        # Arrow's strings are UTF-8: names of other bytes can't be asked for. A manifest reads "" and file:// in its own way.
+        # Arrow's strings are UTF-8, so a manifest can't contain other names. Its reader treats "" and file:// specially.
         uris = [uri for uri in corpus if uri and _is_utf8(uri) and not uri.startswith("file:")]
         manifest = self.folder / "hostile.parquet"
         pq.write_table(pa.table({"left": [good] * len(uris), "right": uris}), manifest)
@@ -184,12 +185,12 @@ class Campaign:
             limits = (f"--max-image-pixels={MOST_PIXELS}", f"--max-image-bytes={MOST_BYTES}")
             outcome.wrong += self.run(output, *limits, manifest=manifest) != FINISHED
             outcome.account(len(uris), output)
-            found = read(output).sort_values("manifest_row")
-            expected = [corpus[uri] for uri in found["right"]]
-            outcome.wrong += sum(s not in allowed for s, allowed in zip(found["right_status"], expected, strict=True))
+            rows = read(output).sort_values("manifest_row")
+            expected = [corpus[uri] for uri in rows["right"]]
+            outcome.wrong += sum(s not in allowed for s, allowed in zip(rows["right_status"], expected, strict=True))
 
     def bad_rows(self, outcome: Outcome) -> None:
-        """A tenth of the rows have a field too few or too many."""
+        """Mixes in rows with one field too few or too many: a tenth of all rows."""
         lines = self.manifest.read_text().splitlines()
         bad = [",".join([line, "more"]) if n % 2 else line.split(",")[0] for n, line in enumerate(lines[1:251])]
         manifest = self.folder / "bad.csv"
@@ -204,7 +205,7 @@ class Campaign:
             outcome.wrong += abs(int((read(output)["left_status"] == "bad_row").sum()) - len(bad))
 
     def ten_million_rows(self, outcome: Outcome) -> None:
-        """A manifest of ten million rows is planned and read in constant memory, under 1 GiB more than before."""
+        """Plans and reads a manifest of ten million rows: memory grows by less than 1 GiB."""
         manifest = self.folder / "long.csv"
         rows = 10_000_000
         left = pa.array([f"images/{number:06d}.jpg" for number in range(100_000)])
@@ -247,12 +248,12 @@ def names(output: Path) -> set[str]:
 
 
 def scores(output: Path) -> set[str]:
-    """Returns the names of its Parquet files."""
+    """Returns the names of the Parquet files in a run directory."""
     return {os.path.basename(path) for path in glob.glob(f"{output}/scores-*.parquet")}
 
 
 def read(output: Path) -> pd.DataFrame:
-    """Returns its rows in the manifest's order."""
+    """Returns the rows of a run in the manifest's order."""
     tables = [pq.read_table(output / name) for name in sorted(scores(output))]
     frame = pa.concat_tables(tables).to_pandas().astype({"left_status": str, "right_status": str, "identity_check": str})
     return frame.sort_values(["manifest_file", "manifest_row"], ignore_index=True)
@@ -262,8 +263,11 @@ def _workers_of(launcher: int) -> Iterator[int]:
     """Yields the process ids of Beam's worker processes that `launcher` started."""
     for entry in Path("/proc").iterdir():
         try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if words[1:3] == [b"-m", b"apache_beam.runners.worker.sdk_worker_main"] and os.getsid(int(entry.name)) == launcher:
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")
+            if (
+                arguments[1:3] == [b"-m", b"apache_beam.runners.worker.sdk_worker_main"]
+                and os.getsid(int(entry.name)) == launcher
+            ):
                 yield int(entry.name)
         except (OSError, ValueError):
             continue
@@ -278,8 +282,11 @@ def _is_utf8(text: str) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Kills, stops and feeds garbage to real runs, and accounts for every row.")
-    parser.add_argument("--tries", type=int, default=20, help="how often the random cases are tried (default 20)")
+    """Runs the cases and prints the table."""
+    parser = argparse.ArgumentParser(
+        description="Kills and stops real runs, gives them damaged input, and accounts for every row."
+    )
+    parser.add_argument("--tries", type=int, default=20, help="tries of the random cases (default: 20)")
     parser.add_argument("--only", nargs="*", help="cases to run (default: all)")
     options = parser.parse_args()
     columns = [field.name for field in dataclasses.fields(Outcome)][1:]

@@ -1,13 +1,13 @@
-"""What OpenVINO and bfloat16 do to scores: run on pairs and a model of your own.
+"""Compares scores of OpenVINO and of bfloat16 with those of TensorFlow in float32, on your own pairs and model.
 
     python -m benchmarks.precision --manifest manifests/demo.csv
     python -m benchmarks.precision --manifest pairs.csv --model model.keras --pixels 0..1 --threshold 0.7
     python -m benchmarks.precision --images classes/ --pairs 2000
 
-Runs `python -m batchverify` once for each way, in processes of their own, and compares scores row by row with those of
-TensorFlow in float32. Of `--images`, class folders, half of the pairs are drawn from one class and half from two. What this
-command does not know goes to batchverify. Seconds are of one run each; the first one may have to wait for files that the
-next ones find in memory. The exit code is 1 if a run fails, 2 if nothing was run.
+The command runs `python -m batchverify` once for each variant, each in its own process, and compares the scores row by row.
+With `--images`, it draws pairs from class folders: half of them from one class, and half from two. It passes unknown options
+on to batchverify. Seconds are those of a single run; the first run may be slower, because later runs find the files in the
+cache. The exit code is 1 if a run fails, and 2 if nothing was run.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from batchverify.images.decode import IMAGE_ENDINGS
 from benchmarks.speed.report import describe_machine, machine_words
 from benchmarks.speed.runner import measure
 
-_WAYS = {
+_VARIANTS = {
     "TensorFlow, float32": [],
     "OpenVINO, float32": ["--runtime", "openvino"],
     "OpenVINO, bfloat16": ["--runtime", "openvino", "--precision", "bfloat16"],
 }
-# They would decide what is compared here, write elsewhere than here, or write nothing.
+# This command sets these options itself, or needs the files that they would move or leave out.
 _NOT_PASSED_ON = ("--runtime", "--precision", "--output", "--embeddings", "--check", "--no-wait")
 _GATE_NOT_MET = 3
 _ORDER = ["manifest_file", "manifest_row"]
@@ -51,12 +51,12 @@ _HEAD = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What batchverify said of the pairs in one way.
+    """A run with one variant.
 
     Attributes:
-        seconds: of the whole process.
-        summary: `summary.json`.
-        rows: with the columns `score`, `match` and `identity_check`, in the manifest's order.
+        seconds: Seconds of the whole process.
+        summary: Content of `summary.json`.
+        rows: Rows with the columns `score`, `match` and `identity_check`, in the manifest's order.
     """
 
     seconds: float
@@ -65,35 +65,35 @@ class Run:
 
 
 def main() -> int:
-    """Prints a table."""
+    """Prints the table."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.precision", description=__doc__.split("\n\n")[0], allow_abbrev=False
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--manifest", action="append", help="as for batchverify; may be given several times")
     source.add_argument("--images", type=Path, metavar="DIR", help="class folders to draw pairs from")
-    parser.add_argument("--pairs", type=int, default=2000, help="that are drawn from --images (default: 2000)")
+    parser.add_argument("--pairs", type=int, default=2000, help="number of pairs to draw from --images (default: 2000)")
     parser.add_argument("--seed", type=int, default=0)
     options, more = parser.parse_known_args()
     if refused := [argument for argument in more if argument.split("=")[0] in _NOT_PASSED_ON]:
         parser.error(f"{' '.join(refused)}: this command decides that itself; leave it out.")
     if importlib.util.find_spec("openvino") is None:
         parser.error("the package openvino is not installed, and there is nothing to compare; pip install '.[openvino]'.")
-    with tempfile.TemporaryDirectory(prefix="batchverify-precision-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="batchverify-precision-") as path:
+        folder = Path(path)
         try:
             drawn = options.images and draw_manifest(options.images, options.pairs, options.seed, folder / "pairs.csv")
         except ValueError as error:
             parser.error(str(error))
         manifests = [part for path in options.manifest or [str(drawn)] for part in ("--manifest", path)]
-        found = {way: _run([*manifests, *arguments, *more], folder / way) for way, arguments in _WAYS.items()}
-    print("\n".join(table(found)))
+        runs = {name: _run([*manifests, *arguments, *more], folder / name) for name, arguments in _VARIANTS.items()}
+    print("\n".join(table(runs)))
     print(f"\n{machine_words(describe_machine())}")
-    return int(any(isinstance(run, str) for run in found.values()))
+    return int(any(isinstance(run, str) for run in runs.values()))
 
 
 def draw_manifest(images: Path, pairs: int, seed: int, path: Path) -> Path:
-    """Writes a manifest of `pairs` rows with two different files each, in turn of two classes and of one.
+    """Writes a manifest of `pairs` rows with two different files each; impostor and genuine pairs take turns.
 
     Raises:
         ValueError: if there are no two classes of two images.
@@ -109,50 +109,56 @@ def draw_manifest(images: Path, pairs: int, seed: int, path: Path) -> Path:
         lines = csv.writer(file)
         lines.writerow(["left", "right", "genuine"])
         for number in range(pairs):
-            one, other = rng.choice(len(drawn), 2, replace=False)
+            first, second = rng.choice(len(drawn), 2, replace=False)
             genuine = number % 2
-            left, right = rng.choice(len(drawn[one]), 2, replace=False)
-            lines.writerow([drawn[one][left], drawn[one][right] if genuine else rng.choice(drawn[other]), genuine])
+            left, right = rng.choice(len(drawn[first]), 2, replace=False)
+            lines.writerow([drawn[first][left], drawn[first][right] if genuine else rng.choice(drawn[second]), genuine])
     return path
 
 
 def _run(options: list[str], output: Path) -> Run | str:
-    """Returns what batchverify found, or why it failed."""
-    code, measured, words = measure([sys.executable, "-m", "batchverify", "--output", str(output), *options])
+    """Runs batchverify and returns the run, or the reason why it failed."""
+    code, measured, message = measure([sys.executable, "-m", "batchverify", "--output", str(output), *options])
     if code not in (0, _GATE_NOT_MET):
-        return f"failed with exit code {code}: {words}"
+        return f"failed with exit code {code}: {message}"
     summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     columns = [*_ORDER, "score", *_COMPARED]
     rows = pa.concat_tables([pq.read_table(path, columns=columns) for path in output.glob("scores-*.parquet")])
     return Run(measured.seconds, summary, rows.sort_by([(name, "ascending") for name in _ORDER]))
 
 
-def table(found: dict[str, Run | str]) -> Iterator[str]:
-    """Yields the lines of a Markdown table; the others are compared with the first one."""
-    reference, *_ = found.values()
+def table(runs: dict[str, Run | str]) -> Iterator[str]:
+    """Yields the lines of a Markdown table, in which each run is compared with the first one.
+
+    Args:
+        runs: Runs by name of the variant; a string is the reason why a run failed.
+    """
+    reference, *_ = runs.values()
     if isinstance(reference, Run):
         scored, images = reference.summary["rows"]["scored"], reference.summary["images"]["total"]
         yield f"{scored:,} pairs with scores over {images:,} images\n"
     yield _HEAD
-    for way, run in found.items():
+    for name, run in runs.items():
         if isinstance(run, str):
-            yield f"| {way} | {run} |" + " |" * 6
+            yield f"| {name} | {run} |" + " |" * 6
             continue
         rate = (run.summary["profile"] or {}).get("images_per_second")
-        drift = _drift(run.rows, reference.rows) if isinstance(reference, Run) else [""] * 5
-        yield f"| {way} | {run.seconds:.1f} | {'' if rate is None else f'{rate:,.0f}'} | {' | '.join(drift)} |"
+        differences = _differences(run.rows, reference.rows) if isinstance(reference, Run) else [""] * 5
+        yield f"| {name} | {run.seconds:.1f} | {'' if rate is None else f'{rate:,.0f}'} | {' | '.join(differences)} |"
 
 
-def _drift(rows: pa.Table, reference: pa.Table) -> Iterator[str]:
-    scores, known = (each["score"].to_numpy().astype(float) for each in (rows, reference))
-    differences = np.abs(scores - known)
+def _differences(rows: pa.Table, reference: pa.Table) -> Iterator[str]:
+    """Yields the cells of the table that compare a run with the reference."""
+    scores, reference_scores = (each["score"].to_numpy().astype(float) for each in (rows, reference))
+    differences = np.abs(scores - reference_scores)
     differences = differences[np.isfinite(differences)]
     yield f"{differences.max():.2g}" if len(differences) else ""
     yield f"{differences.mean():.2g}" if len(differences) else ""
-    yield str(np.sum(np.isfinite(scores) != np.isfinite(known)))
+    yield str(np.sum(np.isfinite(scores) != np.isfinite(reference_scores)))
     for column in _COMPARED:
-        one, other = (each[column].cast(pa.string()) for each in (rows, reference))  # of dictionaries of their own
-        yield str(pc.sum(pc.not_equal(one, other)).as_py() or 0)
+        # The two columns have different dictionaries, so they are compared as strings.
+        values, expected = (each[column].cast(pa.string()) for each in (rows, reference))
+        yield str(pc.sum(pc.not_equal(values, expected)).as_py() or 0)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""How the pipeline grows: measured with a null network up to what one machine holds, and by arithmetic beyond.
+"""Measures how the pipeline scales, with a null network on one machine; estimates larger runs by arithmetic.
 
     python -m benchmarks.scale                              # 1, 3, 10 and 30 million rows
     python -m benchmarks.scale --millions 0.1 0.3 1         # smaller ones
     python -m benchmarks.scale --skew                       # a million rows, uniform and skewed
-    python -m benchmarks.scale --plan                       # what the look before a run takes
+    python -m benchmarks.scale --plan                       # seconds of planning a manifest
     python -m benchmarks.scale --estimate --pairs 1e9 --images 2e8 --embedding-bytes 404 5120 150528
 
-prints Markdown tables. Each size runs in a process of its own. `benchmarks/README.md` and `SCALE.md` say what follows.
+These commands print Markdown tables. Each size runs in its own process. `benchmarks/README.md` and `SCALE.md` have the results.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from batchverify.config import VerificationConfig
 from batchverify.manifest.plan import plan_manifest
 from batchverify.pipeline.memory import available_bytes, process_bytes
-from benchmarks.estimate import DEVICES, Device, Job, distinct, estimate, table, words
+from benchmarks.estimate import DEVICES, Device, Job, distinct, estimate, format_estimates, table
 from benchmarks.shuffle import EMBEDDING_SIZE, Measured, measure_alone, write_manifest
 from benchmarks.skew import CASES, uniform
 
@@ -35,7 +35,7 @@ Numbers = Sequence[float] | np.ndarray
 __all__ = ["estimate", "fit_growth", "main"]
 
 _EMBEDDING_BYTES = 4 * EMBEDDING_SIZE
-# Of a row of the made-up manifest in memory, and of the libraries.
+# Bytes in memory of a row of the generated manifest, and of the libraries.
 _ROW_BYTES, _LIBRARY_BYTES = 61, 2**29
 _PAIRS_PER_IMAGE = 20
 _BLOCK_ROWS = VerificationConfig.block_rows
@@ -43,12 +43,12 @@ _BLOCK_ROWS = VerificationConfig.block_rows
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """seconds = factor · rows^exponent.
+    """A power law: seconds = factor · rows^exponent.
 
     Attributes:
-        factor: seconds of a row.
-        exponent: 1 where twice the rows take twice as long.
-        exponent_error: its standard error; infinite from two sizes, which any exponent fits.
+        factor: Seconds of one row.
+        exponent: Exponent; 1 means that twice as many rows take twice as long.
+        exponent_error: Standard error of the exponent; infinite if only two sizes were measured.
     """
 
     factor: float
@@ -60,7 +60,7 @@ class Growth:
 
 
 def fit_growth(rows: Numbers, seconds: Numbers) -> Growth:
-    """Fits a power law by least squares of the logarithms; two sizes or more."""
+    """Fits a power law to two or more sizes, by least squares of the logarithms."""
     x, y = np.log(rows), np.log(seconds)
     exponent, intercept = np.polyfit(x, y, 1)
     residuals = y - exponent * x - intercept
@@ -70,88 +70,97 @@ def fit_growth(rows: Numbers, seconds: Numbers) -> Growth:
 
 
 def grow(millions: Sequence[float]) -> str:
-    """Measures sizes in one process each, images kept in one table."""
-    return grown([measure_alone(pairs, pairs // _PAIRS_PER_IMAGE) for pairs in map(_rows, millions)])
+    """Measures each size in its own process, with the images in one table."""
+    return format_growth([measure_alone(pairs, pairs // _PAIRS_PER_IMAGE) for pairs in map(_rows, millions)])
 
 
-def grown(found: Sequence[Measured]) -> str:
-    """Returns what sizes took, and what that says of larger ones."""
+def format_growth(runs: Sequence[Measured]) -> str:
+    """Returns the measurements as a table, and the laws that were fitted to them."""
     rows = [
         [
-            f"{one.pairs:,}",
-            f"{one.images:,}",
-            f"{_named(one) / one.pairs:.2f}",
-            f"{one.seconds:.1f}",
-            f"{one.pairs / one.seconds:,.0f}",
-            f"{one.peak_gib:.2f}",
-            f"{one.peak_gib * 2**30 / one.pairs:,.0f}",
+            f"{run.pairs:,}",
+            f"{run.images:,}",
+            f"{_distinct_images_of_blocks(run) / run.pairs:.2f}",
+            f"{run.seconds:.1f}",
+            f"{run.pairs / run.seconds:,.0f}",
+            f"{run.peak_gib:.2f}",
+            f"{run.peak_gib * 2**30 / run.pairs:,.0f}",
         ]
-        for one in found
+        for run in runs
     ]
-    said = table(["pairs", "images", "images named a row", "s", "rows/s", "peak GiB", "peak bytes a row"], rows)
-    if len(found) < 2:
-        return said
-    pairs, seconds = [one.pairs for one in found], [one.seconds for one in found]
-    row, name = fit_parts(pairs, [_named(one) for one in found], seconds)
+    measurements = table(["pairs", "images", "images named a row", "s", "rows/s", "peak GiB", "peak bytes a row"], rows)
+    if len(runs) < 2:
+        return measurements
+    pairs, seconds = [run.pairs for run in runs], [run.seconds for run in runs]
+    row, name = fit_parts(pairs, [_distinct_images_of_blocks(run) for run in runs], seconds)
     parts = f"seconds = {row * 1e6:.1f} µs · rows + {name * 1e6:.1f} µs · images that blocks name"
-    return f"{said}\n\n{fit_growth(pairs, seconds)}\n\n{parts}"
+    return f"{measurements}\n\n{fit_growth(pairs, seconds)}\n\n{parts}"
 
 
-def _named(one: Measured) -> float:
-    """Returns how many distinct images the blocks of a run name, summed over the blocks."""
-    rows = min(one.pairs, _BLOCK_ROWS)
-    return one.pairs / rows * distinct(2 * rows, one.images)
+def _distinct_images_of_blocks(run: Measured) -> float:
+    """Returns the number of distinct images in each block of a run, summed over the blocks."""
+    rows = min(run.pairs, _BLOCK_ROWS)
+    return run.pairs / rows * distinct(2 * rows, run.images)
 
 
 def fit_parts(rows: Numbers, named: Numbers, seconds: Numbers) -> tuple[float, float]:
-    """Fits seconds of a row and of an image that a block names, by least squares of the relative errors."""
+    """Returns the seconds of a row and of an image that a block names, fitted by least squares of the relative errors."""
     weights = np.array([rows, named]).T / np.array(seconds)[:, None]
     row, name = np.linalg.lstsq(weights, np.ones(len(rows)), rcond=None)[0]
     return float(row), float(name)
 
 
 def carry(millions: Sequence[float]) -> str:
-    """Measures what the shuffles of a distributed run carry, beside what the arithmetic says of the same."""
+    """Measures the amounts that the shuffles of a distributed run carry, and puts the estimates beside them."""
     rows = []
     for pairs in map(_rows, millions):
         job = Job(pairs, pairs // _PAIRS_PER_IMAGE, _EMBEDDING_BYTES, uri_bytes=len("/images/00000000.jpg"))
-        said = estimate(job)
-        found = measure_alone(job.pairs, job.images, block_rows=said.block_rows)
+        expected = estimate(job)
+        measured = measure_alone(job.pairs, job.images, block_rows=expected.block_rows)
         rows.append(
-            [f"{job.pairs:,}", f"{job.images:,}", f"{found.seconds:.1f}", *_carried(found, dataclasses.asdict(said), pairs)]
+            [
+                f"{job.pairs:,}",
+                f"{job.images:,}",
+                f"{measured.seconds:.1f}",
+                *_carried(measured, dataclasses.asdict(expected), pairs),
+            ]
         )
     kinds = [f"{kind}: bytes a row (by estimate)" for kind in ("requests", "blocks", "answers")]
     return table(["pairs", "images", "s", "images sent a row", *kinds], rows)
 
 
-def _carried(found: Measured, said: dict[str, float], pairs: int) -> list[str]:
-    assert found.carried is not None
+def _carried(measured: Measured, expected: dict[str, float], pairs: int) -> list[str]:
+    assert measured.carried is not None
     by_kind = (
-        (found.carried[f"{kind}s"].bytes / pairs, said[f"{kind}_tb"] * 1e12 / pairs) for kind in ("request", "block", "answer")
+        (measured.carried[f"{kind}s"].bytes / pairs, expected[f"{kind}_tb"] * 1e12 / pairs)
+        for kind in ("request", "block", "answer")
     )
-    return [f"{found.carried['answers'].rows / pairs:.3f}", *(f"{counted:.2f} ({by_rule:.2f})" for counted, by_rule in by_kind)]
+    return [
+        f"{measured.carried['answers'].rows / pairs:.3f}",
+        *(f"{counted:.2f} ({estimated:.2f})" for counted, estimated in by_kind),
+    ]
 
 
 def skew(pairs: int, rounds: int = 3) -> str:
-    """Measures skewed manifests, with the images in one table and with them sent; the cases take turns."""
+    """Measures skewed manifests, with the images in one table and with images that are sent. The cases take turns."""
     images = pairs // _PAIRS_PER_IMAGE
-    sent = estimate(Job(pairs, images, _EMBEDDING_BYTES)).block_rows
-    found: dict[str, list[list[Measured]]] = {case: [[], []] for case in CASES}
+    block_rows = estimate(Job(pairs, images, _EMBEDDING_BYTES)).block_rows
+    runs: dict[str, list[list[Measured]]] = {case: [[], []] for case in CASES}
     for _ in range(rounds):
-        for case, (shared, apart) in found.items():
+        for case, (shared, sent) in runs.items():
             shared.append(measure_alone(pairs, images, case=case))
-            apart.append(measure_alone(pairs, images, case=case, block_rows=sent))
-    rows = [[case, *(text for way in ways for text in _rate(way))] for case, ways in found.items()]
+            sent.append(measure_alone(pairs, images, case=case, block_rows=block_rows))
+    rows = [[case, *(text for group in groups for text in _rate(group))] for case, groups in runs.items()]
     header = [f"{pairs:,} pairs", "one table: rows/s", "peak GiB", "images sent: rows/s", "peak GiB"]
     return table(header, rows)
 
 
 def _rate(runs: list[Measured]) -> list[str]:
-    return [f"{np.median([one.pairs / one.seconds for one in runs]):,.0f}", f"{max(one.peak_gib for one in runs):.2f}"]
+    return [f"{np.median([run.pairs / run.seconds for run in runs]):,.0f}", f"{max(run.peak_gib for run in runs):.2f}"]
 
 
 def plan(pairs: int, files: int = 20) -> str:
-    """Measures the look before a run, at manifests of one file and of many."""
+    """Measures the seconds of planning a manifest, for manifests of one file and of many files."""
     rows = []
     whole = uniform(pairs, pairs // _PAIRS_PER_IMAGE)[0]
     step = -(-pairs // files)
@@ -172,8 +181,8 @@ def plan(pairs: int, files: int = 20) -> str:
 
 def _write_parquet(folder: Path, tables: list[pa.Table]) -> tuple[str, ...]:
     paths = [str(folder / f"pairs-{number}.parquet") for number in range(len(tables))]
-    for path, one in zip(paths, tables, strict=True):
-        pq.write_table(one, path)
+    for path, rows in zip(paths, tables, strict=True):
+        pq.write_table(rows, path)
     return tuple(paths)
 
 
@@ -191,7 +200,7 @@ def _require_memory(millions: Sequence[float]) -> None:
 
 
 def _devices(rates: Sequence[str], prices: Sequence[str]) -> tuple[Device, ...]:
-    """Returns the devices with the user's own rates and prices, `NAME=VALUE`."""
+    """Returns the devices with the user's own rates and prices, each given as `NAME=VALUE`."""
     devices = {device.name: device for device in DEVICES}
     for name, value in map(_parse, rates):
         devices[name] = dataclasses.replace(devices[name], images_per_s=value, rate_from="given")
@@ -209,8 +218,8 @@ def _parse(text: str) -> tuple[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints what is asked for."""
-    parser = argparse.ArgumentParser(description="How the pipeline grows, measured and by arithmetic.")
+    """Prints the tables that the options select."""
+    parser = argparse.ArgumentParser(description="How the pipeline scales: measurements, and estimates for larger runs.")
     parser.add_argument(
         "--millions", type=float, nargs="+", metavar="N", default=[1, 3, 10, 30], help="millions of rows to measure"
     )
@@ -220,11 +229,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs="*",
         metavar="N",
         default=[1, 3],
-        help="millions of rows to count shuffled bytes of; none to skip",
+        help="millions of rows whose shuffled bytes are counted; no number skips this",
     )
-    parser.add_argument("--skew", action="store_true", help="measure skewed manifests, of the first of --millions")
-    parser.add_argument("--rounds", type=int, default=3, help="of --skew")
-    parser.add_argument("--plan", action="store_true", help="measure the look before a run, at the first of --millions")
+    parser.add_argument("--skew", action="store_true", help="measure skewed manifests, with the first size of --millions")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of --skew")
+    parser.add_argument("--plan", action="store_true", help="measure planning, with the first size of --millions")
     parser.add_argument("--estimate", action="store_true", help="measure nothing, and print the arithmetic")
     job = parser.add_argument_group("--estimate")
     for field in dataclasses.fields(Job):
@@ -235,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     job.add_argument("--price", action="append", default=[], metavar="DEVICE=USD/HOUR")
     options = parser.parse_args(argv)
     if options.estimate:
-        print(words(_jobs(options), _devices(options.rate, options.price)))
+        print(format_estimates(_jobs(options), _devices(options.rate, options.price)))
     elif options.skew:
         print(skew(_rows(options.millions[0]), options.rounds))
     elif options.plan:

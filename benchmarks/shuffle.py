@@ -1,11 +1,11 @@
-"""The pipeline without its network: how many rows a second the two shuffles pass, and in how much memory.
+"""Measures the pipeline without its network: rows per second of the two shuffles, and memory.
 
     python -m benchmarks.shuffle --pairs 1000000 --images 50000
     python -m benchmarks.shuffle --pairs 1000000 --images 50000 --grow 10
 
-The second also measures ten times as many of both, each size in a process of its own, and prints the ratio of the times.
-Every image gets an embedding made from its URI, nothing is fetched; reading, both shuffles, comparison (one dot
-product a row), the identity check, Parquet and the summary are the real ones.
+The second command also measures ten times as many pairs and images, and prints the ratio of the times. Each size runs in its
+own process. No image is fetched: embeddings are computed from URIs. Reading, both shuffles, the comparison (one L1 distance a
+row), the identity check, Parquet and the summary are those of a real run.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ NULL_MODEL = ModelFacts(
 
 
 class NullNetwork:
-    """Embeds an image by its name, without looking at it."""
+    """A network that computes an embedding from the URI, without the image."""
 
     encodings_per_image, encodings_per_pair, embedding_bytes = 1, 0, 4 * EMBEDDING_SIZE
 
     def encode(self, uris: pa.Array) -> pa.Table:
-        """See `batchverify.pipeline.network.Network`."""
+        """Implements `batchverify.pipeline.network.Network`."""
         names = pd.util.hash_array(uris.to_numpy(zero_copy_only=False), categorize=False)
         embeddings = np.repeat(((names % 1000) / 1000).astype(np.float32)[:, None], EMBEDDING_SIZE, axis=1)
         count = len(uris)
@@ -70,7 +70,7 @@ class NullNetwork:
         return encoded_images(uris, np.zeros(count, np.int8), [None] * count, [None] * count, identity, embeddings)
 
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """See `batchverify.pipeline.network.Network`."""
+        """Implements `batchverify.pipeline.network.Network`."""
         scores: np.ndarray = np.exp(-np.abs(left - right).sum(axis=1) / EMBEDDING_SIZE)
         return scores
 
@@ -85,14 +85,14 @@ def write_manifest(folder: Path, tables: list[pa.Table]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One run.
+    """The measurements of one run.
 
     Attributes:
-        pairs: rows of the manifest.
-        images: that they were drawn from.
-        seconds: from planning the manifest to the finished run.
-        peak_gib: resident memory of the process at its most.
-        carried: by the shuffles, of each kind of element; None where images are kept in one table.
+        pairs: Number of rows of the manifest.
+        images: Number of images that the rows were drawn from.
+        seconds: Seconds from planning the manifest to the finished run.
+        peak_gib: Highest resident memory of the process, in GiB.
+        carried: Amounts that the shuffles carried, by kind of element; None if the images were in one table.
     """
 
     pairs: int
@@ -112,10 +112,11 @@ def measure(pairs: int, images: int, case: str = "uniform", block_rows: int | No
     """Runs the pipeline once in this process.
 
     Args:
-        pairs: rows of the manifest.
-        images: that they are drawn from.
-        case: which of the manifests of `benchmarks.skew`.
-        block_rows: of blocks that encoded images are sent to, as to workers elsewhere; None to keep these in one table.
+        pairs: Number of rows of the manifest.
+        images: Number of images that the rows are drawn from.
+        case: Name of a manifest of `benchmarks.skew`.
+        block_rows: Number of rows of a block, if images are sent to blocks as on a distributed runner; None means that the
+            images are in one table.
     """
     with tempfile.TemporaryDirectory() as folder:
         manifests = write_manifest(Path(folder), CASES[case](pairs, images))
@@ -132,12 +133,13 @@ def measure(pairs: int, images: int, case: str = "uniform", block_rows: int | No
 
 
 def run_null(config: VerificationConfig, load: Callable[[], Network] = NullNetwork, shared: bool = True) -> None:
-    """Runs the pipeline in this process with a network of one's own.
+    """Runs the pipeline in this process with another network.
 
     Args:
-        config: of the run.
-        load: makes the network.
-        shared: whether workers keep the encoded images in one table; else they are sent to each block, as to workers elsewhere.
+        config: The settings of the run.
+        load: Function that makes the network.
+        shared: Whether workers share one table of encoded images; otherwise images are sent to each block, as on a distributed
+            runner.
     """
     pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
     plan = _plan_null(config, pipeline.options, load, shared)
@@ -149,7 +151,7 @@ def run_null(config: VerificationConfig, load: Callable[[], Network] = NullNetwo
 
 
 def measure_alone(pairs: int, images: int, **settings: Any) -> Measured:
-    """Calls `measure` in a process of its own: what is measured is the most memory that the process ever had."""
+    """Calls `measure` in a new process, because the peak of memory is that of the whole life of a process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(measure, pairs, images, **settings).result()
 
@@ -181,12 +183,12 @@ def main() -> None:
     parser.add_argument("--grow", type=int, metavar="N", help="measure N times as many too, and print the ratio of the times")
     options = parser.parse_args()
     sizes = [(options.pairs * times, options.images * times) for times in (1, *([options.grow] if options.grow else []))]
-    found = []
+    runs = []
     for pairs, images in sizes:
-        found.append(measure_alone(pairs, images))
-        print(found[-1], flush=True)
+        runs.append(measure_alone(pairs, images))
+        print(runs[-1], flush=True)
     if options.grow:
-        print(f"{options.grow} times as many take {found[1].seconds / found[0].seconds:.1f} times as long")
+        print(f"{options.grow} times as many take {runs[1].seconds / runs[0].seconds:.1f} times as long")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A training step with Keras' own batch normalisation against one with TensorFlow's kernel for it.
+"""Compares the time of a training step with Keras' own batch normalisation and with TensorFlow's kernel for it.
 
     python -m benchmarks.train_step --size 96 --images 128
 
@@ -20,7 +20,7 @@ from batchverify.training.network import FusedBatchNormalization, build_encoder,
 
 
 def gradients_of(encoder: keras.Model, images: tf.Tensor) -> Callable[[], object]:
-    """Returns a call that does what a training step does with the encoder."""
+    """Returns a function that encodes the images and computes gradients, as a training step does."""
 
     @tf.function
     def step() -> list[tf.Tensor]:
@@ -32,6 +32,7 @@ def gradients_of(encoder: keras.Model, images: tf.Tensor) -> Callable[[], object
 
 
 def main() -> None:
+    """Prints the median times and their ratio."""
     parser = argparse.ArgumentParser(description="Seconds of a training step with two kinds of batch normalisation.")
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--width", type=float, default=0.35)
@@ -48,9 +49,9 @@ def main() -> None:
         for name, step in steps.items():
             started = time.perf_counter()
             step()
-            if round_number:  # the first round traces
+            if round_number:  # TensorFlow traces the functions in the first round.
                 seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(found) for name, found in seconds.items()}
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
     print(", ".join(f"{name} {median:.3f} s" for name, median in medians.items()), end="")
     print(f"; ratio {medians['composed'] / medians['fused']:.2f}")
 
