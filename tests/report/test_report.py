@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -45,7 +46,7 @@ return lowest;
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(tmp_path_factory):
     if not (CHROMIUM and DRIVER):
         pytest.skip("there is no Chromium here: apt-get install chromium chromium-driver")
     from selenium import webdriver
@@ -55,7 +56,9 @@ def browser():
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    # Chromium may leave folders of its own in the temporary folder when it quits.
+    environment = {**os.environ, "TMPDIR": str(tmp_path_factory.mktemp("chromium"))}
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER, env=environment))
     yield driver
     driver.quit()
 
