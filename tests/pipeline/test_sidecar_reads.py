@@ -79,5 +79,7 @@ def test_a_transform_of_a_model_that_does_not_exist_can_be_made():
 def test_a_transform_with_a_damaged_sidecar_is_refused_when_it_is_applied(tmp_path):
     (tmp_path / "none.keras.batchverify.json").write_text("{")
     transform = batchverify.VerifyPairs(batchverify.ScoringConfig(model=str(tmp_path / "none.keras")))
+    pipeline = beam.Pipeline(runner="FnApiRunner")
     with pytest.raises(batchverify.PreflightError, match="cannot be read"):
-        _ = beam.Pipeline(runner="FnApiRunner") | beam.Create([]) | transform
+        _ = pipeline | beam.Create([]) | transform
+    shutil.rmtree(pipeline.local_tempdir)  # Beam deletes it only after a run.
