@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ return lowest;
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
+def browser():
     if not (CHROMIUM and DRIVER):
         pytest.skip("there is no Chromium here: apt-get install chromium chromium-driver")
     from selenium import webdriver
@@ -56,11 +57,13 @@ def browser(tmp_path_factory):
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    # Chromium may leave folders of its own in the temporary folder when it quits.
-    environment = {**os.environ, "TMPDIR": str(tmp_path_factory.mktemp("chromium"))}
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER, env=environment))
-    yield driver
-    driver.quit()
+    # Chromium may leave folders of its own in the temporary folder when it quits. It makes a Unix socket there, whose path
+    # has to be shorter than 108 characters, so the folder is none of pytest's.
+    with tempfile.TemporaryDirectory(prefix="chromium-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        service = webdriver.ChromeService(DRIVER, env={**os.environ, "TMPDIR": folder})
+        driver = webdriver.Chrome(options=options, service=service)
+        yield driver
+        driver.quit()
 
 
 @pytest.fixture
