@@ -12,7 +12,7 @@ fix:
 	ruff check --fix .
 	ruff format .
 
-# Runs the tests that start no servers, no workers, no processes of the program and no benchmarks.
+# Runs the tests that start no servers, workers, processes of the program, benchmarks or whole runs.
 test-fast:
 	pytest -m 'not (servers or workers or benchmarks or processes or slow)' --ignore tests/servers --ignore tests/benchmarks
 

@@ -24,6 +24,7 @@ def head(weights, bias):
     return layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code", "score"), [("sane", 0, 0.99999), ("faulty", 3, 0.5)])
 def test_the_demo_models(name, code, score, demo, capsys):
     argv = ["--model", str(DEMO / f"{name}.keras"), "--manifest", str(demo / "demo.csv"), "--json"]

@@ -22,6 +22,7 @@ def command(capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_did(demo, tmp_path, command):
     code, out, err = command("--manifest", demo / "demo.csv", "--output", tmp_path / "out")
     assert code == 0, err
@@ -60,6 +61,7 @@ def test_a_mistake_is_a_sentence_and_writes_nothing(arguments, told, demo, tmp_p
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_made_fails_in_a_sentence(demo, tmp_path, command):
     (tmp_path / "file").touch()
     code, _, err = command("--manifest", demo / "demo.csv", "--output", tmp_path / "file" / "out")

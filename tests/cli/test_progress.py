@@ -17,6 +17,8 @@ from batchverify.cli.progress import format_progress
 from batchverify.temporary_folder import temporary_folder
 from batchverify.worker_stats import COUNTS, SECONDS, WorkerStats, read_totals
 
+pytestmark = pytest.mark.slow
+
 
 def on_a_terminal(arguments: list[str]) -> tuple[int, str]:
     """Runs a command whose output is a terminal, and returns its exit code and what the terminal got."""

@@ -135,6 +135,7 @@ def run_python(snippets: list[str]) -> tuple[dict, str]:
     return names, printed.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.runs for block in blocks(page, "python"))])
 def test_the_python_of_a_page_runs(page, folder):
     assert run_python([block.text for block in blocks(page, "python") if block.runs])[1]

@@ -41,6 +41,7 @@ def keys(pairs: list[dict]) -> list[int]:
     return [pair["manifest_row"] for pair in pairs]
 
 
+@pytest.mark.slow
 def test_the_extremes_are_those_that_pandas_finds(run):
     found, scores = run[0]["extremes"], run[1]
     impostors, genuines = scores[scores["genuine"] == "0"], scores[scores["genuine"] == "1"]

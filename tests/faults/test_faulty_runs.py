@@ -19,6 +19,8 @@ from batchverify.cli.main import main
 from batchverify.output.run_directory import RunDirectory
 from tests.support.processes import start_program, wait_for
 
+pytestmark = pytest.mark.slow
+
 FINISHED = ["_SUCCESS", "report.html", "scores-00000-of-00001.parquet", "summary.json"]
 
 
@@ -111,7 +113,6 @@ def test_a_full_disk_fails_the_run_in_a_sentence(arguments, tmp_path):
     assert names(tmp_path / "out") == []
 
 
-@pytest.mark.slow
 def test_bundles_that_run_twice_change_nothing(arguments, tmp_path, read_scores):
     # Beam runs every bundle, its writes and all, once more than it needs; so does a runner whose worker dies after it emitted.
     assert main(arguments) == 0
@@ -128,7 +129,6 @@ def test_an_output_that_may_not_be_written_fails_in_a_sentence(arguments, capsys
     assert "--output /proc/batchverify cannot be written" in said and "Traceback" not in said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gates", "code"),
     [
@@ -193,7 +193,6 @@ def nan_model(tmp_path) -> str:
     return str(tmp_path / "nan.keras")
 
 
-@pytest.mark.slow
 def test_a_score_that_is_no_number_fails_the_run_or_is_an_error_of_its_row(arguments, nan_model, tmp_path, read_scores, capsys):
     Image.new("RGB", (16, 16)).save(tmp_path / "pictures" / "p3.png")
     arguments = [*arguments[:5], nan_model, "--pixels", "0..255"]
@@ -229,7 +228,6 @@ class Greedy(keras.layers.Layer):
 """
 
 
-@pytest.mark.slow
 def test_a_device_out_of_memory_gets_smaller_batches_and_completes(arguments, tmp_path, monkeypatch, read_scores, caplog):
     (tmp_path / "greedy.py").write_text(GREEDY)
     monkeypatch.syspath_prepend(tmp_path)

@@ -32,6 +32,7 @@ def test_other_names_are_no_attributes():
         getattr(batchverify, "verify")  # noqa: B009
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["RunResult", "Submission", "Verified", "VerifyPairs", "run"])
 def test_the_example_of_a_public_name_runs(name, demo, tmp_path, monkeypatch):
     """It finds the demo as `pairs.csv` and `model.keras`. The example of `submit` runs on the stand-in for Dataflow."""

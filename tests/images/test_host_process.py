@@ -21,6 +21,8 @@ from batchverify.images.pillow_settings import no_limit_or_warnings, whole_files
 from batchverify.images.resize import Layout
 from benchmarks import hostile_images
 
+pytestmark = pytest.mark.slow
+
 IMPORT_ALL = """
 import pkgutil, importlib, warnings
 from PIL import Image, ImageFile

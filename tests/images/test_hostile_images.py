@@ -22,6 +22,8 @@ from batchverify.schema import STATUSES
 from benchmarks import hostile_images
 from tests.support.outcomes import failed, succeeded
 
+pytestmark = pytest.mark.slow
+
 MOST_SECONDS = 5
 # Four million pixels in four channels are 16 MB; reading them may hold a handful of copies at once, and one file.
 MOST_MEGABYTES = 160
@@ -147,7 +149,6 @@ def check(data: bytes, layout: Layout) -> None:
         assert result.dtype == np.uint8 and result.shape == (layout.height, layout.width, layout.channels)
 
 
-@pytest.mark.slow
 @FUZZ
 @given(damaged(), st.sampled_from(LAYOUTS))
 def test_a_damaged_file_gives_pixels_or_a_typed_failure(data, layout):

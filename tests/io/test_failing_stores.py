@@ -138,6 +138,7 @@ def test_the_pauses_between_tries_grow(store, monkeypatch):
     assert len(pauses) == 2 and pauses[1] > 2 * pauses[0] > 0
 
 
+@pytest.mark.slow
 def test_a_store_that_hangs_costs_its_rows_and_no_others(store, small_model, pictures, tmp_path, read_scores):
     for number in range(10):
         store.schedules[f"p{number}.png"] = [(pictures / f"p{number}.png").read_bytes()]

@@ -15,6 +15,8 @@ import tensorflow as tf
 import batchverify
 from batchverify.model.frozen_graph import FrozenFunction
 
+pytestmark = pytest.mark.slow
+
 OPENVINO = """
 import numpy as np, tensorflow as tf
 from concurrent.futures import ThreadPoolExecutor

@@ -169,6 +169,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str | None]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_run_is_refused_in_one_sentence(name, tmp_path):
     make, options, expected = REFUSED[name]

@@ -25,6 +25,8 @@ from batchverify.output.embedding_store import EmbeddingStore
 from tests.support.manifests import write_pairs
 from tests.support.processes import SUBPROCESS_WORKERS, start_program, wait_for
 
+pytestmark = pytest.mark.slow
+
 POINTER = "embeddings.json"
 
 
@@ -104,7 +106,6 @@ def test_workers_in_other_processes_share_the_store(workers, night, pictures, tm
     np.testing.assert_allclose(scores[0], scores[2], atol=1e-6)
 
 
-@pytest.mark.slow
 def test_only_what_changed_is_encoded(night, pictures, tmp_path, read_scores):
     night("first")
     made_anew(pictures / "p3.png")
@@ -116,7 +117,6 @@ def test_only_what_changed_is_encoded(night, pictures, tmp_path, read_scores):
     assert np.abs(scores[0] - scores[1]).max() > 1e-3
 
 
-@pytest.mark.slow
 def test_by_content_a_touched_file_is_unchanged_and_a_replaced_one_is_not(night, pictures):
     night("first")
     before = os.stat(pictures / "p3.png")
@@ -128,7 +128,6 @@ def test_by_content_a_touched_file_is_unchanged_and_a_replaced_one_is_not(night,
     assert counts(night("second", embeddings_version="content")) == (1, 9)
 
 
-@pytest.mark.slow
 def test_a_file_that_was_just_written_is_encoded_again(night, pictures):
     # Another change in the same tick of the clock would leave it the same size and time.
     path = pictures / "p3.png"
@@ -155,7 +154,6 @@ def test_a_file_that_changes_while_it_is_read_is_filed_as_what_it_was(pictures):
     assert reader.read_with_version(str(path)).version == before != reader.look_up(str(path)).version
 
 
-@pytest.mark.slow
 def test_images_that_fail_tonight_fail_as_without_a_store(night, pictures, tmp_path, read_scores):
     night("first")
     (pictures / "p1.png").unlink()
@@ -172,7 +170,6 @@ def test_images_that_fail_tonight_fail_as_without_a_store(night, pictures, tmp_p
     assert {"missing", "unreadable", "empty"} < set(kept["left_status"])
 
 
-@pytest.mark.slow
 def test_outside_of_the_root_nothing_is_reused(night, tmp_path, pictures):
     night("first")
     (tmp_path / "elsewhere").mkdir()
@@ -186,7 +183,6 @@ def absolute(tmp_path, pictures):
     return path
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "told"),
     [({"color": "bgr"}, "preprocessing"), ({"max_image_pixels": 10**6}, "max image pixels"), ({}, "model digest")],
@@ -206,14 +202,12 @@ def test_another_model_or_other_pixels_meet_no_old_embedding(settings, told, nig
     assert counts(night("third", **settings)) == (0, 10)
 
 
-@pytest.mark.slow
 def test_what_does_not_change_embeddings_keeps_them(night, small_model, tmp_path):
     night("first")
     shutil.copy(small_model, tmp_path / "moved.keras")
     assert counts(night("second", model=str(tmp_path / "moved.keras"), threshold=0.9, batch_size=3, block_rows=5)) == (0, 10)
 
 
-@pytest.mark.slow
 def test_rows_that_tonight_does_not_name_stay_and_grow_old(night, pairs, tmp_path):
     night("first")
     lines = pairs.read_text().splitlines()
@@ -333,7 +327,6 @@ def test_a_run_that_is_killed_leaves_the_store_as_it_was(how, night, pairs, pict
     assert len(stored(tmp_path)) == 10
 
 
-@pytest.mark.slow
 def test_a_run_that_misses_a_gate_publishes_nothing(night, pictures, tmp_path):
     night("first")
     before = (tmp_path / "store" / POINTER).read_bytes()
@@ -353,7 +346,6 @@ def test_one_store_takes_one_run_at_a_time(night, tmp_path):
     assert counts(night("third")) == (10, 0)
 
 
-@pytest.mark.slow
 def test_a_store_that_cannot_be_published_costs_the_embeddings_alone(night, tmp_path, monkeypatch, caplog):
     night("first")
 
@@ -395,7 +387,6 @@ def test_what_cannot_be_is_refused(options, told, capsys):
     assert told in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_check_and_the_closing_words_tell_of_the_store(night, pairs, pictures, small_model, tmp_path, capsys):
     arguments = ["--manifest", str(pairs), "--model", small_model, "--embeddings", str(tmp_path / "store")]
     assert main([*arguments, "--output", str(tmp_path / "o1"), "--check"]) == 0
@@ -451,7 +442,6 @@ class DatedFileSystem(UndatedFileSystem):
         return FileMetadata(path, found.st_size, found.st_mtime + self.seconds_added)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("scheme", "second"), [("dated", (0, 10)), ("undated", (10, 0))])
 def test_images_of_another_file_system_are_kept_if_it_dates_them(scheme, second, night, pictures, tmp_path, monkeypatch):
     names = [f"{scheme}://{pictures}/p{number}.png" for number in range(10)]

@@ -61,6 +61,7 @@ def summary_of(output) -> dict:
 # --baseline
 
 
+@pytest.mark.slow
 def test_a_night_is_compared_with_the_one_before(folder, night, small_model, tmp_path, read_scores, capsys):
     fewer = pd.read_csv(folder / "pairs.csv")[lambda pairs: pairs["left"] > "p4"]
     fewer.to_csv(folder / "fewer.csv", index=False)
@@ -79,6 +80,7 @@ def test_a_night_is_compared_with_the_one_before(folder, night, small_model, tmp
     assert summary_of(tmp_path / "out")["gates"][-1]["found"] == found["psi"] > 0.01
 
 
+@pytest.mark.slow
 def test_the_same_night_again_has_not_drifted(folder, night, small_model, tmp_path):
     again = arguments(folder, small_model, tmp_path / "out", "--baseline", night / "summary.json", "--max-drift", 0)
     assert main(again) == 0
@@ -123,6 +125,7 @@ def test_a_baseline_that_cannot_be_compared_with_is_refused_before_anything(chan
     assert told in said and len(said.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_first_night_goes_on_without_the_one_before(folder, small_model, tmp_path, caplog):
     first = arguments(folder, small_model, tmp_path / "out", "--baseline", tmp_path / "before", "--baseline-optional")
     assert main([*first, "--max-drift", "0.1"]) == 0
@@ -184,6 +187,7 @@ def test_a_limit_reads_no_file_and_no_row_group_beyond_it(folder, tmp_path):
         plan_manifest(batchverify.VerificationConfig(manifests=(str(tmp_path / "2.parquet"),), output="o"))
 
 
+@pytest.mark.slow
 def test_a_limited_run_says_so(folder, small_model, tmp_path, read_scores, capsys):
     assert main(arguments(folder, small_model, tmp_path / "out", "--limit", 7)) == 0
     assert "(of the first 7, --limit)" in capsys.readouterr().out

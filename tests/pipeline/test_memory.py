@@ -8,6 +8,8 @@ import batchverify
 from batchverify.pipeline import plan
 from batchverify.pipeline.memory import available_bytes, process_bytes, worker_bytes
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 
 

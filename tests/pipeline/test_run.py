@@ -23,6 +23,8 @@ from batchverify.pipeline.image_table import ImageTableLoader
 from tests.support.manifests import write_pairs
 from tests.support.processes import SUBPROCESS_WORKERS
 
+pytestmark = pytest.mark.slow
+
 
 def twin_of(manifest: pd.DataFrame, folder: Path, model_path: str, resize: Resize) -> pd.DataFrame:
     """Scores a manifest the plain way, one pair at a time."""

@@ -19,6 +19,8 @@ from benchmarks.carried import Carried, count_carried
 from benchmarks.shuffle import EMBEDDING_SIZE, NullNetwork, run_null, write_manifest
 from benchmarks.skew import CASES
 
+pytestmark = pytest.mark.slow
+
 PAIRS, IMAGES, BLOCK_ROWS = 24_000, 6_000, 5_000  # 6,000 images are two buckets
 WIDE = EMBEDDING_BYTES_AT_ONCE // 256
 
@@ -54,7 +56,6 @@ class Run:
         return [len(set(block["left"].to_pylist()) | set(block["right"].to_pylist())) for block in blocks]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False], ids=["one table", "sent"])
 @pytest.mark.parametrize("case", CASES)
 def test_each_image_is_encoded_once_and_each_row_scored_once(case, shared, tmp_path, read_scores):
@@ -113,7 +114,6 @@ def test_a_part_is_sent_before_the_next_one_is_encoded(tmp_path):
     assert [uri for key, uris in found if key == "last" for uri in uris] == [names[299], names[599]]
 
 
-@pytest.mark.slow
 def test_parts_change_no_score(small_model, pictures, tmp_path, read_scores, monkeypatch):
     chosen = np.random.default_rng(2).integers(10, size=(2, 40))
     frame = pd.DataFrame(

@@ -19,6 +19,8 @@ from batchverify.cli.main import main
 from batchverify.output.run_directory import RunDirectory
 from batchverify.report import command, render, verdict
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SCRIPT = "<script>alert(1)</script>"
 FAULTY = str(Path(batchverify.__file__).parent / "demo" / "faulty.keras")

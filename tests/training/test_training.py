@@ -29,6 +29,8 @@ from batchverify.training.optimizers import LayerwiseMomentum, build_optimizer
 from batchverify.training.recipe import Recipe
 from batchverify.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 SIZE = 32
 
 
@@ -65,7 +67,6 @@ def small_trainer(groups, **said) -> Trainer:
     return Trainer(recipe, groups, keras.Model(pixels, embedding, name="encoder"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "head"), [("batch", "repaired"), ("batch", "published"), ("published", "published"), ("koch", "repaired")]
 )
@@ -103,7 +104,6 @@ def test_the_certificate_of_the_repaired_head_holds_after_every_step(alphabets, 
         assert certificate.holds is holds
 
 
-@pytest.mark.slow
 def test_resumed_training_ends_with_the_same_weights(alphabets, tmp_path):
     kept, rest = data.split_classes(alphabets, 0.3, 0)
 
@@ -129,7 +129,6 @@ def test_resumed_training_ends_with_the_same_weights(alphabets, tmp_path):
     assert [row["step"] for row in read[0]] == ["5", "10", "12"]
 
 
-@pytest.mark.slow
 def test_the_model_that_is_kept_is_the_best_on_validation(alphabets, tmp_path):
     kept, rest = data.split_classes(alphabets, 0.3, 0)
     trainer = small_trainer(kept, steps=8, steps_per_epoch=2, learning_rate=1e-9)
@@ -148,7 +147,6 @@ def test_the_model_that_is_kept_is_the_best_on_validation(alphabets, tmp_path):
     assert kept_eer == pytest.approx(best.validation_eer, abs=1e-3)
 
 
-@pytest.mark.slow
 def test_patience_ends_training_without_gain(alphabets, tmp_path):
     kept, rest = data.split_classes(alphabets, 0.3, 0)
     trainer = small_trainer(kept, steps=1000, steps_per_epoch=1, patience=3, learning_rate=1e-9)
@@ -160,7 +158,6 @@ def short(*more) -> list[str]:
     return ["--size", str(SIZE), "--steps", "4", "--steps-per-epoch", "2", *map(str, more)]
 
 
-@pytest.mark.slow
 def test_the_command_trains_on_class_folders(folder, tmp_path, capsys):
     output = tmp_path / "new" / "model.keras"
     assert main(["train", "--images", str(folder), "--output", str(output), "--hold-out", "Held_out", "--turned-classes",
@@ -181,7 +178,6 @@ def test_the_command_trains_on_class_folders(folder, tmp_path, capsys):
     assert not output.with_suffix(".checkpoint.npz").exists()
 
 
-@pytest.mark.slow
 def test_the_command_trains_on_a_manifest_and_on_encoder_weights(folder, tmp_path):
     tf_keras = pytest.importorskip("tf_keras")
     rows = ["left,right,genuine"]
@@ -201,7 +197,6 @@ def test_the_command_trains_on_a_manifest_and_on_encoder_weights(folder, tmp_pat
     assert main(["train", *arguments, *short("--width", 0.5)]) == 2
 
 
-@pytest.mark.slow
 def test_interrupted_training_leaves_a_model_and_goes_on(folder, tmp_path, capsys, monkeypatch):
     output = tmp_path / "model.keras"
     arguments = ["train", "--images", str(folder), "--output", str(output), "--size", str(SIZE), "--validation", "0.3",
