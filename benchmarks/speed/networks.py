@@ -24,11 +24,11 @@ _WEIGHT_SPREAD = 0.8  # some dimensions decide; the scores of many alike ones wo
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Of a MobileNetV2.
+    """The size of a MobileNetV2.
 
     Attributes:
-        side: height and width of its images in pixels.
-        width: multiplier of its channels (alpha).
+        side: The height and width of its images in pixels.
+        width: The multiplier of its channels (alpha).
     """
 
     side: int

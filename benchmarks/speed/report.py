@@ -23,12 +23,12 @@ _PACKAGES = ("apache-beam", "keras", "numpy", "openvino", "pillow", "pyarrow", "
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """Of two contenders' times, round by round.
+    """The ratio of two contenders' times, round by round.
 
     Attributes:
-        median: of the rounds' ratios.
-        least: of them.
-        most: of them.
+        median: The median of the rounds' ratios.
+        least: The least of them.
+        most: The greatest of them.
     """
 
     median: float

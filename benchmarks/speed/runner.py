@@ -39,12 +39,12 @@ class Record:
     """All that is known of a contender.
 
     Attributes:
-        contender: which.
-        start_up: the run on two pairs that comes first, or None.
-        rounds: one measurement for each round.
-        difference: the largest one to the reference's answer, over all rounds.
-        scores: the lowest and the highest of the last answer's pairs; alike, they would agree whatever was computed.
-        problem: why there are no times, or None.
+        contender: The contender.
+        start_up: The run on two pairs that comes first, or None.
+        rounds: One measurement for each round.
+        difference: The largest difference from the reference's answer, over all rounds.
+        scores: The lowest and the highest score of the last answer. Scores that are all alike agree whatever was computed.
+        problem: The reason why there are no times, or None.
     """
 
     contender: Contender
@@ -60,10 +60,10 @@ class Course:
     """What the contenders run on.
 
     Attributes:
-        manifest: with all pairs.
-        short_manifest: with two of them.
-        model: `.keras` file.
-        folder: to write answers to.
+        manifest: The manifest with all pairs.
+        short_manifest: The manifest with two of them.
+        model: The `.keras` file of the network.
+        folder: The folder that answers are written to.
     """
 
     manifest: Path
@@ -85,15 +85,15 @@ def compete(
     The first contender's first answer is what all answers are compared with.
 
     Args:
-        contenders: at least one.
-        course: what they run on.
-        rounds: how often.
-        tolerance: by how much a score may differ from the first contender's.
-        warm: whether each runs on two pairs first, which shows what its start-up takes.
-        tell: is given a line after each run.
+        contenders: The contenders, at least one.
+        course: What they run on.
+        rounds: The number of rounds.
+        tolerance: The amount by which a score may differ from the first contender's.
+        warm: Whether each runs on two pairs first, which shows what its start-up takes.
+        tell: A function that is called with a line after each run.
 
     Returns:
-        one record for each contender; one that fails or answers otherwise runs no further.
+        One record for each contender. A contender that fails or answers otherwise runs no further.
     """
     records = [Record(contender) for contender in contenders]
     for record in records:
@@ -102,26 +102,47 @@ def compete(
     reference: np.ndarray | None = None
     for number in range(-1 if warm else 0, rounds):
         turn = max(0, number) % len(records)
+        # The reference is the answer of the first contender, so the order changes only once there is one.
         for record in records[turn:] + records[:turn] if reference is not None else records:
-            if record.problem:
-                tell(f"{record.contender.name}: {record.problem}")
-                continue
-            measured, answer = _run(record, course, number)
-            if answer is None or measured is None:
-                tell(f"{record.contender.name}: {record.problem}")
-                continue
-            if number < 0:
-                record.start_up = measured
-                tell(f"start-up: {record.contender.name} {measured.seconds:.1f} s")
-                continue
-            reference = answer if reference is None else reference
-            record.rounds.append(measured)
-            record.scores = float(answer[0].min()), float(answer[0].max())
-            record.difference = max(record.difference, difference(answer, reference))
-            if not record.difference <= tolerance:
-                record.problem = f"its scores differ by {record.difference:.2g}"
-            tell(f"round {number + 1}: {record.contender.name} {record.problem or f'{measured.seconds:.1f} s'}")
+            answer = None if record.problem else _take_turn(record, course, number, tolerance, reference)
+            if number >= 0 and reference is None:
+                reference = answer
+            tell(_turn_message(record, number))
     return records
+
+
+def _take_turn(
+    record: Record, course: Course, number: int, tolerance: float, reference: np.ndarray | None
+) -> np.ndarray | None:
+    """Runs a contender once, enters the result into its record, and returns its answer, or None if it failed.
+
+    Args:
+        record: The record of the contender.
+        course: What it runs on.
+        number: The number of the round; -1 for the run that shows what its start-up takes.
+        tolerance: The amount by which a score may differ from the reference's.
+        reference: The answer to compare with; None for the answer itself.
+    """
+    measured, answer = _run(record, course, number)
+    if answer is None or measured is None:
+        return None
+    if number < 0:
+        record.start_up = measured
+        return answer
+    record.rounds.append(measured)
+    record.scores = float(answer[0].min()), float(answer[0].max())
+    record.difference = max(record.difference, difference(answer, answer if reference is None else reference))
+    if not record.difference <= tolerance:
+        record.problem = f"its scores differ by {record.difference:.2g}"
+    return answer
+
+
+def _turn_message(record: Record, number: int) -> str:
+    name = record.contender.name
+    if number < 0:
+        start_up = record.start_up
+        return f"start-up: {name} {record.problem or (f'{start_up.seconds:.1f} s' if start_up else 'did not end')}"
+    return f"round {number + 1}: {name} {record.problem or f'{record.rounds[-1].seconds:.1f} s'}"
 
 
 def _run(record: Record, course: Course, number: int) -> tuple[Measured | None, np.ndarray | None]:
