@@ -22,10 +22,10 @@ class Contender:
 
     Attributes:
         name: for the table and the command line.
-        meaning: the same in words.
+        meaning: The same in words.
         script: module of `benchmarks.speed.scripts`; None for batchverify itself.
         needs: packages that must be installed.
-        is_limit: whether it is one of the scripts whose better one is the limit.
+        is_limit: Whether it is one of the scripts whose better one is the limit.
         options: more arguments of batchverify's.
     """
 
@@ -65,7 +65,7 @@ def with_options(options: str, variants: list[str]) -> dict[str, Contender]:
     """Returns the contenders, batchverify with more options, and its variants.
 
     Args:
-        options: of batchverify and all its variants, as one would type them.
+        options: The options of batchverify and all its variants, as a user types them.
         variants: `NAME=OPTIONS` each.
 
     Raises:

@@ -26,10 +26,10 @@ def ensure_images(folder: Path, size: tuple[int, int], count: int, seed: int) ->
     """Returns the paths of `count` JPEG files, made now where they are not there yet.
 
     Args:
-        folder: of the cache; each size and seed has a folder of its own in it.
+        folder: The folder of the cache; each size and seed has a folder of its own in it.
         size: width and height in pixels.
-        count: how many. Picture k is the same however many there are.
-        seed: of everything that is random.
+        count: The number of pictures. Picture k is the same however many there are.
+        seed: The seed of everything that is random.
     """
     own = folder / f"images-{size[0]}x{size[1]}-{seed}"
     own.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ class Camera:
 
     Args:
         size: width and height of the pictures in pixels.
-        seed: of everything that is random.
+        seed: The seed of everything that is random.
     """
 
     def __init__(self, size: tuple[int, int], seed: int):

@@ -23,7 +23,7 @@ class Pairs:
     Attributes:
         left: int64 `(n,)`.
         right: int64 `(n,)`, never equal to `left`.
-        images: how many distinct images there are; each is in a pair.
+        images: The number of distinct images; each is in a pair.
     """
 
     left: np.ndarray
@@ -57,7 +57,7 @@ def build_pairs(case: str, scale: float, seed: int) -> Pairs:
         case: `lfw`: the shape of the LFW protocol, 6,000 pairs over 7,701 images; `gallery`: each image in 20 pairs;
             `distinct`: each image in one.
         scale: share of the whole case, above 0.
-        seed: of the choice.
+        seed: The seed of the choice.
     """
     count = max(1, round(PAIRS * scale))
     rng = np.random.default_rng(seed)

@@ -42,7 +42,7 @@ def ensure_network(folder: Path, name: str, images: list[str]) -> Path:
     """Returns the `.keras` file of a network of `NETWORKS`, made now in a process of its own if it is not there yet.
 
     Args:
-        folder: of the cache, one for each kind of images.
+        folder: The folder of the cache, one for each kind of images.
         name: one of `NETWORKS`.
         images: paths of images, `CALIBRATION_IMAGES` of which or fewer decide the statistics.
     """

@@ -15,7 +15,7 @@ def add_course_options(parser: argparse.ArgumentParser, case: str, network: str)
     """Adds what is run on, how often, and where the figures go.
 
     Args:
-        parser: of the benchmark.
+        parser: The parser of the benchmark.
         case: default of `--case`.
         network: default of `--network`.
     """

@@ -24,8 +24,8 @@ class Measured:
     """One process, from its start to its end.
 
     Attributes:
-        seconds: of wall time.
-        cpu_seconds: of the process and of the children that it waited for.
+        seconds: The wall time in seconds.
+        cpu_seconds: The processor time of the process and of the children that it waited for.
         peak_gib: resident memory of the largest of these processes.
     """
 

@@ -12,7 +12,7 @@ class Parts:
     """Encoder and head of a network that `benchmarks.speed.networks` made.
 
     Args:
-        path: of its `.keras` file.
+        path: The path of its `.keras` file.
 
     Attributes:
         size: height and width of its images in pixels.
