@@ -34,13 +34,13 @@ def distort(images: tf.Tensor, seed: tf.Tensor, kind: str) -> tf.Tensor:
     background = _border_median(images)
     # Ink is the difference from the background, so that it is zero outside of the image.
     ink = background - tf.cast(images, tf.float32)
-    x, y = _affine_positions(len(images), images.shape[1], seed, _STROKES_SHIFT if kind == "strokes" else _SHIFT)
+    x, y = _affine_positions(images.shape[0], images.shape[1], seed, _STROKES_SHIFT if kind == "strokes" else _SHIFT)
     if kind == "strokes":
-        bend_x, bend_y = _bends(len(images), images.shape[1], seed)
+        bend_x, bend_y = _bends(images.shape[0], images.shape[1], seed)
         x, y = x + bend_x, y + bend_y
     ink = _sample(ink, x, y)
     if kind == "strokes":
-        ink = _with_pen(ink, _component(13, _PEN, len(images), seed))
+        ink = _with_pen(ink, _component(13, _PEN, images.shape[0], seed))
     return background - ink
 
 
@@ -82,7 +82,7 @@ def _bends(count: int, size: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor
 
 def _sample(images: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """Samples images `(n, size, size, channels)` bilinearly at x and y. Images are zero outside."""
-    count, size, channels = len(images), images.shape[1], images.shape[3]
+    count, size, _, channels = images.shape
     row_length = size + 2  # Each image is padded by one pixel on each side.
     flat = tf.reshape(tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]]), [-1, channels])
     x, y = tf.clip_by_value(x + 1, 0.0, size + 0.999), tf.clip_by_value(y + 1, 0.0, size + 0.999)

@@ -68,7 +68,7 @@ def evaluate(
         trials: Number of one-shot trials.
     """
     rng = np.random.default_rng(seed)
-    embedded = [[_encode(encode, images) for images in group.classes] for group in groups if len(group.classes) > 1]
+    embedded = [_encode_classes(encode, group.classes) for group in groups if len(group.classes) > 1]
     left, right, genuine = _draw_pairs(embedded, pairs, rng)
     scores, identity = compare(left, right), compare(left, left)
     genuine_scores, impostor_scores = metrics.histogram(scores[genuine]), metrics.histogram(scores[~genuine])
@@ -92,9 +92,12 @@ def evaluate(
     )
 
 
-def _encode(encode: Encode, images: np.ndarray) -> np.ndarray:
+def _encode_classes(encode: Encode, classes: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns the embeddings of each class; batches hold images of several classes, as a class is small."""
+    images = np.concatenate(classes)
     starts = range(0, len(images), _BATCH_SIZE)
-    return np.concatenate([encode(images[start : start + _BATCH_SIZE]) for start in starts])
+    embedded = np.concatenate([encode(images[start : start + _BATCH_SIZE]) for start in starts])
+    return np.split(embedded, np.cumsum([len(images) for images in classes])[:-1])
 
 
 def _draw_pairs(

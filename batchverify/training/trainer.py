@@ -54,7 +54,7 @@ class Trainer:
         layers = self._layers()
         self._variables = [variable for variables in layers.values() for variable in variables]
         self._optimizer = build_optimizer(recipe, layers)
-        self._take_step = tf.function(self._train_step)
+        self._take_step = tf.function(self._train_step, autograph=False)
 
     def train_step(self) -> tuple[float, float]:
         """Trains on one batch, and returns its loss and the share of its pairs that are decided correctly at 0.5.

@@ -20,6 +20,12 @@ from batchverify.worker_stats import COUNTS, SECONDS, WorkerStats, read_totals
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture
+def arguments(demo, small_model, tmp_path) -> list[str]:
+    """Returns the arguments of a run of the demo's pairs with a network that is quick to load, into `out`."""
+    return ["--manifest", str(demo / "demo.csv"), "--output", str(tmp_path / "out"), "--model", small_model]
+
+
 def on_a_terminal(arguments: list[str]) -> tuple[int, str]:
     """Runs a command whose output is a terminal, and returns its exit code and what the terminal got."""
     ours, theirs = pty.openpty()
@@ -35,10 +41,8 @@ def on_a_terminal(arguments: list[str]) -> tuple[int, str]:
 
 
 @pytest.mark.processes
-def test_a_terminal_shows_a_bar(demo, tmp_path):
-    code, shown = on_a_terminal(
-        [sys.executable, "-m", "batchverify", "--manifest", str(demo / "demo.csv"), "--output", str(tmp_path / "out")]
-    )
+def test_a_terminal_shows_a_bar(arguments):
+    code, shown = on_a_terminal([sys.executable, "-m", "batchverify", *arguments])
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert code == 0
     assert "Images encoded" in plain and "Rows scored" in plain and "/87" in plain and "/125" in plain
@@ -46,16 +50,16 @@ def test_a_terminal_shows_a_bar(demo, tmp_path):
 
 
 @pytest.mark.processes
-def test_elsewhere_there_is_no_bar(demo, tmp_path, capsys):
-    assert main(["--manifest", str(demo / "demo.csv"), "--output", str(tmp_path / "out")]) == 0
+def test_elsewhere_there_is_no_bar(arguments, capsys):
+    assert main(arguments) == 0
     out, err = capsys.readouterr()
     assert "Images encoded" not in err and "\x1b" not in out + err
 
 
 @pytest.mark.processes
-def test_quiet_shows_nothing(demo, tmp_path, capsys, caplog):
+def test_quiet_shows_nothing(arguments, capsys, caplog):
     caplog.set_level(logging.INFO, logger="batchverify")  # puts the level back at the end
-    assert main(["--manifest", str(demo / "demo.csv"), "--output", str(tmp_path / "out"), "--quiet"]) == 0
+    assert main([*arguments, "--quiet"]) == 0
     out, err = capsys.readouterr()
     assert out == "" and "batchverify" not in err and "Images" not in err
     assert not [record for record in caplog.records if record.name.startswith("batchverify")]
@@ -63,9 +67,9 @@ def test_quiet_shows_nothing(demo, tmp_path, capsys, caplog):
 
 @pytest.mark.processes
 @pytest.mark.parametrize("workers", [[], ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]])
-def test_a_watcher_sees_the_whole_run(workers, demo, tmp_path):
+def test_a_watcher_sees_the_whole_run(workers, arguments, tmp_path):
     seen = []
-    config = batchverify.VerificationConfig(manifests=(str(demo / "demo.csv"),), output=str(tmp_path / "out"))
+    config = batchverify.VerificationConfig(manifests=(arguments[1],), output=arguments[3], model=arguments[5])
     result = batchverify.run(config, workers, lambda totals, images, rows: seen.append((totals, images, rows)))
     totals, images, rows = seen[-1]
     profile = result.summary["profile"]

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 import batchverify
 from batchverify.model.frozen_graph import FrozenFunction
+from tests.support.processes import start_program
 
 pytestmark = pytest.mark.slow
 
@@ -39,20 +40,27 @@ print("equal")
 """
 
 
-def run(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=600)
+def score_pairs(manifest, output, *options):
+    """Scores a manifest with the demo's model, in a process of its own."""
+    process = start_program(["--manifest", manifest, "--output", output, *options])
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    return output
+
+
+@pytest.fixture(scope="module")
+def usual(demo, tmp_path_factory):
+    """The demo's scores by TensorFlow."""
+    return score_pairs(demo / "demo.csv", tmp_path_factory.mktemp("tensorflow") / "usual")
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize(("precision", "most"), [("float32", 1e-4), ("bfloat16", 0.05)])
-def test_openvino_gives_tensorflows_scores_and_says_how_near(precision, most, demo, tmp_path, read_scores):
-    manifest = ("-m", "batchverify", "--manifest", demo / "demo.csv")
-    assert run(*manifest, "--output", tmp_path / "usual").returncode == 0
-    done = run(*manifest, "--output", tmp_path / "other", "--runtime", "openvino", "--precision", precision)
-    assert done.returncode == 0, done.stderr
-    usual, other = read_scores(tmp_path / "usual"), read_scores(tmp_path / "other")
+def test_openvino_gives_tensorflows_scores_and_says_how_near(precision, most, usual, demo, tmp_path, read_scores):
+    score_pairs(demo / "demo.csv", tmp_path / "other", "--runtime", "openvino", "--precision", precision)
+    expected, found = read_scores(usual), read_scores(tmp_path / "other")
     for column in ("score", "identity_left", "identity_right"):
-        assert np.allclose(usual[column], other[column], atol=most, equal_nan=True)
+        assert np.allclose(expected[column], found[column], atol=most, equal_nan=True)
     notes = json.loads((tmp_path / "other" / "summary.json").read_text())["run"]["model_notes"]
     (note,) = [note for note in notes if "openvino" in note]
     assert precision in note and "its scores differ from TensorFlow's by" in note
@@ -65,7 +73,7 @@ def test_less_precision_is_refused_where_it_would_change_nothing():
 
 @pytest.mark.processes
 def test_openvino_takes_several_shapes_inputs_and_threads():
-    done = run("-c", OPENVINO)
+    done = subprocess.run([sys.executable, "-c", OPENVINO], capture_output=True, text=True, check=False, timeout=600)
     assert done.stdout.strip() == "equal", done.stderr
 
 

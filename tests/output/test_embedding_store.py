@@ -1,11 +1,13 @@
 """Nights that share a store of embeddings: the same scores as without it, for less work, or a refusal."""
 
+import dataclasses
 import datetime
 import json
 import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,8 +20,10 @@ from PIL import Image
 
 import batchverify
 from batchverify.cli.main import main
+from batchverify.config import ModelConfig
 from batchverify.images.reader import ImageReader
 from batchverify.images.resize import Layout, PillowResize
+from batchverify.model import load
 from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import EmbeddingStore
 from tests.support.manifests import write_pairs
@@ -28,14 +32,46 @@ from tests.support.processes import SUBPROCESS_WORKERS, start_program, wait_for
 pytestmark = pytest.mark.slow
 
 POINTER = "embeddings.json"
+A_MINUTE_AGO = time.time() - 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks_kept():
+    """Loads each network once in this process, as what is tested here begins after that."""
+    networks = {}
+
+    def load_once(config, load_model=load.load_model):
+        settings = tuple(getattr(config, field.name) for field in dataclasses.fields(ModelConfig))
+        key = settings, Path(config.model).read_bytes() if Path(config.model).is_file() else None
+        if key not in networks:
+            networks[key] = load_model(config)
+        return networks[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "load_model", load_once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder for what several tests share."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def tmp_path(kept):
+    """An empty folder at the same path for each test, as a store knows images by their paths."""
+    folder = kept / "here"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture
 def pairs(tmp_path, pictures):
     """A manifest of 57 pairs of ten pictures that are a minute old."""
-    a_minute_ago = time.time() - 60
     for number in range(10):
-        os.utime(pictures / f"p{number}.png", (a_minute_ago, a_minute_ago))
+        os.utime(pictures / f"p{number}.png", (A_MINUTE_AGO, A_MINUTE_AGO))
     return write_pairs(tmp_path, pictures)
 
 
@@ -48,6 +84,16 @@ def night(pairs, small_model, tmp_path):
         return batchverify.run(batchverify.VerificationConfig(output=str(tmp_path / f"out-{name}"), **settings), beam_args)
 
     return run
+
+
+@pytest.fixture
+def first(night, kept, tmp_path):
+    """The first night: the store and `out-first`, as it left them for the first test that asked for it."""
+    if not (kept / "first").exists():
+        assert counts(night("first")) == (10, 0)
+        for name in ("store", "out-first"):
+            shutil.copytree(tmp_path / name, kept / "first" / name)
+    shutil.copytree(kept / "first", tmp_path, dirs_exist_ok=True)
 
 
 def made_anew(path, age_s=30):
@@ -76,12 +122,16 @@ def stored(tmp_path) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("more", [[], ["--direct_runner_bundle_repeat=1"]], ids=["once", "bundles-twice"])
-def test_the_second_night_encodes_nothing_and_scores_the_same(more, night, tmp_path, read_scores):
-    plain, first, second = (night(f"{n}", *more, **({"embeddings": None} if n == 0 else {})) for n in range(3))
+def test_the_second_night_encodes_nothing_and_scores_the_same(more, night, request, tmp_path, read_scores):
+    plain = night("plain", *more, embeddings=None)
     assert plain.counters["images_encoded"] == 10 and plain.summary["embeddings"] is None
-    assert counts(first) == (10, 0) and counts(second) == (0, 10)
-    assert second.counters["encodings"] == 0
-    scores = [read_scores(tmp_path / f"out-{n}") for n in range(3)]
+    if more:
+        assert counts(night("first", *more)) == (10, 0)
+    else:
+        request.getfixturevalue("first")
+    second = night("second", *more)
+    assert counts(second) == (0, 10) and second.counters["encodings"] == 0
+    scores = [read_scores(tmp_path / f"out-{name}") for name in ("plain", "first", "second")]
     # To the bit: the same ten images make the same batch, and the head sees the same numbers.
     pd.testing.assert_frame_equal(scores[0], scores[1], check_exact=True)
     pd.testing.assert_frame_equal(scores[1], scores[2], check_exact=True)
@@ -94,20 +144,20 @@ WORKERS = {"multi-processing": ["--direct_num_workers=1", "--direct_running_mode
 
 @pytest.mark.processes
 @pytest.mark.parametrize("workers", WORKERS)
-def test_workers_in_other_processes_share_the_store(workers, night, pictures, tmp_path, read_scores):
-    night("first")
+def test_workers_in_other_processes_share_the_store(workers, first, night, kept, pictures, tmp_path, read_scores):
     made_anew(pictures / "p3.png")
     assert counts(night("second", *WORKERS[workers], block_rows=20)) == (1, 9)
     assert counts(night("third")) == (0, 10) and len(stored(tmp_path)) == 10
-    night("plain", embeddings=None)
-    scores = [read_scores(tmp_path / f"out-{name}")["score"] for name in ("second", "third", "plain")]
+    if not (kept / "plain").exists():  # It is the same for all kinds of workers.
+        night("plain", embeddings=None)
+        shutil.copytree(tmp_path / "out-plain", kept / "plain")
+    scores = [read_scores(folder)["score"] for folder in (tmp_path / "out-second", tmp_path / "out-third", kept / "plain")]
     assert scores[0].tolist() == scores[1].tolist()
     # The one image is encoded in a batch of its own.
     np.testing.assert_allclose(scores[0], scores[2], atol=1e-6)
 
 
-def test_only_what_changed_is_encoded(night, pictures, tmp_path, read_scores):
-    night("first")
+def test_only_what_changed_is_encoded(first, night, pictures, tmp_path, read_scores):
     made_anew(pictures / "p3.png")
     os.utime(pictures / "p5.png", (time.time() - 40,) * 2)
     assert counts(night("second")) == (2, 8)
@@ -117,8 +167,7 @@ def test_only_what_changed_is_encoded(night, pictures, tmp_path, read_scores):
     assert np.abs(scores[0] - scores[1]).max() > 1e-3
 
 
-def test_by_content_a_touched_file_is_unchanged_and_a_replaced_one_is_not(night, pictures):
-    night("first")
+def test_by_content_a_touched_file_is_unchanged_and_a_replaced_one_is_not(first, night, pictures):
     before = os.stat(pictures / "p3.png")
     os.utime(pictures / "p5.png", (time.time() - 40,) * 2)
     data = bytearray((pictures / "p3.png").read_bytes())
@@ -154,8 +203,7 @@ def test_a_file_that_changes_while_it_is_read_is_filed_as_what_it_was(pictures):
     assert reader.read_with_version(str(path)).version == before != reader.look_up(str(path)).version
 
 
-def test_images_that_fail_tonight_fail_as_without_a_store(night, pictures, tmp_path, read_scores):
-    night("first")
+def test_images_that_fail_tonight_fail_as_without_a_store(first, night, pictures, tmp_path, read_scores):
     (pictures / "p1.png").unlink()
     (pictures / "p2.png").unlink()
     (pictures / "p2.png").mkdir()
@@ -170,8 +218,7 @@ def test_images_that_fail_tonight_fail_as_without_a_store(night, pictures, tmp_p
     assert {"missing", "unreadable", "empty"} < set(kept["left_status"])
 
 
-def test_outside_of_the_root_nothing_is_reused(night, tmp_path, pictures):
-    night("first")
+def test_outside_of_the_root_nothing_is_reused(first, night, tmp_path, pictures):
     (tmp_path / "elsewhere").mkdir()
     result = night("second", image_root=str(tmp_path / "elsewhere"), manifests=(str(absolute(tmp_path, pictures)),))
     assert result.counters["images_failed"] == 10 and result.summary["images"]["outside_root"] == 10
@@ -187,10 +234,9 @@ def absolute(tmp_path, pictures):
     ("settings", "told"),
     [({"color": "bgr"}, "preprocessing"), ({"max_image_pixels": 10**6}, "max image pixels"), ({}, "model digest")],
 )
-def test_another_model_or_other_pixels_meet_no_old_embedding(settings, told, night, tmp_path, small_model, caplog):
+def test_another_model_or_other_pixels_meet_no_old_embedding(settings, told, first, night, tmp_path, small_model, caplog):
     import keras
 
-    night("first")
     if not settings:
         model = keras.models.load_model(small_model)
         model.layers[-1].set_weights([weights * 0.9 for weights in model.layers[-1].get_weights()])
@@ -202,14 +248,12 @@ def test_another_model_or_other_pixels_meet_no_old_embedding(settings, told, nig
     assert counts(night("third", **settings)) == (0, 10)
 
 
-def test_what_does_not_change_embeddings_keeps_them(night, small_model, tmp_path):
-    night("first")
+def test_what_does_not_change_embeddings_keeps_them(first, night, small_model, tmp_path):
     shutil.copy(small_model, tmp_path / "moved.keras")
     assert counts(night("second", model=str(tmp_path / "moved.keras"), threshold=0.9, batch_size=3, block_rows=5)) == (0, 10)
 
 
-def test_rows_that_tonight_does_not_name_stay_and_grow_old(night, pairs, tmp_path):
-    night("first")
+def test_rows_that_tonight_does_not_name_stay_and_grow_old(first, night, pairs, tmp_path):
     lines = pairs.read_text().splitlines()
     pairs.write_text("\n".join([lines[0], "pictures/p1.png,pictures/p2.png"]))
     assert counts(night("second")) == (0, 2)
@@ -262,24 +306,9 @@ DAMAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def made(small_model, tmp_path_factory):
-    """A store of ten embeddings, to be copied."""
-    folder = tmp_path_factory.mktemp("made")
-    rng = np.random.default_rng(8)
-    for number in range(10):
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"p{number}.png")
-    (folder / "pairs.csv").write_text("left,right\n" + "\n".join(f"p{n}.png,p{n + 5}.png" for n in range(5)))
-    config = batchverify.VerificationConfig(
-        manifests=(str(folder / "pairs.csv"),), output=str(folder / "out"), model=small_model, embeddings=str(folder / "store")
-    )
-    batchverify.run(config)
-    return folder / "store"
-
-
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_store_that_is_not_whole_is_refused_or_rebuilt(damage, made, night, tmp_path):
-    store = shutil.copytree(made, tmp_path / "store")
+def test_a_store_that_is_not_whole_is_refused_or_rebuilt(damage, first, night, tmp_path):
+    store = tmp_path / "store"
     break_it, told = DAMAGES[damage]
     said = json.loads((store / POINTER).read_text())
     break_it(store, said, store / said["generation"] / said["files"][0]["name"])
@@ -294,8 +323,8 @@ def test_a_store_that_is_not_whole_is_refused_or_rebuilt(damage, made, night, tm
     assert len(stored(tmp_path)) == 10
 
 
-def test_damage_inside_of_a_file_fails_the_run(made, night, tmp_path):
-    (part,) = shutil.copytree(made, tmp_path / "store").glob("embeddings-*/part-*.parquet")
+def test_damage_inside_of_a_file_fails_the_run(first, night, tmp_path):
+    (part,) = (tmp_path / "store").glob("embeddings-*/part-*.parquet")
     data = bytearray(part.read_bytes())
     data[len(data) // 3] ^= 1
     part.write_bytes(data)
@@ -309,8 +338,7 @@ def test_damage_inside_of_a_file_fails_the_run(made, night, tmp_path):
 
 @pytest.mark.processes
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_is_killed_leaves_the_store_as_it_was(how, night, pairs, pictures, small_model, tmp_path):
-    night("first")
+def test_a_run_that_is_killed_leaves_the_store_as_it_was(how, first, night, pairs, pictures, small_model, tmp_path):
     before = stored(tmp_path)
     made_anew(pictures / "p3.png")
     arguments = ["--manifest", str(pairs), "--output", str(tmp_path / "out"), "--model", small_model, "--block-rows", "1"]
@@ -327,8 +355,7 @@ def test_a_run_that_is_killed_leaves_the_store_as_it_was(how, night, pairs, pict
     assert len(stored(tmp_path)) == 10
 
 
-def test_a_run_that_misses_a_gate_publishes_nothing(night, pictures, tmp_path):
-    night("first")
+def test_a_run_that_misses_a_gate_publishes_nothing(first, night, pictures, tmp_path):
     before = (tmp_path / "store" / POINTER).read_bytes()
     (pictures / "p3.png").unlink()
     made_anew(pictures / "p4.png")
@@ -346,8 +373,7 @@ def test_one_store_takes_one_run_at_a_time(night, tmp_path):
     assert counts(night("third")) == (10, 0)
 
 
-def test_a_store_that_cannot_be_published_costs_the_embeddings_alone(night, tmp_path, monkeypatch, caplog):
-    night("first")
+def test_a_store_that_cannot_be_published_costs_the_embeddings_alone(first, night, tmp_path, monkeypatch, caplog):
 
     def full(self, text):
         raise OSError("No space left on device")
@@ -387,11 +413,11 @@ def test_what_cannot_be_is_refused(options, told, capsys):
     assert told in capsys.readouterr().err
 
 
-def test_the_check_and_the_closing_words_tell_of_the_store(night, pairs, pictures, small_model, tmp_path, capsys):
+def test_the_check_and_the_closing_words_tell_of_the_store(pairs, pictures, request, small_model, tmp_path, capsys):
     arguments = ["--manifest", str(pairs), "--model", small_model, "--embeddings", str(tmp_path / "store")]
     assert main([*arguments, "--output", str(tmp_path / "o1"), "--check"]) == 0
     assert "nothing is stored yet" in capsys.readouterr().out and not (tmp_path / "store").exists()
-    night("first")
+    request.getfixturevalue("first")
     made_anew(pictures / "p3.png")
     assert main([*arguments, "--output", str(tmp_path / "o1"), "--check"]) == 0
     assert "10 embeddings that fit; of 10 images tried, 9 are in it unchanged" in capsys.readouterr().out
@@ -442,12 +468,12 @@ class DatedFileSystem(UndatedFileSystem):
         return FileMetadata(path, found.st_size, found.st_mtime + self.seconds_added)
 
 
-@pytest.mark.parametrize(("scheme", "second"), [("dated", (0, 10)), ("undated", (10, 0))])
-def test_images_of_another_file_system_are_kept_if_it_dates_them(scheme, second, night, pictures, tmp_path, monkeypatch):
-    names = [f"{scheme}://{pictures}/p{number}.png" for number in range(10)]
+def test_images_of_another_file_system_are_kept_if_it_dates_them(night, pictures, tmp_path, monkeypatch):
+    names = [f"dated://{pictures}/p{number}.png" for number in range(10)]
+    names += [f"undated://{pictures}/p{number}.png" for number in range(6)]
     manifest = tmp_path / "stored.csv"
-    manifest.write_text("left,right\n" + "\n".join(f"{names[n]},{names[n - 1]}" for n in range(10)))
-    assert counts(night("first", manifests=(str(manifest),))) == (10, 0)
-    assert counts(night("second", manifests=(str(manifest),))) == second
+    manifest.write_text("left,right\n" + "\n".join(f"{names[n]},{names[n - 1]}" for n in range(16)))
+    assert counts(night("first", manifests=(str(manifest),))) == (16, 0)
+    assert counts(night("second", manifests=(str(manifest),))) == (6, 10)
     monkeypatch.setattr(DatedFileSystem, "seconds_added", 1)
-    assert counts(night("third", manifests=(str(manifest),))) == (10, 0)
+    assert counts(night("third", manifests=(str(manifest),))) == (16, 0)

@@ -1,5 +1,6 @@
 """A run that memory does not hold says so before it starts."""
 
+import dataclasses
 import logging
 
 import pytest
@@ -26,25 +27,28 @@ def test_this_machine_says_how_much_it_has():
     assert (available_bytes() or 0) > GIB / 4
 
 
-def test_a_run_that_does_not_fit_says_so_with_the_alternative(demo, tmp_path, caplog, monkeypatch):
+@pytest.fixture
+def config(demo, small_model, tmp_path) -> batchverify.VerificationConfig:
+    manifests = (str(demo / "demo.csv"),)
+    return batchverify.VerificationConfig(manifests=manifests, output=str(tmp_path / "out"), model=small_model)
+
+
+def test_a_run_that_does_not_fit_says_so_with_the_alternative(config, caplog, monkeypatch):
     monkeypatch.setattr(plan, "available_bytes", lambda: 10_000)
-    config = batchverify.VerificationConfig(manifests=(str(demo / "demo.csv"),), output=str(tmp_path / "out"))
     with caplog.at_level(logging.WARNING, logger="batchverify"):
         batchverify.run(config)
     assert "are left: 125 rows and 87 images are held in this process" in caplog.text and "DataflowRunner" in caplog.text
 
 
-def test_one_that_fits_says_nothing(demo, tmp_path, caplog):
-    config = batchverify.VerificationConfig(manifests=(str(demo / "demo.csv"),), output=str(tmp_path / "out"))
+def test_one_that_fits_says_nothing(config, caplog):
     with caplog.at_level(logging.WARNING, logger="batchverify"):
         batchverify.run(config)
     assert "GiB" not in caplog.text
 
 
-def test_a_run_of_workers_elsewhere_says_what_one_needs(demo, tmp_path, caplog, monkeypatch):
+def test_a_run_of_workers_elsewhere_says_what_one_needs(config, caplog, monkeypatch):
     # As for a runner whose workers share no process; this one's do, and are quicker to start.
     monkeypatch.setattr(plan, "image_table", lambda *_: None)
-    config = batchverify.VerificationConfig(manifests=(str(demo / "demo.csv"),), output=str(tmp_path / "out"), block_rows=50)
     with caplog.at_level(logging.INFO, logger="batchverify"):
-        batchverify.run(config)
+        batchverify.run(dataclasses.replace(config, block_rows=50))
     assert "A worker needs up to 0.0 GiB" in caplog.text and "each block of 50 rows" in caplog.text

@@ -3,6 +3,7 @@
 import functools
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,16 @@ class Run:
         return [len(set(block["left"].to_pylist()) | set(block["right"].to_pylist())) for block in blocks]
 
 
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory) -> Callable[[str, bool], Run]:
+    """Gives the run of a case, which is made once."""
+    return functools.cache(lambda case, shared: Run(tmp_path_factory.mktemp("run"), case, shared))
+
+
 @pytest.mark.parametrize("shared", [True, False], ids=["one table", "sent"])
 @pytest.mark.parametrize("case", CASES)
-def test_each_image_is_encoded_once_and_each_row_scored_once(case, shared, tmp_path, read_scores):
-    run = Run(tmp_path, case, shared)
+def test_each_image_is_encoded_once_and_each_row_scored_once(case, shared, run_of, read_scores):
+    run = run_of(case, shared)
     pairs = pa.concat_tables(run.tables).to_pandas()
     encoded = Counter(uri for uris in run.encoded for uri in uris)
     assert set(encoded) == set(pairs["left"]) | set(pairs["right"]) and set(encoded.values()) == {1}
@@ -76,8 +83,8 @@ def _embeddings(uris: pd.Series) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_image_is_asked_for_and_sent_once_for_each_block_that_names_it(case, tmp_path):
-    run = Run(tmp_path, case, shared=False)
+def test_an_image_is_asked_for_and_sent_once_for_each_block_that_names_it(case, run_of):
+    run = run_of(case, False)
     named = run.distinct_in_blocks()
     requests, answers = run.carried["requests"], run.carried["answers"]
     assert requests.rows == answers.rows == sum(named)

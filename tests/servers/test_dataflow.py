@@ -19,6 +19,7 @@ import tarfile
 import threading
 import time
 from base64 import b64decode
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -31,6 +32,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns, python_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.runners.portability.stager import Stager
 from gcp_storage_emulator.server import create_server
 from google.cloud.dataflow import JobState, JobType
 from PIL import Image
@@ -162,6 +164,7 @@ def dataflow(small_model):
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
         for name in ("GCE_METADATA_HOST", "GCE_METADATA_IP"):
             patch.setenv(name, f"localhost:{service.server_port}")
+        patch.setattr(Stager, "_build_setup_package", staticmethod(package_once(Stager._build_setup_package)))
         fill_bucket(small_model)
         yield service
     storage.stop()
@@ -177,10 +180,24 @@ def service(dataflow):
 
 @pytest.fixture
 def arguments(service, request) -> list[str]:
-    """Of a run on the stand-in, into a folder of the test's own."""
+    """The arguments of a run on the stand-in, into a folder of the test's own."""
     name = re.sub(r"\W", "-", request.node.name)
     given = ["--manifest", f"{BUCKET}/pairs.csv", "--output", f"{BUCKET}/{name}", "--model", f"{BUCKET}/model.keras"]
     return [*given, *service.options]
+
+
+def package_once(build: Callable[..., str]) -> Callable[..., str]:
+    """Has jobs of this process send copies of one source distribution. A job of a process of its own builds its own."""
+    built: dict[str, bytes] = {}
+
+    def package(setup_file: str, folder: str, *rest) -> str:
+        if setup_file not in built:
+            built[setup_file] = Path(build(setup_file, folder, *rest)).read_bytes()
+        file = Path(folder) / "batchverify.tar.gz"
+        file.write_bytes(built[setup_file])
+        return str(file)
+
+    return package
 
 
 def fill_bucket(model: str) -> None:

@@ -25,7 +25,7 @@ from batchverify.images.fetch import fetch_bytes
 from batchverify.io import gcs, object_store
 from batchverify.manifest.plan import plan_manifest
 from batchverify.schema import ImageStatus
-from tests.support.object_stores import HANG_S, gs_store, s3_store
+from tests.support.object_stores import HANG_S, gs_store, keep_descriptions, s3_store
 from tests.support.outcomes import failed
 from tests.support.processes import start_program
 
@@ -176,7 +176,7 @@ def test_faults_of_a_store_cost_the_rows_of_the_images_that_they_last_for(store,
 def test_a_killed_run_is_swept_and_redone(store, local, tmp_path, read_scores):
     """Killed where its files are moved into place, in Amazon's case where they are uploaded, which leaves unseen parts."""
     store.proxy.spoil({"gs": "POST /batch", "s3": "PUT .*beam-temp-scores"}[store.scheme], "hang", times=1000)
-    process = start_program(arguments(store), os.environ | {"TMPDIR": str(tmp_path)}, cwd="/")
+    process = start_program(arguments(store), os.environ | {"TMPDIR": str(tmp_path)}, "/", keep_descriptions)
     assert store.proxy.hanging.wait(300), process.communicate(timeout=1)
     process.kill()
     process.wait()

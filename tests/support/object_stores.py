@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import http.client
 import json
 import logging
@@ -23,6 +24,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
+import botocore.loaders
+import botocore.session
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from gcp_storage_emulator.server import create_server
@@ -280,6 +283,23 @@ def gs_store(folder: Path) -> Iterator[Store]:
     server.stop()
 
 
+def keep_descriptions() -> None:
+    """Has boto3 read its descriptions of Amazon's services once in this process.
+
+    Beam makes a session for every file that it opens, and each of them would read megabytes of JSON anew.
+    """
+    botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
+
+
+@contextlib.contextmanager
+def _descriptions_kept() -> Iterator[None]:
+    keep_descriptions()
+    try:
+        yield
+    finally:
+        botocore.session.create_loader = botocore.loaders.create_loader
+
+
 @contextlib.contextmanager
 def s3_store(_: Path) -> Iterator[Store]:
     """Gives an empty bucket of Amazon's kind."""
@@ -290,7 +310,7 @@ def s3_store(_: Path) -> Iterator[Store]:
     port = server.get_host_and_port()[1]
     # Its buckets are the process's, and outlive the server.
     urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/moto-api/reset", method="POST"))
-    with _proxied(port, serial=False) as proxy:
+    with _descriptions_kept(), _proxied(port, serial=False) as proxy:
         store = Store("s3", proxy, [f"--s3_endpoint_url={proxy.url}"], keys)
         who = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "eu-central-1"}
         client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **who)

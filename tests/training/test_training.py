@@ -53,14 +53,24 @@ def folder(tmp_path_factory):
     return root
 
 
+def small_backbone(input_shape=(SIZE, SIZE, 3), **_) -> keras.Model:
+    """A backbone of one convolution, with the batch normalisation that every backbone here has."""
+    return keras.Sequential([keras.Input(input_shape), keras.layers.Conv2D(8, 5, 2, activation="relu"),
+                             keras.layers.BatchNormalization(momentum=0.9)])  # fmt: skip
+
+
+@pytest.fixture
+def with_small_backbone(monkeypatch) -> None:
+    """The command trains a backbone of one convolution: TensorFlow takes half a minute to build its MobileNetV2."""
+    monkeypatch.setattr(keras.applications, "MobileNetV2", small_backbone)
+
+
 def small_trainer(groups, **said) -> Trainer:
     """A trainer of a network with the published shape and a backbone of one convolution."""
     recipe = Recipe.named(**{"name": "batch", "size": SIZE, "steps": 60, "batch_groups": 2, "batch_classes": 4, **said})
     keras.utils.set_random_seed(recipe.seed)
     pixels = keras.Input((SIZE, SIZE, 3))
-    backbone = keras.Sequential([keras.Input((SIZE, SIZE, 3)), keras.layers.Conv2D(8, 5, 2, activation="relu"),
-                                 keras.layers.BatchNormalization(momentum=0.9)])  # fmt: skip
-    x = keras.layers.Flatten()(backbone(keras.layers.Rescaling(1 / 255)(pixels)))
+    x = keras.layers.Flatten()(small_backbone()(keras.layers.Rescaling(1 / 255)(pixels)))
     x = keras.layers.Dense(16, activation="relu", name="dense")(x)
     x = keras.layers.Dropout(0.2)(x)
     embedding = keras.layers.Dense(network.EMBEDDING_SIZE, activation="sigmoid", name="embedding")(x)
@@ -158,7 +168,7 @@ def short(*more) -> list[str]:
     return ["--size", str(SIZE), "--steps", "4", "--steps-per-epoch", "2", *map(str, more)]
 
 
-def test_the_command_trains_on_class_folders(folder, tmp_path, capsys):
+def test_the_command_trains_on_class_folders(folder, tmp_path, capsys, with_small_backbone):
     output = tmp_path / "new" / "model.keras"
     assert main(["train", "--images", str(folder), "--output", str(output), "--hold-out", "Held_out", "--turned-classes",
                        "--joined", "0.5", "--invented", "1", "--validation", "0.3", *short()]) == 0  # fmt: skip
@@ -191,13 +201,17 @@ def test_the_command_trains_on_a_manifest_and_on_encoder_weights(folder, tmp_pat
     arguments = ["--manifest", str(tmp_path / "pairs.csv"), "--output", str(output), "--validation", "0",
                  "--encoder-weights", str(tmp_path / "no_top.h5"), "--learning-rate", "1e-9"]  # fmt: skip
     assert main(["train", *arguments, *short()]) == 0
-    trained = keras.models.load_model(output).get_layer("encoder")
+    with zipfile.ZipFile(output) as archive:
+        assert "batchverify" not in archive.read("config.json").decode()
+    model = keras.models.load_model(output)
+    assert find_identity_bound(split_model(model)).holds
+    trained = model.get_layer("encoder")
     found = next(layer for layer in trained.layers if isinstance(layer, keras.Model)).get_layer("Conv1").get_weights()
     np.testing.assert_allclose(found[0], backbone.get_layer("Conv1").get_weights()[0], atol=1e-6)
     assert main(["train", *arguments, *short("--width", 0.5)]) == 2
 
 
-def test_interrupted_training_leaves_a_model_and_goes_on(folder, tmp_path, capsys, monkeypatch):
+def test_interrupted_training_leaves_a_model_and_goes_on(folder, tmp_path, capsys, monkeypatch, with_small_backbone):
     output = tmp_path / "model.keras"
     arguments = ["train", "--images", str(folder), "--output", str(output), "--size", str(SIZE), "--validation", "0.3",
                  "--steps-per-epoch", "2", "--steps", "100000"]  # fmt: skip
