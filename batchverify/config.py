@@ -241,6 +241,7 @@ class VerificationConfig(ScoringConfig):
             `BAD_ROWS`: the manifest is refused, or the rows are kept with the status `bad_row`.
         max_failed_rows: The limit on rows without a score; above it the exit code is 3.
         max_identity_faults: The limit on scored rows whose identity check is not `sane`; above it the exit code is 3.
+        allow_empty: Whether a run in which no row has a score ends with exit code 0; without it the exit code is 3.
         limit: The number of rows to score, from the start of the manifest in the order of its files; None scores all.
         baseline: The run directory, or the `summary.json`, of an earlier run to compare this run with.
         baseline_optional: Whether to continue without a baseline where `baseline` holds no finished run.
@@ -261,6 +262,7 @@ class VerificationConfig(ScoringConfig):
     bad_rows: str = "refuse"
     max_failed_rows: Limit | None = None
     max_identity_faults: Limit | None = None
+    allow_empty: bool = False
     limit: int | None = None
     baseline: str | None = None
     baseline_optional: bool = False

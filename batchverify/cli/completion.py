@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from batchverify.cli.streams import print_text
 from batchverify.cli.subcommands import JOB, SUBCOMMANDS, load_subcommand
 from batchverify.errors import PreflightError
 
@@ -15,7 +16,7 @@ class PrintCompletion(argparse.Action):
     """Prints the script that completes options in a shell, and ends the program."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        print(completion_script(values))
+        print_text(completion_script(values))
         parser.exit()
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.messages import manifest_written_message, scores_written_message
 from batchverify.cli.parser import Parser, join_values
+from batchverify.cli.streams import print_text
 from batchverify.errors import PreflightError
 from batchverify.manifest.pair_lists import ORDERS, read_lfw_pairs, read_lines, read_pair_list
 from batchverify.uris import is_remote
@@ -51,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         if os.path.lexists(options.output) and not options.overwrite:
             raise PreflightError(f"--output {options.output} exists; name another one, or add --overwrite.")
-        print(_convert_scores(options, beam_args) if options.conversion == "scores" else _convert_list(options))
+        print_text(_convert_scores(options, beam_args) if options.conversion == "scores" else _convert_list(options))
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         raise PreflightError(f"{reason}; check the path, your rights and the free space.") from None

@@ -18,6 +18,7 @@ from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.messages import diagnosis_message
 from batchverify.cli.options import add_model_options, add_pixel_options, add_threshold_option, config_fields
 from batchverify.cli.parser import Parser, join_values
+from batchverify.cli.streams import print_text
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
 
@@ -67,9 +68,9 @@ def run(argv: Sequence[str]) -> int:
     if options.write_sidecar:
         _write_sidecar(config)
     if options.json:
-        print(json.dumps({**diagnosis.findings, "sane": not diagnosis.faults, "faults": diagnosis.faults}, indent=2))
+        print_text(json.dumps({**diagnosis.findings, "sane": not diagnosis.faults, "faults": diagnosis.faults}, indent=2))
     else:
-        print(diagnosis_message(diagnosis))
+        print_text(diagnosis_message(diagnosis))
     return ExitCode.NOT_SANE if diagnosis.faults else ExitCode.DONE
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -29,6 +28,7 @@ from batchverify.cli.options import (
     config_fields,
 )
 from batchverify.cli.parser import Parser
+from batchverify.cli.streams import flush_streams, print_text
 from batchverify.cli.subcommands import SUBCOMMANDS
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
@@ -111,7 +111,7 @@ def run(argv: Sequence[str]) -> int:
     with _clean_up_when_stopped():
         arguments = parse(argv)
         if arguments.config.model is None and not arguments.quiet:
-            print("No --model given: scoring with the embedded demo model, trained on handwritten characters.")
+            print_text("No --model given: scoring with the embedded demo model, trained on handwritten characters.")
         return _check(arguments) if arguments.check else _run(arguments)
 
 
@@ -119,7 +119,7 @@ def _check(arguments: JobArguments) -> int:
     from batchverify.cli.check import check_message
     from batchverify.pipeline.check import check_run
 
-    print(check_message(check_run(arguments.config, arguments.beam_args)))
+    print_text(check_message(check_run(arguments.config, arguments.beam_args)))
     return ExitCode.DONE
 
 
@@ -142,7 +142,7 @@ def _submit(arguments: JobArguments) -> int:
 
     submission = submit(arguments.config, arguments.beam_args)
     if not arguments.quiet:
-        print(submission_message(submission.output, submission.link))
+        print_text(submission_message(submission.output, submission.link))
     return ExitCode.DONE
 
 
@@ -161,7 +161,7 @@ def _exit_code(summary: dict[str, Any]) -> int:
     """Prints which gates are not met, and returns the exit code that follows from them."""
     unmet = [gate for gate in summary["gates"] if not gate["met"]]
     for gate in unmet:
-        print(f"batchverify: {gate_message(gate)}", file=sys.stderr)
+        print_text(f"batchverify: {gate_message(gate)}", to_stderr=True)
     return ExitCode.GATE_NOT_MET if unmet else ExitCode.DONE
 
 
@@ -183,10 +183,9 @@ def _clean_up_when_stopped() -> Iterator[None]:
 def _stop(number: int, _: Any) -> None:
     stopped = f"batchverify: stopped by {signal.Signals(number).name}"
     if running := shutdown.cancel_jobs():
-        print(f"{stopped}; the job could not be cancelled and goes on: {', '.join(running)}", file=sys.stderr, flush=True)
+        print_text(f"{stopped}; the job could not be cancelled and goes on: {', '.join(running)}", to_stderr=True)
     else:
         shutdown.clean_up()
-        print(f"{stopped}; no unfinished output is left.", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        print_text(f"{stopped}; no unfinished output is left.", to_stderr=True)
+        flush_streams()
     os._exit(128 + number)

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.logging import quieten_libraries
+from batchverify.cli.streams import configure_streams, flush_streams, print_text
 from batchverify.cli.subcommands import JOB, SUBCOMMANDS, load_subcommand
 from batchverify.errors import PreflightError, RunError
 
@@ -35,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_as_process() -> NoReturn:
     """Runs what the command line of this process asks for, and ends the process with the exit code."""
+    configure_streams()
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     if code == ExitCode.FAILED:
         os._exit(code)  # The runner may have threads that wait for ever for a worker that is gone.
     sys.exit(code)
@@ -60,4 +61,4 @@ def _unknown_subcommand(name: str) -> str:
 
 
 def _print_error(sentence: str) -> None:
-    print(f"batchverify: {sentence}", file=sys.stderr)
+    print_text(f"batchverify: {sentence}", to_stderr=True)

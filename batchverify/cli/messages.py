@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from batchverify.cli.streams import print_text
 from batchverify.errors import printable
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ def print_run(message: str) -> None:
     text.highlight_regex(r"(?m)^[A-Z][a-z]+(?=  )", "bold")
     text.highlight_words(["SANE."], "bold green")
     text.highlight_words(["FAULT.", "NOT CHECKED."], "bold red")
-    Console(soft_wrap=True, highlight=False).print(text)
+    console = Console(soft_wrap=True, highlight=False)
+    with console.capture() as capture:  # On a stream that nobody reads, rich would end the program with exit code 1.
+        console.print(text)
+    print_text(capture.get().removesuffix("\n"))
 
 
 def run_message(output: str, summary: dict[str, Any]) -> str:

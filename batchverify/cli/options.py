@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from typing import Any
 
 from batchverify.config import (
@@ -23,6 +24,7 @@ from batchverify.config import (
     VerificationConfig,
 )
 
+_PATHS = {"manifests", "output", "model", "image_root", "baseline", "embeddings"}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(VerificationConfig)}
 
 
@@ -126,6 +128,7 @@ def add_gate_options(parser: argparse.ArgumentParser) -> None:
         ("--max-identity-faults", "scored rows whose identity check is not sane"),
     ):
         add_option(group, option, type=_limit, metavar="N|P%", help=f"{text}: a count, or a percentage such as 0.5%%")
+    add_option(group, "--allow-empty", action="store_true", help="a run in which no row has a score is no failure")
     add_option(
         group, "--max-drift", type=float, metavar="PSI", help="population stability index of the scores against --baseline"
     )
@@ -216,8 +219,17 @@ def add_option(group: Any, option: str, **settings: Any) -> None:
 
 
 def config_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns parsed options as fields of a configuration."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(options).items()}
+    """Returns parsed options as fields of a configuration, with ~ in paths expanded.
+
+    A shell expands ~ only at the beginning of a word, and not in `--output=~/scores`.
+    """
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(options).items()}
+    for name in _PATHS & fields.keys():
+        value = fields[name]
+        fields[name] = (
+            tuple(map(os.path.expanduser, value)) if isinstance(value, tuple) else value and os.path.expanduser(value)
+        )
+    return fields
 
 
 def _add_repeated(group: Any, option: str, dest: str, metavar: str, text: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.parser import Parser, join_values
+from batchverify.cli.streams import print_text
 from batchverify.errors import printable
 
 
@@ -38,5 +39,5 @@ def run(argv: Sequence[str]) -> int:
     from batchverify.report.render import rebuild
 
     set_storage_arguments(join_values(beam_args), [("the run", options.directory)])
-    print(printable(rebuild(options.directory, options.output)))
+    print_text(printable(rebuild(options.directory, options.output)))
     return ExitCode.DONE

@@ -21,6 +21,7 @@ from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.messages import epoch_message, interrupted_message, trained_message, training_data_message
 from batchverify.cli.options import add_image_root_option, add_pair_column_options
 from batchverify.cli.parser import Parser
+from batchverify.cli.streams import print_text
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
 from batchverify.training.recipe import DISTORTIONS, HEADS, LAYERS, RECIPES, Recipe
@@ -81,14 +82,14 @@ def run(argv: Sequence[str]) -> int:
 
     configure_pillow()
     plan = plan_training(recipe, settings)
-    print(training_data_message(plan), flush=True)
+    print_text(training_data_message(plan))
     with _progress(recipe.steps) as (on_step, on_epoch):
         history, interrupted = train(plan, on_step, on_epoch)
     if interrupted:
-        print(interrupted_message(plan.files, history, plan.trainer.step))
+        print_text(interrupted_message(plan.files, history, plan.trainer.step))
         return 128 + interrupted
     figures = measure(plan, history)
-    print(trained_message(plan.files, history, figures, plan.measured_on()))
+    print_text(trained_message(plan.files, history, figures, plan.measured_on()))
     return ExitCode.DONE
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from batchverify.config import Limit, VerificationConfig
 
 _DRIFT = "--max-drift"
+EMPTY = "--allow-empty"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Gate:
     Attributes:
         option: The option that set the limit.
         limit: The limit as the user wrote it.
-        found: The number of rows at fault; for `--max-drift`, the population stability index, None where there is none.
+        found: The number of rows at fault, or without a score; for `--max-drift`, the population stability index, None where
+            there is none.
         rows: The number of rows that the limit applies to; for `--max-drift`, the number of scores.
         met: Whether the value is within the limit.
     """
@@ -29,6 +31,9 @@ class Gate:
     met: bool
 
     def __str__(self) -> str:
+        if self.option == EMPTY:
+            missing = f"none of the {self.rows:,} rows has a score" if self.rows else "the manifest has no rows"
+            return f"{missing}, which only {EMPTY} allows; check the manifest, and --image-root"
         if self.option == _DRIFT:
             index = "no index, as a run has no scores" if self.found is None else f"an index of {self.found:.3g}"
             return f"the drift of {self.rows:,} scores from the baseline's has {index}, where {_DRIFT} allows {self.limit}"
@@ -36,7 +41,12 @@ class Gate:
 
 
 def evaluate_gates(config: VerificationConfig, summary: dict[str, Any]) -> list[Gate]:
-    """Returns the gates that `config` sets, each with the run's value from `summary`, the content of `summary.json`."""
+    """Returns the gates of a run, each with the run's value: those that `config` sets, and one where no row has a score.
+
+    Args:
+        config: The configuration of the run.
+        summary: The content of `summary.json`.
+    """
     rows, identity = summary["rows"], summary["identity"]
     total, scored = rows.get("total", 0), rows.get("scored", 0)
     faults = identity["below_threshold"] + identity["outscored"]
@@ -49,6 +59,9 @@ def evaluate_gates(config: VerificationConfig, summary: dict[str, Any]) -> list[
         # Without an index, nobody knows whether the scores have drifted. A run without scores must not pass the gate.
         met = psi is not None and psi <= config.max_drift
         gates.append(Gate(_DRIFT, f"{config.max_drift:g}", psi, scored, met))
+    # A run that scored nothing is most often a wrong path, and nobody notices it where only the exit code is read.
+    if not scored and not config.allow_empty:
+        gates.append(Gate(EMPTY, "not given", total, total, met=False))
     return [gate for gate in gates if gate is not None]
 
 

@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from batchverify.errors import short_reason
 from batchverify.images.failure import ImageFailure
+from batchverify.images.foreign_formats import name_foreign_format
 from batchverify.images.pillow_settings import no_limit_or_warnings, whole_files_only
 from batchverify.images.resize import Layout
 from batchverify.images.safety import find_decoding_hazard, find_memory_hazard, lacks_strips
@@ -190,6 +191,8 @@ def _flatten_on_white(image: Image.Image) -> Image.Image:
 
 def _describe_unidentified(data: bytes) -> ImageFailure:
     """Tells a file of a format that is not supported from a broken file."""
+    if description := name_foreign_format(data):
+        return ImageFailure(ImageStatus.UNSUPPORTED, description)
     for name in Image.ID:
         accept = Image.OPEN[name][1]
         if name not in _FORMATS and accept is not None and accept(data[:16]) is True:

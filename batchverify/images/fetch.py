@@ -110,7 +110,10 @@ def _fetch_local(path: str, max_bytes: int, with_data: bool) -> FetchedFile | Im
     except ValueError as error:  # The path holds a NUL.
         return ImageFailure(ImageStatus.MISSING, str(error))
     except OSError as error:
-        return _local_failure(error)
+        failure = _local_failure(error)
+        if failure.status is ImageStatus.MISSING and "/~" in f"/{path}":
+            return ImageFailure(ImageStatus.MISSING, f"{failure.error} (~ stands for no folder in a manifest)")
+        return failure
 
 
 def _read_local(handle: int, max_bytes: int, with_data: bool) -> FetchedFile | ImageFailure:

@@ -70,6 +70,27 @@ class ClaimedDirectory:
             stack.callback(self._release, claim)
             yield
 
+    def refuse_unwritable(self) -> None:
+        """Refuses a directory on this machine in which no file can be made; looks only, and changes nothing.
+
+        Raises:
+            PreflightError: With the reason.
+        """
+        if is_remote(self.path):
+            return
+        folder = os.path.abspath(self.path)
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        if not os.path.isdir(folder):
+            raise PreflightError(
+                f"{self.OPTION} {self.path} cannot be written ({folder} is not a directory); name another directory."
+            )
+        if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
+            raise PreflightError(
+                f"{self.OPTION} {self.path} cannot be written (no file can be made in {folder}); check the path and your "
+                "rights."
+            )
+
     def _release(self, claim: str) -> None:
         if claim in _claims:
             self.discard(claim)

@@ -6,17 +6,43 @@ callers that must report a failure catch `Exception`.
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import Any
 
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.errors import PreflightError, short_reason
+from batchverify.uris import is_remote
+
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+# Files in these folders have no size, and may have another content whenever they are read.
+_SYSTEM_FOLDERS = ("/proc/", "/sys/")
 
 
 def open_for_reading(path: str) -> Any:
-    """Returns a binary file with the bytes as they are stored; without this setting, Beam decompresses by the file's name."""
+    """Returns a binary file with the bytes as they are stored; without this setting, Beam decompresses by the file's name.
+
+    Raises:
+        OSError: If it is a pipe, or another file on this machine that cannot be read twice. A run reads some files several
+            times, and to open a pipe would wait for a writer that may never come.
+    """
+    if not is_remote(path):
+        _refuse_special_file(path)
     return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def _refuse_special_file(path: str) -> None:
+    """Raises an error if a path on this machine names neither a file nor a folder, or lies in a folder of the system."""
+    try:
+        kind = _KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
+    except (OSError, ValueError):  # To open it fails too, with the better message.
+        return
+    if kind is None and os.path.realpath(path).startswith(_SYSTEM_FOLDERS):
+        kind = "a file that the system makes up"
+    if kind is not None:
+        raise OSError(f"it is {kind}, which can be read only once; save its content as a file and name that")
 
 
 def open_input(path: str) -> Any:

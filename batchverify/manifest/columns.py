@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import Protocol
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ from batchverify.config import VerificationConfig
 from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, RESERVED_COLUMNS, is_text
 from batchverify.uris import URI_PATTERN, is_remote
 
+_FILE_URI = re.compile("(?i)^file://(localhost(?=/))?")
 DEFAULT_LABEL, DEFAULT_FOLD = "genuine", "fold"
 
 
@@ -70,11 +73,22 @@ def resolve_uris(column: pa.ChunkedArray, base: str | None) -> pa.ChunkedArray:
     """Returns absolute URIs: relative paths start from `base`, `file://` is dropped, and empty text becomes null."""
     uris = column.cast(pa.string())
     uris = pc.if_else(pc.equal(uris, ""), None, uris)
-    uris = pc.replace_substring_regex(uris, "^file://", "")
+    uris = _local_paths(uris)
     if base is None:
         return uris
     absolute = pc.match_substring_regex(uris, f"^(/|{URI_PATTERN.pattern})")
     return pc.if_else(absolute, uris, pc.binary_join_element_wise(base.rstrip("/"), uris, "/"))
+
+
+def _local_paths(uris: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns `uris` with each `file:` URI as a path (RFC 8089): without scheme and host, and with its escapes decoded."""
+    is_file = pc.match_substring_regex(uris, "(?i)^file://")
+    if not pc.any(is_file).as_py():
+        return uris
+    # The escapes of one column are few; paths without any are left as they are.
+    distinct = pc.filter(uris, is_file).unique()
+    paths = pa.array([unquote(_FILE_URI.sub("", uri)) for uri in distinct.to_pylist()], pa.string())
+    return pc.if_else(is_file, paths.take(pc.index_in(uris, value_set=distinct)), uris)
 
 
 def parent_folder(path: str) -> str:
@@ -85,10 +99,7 @@ def parent_folder(path: str) -> str:
 def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) -> Iterator[str]:
     """Yields a sentence for each column that is missing, doubled, reserved, or of a type that does not fit its use."""
     names = schema.names
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"{path}: column '{name}' occurs {names.count(name)} times; rename all but one."
-    for name in sorted(RESERVED_COLUMNS.intersection(names)):
-        yield f"{path}: column '{name}' is one that the output adds; rename it in the manifest."
+    yield from _name_problems(path, names)
     used = [("--left-column", config.left_column), ("--right-column", config.right_column)]
     if config.label_column:
         used.append(("--label-column", config.label_column))
@@ -105,6 +116,36 @@ def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) ->
                 f"{path}: column '{column}' holds {schema.field(column).type}, not {kind}s; "
                 f"name another with --{kind}-column, or none with --{kind}-column ''."
             )
+
+
+def _name_problems(path: str, names: list[str]) -> Iterator[str]:
+    """Yields a sentence for each name that is doubled or reserved. DuckDB, Spark and BigQuery compare names without case."""
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        spellings.setdefault(name.casefold(), []).append(name)
+    for same in sorted(spellings.values()):
+        if len(set(same)) > 1:
+            yield (
+                f"{path}: columns {quote_names(sorted(same))} differ only in case, and many readers take them for one column; "
+                "rename all but one."
+            )
+        elif len(same) > 1:
+            yield f"{path}: column '{same[0]}' occurs {len(same)} times; rename all but one."
+    reserved = {name.casefold() for name in RESERVED_COLUMNS}
+    for name in sorted(set(names)):
+        if name.casefold() in reserved:
+            yield f"{path}: column '{name}' is one that the output adds; rename it in the manifest."
+
+
+# https://cloud.google.com/bigquery/docs/schemas#column_names
+_BIGQUERY_FORBIDS = re.compile(
+    r"""[!"$()*,./;?@\[\\\]^`{}~]|^(_table_|_file_|_partition|_row_timestamp|__root__|_colidentifier)""", re.I
+)
+
+
+def awkward_names(names: Iterable[str]) -> list[str]:
+    """Returns the names that are empty, or that BigQuery does not take as names of columns."""
+    return [name for name in names if not name.strip() or len(name) > 300 or _BIGQUERY_FORBIDS.search(name)]
 
 
 def _holds_uris(kind: pa.DataType) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 
@@ -12,6 +13,7 @@ from apache_beam.io.filesystems import FileSystems
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, short_reason
 from batchverify.manifest.columns import (
+    awkward_names,
     common_type,
     find_fold_column,
     find_label_column,
@@ -22,6 +24,7 @@ from batchverify.manifest.columns import (
 from batchverify.manifest.inspection import FileInspection, InspectionBudget, inspect_file
 from batchverify.manifest.shard import Manifest
 
+_LOG = logging.getLogger(__name__)
 # The bytes that are read before a run to find mistakes: all of most manifests, and a few seconds' worth of a huge one.
 _VALIDATION_BYTES = 64 * 2**20
 
@@ -39,6 +42,7 @@ def plan_manifest(config: VerificationConfig, sample: int = 12) -> Manifest:
     schema, disagreements = unify_schemas(files)
     if problems := [*problems, *file_problems, *disagreements]:
         raise PreflightError(problems)
+    _warn_of_names(schema.names)
     return Manifest(
         shards=tuple(shard for file in files for shard in file.shards(config.block_rows)),
         schema=schema,
@@ -49,6 +53,15 @@ def plan_manifest(config: VerificationConfig, sample: int = 12) -> Manifest:
         expected_images=_expect_images(files),
         sample=_sample_uris(files, config, sample),
     )
+
+
+def _warn_of_names(names: list[str]) -> None:
+    if awkward := awkward_names(names):
+        _LOG.warning(
+            "The manifest has columns named %s, which BigQuery and other readers of the scores refuse; rename them (an empty "
+            "name is often the index of a pandas frame: write it with index=False).",
+            quote_names(awkward),
+        )
 
 
 def _inspect_files(paths: list[str], config: VerificationConfig) -> tuple[list[FileInspection], list[str]]:
@@ -88,7 +101,7 @@ def _match(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
     problems = []
     for pattern in patterns:
         if os.path.isdir(pattern):
-            problems.append(f"--manifest {pattern} is a folder; name its files, for instance {pattern.rstrip('/')}/*.csv.")
+            problems.append(f"--manifest {pattern} is a folder; name its files, for instance {_example_of_files(pattern)}.")
             continue
         try:
             matches = FileSystems.match([pattern])[0].metadata_list
@@ -101,6 +114,13 @@ def _match(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
             problems.append(f"--manifest {pattern}: there is no such file; check the path.")
         paths.update(dict.fromkeys(sorted(match.path for match in matches)))
     return list(paths), problems
+
+
+def _example_of_files(folder: str) -> str:
+    """Returns a pattern that matches the manifest files in a folder."""
+    names = os.listdir(folder)
+    suffix = ".parquet" if any(name.endswith(".parquet") for name in names) else ".csv"
+    return f"{folder.rstrip('/')}/*{suffix}"
 
 
 def unify_schemas(files: list[FileInspection]) -> tuple[pa.Schema, list[str]]:

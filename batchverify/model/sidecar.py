@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -102,7 +103,12 @@ def _read_beside(model: str) -> tuple[str, Any]:
     try:
         if not FileSystems.exists(path):
             return path, {}
-        return path, json.loads(read_bytes(path, _MAX_BYTES))
+        data = read_bytes(path, _MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise PreflightError(f"{path}: it is larger than {_MAX_BYTES // 2**20} MiB, and no sidecar; repair or remove it.")
+        return path, json.loads(data)
+    except PreflightError:
+        raise
     except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
         raise PreflightError(f"{path}: it cannot be read ({short_reason(error)}); repair or remove it.") from None
 
@@ -125,6 +131,10 @@ def _find_problem(key: str, value: Any) -> str | None:
     # In Python a bool is an int.
     if not isinstance(value, _SETTINGS[key]) or isinstance(value, bool) != (_SETTINGS[key] is bool):
         return f"'{key}' is {value!r}, which has the wrong type"
+    if isinstance(value, list) and not all(isinstance(item, int if key == "image_size" else str) for item in value):
+        return f"'{key}' is {value!r}, which has the wrong type"
+    if isinstance(value, (int, float)) and not _is_finite(value):
+        return f"'{key}' is {value!r:.20}, which is no setting"
     if key == "custom_object" and any(":" in str(text) for text in _to_texts(value)):
         return "'custom_object' names code to import; only the command line may do that, with --custom-object"
     return None
@@ -134,9 +144,18 @@ def _is_golden_pair(entry: Any) -> bool:
     return (
         isinstance(entry, dict)
         and all(isinstance(entry.get(side), str) for side in ("left", "right"))
-        and isinstance(entry.get("score"), (int, float))
-        and isinstance(entry.get("tolerance", _TOLERANCE), (int, float))
+        and _is_number(entry.get("score"))
+        and _is_number(entry.get("tolerance", _TOLERANCE))
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value)
+
+
+def _is_finite(value: float) -> bool:
+    """Returns whether a number is one that a sidecar may state; Python reads NaN, Infinity and endless integers in JSON too."""
+    return abs(value) <= sys.float_info.max
 
 
 def _to_golden_pair(entry: dict[str, Any], folder: str) -> GoldenPair:

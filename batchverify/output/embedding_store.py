@@ -266,6 +266,7 @@ def open_store(path: str, rebuild: bool) -> tuple[Generation | None, str | None]
     """
     store = EmbeddingStore(path)
     store.refuse_taken()
+    store.refuse_unwritable()
     if not rebuild:
         return store.read_published(), None
     return None, "--embeddings-rebuild"

@@ -40,7 +40,10 @@ class RunDirectory(ClaimedDirectory):
     OPTION = "--output"
 
     def refuse_taken(self, overwrite: bool) -> None:
-        """Refuses a directory that another run writes to, or has finished in unless it may be overwritten; changes nothing.
+        """Refuses a directory that cannot be written to, or that another run uses; changes nothing.
+
+        Args:
+            overwrite: Whether the directory may hold a finished run.
 
         Raises:
             PreflightError: With the remedy.
@@ -51,6 +54,7 @@ class RunDirectory(ClaimedDirectory):
             raise PreflightError(f"--output {self.path} cannot be looked up ({short_reason(error)}); check the path.") from None
         if finished and not overwrite:
             raise PreflightError(f"--output {self.path} holds a finished run; name another directory, or add --overwrite.")
+        self.refuse_unwritable()
         if os.path.isdir(self.path):
             os.close(self._lock())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import resource
 from collections.abc import Sequence
 from typing import cast
@@ -11,7 +10,7 @@ from typing import cast
 from apache_beam.options.pipeline_options import StandardOptions
 
 from batchverify.config import VerificationConfig
-from batchverify.errors import RunError
+from batchverify.errors import PreflightError
 from batchverify.evaluation.drift import RunStatistics
 from batchverify.model.facts import ModelFacts
 from batchverify.output.embedding_session import EmbeddingStoreSession
@@ -21,7 +20,7 @@ from batchverify.pipeline.memory import process_bytes, worker_bytes
 from batchverify.pipeline.network import EmbeddingLookupNetwork
 from batchverify.pipeline.plan import RunPlan, plan_run
 from batchverify.pipeline.sample import SampleResult, count_unchanged, measure_sample
-from batchverify.uris import is_remote
+from batchverify.schema import ImageStatus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +59,14 @@ def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Chec
     """Does everything that a run does before its work, and reads the whole manifest; writes nothing.
 
     Raises:
-        PreflightError: If `plan_run` would raise it, or there is a mistake anywhere in the manifest.
-        RunError: If the output directory could not be written.
+        PreflightError: If `plan_run` would raise it, or there is a mistake anywhere in the manifest, or no
+            image of the sample can be read.
     """
     plan = plan_run(config, beam_args)
-    _require_writable(plan.config.output, "--output")
     manifest = scan_manifest(plan.manifest, plan.config)
-    if plan.session is not None:
-        _require_writable(plan.session.path, "--embeddings")
     sample = _try_sample(plan, manifest.images.sample())
+    if not plan.config.allow_empty and (problem := _find_nothing_to_score(manifest, sample)):
+        raise PreflightError(problem)
     return CheckResult(
         config=plan.config,
         manifest=manifest,
@@ -82,6 +80,29 @@ def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Chec
         memory=_estimate_memory(plan, manifest),
         session=plan.session,
     )
+
+
+def _find_nothing_to_score(manifest: ManifestCounts, sample: SampleResult) -> str | None:
+    """Returns a sentence if the run would score nothing, with the likely cause; None if it would score something."""
+    if not manifest.rows:
+        return "the manifest has no rows, so there is nothing to score; name another, or allow that with --allow-empty."
+    tried = sum(sample.statuses.values())
+    if ImageStatus.OK in sample.statuses:
+        return None
+    if not tried:
+        return f"none of the {manifest.rows:,} rows names an image; name the columns with --left-column and --right-column."
+    failures = ", ".join(f"{number:,} {status}" for status, number in sample.statuses.items())
+    example = next(iter(sample.examples.values()))
+    return f"no image of {tried:,} that were tried can be read: {failures}; the first is {example}; {_likely_cause(sample)}."
+
+
+def _likely_cause(sample: SampleResult) -> str:
+    examples = " ".join(sample.examples.values())
+    if ImageStatus.MISSING in sample.statuses and "\\" in examples:
+        return "paths on this system have / where these have a backslash; write / in the manifest"
+    if ImageStatus.MISSING in sample.statuses:
+        return "relative paths start from the manifest's folder, or from the folder that --image-root names"
+    return "repair the images, or name others"
 
 
 def _try_sample(plan: RunPlan, uris: list[str]) -> SampleResult:
@@ -106,15 +127,3 @@ def _estimate_memory(plan: RunPlan, manifest: ManifestCounts) -> int:
         return used + worker_bytes(manifest.largest_block, manifest.max_images_per_block, embedding_bytes)
     images = manifest.images.count() + plan.stored_embeddings
     return used + process_bytes(manifest.bytes, images, embedding_bytes)
-
-
-def _require_writable(path: str, option: str) -> None:
-    if is_remote(path):
-        return
-    folder = os.path.abspath(path)
-    while not os.path.lexists(folder):
-        folder = os.path.dirname(folder)
-    if not os.path.isdir(folder):
-        raise RunError(f"{option} {path} cannot be written ({folder} is not a directory); check the path.")
-    if not os.access(folder, os.W_OK | os.X_OK) or os.statvfs(folder).f_flag & os.ST_RDONLY:
-        raise RunError(f"{option} {path} cannot be written (no file can be made in {folder}); check the path and your rights.")

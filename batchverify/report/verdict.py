@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchverify.evaluation.drift import Shift, describe_shift
+from batchverify.evaluation.gates import EMPTY, Gate
 
 _MARKS = {"good": "✓", "warn": "!", "bad": "✗", "plain": "–"}
 _SHIFTS = {Shift.LITTLE: "good", Shift.SOME: "warn", Shift.LARGE: "bad"}
@@ -155,6 +156,9 @@ def _judge_gates(summary: dict[str, Any]) -> Iterator[Finding]:
     if not summary["gates"]:
         yield Finding("plain", "No gates were set (--max-failed-rows, --max-identity-faults).")
     for gate in summary["gates"]:
+        if gate["option"] == EMPTY:
+            yield Finding("bad", f"Gate not met: {Gate(**gate)}.")
+            continue
         measured = f"{gate['option']} {gate['limit']}: found {format_value(gate['found'])}"
         measured += f" of {gate['rows']:,} rows" if gate.get("rows") and isinstance(gate["found"], int) else ""
         yield Finding("good" if gate["met"] else "bad", f"Gate {'met' if gate['met'] else 'not met'}: {measured}.")

@@ -1,0 +1,55 @@
+"""The standard streams: what is printed to them never decides how the program ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+
+def configure_streams() -> None:
+    """Has both streams take every text, whatever their encoding and whether they are open.
+
+    A character that a stream cannot encode is written as an escape sequence. A stream that was closed before the program
+    began is None in Python, and its text goes nowhere.
+    """
+    sys.stdout, sys.stderr = (_tolerant(stream) for stream in (sys.stdout, sys.stderr))
+
+
+def flush_streams() -> None:
+    """Writes out what the streams hold; a reader that is gone, or a full disk, is no failure of the program.
+
+    What cannot be written is thrown away, so that the interpreter does not try again when it ends.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            _discard(stream)
+
+
+def print_text(text: str, to_stderr: bool = False) -> None:
+    """Prints text to a stream, or nothing where the stream takes nothing any more."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except (OSError, ValueError):
+        _discard(stream)
+
+
+def _tolerant(stream: TextIO | None) -> TextIO:
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8")  # It is open as long as the process lives.
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
+
+
+def _discard(stream: TextIO) -> None:
+    """Leads a stream to nowhere, with all that it holds."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):  # The stream is closed, or has no file behind it.
+        return

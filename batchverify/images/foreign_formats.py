@@ -1,0 +1,53 @@
+"""Files that people take for images, and that the program does not read: each is named by its first bytes, with the remedy."""
+
+from __future__ import annotations
+
+import re
+
+_CONVERT = "convert it to JPEG or PNG"
+# The brands of ISO base media files (ISO/IEC 14496-12, 4.3), which follow `ftyp` at byte 4.
+_BRANDS = {
+    b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"hevx": "HEIC", b"heim": "HEIC", b"heis": "HEIC", b"mif1": "HEIF",
+    b"msf1": "HEIF", b"avif": "AVIF", b"avis": "AVIF",
+}  # fmt: skip
+# What a file begins with, after white space and a byte order mark.
+_BEGINNINGS = (
+    (rb"\x00\x00\x00\x0cJXL |\xff\x0a", "a JPEG XL file", _CONVERT),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 file", _CONVERT),
+    (rb"%PDF-", "a PDF document", "extract its picture as JPEG or PNG"),
+    (rb"version https://git-lfs\.github\.com", "a pointer of Git LFS, not the file itself", "run git lfs pull"),
+    (rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!DOCTYPE svg|<svg)", "an SVG drawing", _CONVERT),
+    (rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype html|html|head|body)", "an HTML page, most often an error message",
+     "download the image again"),
+    (rb"<\?xml[^>]*>\s*<Error>|<Error>", "an error message of an object store", "download the image again"),
+    (rb"[{\[]\s*[\"{\]}]", "JSON text", "download the image again"),
+    (rb"PK\x03\x04", "a ZIP archive", "unpack it"),
+    (rb"\x1f\x8b", "a gzip file", "unpack it"),
+    (rb"8BPS", "a Photoshop document", _CONVERT),
+    (rb"FUJIFILMCCD-RAW|II\x1a\0\0\0HEAPCCDR|II\x55\0|IIRO|.{4}ftypcrx ", "a raw file of a camera", _CONVERT),
+    (rb".{4}ftyp|\x1aE\xdf\xa3", "a video", "extract a picture as JPEG or PNG"),
+)  # fmt: skip
+_PATTERNS = [(re.compile(pattern, re.I | re.S), name, remedy) for pattern, name, remedy in _BEGINNINGS]
+_LEADING_SPACE = re.compile(rb"(\xef\xbb\xbf)?[ \t\r\n]*")
+_BYTES_LOOKED_AT = 2048
+
+
+def name_foreign_format(data: bytes) -> str | None:
+    """Returns what a file that is no image is, and what to do; None where its first bytes do not show it."""
+    start = data[:_BYTES_LOOKED_AT]
+    if start[4:8] == b"ftyp" and (brand := _find_brand(start)):
+        return f"{brand} files are not read; {_CONVERT}"
+    offset = _LEADING_SPACE.match(start).end()  # type: ignore[union-attr]  # It matches nothing at all, too.
+    for pattern, name, remedy in _PATTERNS:
+        if pattern.match(start, offset) or pattern.match(start):
+            return f"it is {name}; {remedy}"
+    return None
+
+
+def _find_brand(start: bytes) -> str | None:
+    """Returns the format that the main brand names, or else the first compatible brand that is known."""
+    size = min(len(start), int.from_bytes(start[:4], "big"), 256)
+    brands = [start[8:12], *(start[place : place + 4] for place in range(16, size - 3, 4))]
+    known = [_BRANDS[brand] for brand in brands if brand in _BRANDS]
+    precise = [name for name in known if name != "HEIF"]
+    return next(iter(precise or known), None)
