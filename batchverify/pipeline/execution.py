@@ -18,12 +18,13 @@ from typing import Any, Protocol
 
 import apache_beam as beam
 from apache_beam.metrics.metric import MetricsFilter
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from batchverify import shutdown
 from batchverify.errors import WORKER_DIED, JobDetachedError, PreflightError, RunError
 from batchverify.pipeline.dataflow import is_dataflow, job_link
+from batchverify.pipeline.plan import IN_PROCESS_RUNNER
 from batchverify.temporary_folder import temporary_folder
 
 _LOG = logging.getLogger(__name__)
@@ -69,8 +70,8 @@ def submit_pipeline(pipeline: beam.Pipeline) -> str | None:
 
 @contextmanager
 def _staging_folder(options: PipelineOptions) -> Iterator[None]:
-    """Gives Beam a temporary folder while it stages a job to Dataflow: it makes several folders, and deletes none of them."""
-    if not is_dataflow(options):
+    """Gives Beam a temporary folder for what it stages to other processes; it makes folders there and deletes none of them."""
+    if options.view_as(StandardOptions).runner == IN_PROCESS_RUNNER:
         yield
         return
     with temporary_folder() as folder:
@@ -128,16 +129,25 @@ def _cancel(result: Any, cancelled: Future[None]) -> None:
 
 def _run_in_thread(pipeline: beam.Pipeline, ended: Future[PipelineResult]) -> None:
     try:
-        with _staging_folder(pipeline.options):
-            result: Any = pipeline.run()
-        if link := job_link(pipeline.options, result):
-            _LOG.info("The job: %s", link)
-            _wait_for_job(link, result)
-        else:
-            result.wait_until_finish()
-        ended.set_result(result)
+        ended.set_result(_run(pipeline))
     except BaseException as error:
         ended.set_exception(error)
+
+
+def _run(pipeline: beam.Pipeline) -> Any:
+    """Runs a pipeline and returns its result when it has ended."""
+    with _staging_folder(pipeline.options):
+        result: Any = pipeline.run()
+        if not is_dataflow(pipeline.options):  # A job service on this machine reads the staged files until the end.
+            result.wait_until_finish()
+            return result
+    link = job_link(pipeline.options, result)
+    if link is None:
+        result.wait_until_finish()
+    else:
+        _LOG.info("The job: %s", link)
+        _wait_for_job(link, result)
+    return result
 
 
 def _wait_for_job(link: str, result: Any) -> None:
