@@ -3,6 +3,7 @@
 import bz2
 import dataclasses
 import gzip
+import os
 
 import numpy as np
 import pandas as pd
@@ -240,3 +241,38 @@ def test_once_enough_is_looked_at_files_are_only_opened(kind, tmp_path, monkeypa
     pd.DataFrame({"left": ["a.png"], "rihgt": ["b.png"]}).to_csv(tmp_path / "q.csv", index=False)
     with pytest.raises(batchverify.PreflightError, match="rihgt"):
         plan_manifest(dataclasses.replace(config, manifests=(*config.manifests, str(tmp_path / "q.csv"))))
+
+
+def test_names_that_differ_only_in_case_are_one_name(tmp_path):
+    (problem,) = problems(write(tmp_path / "a.csv", "left,right,Score\na,b,1\n"))
+    assert "'Score' is one that the output adds" in problem
+    (problem,) = problems(write(tmp_path / "b.csv", "left,right,id,ID\na,b,1,2\n"))
+    assert "'ID', 'id' differ only in case" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "is_awkward"), [("", True), ("a.b", True), ("_TABLE_x", True), ("größe 2", False), ("id", False)]
+)
+def test_names_that_other_readers_refuse_are_warned_of(name, is_awkward, tmp_path, caplog):
+    read(write(tmp_path / "p.csv", f"left,right,{name}\na,b,1\n"))
+    assert ("rename them" in caplog.text) is is_awkward
+
+
+def test_file_uris_are_decoded_and_paths_are_not(tmp_path):
+    names = ["file:///a%20b.png", "FILE:///c.png", "file://localhost/d.png", "/e%20f.png"]
+    path = write(tmp_path / "p.csv", "left,right\n" + "".join(f"{name},x\n" for name in names))
+    config = batchverify.VerificationConfig(manifests=(str(path),), output="unused")
+    assert pair_uris(read(path), config)[0].to_pylist() == ["/a b.png", "/c.png", "/d.png", "/e%20f.png"]
+
+
+def test_what_can_be_read_only_once_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (tmp_path / "pipe.csv", "/dev/null", "/proc/self/environ"):
+        (problem,) = problems(path)
+        assert "read only once" in problem and "save its content as a file" in problem
+
+
+def test_a_folder_is_advised_the_suffix_of_its_files(tmp_path):
+    write(tmp_path / "part-0.parquet", b"")
+    (problem,) = problems(tmp_path)
+    assert problem.endswith("/*.parquet.")
