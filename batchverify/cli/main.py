@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.logging import quieten_libraries
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = JOB
     try:
         name, arguments = _choose(list(sys.argv[1:] if argv is None else argv))
+        _refuse_unfit_process()
         quieten_libraries()
         return load_subcommand(name).run(arguments)
     except PreflightError as error:
@@ -37,11 +39,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_as_process() -> NoReturn:
     """Runs what the command line of this process asks for, and ends the process with the exit code."""
     configure_streams()
+    signal.signal(signal.SIGTERM, _stop)
     code = main()
     flush_streams()
     if code == ExitCode.FAILED:
         os._exit(code)  # The runner may have threads that wait for ever for a worker that is gone.
     sys.exit(code)
+
+
+def _refuse_unfit_process() -> None:
+    """Refuses what no library that the program needs could work in."""
+    if sys.flags.optimize > 1:
+        raise PreflightError("python -OO removes docstrings, which Apache Beam reads; start Python without -OO.")
+    try:
+        os.getcwd()
+    except OSError:
+        raise PreflightError("the working directory does not exist any more; change to another one.") from None
+
+
+def _stop(number: int, _: Any) -> NoReturn:
+    """Ends the process while its modules load, before there is anything to clean up; the job has a handler of its own."""
+    _print_error(f"stopped by {signal.Signals(number).name}.")
+    os._exit(128 + number)
 
 
 def _choose(arguments: list[str]) -> tuple[str, list[str]]:

@@ -170,3 +170,32 @@ def test_without_shtab_the_completion_is_refused(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["--print-completion", "bash"]) == 2
     assert capsys.readouterr().err == ("batchverify: --print-completion needs shtab: pip install 'batchverify[completion]'.\n")
+
+
+@pytest.mark.processes
+def test_a_signal_while_modules_load_gives_its_code():
+    program = (
+        "import os, batchverify.cli.main as program\n"
+        "program.load_subcommand = lambda name: os.kill(os.getpid(), 15)\n"
+        "program.run_as_process()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (143, "batchverify: stopped by SIGTERM.\n")
+
+
+@pytest.mark.processes
+def test_a_working_directory_that_was_deleted_is_told_in_a_sentence(tmp_path):
+    command = [sys.executable, "-m", "batchverify", "--manifest", str(ROOT / "manifests" / "demo.csv"), "--output", "out"]
+    (tmp_path / "gone").mkdir()
+    script = 'rmdir "$PWD" && exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *command], cwd=tmp_path / "gone", capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and "working directory" in done.stderr
+
+
+@pytest.mark.processes
+def test_an_interpreter_without_docstrings_is_told_in_a_sentence():
+    command = [sys.executable, "-OO", "-m", "batchverify", "--manifest", "pairs.csv", "--output", "out"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and "-OO" in done.stderr
