@@ -99,6 +99,9 @@ def parent_folder(path: str) -> str:
 def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) -> Iterator[str]:
     """Yields a sentence for each column that is missing, doubled, reserved, or of a type that does not fit its use."""
     names = schema.names
+    if separator := _find_separator(names):
+        yield f"{path}: its columns are separated by {separator}, not by commas; save the file with commas."
+        return
     yield from _name_problems(path, names)
     used = [("--left-column", config.left_column), ("--right-column", config.right_column)]
     if config.label_column:
@@ -116,6 +119,12 @@ def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) ->
                 f"{path}: column '{column}' holds {schema.field(column).type}, not {kind}s; "
                 f"name another with --{kind}-column, or none with --{kind}-column ''."
             )
+
+
+def _find_separator(names: list[str]) -> str | None:
+    """Returns what separates the columns of a header that was read as a single name; None if it is a single name."""
+    separators = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+    return next((text for character, text in separators.items() if len(names) == 1 and character in names[0]), None)
 
 
 def _name_problems(path: str, names: list[str]) -> Iterator[str]:

@@ -18,6 +18,16 @@ from batchverify.io.filesystem import open_input
 from batchverify.schema import BAD_ROW_COLUMN
 
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+# First bytes, the compression that they are right for, and what to say.
+_FOREIGN = (
+    (b"\xff\xfe", None, "it is not UTF-8 but UTF-16; save the file as UTF-8"),
+    (b"\xfe\xff", None, "it is not UTF-8 but UTF-16; save the file as UTF-8"),
+    (b"\x1f\x8b", "gzip", "it is compressed with gzip; give its name the ending .gz"),
+    (b"BZh", "bz2", "it is compressed with bzip2; give its name the ending .bz2"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "it is compressed with Zstandard; give its name the ending .zst"),
+    (b"PK\x03\x04", None, "it is a ZIP archive or an Excel workbook; unpack it, or save the sheet as CSV in UTF-8"),
+    (b"PAR1", None, "it is a Parquet file; give its name the ending .parquet"),
+)
 _CSV_BLOCK_BYTES = 64 * 2**20
 _MAX_PROBLEMS = 20
 
@@ -32,6 +42,9 @@ def read_csv_schema(path: str, config: VerificationConfig) -> pa.Schema:
 
 def _csv_header(path: str) -> list[str] | None:
     with open_input(path) as file:
+        if description := _find_foreign_content(file.read(4), compression_of(path)):
+            raise PreflightError(f"{path}, header: {description}.")
+        file.seek(0)
         text = io.TextIOWrapper(
             io.BufferedReader(_Decompressed(path, file)), encoding="utf-8-sig", errors="surrogateescape", newline=""
         )
@@ -44,6 +57,14 @@ def _csv_header(path: str) -> list[str] | None:
             raise PreflightError(f"{path}, header: it is not UTF-8; save the file as UTF-8.") from None
         except (csv.Error, OSError) as error:
             raise PreflightError(f"{path}, header: it cannot be read ({short_reason(error)}); save the file again.") from None
+
+
+def _find_foreign_content(start: bytes, compression: str | None) -> str | None:
+    """Returns what a file is that is no CSV file, by its first bytes, and what to do; None if they show nothing."""
+    for beginning, name, description in _FOREIGN:
+        if start.startswith(beginning) and (compression is None or name != compression):
+            return description
+    return None
 
 
 def read_csv_batches(path: str, columns: list[str] | None, keep: bool) -> Iterator[pa.Table]:
