@@ -17,7 +17,7 @@ from typing import Any
 
 from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.messages import manifest_written_message, scores_written_message
-from batchverify.cli.parser import Parser, join_values
+from batchverify.cli.parser import Parser, join_values, path_option
 from batchverify.cli.streams import print_text
 from batchverify.errors import PreflightError
 from batchverify.manifest.pair_lists import ORDERS, read_lfw_pairs, read_lines, read_pair_list
@@ -94,7 +94,7 @@ def _add_list(conversions: Any) -> None:
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", default="", metavar="DIR", help="folder or URI that the paths start from")
+    parser.add_argument("--images", type=path_option, default="", metavar="DIR", help="folder or URI that the paths start from")
 
 
 def _add_scores(conversions: Any) -> None:
@@ -109,7 +109,7 @@ def _add_scores(conversions: Any) -> None:
 
 def _add_conversion(conversions: Any, name: str, text: str, source: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = conversions.add_parser(name, help=text, description=text)
-    parser.add_argument("source", metavar=source)
-    parser.add_argument("--output", required=True, metavar="PATH", help="what to write")
+    parser.add_argument("source", type=path_option, metavar=source)
+    parser.add_argument("--output", type=path_option, required=True, metavar="PATH", help="what to write")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
     return parser

@@ -17,7 +17,7 @@ from pathlib import Path
 from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.messages import diagnosis_message
 from batchverify.cli.options import add_model_options, add_pixel_options, add_threshold_option, config_fields
-from batchverify.cli.parser import Parser, join_values
+from batchverify.cli.parser import Parser, join_values, path_option
 from batchverify.cli.streams import print_text
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
@@ -41,8 +41,10 @@ def make_parser() -> Parser:
     group = parser.add_argument_group("the examination")
     add_threshold_option(group)
     source = group.add_mutually_exclusive_group()
-    source.add_argument("--images", metavar="DIR", help="folder of images to measure on; its subfolders are searched, too")
-    source.add_argument("--manifest", metavar="FILE", help="manifest of pairs to measure on")
+    source.add_argument(
+        "--images", type=path_option, metavar="DIR", help="folder of images to measure on; its subfolders are searched, too"
+    )
+    source.add_argument("--manifest", type=path_option, metavar="FILE", help="manifest of pairs to measure on")
     group.add_argument("--json", action="store_true", help="print the findings as JSON")
     group.add_argument("--write-sidecar", action="store_true", help="write MODEL.batchverify.json from the options given")
     return parser

@@ -48,7 +48,7 @@ def run_as_process() -> NoReturn:
 
 
 def _refuse_unfit_process() -> None:
-    """Refuses what no library that the program needs could work in."""
+    """Refuses an interpreter or a working directory in which Apache Beam or this package fails with a traceback."""
     if sys.flags.optimize > 1:
         raise PreflightError("python -OO removes docstrings, which Apache Beam reads; start Python without -OO.")
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from typing import Any
 
+from batchverify.cli.parser import path_option
 from batchverify.config import (
     BAD_ROWS,
     COLORS,
@@ -24,7 +24,6 @@ from batchverify.config import (
     VerificationConfig,
 )
 
-_PATHS = {"manifests", "output", "model", "image_root", "baseline", "embeddings"}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(VerificationConfig)}
 
 
@@ -32,10 +31,10 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     """Adds what to read, where to write, and how to run."""
     group = parser.add_argument_group("the job")
     group.add_argument(
-        "--manifest", dest="manifests", metavar="FILE", action="append", default=[],
+        "--manifest", dest="manifests", type=path_option, metavar="FILE", action="append", default=[],
         help="CSV (also .gz, .bz2, .zst) or Parquet file, or a glob; may be given several times",
     )  # fmt: skip
-    group.add_argument("--output", metavar="DIR", default="", help="directory to write the scores to")
+    group.add_argument("--output", type=path_option, metavar="DIR", default="", help="directory to write the scores to")
     add_option(group, "--overwrite", action="store_true", help="replace the finished run in --output")
     group.add_argument("--quiet", action="store_true", help="print nothing but errors and gates that are not met")
     group.add_argument(
@@ -43,7 +42,11 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     )
     add_option(group, "--limit", type=int, metavar="N", help="score only the first N rows of the manifest")
     add_option(
-        group, "--baseline", metavar="DIR", help="an earlier run, its directory or summary.json, to compare this one with"
+        group,
+        "--baseline",
+        type=path_option,
+        metavar="DIR",
+        help="an earlier run, its directory or summary.json, to compare this one with",
     )
     add_option(
         group, "--baseline-optional", action="store_true",
@@ -55,7 +58,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds which model to use, and what its file does not say."""
     group = parser.add_argument_group("the model")
     add_option(
-        group, "--model", metavar="FILE",
+        group, "--model", type=path_option, metavar="FILE",
         help="a .keras or .h5 file or a SavedModel folder: two images in, one score out (default: embedded)",
     )  # fmt: skip
     add_option(group, "--batch-size", type=int, metavar="N", help="number of images that are encoded at once")
@@ -138,7 +141,7 @@ def add_embedding_options(parser: argparse.ArgumentParser) -> None:
     """Adds the store of embeddings."""
     group = parser.add_argument_group("embeddings, kept from run to run")
     add_option(
-        group, "--embeddings", metavar="DIR",
+        group, "--embeddings", type=path_option, metavar="DIR",
         help="a store of embeddings: images that are in it unchanged are not encoded again",
     )  # fmt: skip
     add_option(
@@ -193,7 +196,7 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
 def add_image_root_option(group: Any) -> None:
     """Adds where relative paths start, which training needs as well."""
     add_option(
-        group, "--image-root", metavar="DIR",
+        group, "--image-root", type=path_option, metavar="DIR",
         help="folder of relative paths, outside of which no image is opened (default: the manifest's folder, no limit)",
     )  # fmt: skip
 
@@ -219,17 +222,8 @@ def add_option(group: Any, option: str, **settings: Any) -> None:
 
 
 def config_fields(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns parsed options as fields of a configuration, with ~ in paths expanded.
-
-    A shell expands ~ only at the beginning of a word, and not in `--output=~/scores`.
-    """
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(options).items()}
-    for name in _PATHS & fields.keys():
-        value = fields[name]
-        fields[name] = (
-            tuple(map(os.path.expanduser, value)) if isinstance(value, tuple) else value and os.path.expanduser(value)
-        )
-    return fields
+    """Returns parsed options as fields of a configuration."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(options).items()}
 
 
 def _add_repeated(group: Any, option: str, dest: str, metavar: str, text: str) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from batchverify.errors import PreflightError
+
+# The type of an option that names a path. A shell expands ~ only at the beginning of a word, and not in `--output=~/scores`.
+path_option = os.path.expanduser
 
 
 class Parser(argparse.ArgumentParser):

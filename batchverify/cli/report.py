@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from batchverify.cli.exit_code import ExitCode
-from batchverify.cli.parser import Parser, join_values
+from batchverify.cli.parser import Parser, join_values, path_option
 from batchverify.cli.streams import print_text
 from batchverify.errors import printable
 
@@ -22,8 +22,8 @@ def make_parser() -> Parser:
         description="Makes the report of a finished run from its summary.json, as one HTML file.",
         epilog="Beam's own options say how stores are reached. Exit codes: 0 done, 1 it could not be written, 2 refused.",
     )
-    parser.add_argument("directory", metavar="DIR", help="run directory: the --output of a finished run")
-    parser.add_argument("--output", metavar="FILE", help="file to write (default: report.html in DIR)")
+    parser.add_argument("directory", type=path_option, metavar="DIR", help="run directory: the --output of a finished run")
+    parser.add_argument("--output", type=path_option, metavar="FILE", help="file to write (default: report.html in DIR)")
     return parser
 
 

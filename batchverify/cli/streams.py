@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import TextIO
@@ -22,34 +23,34 @@ def flush_streams() -> None:
     What cannot be written is thrown away, so that the interpreter does not try again when it ends.
     """
     for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            _discard(stream)
+        _write(stream, "")
 
 
 def print_text(text: str, to_stderr: bool = False) -> None:
     """Prints text to a stream, or nothing where the stream takes nothing any more."""
-    stream = sys.stderr if to_stderr else sys.stdout
+    _write(sys.stderr if to_stderr else sys.stdout, f"{text}\n")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    if stream.closed:
+        return
     try:
-        print(text, file=stream, flush=True)
-    except (OSError, ValueError):
+        stream.write(text)
+        stream.flush()
+    except OSError:
         _discard(stream)
 
 
 def _tolerant(stream: TextIO | None) -> TextIO:
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")  # It is open as long as the process lives.
-    if hasattr(stream, "reconfigure"):
+    if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream
 
 
 def _discard(stream: TextIO) -> None:
     """Leads a stream to nowhere, with all that it holds."""
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-    except (OSError, ValueError):  # The stream is closed, or has no file behind it.
-        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -20,7 +20,7 @@ from typing import Any
 from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.messages import epoch_message, interrupted_message, trained_message, training_data_message
 from batchverify.cli.options import add_image_root_option, add_pair_column_options
-from batchverify.cli.parser import Parser
+from batchverify.cli.parser import Parser, path_option
 from batchverify.cli.streams import print_text
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
@@ -54,7 +54,9 @@ def make_parser() -> Parser:
     _add_network_options(parser)
     _add_recipe_options(parser)
     group = parser.add_argument_group("the result")
-    group.add_argument("--output", metavar="FILE", required=True, help="the .keras file to write; its log lies beside it")
+    group.add_argument(
+        "--output", type=path_option, metavar="FILE", required=True, help="the .keras file to write; its log lies beside it"
+    )
     group.add_argument("--overwrite", action="store_true", help="replace a model that exists")
     group.add_argument("--resume", action="store_true", help="go on with interrupted training; give the same options again")
     return parser
@@ -123,7 +125,7 @@ def _settings(options: argparse.Namespace) -> TrainingSettings:
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to learn from")
     source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", metavar="DIR", help="class folders: DIR/class/*, or DIR/group/class/*")
+    source.add_argument("--images", type=path_option, metavar="DIR", help="class folders: DIR/class/*, or DIR/group/class/*")
     source.add_argument(
         "--manifest",
         metavar="FILE",
@@ -155,8 +157,12 @@ def _add_network_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--width", type=float, metavar="ALPHA", help="width of MobileNetV2 (default: 0.35)")
     group.add_argument("--dropout", type=float, metavar="SHARE", help="dropout before the embedding (default: the recipe's)")
     start = group.add_mutually_exclusive_group()
-    start.add_argument("--encoder-weights", metavar="FILE", help="MobileNetV2 weights without top, such as ImageNet's")
-    start.add_argument("--start-from", metavar="FILE", help="a model trained by this command, whose encoder to start from")
+    start.add_argument(
+        "--encoder-weights", type=path_option, metavar="FILE", help="MobileNetV2 weights without top, such as ImageNet's"
+    )
+    start.add_argument(
+        "--start-from", type=path_option, metavar="FILE", help="a model trained by this command, whose encoder to start from"
+    )
 
 
 def _add_recipe_options(parser: argparse.ArgumentParser) -> None:

@@ -28,6 +28,7 @@ _FIRST_PAUSE_S = 0.2
 # Two changes within this time may have the same time stamp: on file systems that count whole seconds, and on all others.
 _COARSE_TICK_NS, _TICK_NS = 2 * 10**9, 50 * 10**6
 _SPARE_BYTES = 2**16
+_HOME_FOLDER = re.compile("(^|/)~[^/]*/")
 
 _NO_OBJECT = ImageFailure(ImageStatus.MISSING, "there is no such object")
 _NO_ACCESS = ImageFailure(ImageStatus.DENIED, "it may not be read")
@@ -111,7 +112,7 @@ def _fetch_local(path: str, max_bytes: int, with_data: bool) -> FetchedFile | Im
         return ImageFailure(ImageStatus.MISSING, str(error))
     except OSError as error:
         failure = _local_failure(error)
-        if failure.status is ImageStatus.MISSING and "/~" in f"/{path}":
+        if failure.status is ImageStatus.MISSING and _HOME_FOLDER.search(path):
             return ImageFailure(ImageStatus.MISSING, f"{failure.error} (~ stands for no folder in a manifest)")
         return failure
 

@@ -10,16 +10,12 @@ _BRANDS = {
     b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"hevx": "HEIC", b"heim": "HEIC", b"heis": "HEIC", b"mif1": "HEIF",
     b"msf1": "HEIF", b"avif": "AVIF", b"avis": "AVIF",
 }  # fmt: skip
-# What a file begins with, after white space and a byte order mark.
+# What a file begins with; white space and a byte order mark may come before text.
 _BEGINNINGS = (
     (rb"\x00\x00\x00\x0cJXL |\xff\x0a", "a JPEG XL file", _CONVERT),
     (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 file", _CONVERT),
     (rb"%PDF-", "a PDF document", "extract its picture as JPEG or PNG"),
     (rb"version https://git-lfs\.github\.com", "a pointer of Git LFS, not the file itself", "run git lfs pull"),
-    (rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!DOCTYPE svg|<svg)", "an SVG drawing", _CONVERT),
-    (rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype html|html|head|body)", "an HTML page, most often an error message",
-     "download the image again"),
-    (rb"<\?xml[^>]*>\s*<Error>|<Error>", "an error message of an object store", "download the image again"),
     (rb"[{\[]\s*[\"{\]}]", "JSON text", "download the image again"),
     (rb"PK\x03\x04", "a ZIP archive", "unpack it"),
     (rb"\x1f\x8b", "a gzip file", "unpack it"),
@@ -27,8 +23,14 @@ _BEGINNINGS = (
     (rb"FUJIFILMCCD-RAW|II\x1a\0\0\0HEAPCCDR|II\x55\0|IIRO|.{4}ftypcrx ", "a raw file of a camera", _CONVERT),
     (rb".{4}ftyp|\x1aE\xdf\xa3", "a video", "extract a picture as JPEG or PNG"),
 )  # fmt: skip
+# The first element of a text with tags, behind its declaration and its comments.
+_ELEMENT = re.compile(rb"<(?:!doctype\s+)?(svg|html|head|body|error)\b", re.I)
+_ELEMENTS = {
+    b"svg": f"it is an SVG drawing; {_CONVERT}",
+    b"error": "it is an error message of an object store; download the image again",
+}
+_PAGE = "it is an HTML page, most often an error message; download the image again"
 _PATTERNS = [(re.compile(pattern, re.I | re.S), name, remedy) for pattern, name, remedy in _BEGINNINGS]
-_LEADING_SPACE = re.compile(rb"(\xef\xbb\xbf)?[ \t\r\n]*")
 _BYTES_LOOKED_AT = 2048
 
 
@@ -37,9 +39,11 @@ def name_foreign_format(data: bytes) -> str | None:
     start = data[:_BYTES_LOOKED_AT]
     if start[4:8] == b"ftyp" and (brand := _find_brand(start)):
         return f"{brand} files are not read; {_CONVERT}"
-    offset = _LEADING_SPACE.match(start).end()  # type: ignore[union-attr]  # It matches nothing at all, too.
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"<") and (element := _ELEMENT.search(text)):
+        return _ELEMENTS.get(element[1].lower(), _PAGE)
     for pattern, name, remedy in _PATTERNS:
-        if pattern.match(start, offset) or pattern.match(start):
+        if pattern.match(start) or pattern.match(text):
             return f"it is {name}; {remedy}"
     return None
 

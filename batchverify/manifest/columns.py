@@ -16,7 +16,6 @@ from batchverify.config import VerificationConfig
 from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, RESERVED_COLUMNS, is_text
 from batchverify.uris import URI_PATTERN, is_remote
 
-_FILE_URI = re.compile("(?i)^file://(localhost(?=/))?")
 DEFAULT_LABEL, DEFAULT_FOLD = "genuine", "fold"
 
 
@@ -70,7 +69,7 @@ def pair_uris(block: pa.Table, config: PairColumns) -> tuple[pa.ChunkedArray, pa
 
 
 def resolve_uris(column: pa.ChunkedArray, base: str | None) -> pa.ChunkedArray:
-    """Returns absolute URIs: relative paths start from `base`, `file://` is dropped, and empty text becomes null."""
+    """Returns absolute URIs: relative paths start from `base`, `file:` URIs become paths, and empty text becomes null."""
     uris = column.cast(pa.string())
     uris = pc.if_else(pc.equal(uris, ""), None, uris)
     uris = _local_paths(uris)
@@ -85,10 +84,11 @@ def _local_paths(uris: pa.ChunkedArray) -> pa.ChunkedArray:
     is_file = pc.match_substring_regex(uris, "(?i)^file://")
     if not pc.any(is_file).as_py():
         return uris
-    # The escapes of one column are few; paths without any are left as they are.
-    distinct = pc.filter(uris, is_file).unique()
-    paths = pa.array([unquote(_FILE_URI.sub("", uri)) for uri in distinct.to_pylist()], pa.string())
-    return pc.if_else(is_file, paths.take(pc.index_in(uris, value_set=distinct)), uris)
+    paths = pc.replace_substring_regex(pc.replace_substring_regex(uris, "(?i)^file://localhost/", "/"), "(?i)^file://", "")
+    is_escaped = pc.and_(is_file, pc.match_substring(uris, "%"))
+    escaped = pc.filter(paths, is_escaped).unique()
+    decoded = pa.array(map(unquote, escaped.to_pylist()), pa.string())
+    return pc.if_else(is_escaped, decoded.take(pc.index_in(paths, value_set=escaped)), paths)
 
 
 def parent_folder(path: str) -> str:

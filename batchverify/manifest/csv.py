@@ -62,7 +62,7 @@ def _csv_header(path: str) -> list[str] | None:
 def _find_foreign_content(start: bytes, compression: str | None) -> str | None:
     """Returns what a file is that is no CSV file, by its first bytes, and what to do; None if they show nothing."""
     for beginning, name, description in _FOREIGN:
-        if start.startswith(beginning) and (compression is None or name != compression):
+        if start.startswith(beginning) and (name is None or name != compression):
             return description
     return None
 

@@ -105,10 +105,8 @@ def _read_beside(model: str) -> tuple[str, Any]:
             return path, {}
         data = read_bytes(path, _MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
-            raise PreflightError(f"{path}: it is larger than {_MAX_BYTES // 2**20} MiB, and no sidecar; repair or remove it.")
+            raise ValueError(f"it is larger than {_MAX_BYTES // 2**20} MiB")
         return path, json.loads(data)
-    except PreflightError:
-        raise
     except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
         raise PreflightError(f"{path}: it cannot be read ({short_reason(error)}); repair or remove it.") from None
 
@@ -131,7 +129,7 @@ def _find_problem(key: str, value: Any) -> str | None:
     # In Python a bool is an int.
     if not isinstance(value, _SETTINGS[key]) or isinstance(value, bool) != (_SETTINGS[key] is bool):
         return f"'{key}' is {value!r}, which has the wrong type"
-    if isinstance(value, list) and not all(isinstance(item, int if key == "image_size" else str) for item in value):
+    if isinstance(value, list) and not all(type(item) is (int if key == "image_size" else str) for item in value):
         return f"'{key}' is {value!r}, which has the wrong type"
     if isinstance(value, (int, float)) and not _is_finite(value):
         return f"'{key}' is {value!r:.20}, which is no setting"

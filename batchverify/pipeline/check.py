@@ -59,8 +59,8 @@ def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Chec
     """Does everything that a run does before its work, and reads the whole manifest; writes nothing.
 
     Raises:
-        PreflightError: If `plan_run` would raise it, or there is a mistake anywhere in the manifest, or no
-            image of the sample can be read.
+        PreflightError: If `plan_run` would raise it, there is a mistake anywhere in the manifest, or no image of the sample can
+            be read.
     """
     plan = plan_run(config, beam_args)
     manifest = scan_manifest(plan.manifest, plan.config)
@@ -93,7 +93,7 @@ def _find_nothing_to_score(manifest: ManifestCounts, sample: SampleResult) -> st
         return f"none of the {manifest.rows:,} rows names an image; name the columns with --left-column and --right-column."
     failures = ", ".join(f"{number:,} {status}" for status, number in sample.statuses.items())
     example = next(iter(sample.examples.values()))
-    return f"no image of {tried:,} that were tried can be read: {failures}; the first is {example}; {_likely_cause(sample)}."
+    return f"no image of {tried:,} that were tried can be read: {failures}; for instance {example}; {_likely_cause(sample)}."
 
 
 def _likely_cause(sample: SampleResult) -> str:

@@ -138,11 +138,10 @@ def _take_turn(
 
 
 def _turn_message(record: Record, number: int) -> str:
-    name = record.contender.name
-    if number < 0:
-        start_up = record.start_up
-        return f"start-up: {name} {record.problem or (f'{start_up.seconds:.1f} s' if start_up else 'did not end')}"
-    return f"round {number + 1}: {name} {record.problem or f'{record.rounds[-1].seconds:.1f} s'}"
+    """Returns a line about a contender's last run; `number` is as in `_take_turn`."""
+    turn = "start-up" if number < 0 else f"round {number + 1}"
+    measured = record.start_up if number < 0 else record.rounds[-1] if record.rounds else None
+    return f"{turn}: {record.contender.name} {record.problem or (measured and f'{measured.seconds:.1f} s')}"
 
 
 def _run(record: Record, course: Course, number: int) -> tuple[Measured | None, np.ndarray | None]:

@@ -74,6 +74,23 @@ def test_beams_options_pass_through():
     assert arguments.beam_args == ["--runner=DataflowRunner", "--region", "europe-west4"]
 
 
+def test_a_tilde_in_a_path_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = parse(["--manifest=~/pairs/*.csv", "--output=~/scores", "--model=~/m.keras", "--image-root=gs://b/~"]).config
+    assert config.manifests == ("/home/me/pairs/*.csv",) and config.output == "/home/me/scores"
+    assert config.model == "/home/me/m.keras" and config.image_root == "gs://b/~"
+
+
+@pytest.mark.parametrize("option", ["--output", "--embeddings"])
+def test_a_file_in_the_place_of_a_directory_is_refused_before_the_model_is_loaded(option, tmp_path, command):
+    (tmp_path / "pairs.csv").write_text("left,right\na,b\n")
+    (tmp_path / "file").write_text("")
+    places = {"--manifest": tmp_path / "pairs.csv", "--output": tmp_path / "out", "--model": tmp_path / "none.keras"}
+    places[option] = tmp_path / "file" / "in"
+    code, _, err = command(*(word for place in places.items() for word in place))
+    assert code == 2 and f"{option} {tmp_path / 'file' / 'in'} cannot be written" in err and "none.keras" not in err
+
+
 def test_zero_is_a_threshold():
     assert parse(["--manifest=m", "--output=o", "--threshold=0"]).config.threshold == 0
     with pytest.raises(PreflightError):

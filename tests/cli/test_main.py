@@ -172,6 +172,15 @@ def test_without_shtab_the_completion_is_refused(monkeypatch, capsys):
     assert capsys.readouterr().err == ("batchverify: --print-completion needs shtab: pip install 'batchverify[completion]'.\n")
 
 
+def start(*command: str, cwd: Path = ROOT) -> tuple[int, str]:
+    """Runs a command, and returns its exit code and what it printed to stderr."""
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+JOB_OF_THE_DEMO = ["-m", "batchverify", "--manifest", str(ROOT / "manifests" / "demo.csv"), "--output", "out"]
+
+
 @pytest.mark.processes
 def test_a_signal_while_modules_load_gives_its_code():
     program = (
@@ -179,23 +188,18 @@ def test_a_signal_while_modules_load_gives_its_code():
         "program.load_subcommand = lambda name: os.kill(os.getpid(), 15)\n"
         "program.run_as_process()"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (143, "batchverify: stopped by SIGTERM.\n")
+    assert start(sys.executable, "-c", program) == (143, "batchverify: stopped by SIGTERM.\n")
 
 
 @pytest.mark.processes
 def test_a_working_directory_that_was_deleted_is_told_in_a_sentence(tmp_path):
-    command = [sys.executable, "-m", "batchverify", "--manifest", str(ROOT / "manifests" / "demo.csv"), "--output", "out"]
     (tmp_path / "gone").mkdir()
     script = 'rmdir "$PWD" && exec "$@"'
-    done = subprocess.run(
-        ["sh", "-c", script, "sh", *command], cwd=tmp_path / "gone", capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and "working directory" in done.stderr
+    code, err = start("sh", "-c", script, "sh", sys.executable, *JOB_OF_THE_DEMO, cwd=tmp_path / "gone")
+    assert (code, len(err.splitlines())) == (2, 1) and "working directory" in err
 
 
 @pytest.mark.processes
 def test_an_interpreter_without_docstrings_is_told_in_a_sentence():
-    command = [sys.executable, "-OO", "-m", "batchverify", "--manifest", "pairs.csv", "--output", "out"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and "-OO" in done.stderr
+    code, err = start(sys.executable, "-OO", *JOB_OF_THE_DEMO)
+    assert (code, len(err.splitlines())) == (2, 1) and "-OO" in err

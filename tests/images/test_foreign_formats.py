@@ -1,5 +1,7 @@
 """Files that are no images, or of formats that are not read, are named by their first bytes, with the remedy."""
 
+import time
+
 import pytest
 
 from batchverify.images.decode import decode
@@ -27,6 +29,12 @@ def test_a_foreign_file_is_named_with_a_remedy(name):
     failure = decode(FILES[name], Layout(8, 8))
     assert isinstance(failure, ImageFailure) and failure.status is ImageStatus.UNSUPPORTED
     assert name.split(" by ")[0] in failure.error and ";" in failure.error
+
+
+def test_comments_without_end_take_no_time():
+    started = time.process_time()
+    decode(b"<?xml version='1.0'?>" + b"<!---->" * 300, Layout(8, 8))
+    assert time.process_time() - started < 5
 
 
 def test_noise_is_unreadable():

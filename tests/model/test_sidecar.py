@@ -14,6 +14,7 @@ from batchverify.model.sidecar import read_sidecar, sidecar_path
         '{"custom_object": ["A=l1", 3]}',
         '{"lambda": [null]}',
         '{"image_size": ["8", 8]}',
+        '{"image_size": [true, 8]}',
         '{"threshold": NaN}',
         '{"golden": [{"left": "a.png", "right": "b.png", "score": true}]}',
         '{"golden": [{"left": "a.png", "right": "b.png", "score": 0.5, "tolerance": Infinity}]}',

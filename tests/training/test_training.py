@@ -211,7 +211,7 @@ def test_the_command_trains_on_a_manifest_and_on_encoder_weights(folder, tmp_pat
     assert main(["train", *arguments, *short("--width", 0.5)]) == 2
 
 
-def test_interrupted_training_leaves_a_model_and_goes_on(folder, tmp_path, capsys, monkeypatch, with_small_backbone):
+def test_interrupted_training_leaves_a_model_and_goes_on(folder, tmp_path, capsys, monkeypatch):
     output = tmp_path / "model.keras"
     arguments = ["train", "--images", str(folder), "--output", str(output), "--size", str(SIZE), "--validation", "0.3",
                  "--steps-per-epoch", "2", "--steps", "100000"]  # fmt: skip
@@ -247,7 +247,7 @@ def test_interrupted_training_leaves_a_model_and_goes_on(folder, tmp_path, capsy
         (["--images", "{folder}", "--validation", "1"], "--validation is 1.0"),
         (["--images", "{folder}", "--validation", "0", "--recipe", "koch"], "nothing tells when to stop"),
         (["--images", "{folder}", "--layer-rate", "dense=0.1"], "belong to --recipe koch"),
-        (["--images", "{folder}", "--recipe", "koch", "--layer-rate", "nose=0.1"], "the layer is one of backbone"),
+        (["--images", "{folder}", "--recipe", "koch", "--layer-rate", "nose=0.1"], "where the layer is one of backbone"),
         (["--images", "{folder}", "--layer-rate", "dense"], "is not LAYER=NUMBER"),
         (["--images", "{folder}", "--freeze-bias"], "belongs to --head published"),
         (["--images", "{folder}", "--encoder-weights", "none.h5"], "there is no such file"),
