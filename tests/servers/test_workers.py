@@ -138,13 +138,15 @@ def pools(tmp_path_factory, sdist, launcher):
 
 
 @pytest.fixture(scope="module")
-def cluster(pools, launcher) -> Iterator[list[str]]:
+def cluster(pools, launcher, tmp_path_factory) -> Iterator[list[str]]:
     """Beam's arguments for a run on all pools."""
     port_file = launcher.parent / "cluster-ports"
     script = REPOSITORY / "tests" / "support" / "cluster.py"
     command = [sys.executable, str(script), str(port_file), *(pool.address for pool in pools)]
+    # The job service makes a folder for what it is sent, and never deletes it.
+    environment = os.environ | {"TMPDIR": str(tmp_path_factory.mktemp("cluster"))}
     with (launcher.parent / "cluster-log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     while not port_file.exists():
         assert process.poll() is None
         time.sleep(0.05)
