@@ -141,6 +141,7 @@ def test_the_python_of_a_page_runs(page, folder):
     assert run_python([block.text for block in blocks(page, "python") if block.runs])[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.runs for block in blocks(page, "sql"))])
 def test_the_sql_of_a_page_runs(page, folder):
     for block in blocks(page, "sql"):

@@ -60,6 +60,7 @@ def test_the_extremes_are_those_that_pandas_finds(run):
     assert found["failed_missing"][0]["error"] == scores["error"][122] and found["failed_missing"][0]["label"] is True
 
 
+@pytest.mark.slow
 def test_the_histograms_are_those_that_pandas_counts(run):
     histograms, scores = run[0]["score_histograms"], run[1].dropna(subset="score")
     for label, kind in (("0", "impostor"), ("1", "genuine")):
@@ -76,6 +77,7 @@ def test_the_histograms_are_those_that_pandas_counts(run):
     assert metrics.dense(histograms["identity"]).sum() == run[0]["images"]["ok"] == len(images)
 
 
+@pytest.mark.slow
 def test_failures_are_counted_apart(run):
     rates, scores = run[0]["error_rates"], run[1]
     failed = scores[scores["score"].isna()]
@@ -86,6 +88,7 @@ def test_failures_are_counted_apart(run):
     assert run[0]["failure_to_acquire"]["rate"] == 2 / 87
 
 
+@pytest.mark.slow
 def test_every_key_is_documented_and_of_its_type(run):
     """The table in docs/summary.md is the schema."""
     table = (Path(batchverify.__file__).parents[1] / "docs" / "summary.md").read_text(encoding="utf-8").replace("`", "")
