@@ -10,8 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-pytest_plugins = ["tests.support.temporary_folder"]
+pytest_plugins = ["tests.support.temporary_folder", "tests.support.models_loaded_once"]
 DEMO = Path(__file__).resolve().parents[1] / "manifests"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Returns one worker more than there are cores: tests of processes and servers wait for most of their time."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -35,7 +35,7 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         help="CSV (also .gz, .bz2, .zst) or Parquet file, or a glob; may be given several times",
     )  # fmt: skip
     group.add_argument("--output", type=path_option, metavar="DIR", default="", help="directory to write the scores to")
-    add_option(group, "--overwrite", action="store_true", help="replace the finished run in --output")
+    add_option(group, "--overwrite", action="store_true", help="replace the finished run in --output when this one is complete")
     group.add_argument("--quiet", action="store_true", help="print nothing but errors and gates that are not met")
     group.add_argument(
         "--check", action="store_true", help="check everything that the run needs, print the plan, write nothing"

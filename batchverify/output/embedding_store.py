@@ -103,6 +103,16 @@ class EmbeddingStore(ClaimedDirectory):
         except Exception as error:  # Beam wraps whatever the store's client raises.
             raise PreflightError(f"--embeddings {self.path} cannot be read ({short_reason(error)}); check the path.") from None
 
+    def published_name(self) -> str | None:
+        """Returns the name of the published generation, without a check of its files; None where there is none."""
+        if not FileSystems.exists(self._join(_POINTER)):
+            return None
+        try:
+            name = str(json.loads(self._read(_POINTER))["generation"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return name if _GENERATION_NAME.fullmatch(name) else None
+
     def refuse_taken(self) -> None:
         """Refuses a store that another run on this machine writes to, or a path that is no directory; changes nothing.
 
@@ -128,14 +138,14 @@ class EmbeddingStore(ClaimedDirectory):
     def discard(self, generation: str) -> None:
         """Deletes a generation, unless it was published."""
         try:
-            if self._published() != generation:
+            if self.published_name() != generation:
                 self._delete(generation)
         except Exception as error:  # Beam wraps whatever the store's client raises; a later run deletes what stays.
             _LOG.warning("--embeddings %s cannot be cleaned up (%s).", self.path, short_reason(error))
 
     def publish(self, generation: str, key: dict[str, Any], files: tuple[StoredFile, ...], run_id: str) -> None:
         """Makes a generation the store's own in one step, and deletes the one before. It may be called again."""
-        before = self._published()
+        before = self.published_name()
         if before == generation:
             return  # A worker died after it had published, and its bundle was tried again.
         self._require_present(generation, files)
@@ -220,19 +230,9 @@ class EmbeddingStore(ClaimedDirectory):
     def _not_whole(self, fault: str) -> PreflightError:
         return PreflightError(f"--embeddings {self.path}: the store is not whole: {fault}; restore it, {REBUILD_REMEDY}.")
 
-    def _published(self) -> str | None:
-        """Returns the name of the published generation, without a check of its files; None where there is none."""
-        if not FileSystems.exists(self._join(_POINTER)):
-            return None
-        try:
-            name = str(json.loads(self._read(_POINTER))["generation"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return None
-        return name if _GENERATION_NAME.fullmatch(name) else None
-
     def _clean_up(self, current: str) -> None:
         """Deletes the generations that crashed runs left; `current` is this run's own."""
-        published, oldest_kept = self._published(), time.time() - _MIN_LEFTOVER_AGE_S
+        published, oldest_kept = self.published_name(), time.time() - _MIN_LEFTOVER_AGE_S
         changed = self._last_changes()
         folders = set(changed)
         if not is_remote(self.path):

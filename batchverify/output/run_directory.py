@@ -14,33 +14,44 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import pyarrow.parquet as pq
+from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify import shutdown
 from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.io import claimed_directory
 from batchverify.io.claimed_directory import ClaimedDirectory
-from batchverify.io.filesystem import open_for_reading
+from batchverify.io.filesystem import open_for_reading, write_text
 from batchverify.io.object_store import abort_uploads
 
 _LOG = logging.getLogger(__name__)
 _SUCCESS, _SUMMARY, _REPORT, _SCORES, _RUNNING = "_SUCCESS", "summary.json", "report.html", "scores", "_RUNNING"
+_REPLACEMENT, _REPLACEMENT_FOLDER = "_REPLACEMENT", "_replacement-"
 _FOOTER_THREADS = 16
 # Held while a run is finished and while its files are deleted, so that an interrupted run is never half finished, half deleted.
 FINISHING = threading.RLock()
 
 
 class RunDirectory(ClaimedDirectory):
-    """The directory that a run writes to. It holds the files of one run, or none.
+    """The directory that a run writes to. It holds one finished run, or none, and the files of a run that has not finished.
+
+    A run that replaces a finished one writes to a folder within the directory, which readers of Parquet datasets skip because
+    of its underscore. When the new run is complete, its files take the place of the old ones: `_REPLACEMENT` names them, so
+    that a step in which the process died is done again by whoever comes next.
 
     Args:
         path: A directory on any file system that Beam opens.
+        replacement: The folder in which a run writes that replaces a finished one; empty for the directory itself.
     """
 
     OPTION = "--output"
 
+    def __init__(self, path: str, replacement: str = ""):
+        super().__init__(path)
+        self._replacement = replacement
+
     def refuse_taken(self, overwrite: bool) -> None:
-        """Refuses a directory that cannot be written to, or that another run uses; changes nothing.
+        """Refuses a directory that cannot be written to, or that another run uses.
 
         Args:
             overwrite: Whether the directory may hold a finished run.
@@ -48,52 +59,67 @@ class RunDirectory(ClaimedDirectory):
         Raises:
             PreflightError: With the remedy.
         """
-        try:
-            finished = FileSystems.exists(self._join(_SUCCESS))
-        except Exception as error:  # Beam wraps whatever the store's client raises.
-            raise PreflightError(f"--output {self.path} cannot be looked up ({short_reason(error)}); check the path.") from None
-        if finished and not overwrite:
-            raise PreflightError(f"--output {self.path} holds a finished run; name another directory, or add --overwrite.")
         self.refuse_unwritable()
         if os.path.isdir(self.path):
             os.close(self._lock())
+        try:
+            self._complete_replacement()
+            finished = self.is_finished()
+        except Exception as error:  # Beam wraps whatever the store's client raises.
+            raise PreflightError(f"--output {self.path} cannot be looked up ({short_reason(error)}); check the path.") from None
+        if finished and not overwrite:
+            raise self._finished_error()
 
-    def claimed(self, run_id: str) -> AbstractContextManager[None]:
-        """Holds the directory for one run; deletes the files of an earlier run, and at the end its own if it did not finish.
+    def claimed(self, run_id: str, overwrite: bool = False) -> AbstractContextManager[None]:
+        """Holds the directory for one run, and at the end deletes the files of this run if it did not finish.
 
-        On this machine a second run is refused as long as the first one lives. An object store has no locks: there the
-        later run takes the directory, and the earlier run notices that before it finishes, and fails.
+        A finished run stays until the new one is complete. On this machine a second run is refused as long as the first one
+        lives. An object store has no locks: there the later run takes the directory, and the earlier run notices that before it
+        finishes, and fails.
+
+        Args:
+            run_id: The run.
+            overwrite: Whether the directory may hold a finished run.
 
         Raises:
-            PreflightError: If another run writes there.
+            PreflightError: If another run writes there, or a run has finished there that must not be replaced.
             RunError: If the directory cannot be written to.
         """
-        return self._claimed(run_id, functools.partial(self._prepare, run_id))
+        return self._claimed(run_id, functools.partial(self._prepare, run_id, overwrite))
 
-    def _prepare(self, run_id: str) -> None:
-        self._clean_up()
+    def for_run(self, run_id: str) -> RunDirectory:
+        """Returns this directory as a run that has claimed it writes to it: in a folder, if a finished run lies there."""
+        return RunDirectory(self.path, f"{_REPLACEMENT_FOLDER}{run_id}") if self.is_finished() else self
+
+    def _prepare(self, run_id: str, overwrite: bool) -> None:
+        self._complete_replacement()
+        if self.is_finished() and not overwrite:
+            raise self._finished_error()
+        self._delete_unfinished()
         self._write(_RUNNING, run_id)
 
     def discard(self, run_id: str) -> None:
         """Deletes the files of this run if it has not finished; a finished run stays, and so does another run."""
         with FINISHING:
             try:
+                self._complete_replacement()
                 if self._is_held_by(run_id):
-                    self._clean_up()
+                    self._delete_unfinished()
             except Exception as error:  # Beam wraps whatever the store's client raises; the next run deletes what stays.
                 _LOG.warning("--output %s cannot be cleaned up (%s).", self.path, short_reason(error))
 
     def scores_prefix(self) -> str:
         """Returns what the paths of all files with scores begin with."""
-        return self._join(_SCORES)
+        return self._join_written(_SCORES)
 
     def count_rows(self, run_id: str) -> int:
         """Returns how many rows all files with scores have, according to their footers.
 
         Raises:
-            RunError: If another run wrote some of them.
+            RunError: If another run wrote some of them, or the directory is not the one in which the run began.
         """
-        paths = [match.path for match in self._match(f"{_SCORES}-*.parquet")]
+        self._require_held_by(run_id)
+        paths = [match.path for match in self._match_written(f"{_SCORES}-*.parquet")]
         # The files may be thousands in a store, and most of the time is waiting for answers.
         with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
             footers = list(threads.map(_read_footer, paths))
@@ -113,15 +139,18 @@ class RunDirectory(ClaimedDirectory):
             RunError: If another run has taken the directory.
         """
         with FINISHING:
-            if self.is_finished() and self._read(_SUCCESS) == run_id:
+            self._complete_replacement()
+            if self._is_finished_by(run_id):
                 return  # A worker died after it had finished the run, and its bundle was tried again.
-            if not self._is_held_by(run_id):
-                raise self._taken_error()
+            self._require_held_by(run_id)
             self._delete_temporary()
-            self._write(_SUMMARY, _as_json(summary))
-            self._write(_REPORT, report)
-            FileSystems.delete([self._join(_RUNNING)])
-            self._write(_SUCCESS, run_id)
+            write_text(self._join_written(_SUMMARY), _as_json(summary))
+            write_text(self._join_written(_REPORT), report)
+            if self._replacement:
+                self._write(_REPLACEMENT, json.dumps({"run_id": run_id, "files": self._written_names()}))
+                self._complete_replacement()
+            else:
+                self._mark_finished(run_id)
 
     def read_summary(self) -> dict[str, Any]:
         """Returns the content of `summary.json`."""
@@ -134,28 +163,88 @@ class RunDirectory(ClaimedDirectory):
 
     def is_finished(self) -> bool:
         """Returns whether the directory holds a finished run."""
-        return bool(FileSystems.exists(self._join(_SUCCESS)))
+        return self._holds(_SUCCESS)
+
+    def _complete_replacement(self) -> None:
+        """Moves the files of a complete run to where the run before it has its own, if there is such a run.
+
+        Each step may be done again. `_SUCCESS` is missing as long as files of both runs lie side by side.
+        """
+        if not self._holds(_REPLACEMENT):
+            return
+        replacement = json.loads(self._read(_REPLACEMENT))
+        run_id, names = replacement["run_id"], replacement["files"]
+        if self._holds(_SUCCESS) and not self._is_finished_by(run_id):
+            FileSystems.delete([self._join(_SUCCESS)])
+        moved = [match.path for match in self._match(f"{_REPLACEMENT_FOLDER}{run_id}/*")]
+        FileSystems.rename(moved, [self._join(_name(path)) for path in moved])
+        old = [match.path for match in self._match(f"{_SCORES}-*.parquet")]
+        FileSystems.delete([path for path in old if _name(path) not in names])
+        self._mark_finished(run_id)
+        FileSystems.delete([self._join(_REPLACEMENT)])
+        self._delete_temporary(f"{_REPLACEMENT_FOLDER}*")
+
+    def _mark_finished(self, run_id: str) -> None:
+        if self._is_held_by(run_id):
+            FileSystems.delete([self._join(_RUNNING)])
+        self._write(_SUCCESS, run_id)
+
+    def _finished_error(self) -> PreflightError:
+        return PreflightError(f"--output {self.path} holds a finished run; name another directory, or add --overwrite.")
 
     def _taken_error(self) -> RunError:
         return RunError(f"another run has written to --output {self.path} meanwhile; give each run its own directory.")
 
+    def _require_held_by(self, run_id: str) -> None:
+        """Refuses to go on in a directory that is no longer this run's.
+
+        Raises:
+            RunError: With the cause.
+        """
+        if self._is_held_by(run_id) or self._is_finished_by(run_id):
+            return
+        if self._holds(_RUNNING) or self.is_finished():
+            raise self._taken_error()
+        raise RunError(
+            f"--output {self.path} was deleted, emptied or replaced while the run wrote to it; leave the directory alone "
+            "during a run, and start the run again."
+        )
+
     def _is_held_by(self, run_id: str) -> bool:
         """Returns whether this run holds the directory and has not finished."""
-        return FileSystems.exists(self._join(_RUNNING)) and self._read(_RUNNING) == run_id
+        return self._holds(_RUNNING) and self._read(_RUNNING) == run_id
 
-    def _clean_up(self) -> None:
-        """Deletes a run's files, `_SUCCESS` first."""
-        for name in (_SUCCESS, _RUNNING, _SUMMARY, _REPORT):
-            if FileSystems.exists(self._join(name)):
+    def _is_finished_by(self, run_id: str) -> bool:
+        return self._holds(_SUCCESS) and self._read(_SUCCESS) == run_id
+
+    def _holds(self, name: str) -> bool:
+        return bool(FileSystems.exists(self._join(name)))
+
+    def _join_written(self, name: str) -> str:
+        return self._join(self._replacement, name) if self._replacement else self._join(name)
+
+    def _match_written(self, pattern: str) -> list[FileMetadata]:
+        return self._match(f"{self._replacement}/{pattern}" if self._replacement else pattern)
+
+    def _written_names(self) -> list[str]:
+        return sorted(_name(match.path) for match in self._match_written("*"))
+
+    def _delete_unfinished(self) -> None:
+        """Deletes the files of a run that has not finished; those of a finished run stay."""
+        own = () if self.is_finished() else (_SUMMARY, _REPORT)
+        for name in (_RUNNING, *own):
+            if self._holds(name):
                 FileSystems.delete([self._join(name)])
-        FileSystems.delete([match.path for match in self._match(f"{_SCORES}-*.parquet")])
-        self._delete_temporary()
+        if own:
+            FileSystems.delete([match.path for match in self._match(f"{_SCORES}-*.parquet")])
+        self._delete_temporary(f"{_REPLACEMENT_FOLDER}*")
 
-    def _delete_temporary(self) -> None:
-        """Deletes the folders that Beam writes to first; failed attempts leave theirs behind."""
+    def _delete_temporary(self, *others: str) -> None:
+        """Deletes the folders that Beam writes to first, of which failed attempts leave some behind, and folders `others`."""
         # Beam's file systems list only files, which is all that a store has; on this machine an empty folder may remain.
-        FileSystems.delete([match.path for match in self._match(f"beam-temp-{_SCORES}-*/*")])
-        FileSystems.delete(sorted(glob.glob(self._join(f"beam-temp-{_SCORES}-*"))))
+        for pattern in (f"beam-temp-{_SCORES}-*", f"{_REPLACEMENT_FOLDER}*/beam-temp-{_SCORES}-*", *others):
+            FileSystems.delete([match.path for match in self._match(f"{pattern}/*")])
+            FileSystems.delete(sorted(glob.glob(self._join(*pattern.split("/")))))
         abort_uploads(self.path)
 
 
@@ -171,6 +260,10 @@ shutdown.register_clean_up(discard_unfinished)
 def _read_footer(path: str) -> pq.FileMetaData:
     with open_for_reading(path) as file:
         return pq.read_metadata(file)
+
+
+def _name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
 
 
 def _as_json(summary: dict[str, Any]) -> str:

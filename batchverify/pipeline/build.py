@@ -29,8 +29,8 @@ from batchverify.worker_stats import WorkerStats, profile_run
 
 
 def build(pipeline: beam.Pipeline, plan: RunPlan) -> None:
-    """Adds the whole job to `pipeline`."""
-    directory = RunDirectory(plan.config.output)
+    """Adds the whole job to `pipeline`, after the run directory has been claimed."""
+    directory = RunDirectory(plan.config.output).for_run(plan.config.run_id)
     schema = output_schema(plan.manifest.schema, file_metadata(plan.provenance))
     blocks = pipeline | "ReadManifest" >> ReadManifest(plan.manifest, plan.config, plan.stats)
     verified = blocks | "VerifyPairs" >> _verify_pairs(plan)

@@ -22,7 +22,7 @@ from batchverify.model.facts import ModelFacts
 from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
 from batchverify.output.embedding_key import differing_settings, embedding_key
 from batchverify.output.embedding_session import EmbeddingStoreSession
-from batchverify.output.embedding_store import Generation, open_store
+from batchverify.output.embedding_store import EmbeddingStore, Generation, open_store
 from batchverify.output.run_directory import RunDirectory
 from batchverify.pipeline.buckets import bucket_count
 from batchverify.pipeline.dataflow import configure_dataflow, is_dataflow, refuse_local_images
@@ -124,6 +124,23 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
     )
 
 
+def read_store_again(plan: RunPlan) -> RunPlan:
+    """Returns the plan with what the store of embeddings holds now; for a run that has claimed the store.
+
+    Another run may have published embeddings after this run looked at the store, and before it claimed the store.
+
+    Raises:
+        PreflightError: If the store cannot be used any more.
+    """
+    if plan.session is None or plan.config.embeddings_rebuild:
+        return plan
+    store, looked_at = EmbeddingStore(plan.session.path), plan.session.stored
+    if looked_at is not None and looked_at.name == store.published_name():
+        return plan
+    session = dataclasses.replace(plan.session, **_readable(plan.config, plan.session.key, store.read_published(), None))
+    return dataclasses.replace(plan, session=session, table=image_table(plan.options, plan.manifest, session.rows))
+
+
 def report_memory(plan: RunPlan) -> None:
     """Logs an estimate of the memory that workers need, or a warning if a run in this process needs more than there is."""
     if plan.table is None:
@@ -203,13 +220,25 @@ def _plan_session(
             "pair, so that there are no embeddings to store; leave --embeddings out."
         )
     key = embedding_key(config, network.facts, network.preprocessing)
+    return EmbeddingStoreSession(
+        path=config.embeddings.rstrip("/") or "/",
+        version=config.embeddings_version,
+        key=key,
+        today=datetime.datetime.now(datetime.UTC).date(),
+        days=config.embeddings_days,
+        **_readable(config, key, stored, ignored),
+    )
+
+
+def _readable(
+    config: VerificationConfig, key: dict[str, Any], stored: Generation | None, ignored: str | None
+) -> dict[str, Any]:
+    """Returns the fields `stored` and `ignored` of a session."""
     if stored and (names := differing_settings(stored.key, key)):
         stored, ignored = None, f"made with another {', '.join(names).replace('_', ' ')}"
     if ignored:
         _LOG.warning("--embeddings %s: what is stored is not used, and replaced at the end (%s).", config.embeddings, ignored)
-    today = datetime.datetime.now(datetime.UTC).date()
-    path = config.embeddings.rstrip("/") or "/"
-    return EmbeddingStoreSession(path, config.embeddings_version, key, stored, ignored, today, config.embeddings_days)
+    return {"stored": stored, "ignored": ignored}
 
 
 def _report_worker_memory(plan: RunPlan) -> None:

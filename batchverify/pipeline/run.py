@@ -18,7 +18,7 @@ from batchverify.output.run_directory import RunDirectory
 from batchverify.pipeline.build import build
 from batchverify.pipeline.dataflow import is_dataflow
 from batchverify.pipeline.execution import Watcher, run_to_end, submit_pipeline
-from batchverify.pipeline.plan import RunPlan, pipeline_options, plan_run, report_memory
+from batchverify.pipeline.plan import RunPlan, pipeline_options, plan_run, read_store_again, report_memory
 from batchverify.temporary_folder import temporary_folder
 from batchverify.worker_stats import WorkerStats, read_totals
 
@@ -90,16 +90,17 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
     """
     with _worker_stats(beam_args) as stats:
         plan = plan_run(config, beam_args, stats)
-        report_memory(plan)
-        pipeline = _make_pipeline(plan)
-        table = plan.table and plan.table.get()  # The table lives as long as something refers to it.
         with _claimed(plan) as detach:
+            plan = read_store_again(plan)
+            report_memory(plan)
+            pipeline = _make_pipeline(plan)
+            table = plan.table and plan.table.get()  # The table lives as long as something refers to it.
             try:
                 counters = run_to_end(pipeline, functools.partial(_report_progress, watch, plan))
             except JobDetachedError:
                 detach()
                 raise
-        del table
+            del table
     directory = RunDirectory(config.output)
     return RunResult(directory.path, directory.read_summary(), counters)
 
@@ -133,9 +134,8 @@ def submit(config: VerificationConfig, beam_args: Sequence[str]) -> Submission:
     if not is_dataflow(pipeline_options(beam_args)):
         raise PreflightError("--no-wait is for --runner=DataflowRunner; the work of other runners ends with this process.")
     plan = plan_run(config, beam_args)
-    pipeline = _make_pipeline(plan)
     with _claimed(plan) as detach:
-        link = submit_pipeline(pipeline)
+        link = submit_pipeline(_make_pipeline(read_store_again(plan)))
         detach()
     return Submission(RunDirectory(config.output).path, link)
 
@@ -163,7 +163,10 @@ def _claimed(plan: RunPlan) -> Iterator[Callable[[], None]]:
         if store and session:
             store.detach(session.generation)
 
-    with directory.claimed(run_id), store.claimed(session.generation) if store and session else nullcontext():
+    with (
+        directory.claimed(run_id, plan.config.overwrite),
+        store.claimed(session.generation) if store and session else nullcontext(),
+    ):
         yield detach
 
 

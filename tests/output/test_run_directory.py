@@ -1,0 +1,163 @@
+"""Runs into a directory that is in use: what was finished stays until what replaces it is complete."""
+
+import dataclasses
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.io.filesystems import FileSystems
+
+import batchverify
+from batchverify.cli.main import main
+from batchverify.output.run_directory import RunDirectory
+from tests.support.processes import start_program, wait_for
+
+
+@pytest.fixture
+def arguments(small_model, pictures, tmp_path) -> list[str]:
+    """The arguments of a run of 100 pairs over ten pictures into `out`, which replaces a finished run."""
+    pairs = [(f"pictures/p{k % 10}.png", f"pictures/p{k // 10}.png") for k in range(100)]
+    pd.DataFrame(pairs, columns=["left", "right"]).to_csv(tmp_path / "pairs.csv", index=False)
+    options = ["--model", small_model, "--overwrite"]
+    return ["--manifest", str(tmp_path / "pairs.csv"), "--output", str(tmp_path / "out"), *options]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_stopped_leaves_the_finished_run_that_it_was_to_replace(number, arguments, tmp_path, read_scores):
+    assert main(arguments) == 0
+    finished = contents(tmp_path / "out")
+    process = start_program([*arguments, "--block-rows", "1", "--threshold", "0.25"], os.environ | {"TMPDIR": str(tmp_path)})
+    wait_for(tmp_path / "out" / "_RUNNING", process)
+    process.send_signal(number)
+    process.wait(timeout=300)
+    left_behind = contents(tmp_path / "out")
+    assert left_behind.pop("_RUNNING", None) is None or number == signal.SIGKILL
+    assert left_behind == finished
+    assert len(pd.read_parquet([str(path) for path in (tmp_path / "out").glob("scores-*.parquet")])) == 100
+
+    assert main([*arguments, "--threshold", "0.25"]) == 0
+    assert contents(tmp_path / "out").keys() == finished.keys() == {path.name for path in (tmp_path / "out").iterdir()}
+    assert RunDirectory(str(tmp_path / "out")).read_summary()["run"]["threshold"] == 0.25
+
+
+def test_a_run_that_fails_leaves_the_finished_run(arguments, tmp_path, monkeypatch, capsys):
+    assert main(arguments) == 0
+    finished = contents(tmp_path / "out")
+    (tmp_path / "pairs.csv").write_text((tmp_path / "pairs.csv").read_text() + "pictures/p1.png,pictures/p2.png\n")
+    monkeypatch.setattr(RunDirectory, "count_rows", lambda self, run_id: 0)
+    assert main(arguments) == 1
+    assert contents(tmp_path / "out") == finished
+
+
+class _Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def finished_directory(path: Path, run_id: str, rows: int, parts: int) -> RunDirectory:
+    """Returns a directory in which the run `run_id` has written its scores, claimed by a process that has ended since."""
+    directory = RunDirectory(str(path))
+    with directory.claimed(run_id, overwrite=True):
+        directory.detach(run_id)
+        written = directory.for_run(run_id)
+    for part in range(parts):
+        file = f"{written.scores_prefix()}-{part:05d}-of-{parts:05d}.parquet"
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        table = pa.table({"score": pa.nulls(rows, pa.float32())})
+        pq.write_table(table.replace_schema_metadata({"batchverify.run_id": run_id}), file)
+    return written
+
+
+@pytest.mark.parametrize(("old_parts", "new_parts"), [(1, 1), (3, 1), (1, 3)])
+def test_a_replacement_that_dies_at_any_step_is_completed_by_who_comes_next(old_parts, new_parts, tmp_path, monkeypatch):
+    step = 0
+    while True:
+        path = tmp_path / f"out{step}"
+        finished_directory(path, "old", 5, old_parts).finish("old", {"of": "old"}, "old")
+        new = finished_directory(path, "new", 7, new_parts)
+        calls = iter(range(step))
+        with monkeypatch.context() as patch:
+            for name in ("rename", "delete", "create"):
+                patch.setattr(FileSystems, name, staticmethod(_dies_after(calls, getattr(FileSystems, name))))
+            try:
+                new.finish("new", {"of": "new"}, "new")
+                break
+            except _Killed:
+                step += 1
+        directory = RunDirectory(str(path))
+        with pytest.raises(batchverify.PreflightError, match="holds a finished run"):
+            directory.refuse_taken(overwrite=False)
+        owner = directory.read_summary()["of"]
+        rows = [pq.read_metadata(file).num_rows for file in sorted(path.glob("scores-*.parquet"))]
+        assert rows == {"old": [5] * old_parts, "new": [7] * new_parts}[owner]
+        assert (path / "_SUCCESS").read_text() == (path / "report.html").read_text() == owner
+    assert step > 5
+
+
+def _dies_after(calls, function):
+    def call(*arguments, **options):
+        if next(calls, None) is None:
+            raise _Killed
+        return function(*arguments, **options)
+
+    return call
+
+
+def test_a_run_that_finished_while_another_one_started_is_not_deleted(arguments, tmp_path, monkeypatch, capsys):
+    arguments.remove("--overwrite")
+    monkeypatch.setattr(RunDirectory, "refuse_taken", lambda self, overwrite: None)  # It looked before the other one had begun.
+    assert main(arguments) == 0
+    finished = contents(tmp_path / "out")
+    assert main(arguments) == 2
+    assert "holds a finished run" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == finished
+
+
+def test_an_output_that_is_deleted_during_the_run_is_named_as_that(arguments, tmp_path, monkeypatch, capsys):
+    count_rows = RunDirectory.count_rows
+
+    def count_late(self, run_id):
+        shutil.rmtree(tmp_path / "out")
+        (tmp_path / "out").mkdir()
+        return count_rows(self, run_id)
+
+    monkeypatch.setattr(RunDirectory, "count_rows", count_late)
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert f"--output {tmp_path}/out was deleted, emptied or replaced while the run wrote to it" in said
+
+
+def test_a_store_that_another_run_fills_between_look_and_claim_loses_nothing(arguments, small_model, tmp_path, monkeypatch):
+    # The second run looks at the store while it is empty, and claims it after the first one has published.
+    base = batchverify.VerificationConfig(
+        manifests=(str(tmp_path / "pairs.csv"),),
+        output=str(tmp_path / "out"),
+        model=small_model,
+        embeddings=str(tmp_path / "store"),
+    )
+    from batchverify.pipeline import run
+
+    plan_run = run.plan_run
+
+    def plan_first(config, *rest):
+        plan = plan_run(config, *rest)
+        monkeypatch.setattr(run, "plan_run", plan_run)
+        batchverify.run(dataclasses.replace(base, output=str(tmp_path / "first")))
+        return plan
+
+    monkeypatch.setattr(run, "plan_run", plan_first)
+    (tmp_path / "few.csv").write_text("left,right\npictures/p1.png,pictures/p2.png\n")
+    second = batchverify.run(dataclasses.replace(base, manifests=(str(tmp_path / "few.csv"),)))
+    assert second.summary["embeddings"]["reused"] == 2
+    third = batchverify.run(dataclasses.replace(base, output=str(tmp_path / "third")))
+    assert (third.summary["embeddings"]["reused"], third.summary["embeddings"]["encoded"]) == (10, 0)
