@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import re
-import uuid
 from collections.abc import Iterator, Sequence
 
 from batchverify.errors import PreflightError
@@ -252,7 +251,6 @@ class VerificationConfig(ScoringConfig):
             says about it, or its content, for which the image is fetched but not decoded.
         embeddings_rebuild: Whether to ignore what the store holds, and to replace it.
         embeddings_days: The number of days after which the store drops embeddings that no run has used; None keeps them.
-        run_id: The name of this run in its own output.
     """
 
     manifests: tuple[str, ...]
@@ -271,7 +269,6 @@ class VerificationConfig(ScoringConfig):
     embeddings_version: str = "stat"
     embeddings_rebuild: bool = False
     embeddings_days: int | None = None
-    run_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
 
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()

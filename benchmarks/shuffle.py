@@ -145,7 +145,7 @@ def run_null(config: VerificationConfig, load: Callable[[], Network] = NullNetwo
     plan = _plan_null(config, pipeline.options, load, shared)
     table = plan.table and plan.table.get()  # The table lives as long as something refers to it.
     build(pipeline, plan)
-    with RunDirectory(config.output).claimed(config.run_id):
+    with RunDirectory(config.output).claimed(plan.run_id):
         pipeline.run().wait_until_finish()
     del table
 

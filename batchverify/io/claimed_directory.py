@@ -59,6 +59,8 @@ class ClaimedDirectory:
                     FileSystems.mkdirs(self.path)
                 if os.path.isdir(self.path):
                     stack.callback(os.close, self._lock())
+                _claims[claim] = self
+                stack.callback(self._release, claim)  # If this process is stopped from now on, what it writes is deleted.
                 prepare()
             except PreflightError:
                 raise
@@ -66,8 +68,6 @@ class ClaimedDirectory:
                 raise RunError(
                     f"{self.OPTION} {self.path} cannot be written ({short_reason(error)}); check the path."
                 ) from None
-            _claims[claim] = self
-            stack.callback(self._release, claim)
             yield
 
     def refuse_unwritable(self) -> None:

@@ -212,7 +212,8 @@ class RunDirectory(ClaimedDirectory):
 
     def _is_held_by(self, run_id: str) -> bool:
         """Returns whether this run holds the directory and has not finished."""
-        return self._holds(_RUNNING) and self._read(_RUNNING) == run_id
+        # A signal may stop the process while it writes the name of the run, of which the file then holds a part or nothing.
+        return self._holds(_RUNNING) and run_id.startswith(self._read(_RUNNING))
 
     def _is_finished_by(self, run_id: str) -> bool:
         return self._holds(_SUCCESS) and self._read(_SUCCESS) == run_id

@@ -30,7 +30,7 @@ from batchverify.worker_stats import WorkerStats, profile_run
 
 def build(pipeline: beam.Pipeline, plan: RunPlan) -> None:
     """Adds the whole job to `pipeline`, after the run directory has been claimed."""
-    directory = RunDirectory(plan.config.output).for_run(plan.config.run_id)
+    directory = RunDirectory(plan.config.output).for_run(plan.run_id)
     schema = output_schema(plan.manifest.schema, file_metadata(plan.provenance))
     blocks = pipeline | "ReadManifest" >> ReadManifest(plan.manifest, plan.config, plan.stats)
     verified = blocks | "VerifyPairs" >> _verify_pairs(plan)
@@ -39,7 +39,7 @@ def build(pipeline: beam.Pipeline, plan: RunPlan) -> None:
     report = summary | "MakeReport" >> beam.Map(with_storage_options(make_report))
     rows_read = blocks | "RowsRead" >> beam.MapTuple(_row_count) | beam.CombineGlobally(sum)
     finish = beam.ParDo(
-        FinishRun(directory, plan.config.run_id, plan.session),
+        FinishRun(directory, plan.run_id, plan.session),
         AsSingleton(summary), AsSingleton(report), AsSingleton(rows_read), AsIter(files),
         *([] if verified.stored_files is None else [AsIter(verified.stored_files)]),
     )  # fmt: skip

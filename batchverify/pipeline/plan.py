@@ -71,6 +71,11 @@ class RunPlan:
     session: EmbeddingStoreSession | None
 
     @property
+    def run_id(self) -> str:
+        """The name of this run in its own output, which no other run has."""
+        return str(self.provenance["run_id"])
+
+    @property
     def stored_embeddings(self) -> int:
         """The number of embeddings that are read from a store."""
         return self.session.rows if self.session else 0

@@ -7,6 +7,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def describe_run(
     """
     return {
         "version": VERSION,
-        "run_id": config.run_id,
+        "run_id": uuid.uuid4().hex,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "manifest": list(config.manifests),
         "limit": config.limit,
@@ -62,11 +63,11 @@ def file_metadata(provenance: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _changed_options(config: VerificationConfig) -> dict[str, Any]:
-    """Returns the fields of `config` that are not at their defaults, except the run id, as JSON values."""
+    """Returns the fields of `config` that are not at their defaults as JSON values."""
     changed = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name != "run_id" and value != field.default:
+        if value != field.default:
             changed[field.name] = _to_json(value)
     return changed
 

@@ -155,7 +155,7 @@ def _claimed(plan: RunPlan) -> Iterator[Callable[[], None]]:
     Yields:
         A function that leaves both to a job that runs on without this process.
     """
-    directory, run_id, session = RunDirectory(plan.config.output), plan.config.run_id, plan.session
+    directory, run_id, session = RunDirectory(plan.config.output), plan.run_id, plan.session
     store = EmbeddingStore(session.path) if session else None
 
     def detach() -> None:

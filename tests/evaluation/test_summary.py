@@ -32,7 +32,7 @@ def run(demo, tmp_path_factory, read_scores) -> tuple[dict, pd.DataFrame]:
     )
     batchverify.run(config)
     tonight = dataclasses.replace(
-        config, output=str(folder / "tonight"), baseline=config.output, run_id="tonight", embeddings=str(folder / "store")
+        config, output=str(folder / "tonight"), baseline=config.output, embeddings=str(folder / "store")
     )
     return batchverify.run(tonight).summary, read_scores(folder / "tonight")
 

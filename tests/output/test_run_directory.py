@@ -15,6 +15,7 @@ from apache_beam.io.filesystems import FileSystems
 import batchverify
 from batchverify.cli.main import main
 from batchverify.output.run_directory import RunDirectory
+from batchverify.pipeline import run
 from tests.support.processes import start_program, wait_for
 
 
@@ -113,6 +114,17 @@ def _dies_after(calls, function):
     return call
 
 
+def test_the_same_configuration_runs_twice(arguments, small_model, tmp_path):
+    config = batchverify.VerificationConfig(
+        manifests=(arguments[1],), output=str(tmp_path / "out"), model=small_model, overwrite=True
+    )
+    first = batchverify.run(config)
+    (tmp_path / "pairs.csv").write_text("left,right\npictures/p1.png,pictures/p2.png\n")
+    second = batchverify.run(config)
+    assert (first.summary["rows"]["total"], second.summary["rows"]["total"]) == (100, 1)
+    assert first.summary["run"]["run_id"] != second.summary["run"]["run_id"]
+
+
 def test_a_run_that_finished_while_another_one_started_is_not_deleted(arguments, tmp_path, monkeypatch, capsys):
     arguments.remove("--overwrite")
     monkeypatch.setattr(RunDirectory, "refuse_taken", lambda self, overwrite: None)  # It looked before the other one had begun.
@@ -145,9 +157,7 @@ def test_a_store_that_another_run_fills_between_look_and_claim_loses_nothing(arg
         model=small_model,
         embeddings=str(tmp_path / "store"),
     )
-    from batchverify.pipeline import run
-
-    plan_run = run.plan_run
+    plan_run = run.plan_run  # type: ignore[attr-defined]
 
     def plan_first(config, *rest):
         plan = plan_run(config, *rest)

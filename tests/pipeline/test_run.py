@@ -185,10 +185,10 @@ def test_files_say_how_they_were_made(small_model, pictures, tmp_path):
     config = batchverify.VerificationConfig(
         manifests=(str(manifest),), output=str(tmp_path / "out"), model=small_model, threshold=0.7
     )
-    batchverify.run(config)
+    result = batchverify.run(config)
     metadata = pq.read_schema(tmp_path / "out" / "scores-00000-of-00001.parquet").metadata
     assert metadata[b"batchverify.threshold"] == b"0.7"
-    assert metadata[b"batchverify.run_id"] == config.run_id.encode()
+    assert metadata[b"batchverify.run_id"] == result.summary["run"]["run_id"].encode()
     assert metadata[b"batchverify.model_digest"].startswith(b"sha256:")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["rows"]["total"] == sum(n for _, n in summary["score_histograms"]["unlabelled"]) == 57
