@@ -59,6 +59,7 @@ RUNTIMES = ("tensorflow", "openvino")
 PRECISIONS = ("float32", "bfloat16")
 EMBEDDING_VERSIONS = ("stat", "content")
 OUTPUTS = ("score", "logit", "distance", "cosine")
+_SEPARATOR = re.compile(r"""[^"\r\n\x80-\U0010ffff]""")
 _CHOICES = {"pixels": PIXELS, "color": COLORS, "resize": RESIZES, "fit": FITS, "compare": COMPARES, "output_is": OUTPUTS,
             "on_nan": ON_NAN, "bad_rows": BAD_ROWS, "runtime": RUNTIMES, "precision": PRECISIONS,
             "embeddings_version": EMBEDDING_VERSIONS}  # fmt: skip
@@ -236,6 +237,7 @@ class VerificationConfig(ScoringConfig):
         overwrite: Whether to replace a finished run in `output`.
         block_rows: The largest number of rows that travel through the pipeline as one element. An image is sent once to
             each block that names it, so larger blocks shuffle less.
+        separator: The character between the columns of CSV files; None takes the comma, or what the header shows.
         bad_rows: The treatment of CSV rows with too few or too many fields, or with bytes that are not UTF-8, one of
             `BAD_ROWS`: the manifest is refused, or the rows are kept with the status `bad_row`.
         max_failed_rows: The limit on rows without a score; above it the exit code is 3.
@@ -257,6 +259,7 @@ class VerificationConfig(ScoringConfig):
     output: str
     overwrite: bool = False
     block_rows: int = 1_048_576
+    separator: str | None = None
     bad_rows: str = "refuse"
     max_failed_rows: Limit | None = None
     max_identity_faults: Limit | None = None
@@ -289,6 +292,8 @@ class VerificationConfig(ScoringConfig):
     def _problems_of_rows(self) -> Iterator[str]:
         if self.block_rows < 1:
             yield f"--block-rows is {self.block_rows}; give at least 1."
+        if self.separator is not None and not _SEPARATOR.fullmatch(self.separator):
+            yield f"--separator is {self.separator!r}; give one character such as ';', or tab."
         if self.limit is not None and self.limit < 1:
             yield f"--limit is {self.limit}; give at least 1."
 

@@ -84,14 +84,15 @@ class WorkerStats:
         if self._file is None:
             self._open()
         if self._file is not None:
-            os.pwrite(self._file, _RECORD.pack(*self._amounts.values()), 0)
+            with contextlib.suppress(OSError):  # The disk is full.
+                os.pwrite(self._file, _RECORD.pack(*self._amounts.values()), 0)
 
     def _open(self) -> None:
         assert self.folder is not None
         try:
             self._file = tempfile.mkstemp(dir=self.folder)[0]
             weakref.finalize(self, os.close, self._file)
-        except FileNotFoundError:
+        except OSError:  # The folder was deleted with the process that made it, or the disk is full; a run needs no statistics.
             self.folder = None
 
 

@@ -42,8 +42,9 @@ def run_as_process() -> NoReturn:
     signal.signal(signal.SIGTERM, _stop)
     code = main()
     flush_streams()
-    if code == ExitCode.FAILED:
-        os._exit(code)  # The runner may have threads that wait for ever for a worker that is gone.
+    if code in (ExitCode.FAILED, ExitCode.REFUSED):
+        # The runner may have threads that wait for ever for a worker that is gone, and Arrow one that still reads a manifest.
+        os._exit(code)
     sys.exit(code)
 
 

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from batchverify.cli.parser import path_option
+from batchverify.cli.parser import path_option, separator_option
 from batchverify.config import (
     BAD_ROWS,
     COLORS,
@@ -160,6 +160,10 @@ def add_column_options(parser: argparse.ArgumentParser) -> None:
     add_option(
         group, "--fold-column", metavar="NAME",
         help="column with a benchmark's fold, for the accuracy of LFW's protocol; '' for none (default: fold, if there is one)",
+    )  # fmt: skip
+    add_option(
+        group, "--separator", type=separator_option, metavar="CHARACTER",
+        help="what separates the columns of CSV files; 'tab' for tabs (default: a comma, or what the header shows)",
     )  # fmt: skip
     add_option(
         group, "--bad-rows", choices=BAD_ROWS,

@@ -14,6 +14,11 @@ from batchverify.errors import PreflightError
 path_option = os.path.expanduser
 
 
+def separator_option(text: str) -> str:
+    """Returns the character that an option names; no shell makes it easy to type a tab."""
+    return "\t" if text in ("tab", r"\t") else text
+
+
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that raises `PreflightError` at a mistake.
 

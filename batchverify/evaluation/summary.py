@@ -15,7 +15,7 @@ from batchverify.config import ScoringConfig
 from batchverify.evaluation import metrics
 from batchverify.evaluation.extremes import Extremes, find_extremes
 from batchverify.evaluation.identity import is_match
-from batchverify.manifest.columns import parse_labels
+from batchverify.manifest.labels import parse_labels
 from batchverify.schema import STATUSES, IdentityCheck, ImageStatus
 
 SUMMARY_VERSION = 2

@@ -1,4 +1,4 @@
-"""The columns of a manifest: which ones a run uses, their types, labels and URIs."""
+"""The columns of a manifest: which ones a run uses, their names, types and URIs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 from urllib.parse import unquote
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,21 +16,8 @@ from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, RESERVED_COLUMNS, 
 from batchverify.uris import URI_PATTERN, is_remote
 
 DEFAULT_LABEL, DEFAULT_FOLD = "genuine", "fold"
-
-
-def parse_labels(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Reads labels: 0 and 1, true and false in any case, or booleans; null and empty mean unlabelled.
-
-    Returns:
-        `(labels, bad)`: int8 `(n,)` of 1 (genuine), 0 (impostor) and -1 (unlabelled), and bool `(n,)`.
-    """
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    text = pc.utf8_lower(pc.utf8_trim_whitespace(pc.fill_null(column.cast(pa.string()), "")))
-    known = pa.array(["", "0", "1", "false", "true", "0.0", "1.0"])
-    codes = pc.fill_null(pc.index_in(text, value_set=known), -1).to_numpy()
-    meaning = np.array([-1, 0, 1, 0, 1, 0, 1, -1], np.int8)
-    return meaning[codes], codes < 0
+# What separates columns where commas do not.
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 class PairColumns(Protocol):
@@ -99,8 +85,12 @@ def parent_folder(path: str) -> str:
 def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) -> Iterator[str]:
     """Yields a sentence for each column that is missing, doubled, reserved, or of a type that does not fit its use."""
     names = schema.names
-    if separator := _find_separator(names):
-        yield f"{path}: its columns are separated by {separator}, not by commas; save the file with commas."
+    if len(names) == 1 and (separators := [character for character in SEPARATORS if character in names[0]]):
+        yield (
+            f"{path}: its columns seem to be separated by {SEPARATORS[separators[0]]}, not by commas; add --separator "
+            f"{'tab' if separators[0] == chr(9) else repr(separators[0])}, and --left-column and --right-column if they have "
+            "other names."
+        )
         return
     yield from _name_problems(path, names)
     used = [("--left-column", config.left_column), ("--right-column", config.right_column)]
@@ -119,12 +109,6 @@ def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) ->
                 f"{path}: column '{column}' holds {schema.field(column).type}, not {kind}s; "
                 f"name another with --{kind}-column, or none with --{kind}-column ''."
             )
-
-
-def _find_separator(names: list[str]) -> str | None:
-    """Returns what separates the columns of a header that was read as a single name; None if it is a single name."""
-    separators = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-    return next((text for character, text in separators.items() if len(names) == 1 and character in names[0]), None)
 
 
 def _name_problems(path: str, names: list[str]) -> Iterator[str]:
@@ -180,28 +164,6 @@ def find_fold_column(names: list[str], config: VerificationConfig) -> str | None
     return config.fold_column or None
 
 
-def find_bad_label(block: pa.Table, label: str, path: str, first_row: int) -> str | None:
-    """Returns a sentence about the first value that is no label, or None if there is none.
-
-    Args:
-        block: Rows of the manifest.
-        label: The column with labels.
-        path: The file that the rows come from.
-        first_row: The number of the first of these rows in the file.
-    """
-    column = block[label]
-    _, bad = parse_labels(column)
-    if BAD_ROW_COLUMN in block.column_names:  # The label of a misfit row may be the value of another column.
-        bad &= block[BAD_ROW_COLUMN].is_null().to_numpy()
-    if not bad.any():
-        return None
-    row = int(np.argmax(bad))
-    return (
-        f"{path}, row {first_row + row}: the label is {column[row].as_py()!r}; "
-        "write 1 or true for a genuine pair, 0 or false for an impostor, or nothing."
-    )
-
-
 def common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
     """Returns the type for a column that has these types in two files, or None if they do not agree."""
     if first == second or pa.types.is_null(second):
@@ -209,6 +171,27 @@ def common_type(first: pa.DataType, second: pa.DataType) -> pa.DataType | None:
     if pa.types.is_null(first):
         return second
     return pa.string() if is_text(first) and is_text(second) else None
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Returns the type in which values of `kind` go through a run: Arrow lacks functions for view types."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, plain_type(kind.value_type), kind.ordered)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(plain_type(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
+    if pa.types.is_list(kind) or pa.types.is_list_view(kind):
+        return pa.list_(plain_type(kind.value_type))
+    if pa.types.is_large_list(kind) or pa.types.is_large_list_view(kind):
+        return pa.large_list(plain_type(kind.value_type))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(plain_type(kind.value_type), kind.list_size)
+    return kind
 
 
 def quote_names(names: Iterable[str]) -> str:

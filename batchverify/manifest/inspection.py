@@ -6,13 +6,18 @@ import dataclasses
 from collections.abc import Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
 from batchverify.io.filesystem import file_size
-from batchverify.manifest.columns import column_problems, find_bad_label, find_label_column, pair_uris
-from batchverify.manifest.csv import compression_of, read_csv_schema
+from batchverify.manifest.columns import column_problems, find_label_column, pair_uris, plain_type
+from batchverify.manifest.csv_header import CsvHeader, read_header
+from batchverify.manifest.decompress import compression_of, measure_expansion
+from batchverify.manifest.labels import SPELLINGS, LabelSpelling, closest_spelling, find_bad_label, narrow_spellings
+from batchverify.manifest.memory import refuse_absurd_expansion
 from batchverify.manifest.parquet import ParquetFooter, read_footer
+from batchverify.manifest.partitions import partition_values
 from batchverify.manifest.read import first_rows, read_batches
 from batchverify.manifest.shard import Shard
 
@@ -57,30 +62,35 @@ class FileInspection:
         path: The file.
         schema: Its columns.
         footer: The footer of a Parquet file; None for a CSV file.
+        csv_header: The header of a CSV file; None for a Parquet file, and for a file without a byte.
         max_rows: The number of rows, from the first one, that the run wants; None for all rows.
         problems: One sentence for each mistake.
         expected_rows: The number of wanted rows; an estimate for a CSV file that was not read to its end.
         expected_bytes: An estimate of the memory that these rows take.
         rows_sampled: The number of rows whose images are in `images`.
         images: The URIs of images, distinct within each array.
+        spellings: The spellings in which the labels may be written, the commonest first.
     """
 
     path: str
     schema: pa.Schema
     footer: ParquetFooter | None
+    csv_header: CsvHeader | None
     max_rows: int | None
     problems: tuple[str, ...] = ()
     expected_rows: int = 0
     expected_bytes: int = 0
     rows_sampled: int = 0
     images: tuple[pa.Array, ...] = ()
+    spellings: tuple[LabelSpelling, ...] = SPELLINGS
 
     def shards(self, block_rows: int) -> Iterator[Shard]:
         """Yields the parts that workers read: a whole CSV file, or row groups with about `block_rows` rows together."""
         if self.max_rows == 0:
             return
         if self.footer is None:
-            yield Shard(self.path, None, 0, self.max_rows)
+            if self.csv_header is not None:
+                yield Shard(self.path, (), 0, self.max_rows, self.csv_header)
             return
         groups: list[int] = []
         first, rows = 0, 0
@@ -113,14 +123,31 @@ def inspect_file(path: str, config: VerificationConfig, budget: InspectionBudget
         PreflightError: If the file cannot be opened or its columns cannot be read.
     """
     footer = read_footer(path)
-    schema = footer.schema_arrow.remove_metadata() if footer else read_csv_schema(path, config)
-    file = FileInspection(path, schema, footer, budget.rows_left, tuple(column_problems(path, schema, config)))
+    header = None if footer else read_header(path, config)
+    schema = _with_partitions(path, _stored_columns(footer, header, config))
+    file = FileInspection(path, schema, footer, header, budget.rows_left, tuple(column_problems(path, schema, config)))
     if file.problems or file.max_rows == 0:
         return file
     file = _inspect_parquet(file, footer, config, budget) if footer else _inspect_csv(file, config, budget)
     if budget.rows_left is not None:
         budget.rows_left -= file.expected_rows
     return file
+
+
+def _stored_columns(footer: ParquetFooter | None, header: CsvHeader | None, config: VerificationConfig) -> pa.Schema:
+    if footer is not None:
+        return pa.schema([field.with_type(plain_type(field.type)).remove_metadata() for field in footer.schema_arrow])
+    # An empty file has no rows, so its columns cannot disagree with those of other files.
+    names = [config.left_column, config.right_column] if header is None else header.names
+    return pa.schema([(name, pa.string()) for name in names])
+
+
+def _with_partitions(path: str, schema: pa.Schema) -> pa.Schema:
+    own = {name.casefold() for name in schema.names}
+    for name in partition_values(path):
+        if name.casefold() not in own:
+            schema = schema.append(pa.field(name, pa.string()))
+    return schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,24 +157,28 @@ class _Scan:
     Attributes:
         rows: The number of rows that were read.
         bytes: The memory that they took.
+        text_bytes: About how many bytes of a CSV file they took, once it is decompressed.
         is_complete: Whether no further row is wanted.
         rows_sampled: As in `FileInspection`.
         images: As in `FileInspection`.
         problems: As in `FileInspection`.
+        spellings: As in `FileInspection`.
     """
 
     rows: int = 0
     bytes: int = 0
+    text_bytes: int = 0
     is_complete: bool = False
     rows_sampled: int = 0
     images: tuple[pa.Array, ...] = ()
     problems: tuple[str, ...] = ()
+    spellings: tuple[LabelSpelling, ...] = SPELLINGS
 
-    def estimate_rows(self, file_size: int) -> int:
-        """Returns about how many rows a CSV file of this size has."""
-        if self.is_complete or not self.bytes:
+    def estimate_rows(self, text_bytes: float) -> int:
+        """Returns about how many rows a CSV file has that is so large when it is decompressed."""
+        if self.is_complete or not self.text_bytes:
             return self.rows
-        return max(self.rows, int(self.rows * file_size / self.bytes))
+        return max(self.rows, int(self.rows * text_bytes / self.text_bytes))
 
 
 def _inspect_parquet(
@@ -156,6 +187,7 @@ def _inspect_parquet(
     scan = _scan(file, config, budget) if budget.bytes_left > 0 else _Scan()
     rows = footer.num_rows if file.max_rows is None else min(footer.num_rows, file.max_rows)
     stored_bytes = sum(footer.row_group(group).total_byte_size for group in file.row_groups())
+    refuse_absurd_expansion(file.path, file_size(file.path), max(stored_bytes, scan.bytes * rows // max(1, scan.rows)))
     return _complete(file, scan, rows, stored_bytes)
 
 
@@ -164,8 +196,10 @@ def _inspect_csv(file: FileInspection, config: VerificationConfig, budget: Inspe
     stored_bytes = size if file.max_rows is None else 0
     if (estimate := budget.estimate_rows(compression, size)) is not None:
         return _complete(file, _Scan(), estimate, stored_bytes)
+    text_bytes = size * measure_expansion(file.path)
+    refuse_absurd_expansion(file.path, size, text_bytes)
     scan = _scan(file, config, budget)
-    rows = scan.estimate_rows(size)
+    rows = scan.estimate_rows(text_bytes)
     budget.add_csv(compression, rows, size)
     return _complete(file, scan, rows, stored_bytes)
 
@@ -182,32 +216,47 @@ def _complete(file: FileInspection, scan: _Scan, rows: int, stored_bytes: int) -
         expected_bytes=max(stored_bytes, scan.bytes * rows // max(1, scan.rows)) + _PROVENANCE_BYTES * rows,
         rows_sampled=scan.rows_sampled,
         images=scan.images,
+        spellings=scan.spellings,
     )
 
 
 def _scan(file: FileInspection, config: VerificationConfig, budget: InspectionBudget) -> _Scan:
     """Reads rows to look for bad labels and undecodable bytes, and to count rows and images."""
     label = find_label_column(file.schema.names, config)
-    columns = [config.left_column, config.right_column, *([label] if label else [])]
-    shard = Shard(file.path, tuple(file.row_groups()) if file.footer else None, 0)
-    rows = rows_sampled = 0
+    shard = Shard(file.path, tuple(file.row_groups()) if file.footer else (), 0, csv_header=file.csv_header)
+    batches = read_batches(shard, config.bad_rows == "keep") if file.footer or file.csv_header else iter(())
+    rows = rows_sampled = text_bytes = 0
     bytes_before, is_complete = budget.bytes_left, True
     images: list[pa.Array] = []
     problems: list[str] = []
+    spellings: tuple[LabelSpelling, ...] = SPELLINGS
     try:
-        for batch in first_rows(read_batches(shard, columns, config.bad_rows == "keep"), file.max_rows):
-            if label and (problem := find_bad_label(batch, label, file.path, rows)):
-                problems.append(problem)
-                break
+        for batch in first_rows(batches, file.max_rows):
+            if label:
+                before, spellings = spellings, narrow_spellings(batch, label, spellings)
+                if not spellings:
+                    closest = closest_spelling(batch, label, before)
+                    problems += filter(None, [find_bad_label(batch, label, file.path, rows, closest)])
+                    break
             rows += batch.num_rows
             if budget.bytes_left > 0:
                 rows_sampled += batch.num_rows
                 images += [uris.combine_chunks().unique() for uris in pair_uris(batch, config)]
             budget.bytes_left -= batch.nbytes
+            text_bytes += _text_bytes(batch, file.csv_header)
             # To know how many rows of a limit remain for later files, the rows of a CSV file must be counted to its end.
             if budget.bytes_left <= 0 and (file.footer or file.max_rows is None):
                 is_complete = False
                 break
     except PreflightError as error:
         problems += error.problems
-    return _Scan(rows, bytes_before - budget.bytes_left, is_complete, rows_sampled, tuple(images), tuple(problems))
+    return _Scan(
+        rows, bytes_before - budget.bytes_left, text_bytes, is_complete, rows_sampled, tuple(images), tuple(problems), spellings
+    )
+
+
+def _text_bytes(batch: pa.Table, header: CsvHeader | None) -> int:
+    """Returns how many bytes rows take in a CSV file without quotes: each field, and one character behind it."""
+    if header is None:
+        return 0
+    return sum((pc.sum(pc.binary_length(batch[name])).as_py() or 0) + batch.num_rows for name in header.names)

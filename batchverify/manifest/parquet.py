@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchverify.errors import PreflightError, short_reason
 from batchverify.io.filesystem import open_input
+from batchverify.manifest.columns import plain_type
+from batchverify.manifest.memory import out_of_memory
 from batchverify.manifest.shard import Shard
 
-# The largest number of rows that are read at a time.
-PARQUET_ROWS = 262_144
+PARQUET_ROWS, _BYTES_AT_ONCE = 262_144, 64 * 2**20
+# The largest number of rows with lists or structs, whose values may each stand for a large one that is stored once.
+_MAX_NESTED_ROWS_AT_ONCE = 8192
 
 
 def read_footer(path: str) -> ParquetFooter | None:
@@ -47,20 +52,69 @@ class ParquetFooter:
         return self._metadata.row_group(number)
 
 
-def read_parquet_batches(shard: Shard, columns: list[str] | None) -> Iterator[pa.Table]:
-    """Yields the rows of a shard; `columns` are the columns to read, None for all.
+def read_parquet_batches(shard: Shard) -> Iterator[pa.Table]:
+    """Yields the rows of a shard.
 
     Raises:
-        PreflightError: If the file cannot be opened or is damaged.
+        PreflightError: If the file cannot be opened, is damaged, or holds rows that do not fit into memory.
     """
     with open_input(shard.path) as file:
         try:
-            reader = pq.ParquetFile(file)
-            for batch in reader.iter_batches(PARQUET_ROWS, row_groups=list(shard.row_groups or ()), columns=columns):
+            reader, groups = pq.ParquetFile(file), list(shard.row_groups)
+            rows_at_once = min((_rows_at_once(file, reader.metadata, group) for group in groups), default=1)
+            for batch in reader.iter_batches(rows_at_once, row_groups=groups):
                 table = pa.Table.from_batches([batch])
                 table.validate(full=True)
-                yield table
+                yield _with_plain_types(table)
+        except MemoryError:
+            raise PreflightError(out_of_memory(shard.path)) from None
         except (pa.ArrowException, OSError) as error:
             raise PreflightError(
                 f"{shard.path}: the Parquet file is damaged ({short_reason(error)}); write it again."
             ) from None
+
+
+def _with_plain_types(table: pa.Table) -> pa.Table:
+    for position, field in enumerate(table.schema):
+        kind = plain_type(field.type)
+        if kind != field.type:
+            table = table.set_column(position, field.with_type(kind), _to_plain(table[field.name], kind))
+    return table
+
+
+def _to_plain(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    try:
+        plain = column.cast(kind)
+        plain.validate(full=True)
+    except pa.ArrowInvalid:  # Arrow's cast of list views leaves out the last offset.
+        return pa.chunked_array([pa.array(column.to_pylist(), kind)])
+    return plain
+
+
+def _rows_at_once(file: Any, footer: pq.FileMetaData, group: int) -> int:
+    """Returns how many rows of a row group may be read at a time.
+
+    A column whose values are numbers in a dictionary may take a thousand times as much memory as its part of the file. The
+    longest value of each dictionary shows how much at most.
+    """
+    row_group = footer.row_group(group)
+    chunks = [row_group.column(column) for column in range(row_group.num_columns)]
+    rows = min(PARQUET_ROWS, _BYTES_AT_ONCE * row_group.num_rows // max(1, row_group.total_byte_size))
+    coded = [chunk for chunk in chunks if chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY"]
+    if any("." in chunk.path_in_schema for chunk in coded):
+        rows = min(rows, _MAX_NESTED_ROWS_AT_ONCE)
+    names = [chunk.path_in_schema for chunk in coded if "." not in chunk.path_in_schema]
+    if names and rows * row_group.total_byte_size > _BYTES_AT_ONCE:
+        longest = _longest_values(file, group, names)
+        rows = min(rows, _BYTES_AT_ONCE // max(1, longest))
+    return max(1, int(rows))
+
+
+def _longest_values(file: Any, group: int, columns: list[str]) -> int:
+    """Returns the length in bytes of the longest value in the dictionary of each column, summed."""
+    reader = pq.ParquetFile(file, read_dictionary=columns, buffer_size=2**16)
+    for batch in reader.iter_batches(1, row_groups=[group], columns=columns):
+        dictionaries = [column.dictionary for column in batch.columns if pa.types.is_dictionary(column.type)]
+        lengths = [pc.max(pc.binary_length(dictionary)).as_py() for dictionary in dictionaries]
+        return int(sum(length or 0 for length in lengths))
+    return 0

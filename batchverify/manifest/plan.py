@@ -13,6 +13,7 @@ from apache_beam.io.filesystems import FileSystems
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, short_reason
 from batchverify.manifest.columns import (
+    SEPARATORS,
     awkward_names,
     common_type,
     find_fold_column,
@@ -22,11 +23,15 @@ from batchverify.manifest.columns import (
     resolve_uris,
 )
 from batchverify.manifest.inspection import FileInspection, InspectionBudget, inspect_file
+from batchverify.manifest.labels import COMMON_SPELLING, SPELLINGS, LabelSpelling
+from batchverify.manifest.partitions import partition_values
 from batchverify.manifest.shard import Manifest
 
 _LOG = logging.getLogger(__name__)
 # The bytes that are read before a run to find mistakes: all of most manifests, and a few seconds' worth of a huge one.
 _VALIDATION_BYTES = 64 * 2**20
+_ENDINGS = (".csv", ".csv.gz", ".csv.bz2", ".csv.zst", ".tsv", ".tsv.gz", ".parquet", ".pq")
+_ENDINGS_IN_WORDS = ".csv, .tsv or .parquet"
 
 
 def plan_manifest(config: VerificationConfig, sample: int = 12) -> Manifest:
@@ -40,13 +45,18 @@ def plan_manifest(config: VerificationConfig, sample: int = 12) -> Manifest:
     paths, problems = _match(config.manifests)
     files, file_problems = _inspect_files(paths, config)
     schema, disagreements = unify_schemas(files)
-    if problems := [*problems, *file_problems, *disagreements]:
+    label_column, (spellings, differing) = find_label_column(schema.names, config), unify_spellings(files)
+    if problems := [*problems, *file_problems, *disagreements, *differing]:
         raise PreflightError(problems)
     _warn_of_names(schema.names)
+    if label_column and spellings[0] != COMMON_SPELLING:
+        _LOG.info("Labels: in column '%s', %s.", label_column, spellings[0])
+    _report_separators(files)
     return Manifest(
         shards=tuple(shard for file in files for shard in file.shards(config.block_rows)),
         schema=schema,
-        label_column=find_label_column(schema.names, config),
+        label_column=label_column,
+        label_spelling=spellings[0],
         fold_column=find_fold_column(schema.names, config),
         expected_rows=sum(file.expected_rows for file in files),
         expected_bytes=sum(file.expected_bytes for file in files),
@@ -62,6 +72,11 @@ def _warn_of_names(names: list[str]) -> None:
             "name is often the index of a pandas frame: write it with index=False).",
             quote_names(awkward),
         )
+
+
+def _report_separators(files: list[FileInspection]) -> None:
+    for separator in {file.csv_header.separator for file in files if file.csv_header} - {","}:
+        _LOG.info("The columns of the manifest are separated by %s.", SEPARATORS.get(separator, f"'{separator}'"))
 
 
 def _inspect_files(paths: list[str], config: VerificationConfig) -> tuple[list[FileInspection], list[str]]:
@@ -96,31 +111,41 @@ def _sample_uris(files: list[FileInspection], config: VerificationConfig, count:
 
 
 def _match(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Returns the paths that the patterns match, and a sentence for each pattern that matches none."""
+    """Returns the paths that the patterns match, and a sentence for each pattern that matches none.
+
+    A folder stands for the manifest files in it and in its folders. Spark and Hive write such folders, with files of their own
+    whose names begin with an underscore or a dot.
+    """
     paths: dict[str, None] = {}
     problems = []
     for pattern in patterns:
-        if os.path.isdir(pattern):
-            problems.append(f"--manifest {pattern} is a folder; name its files, for instance {_example_of_files(pattern)}.")
-            continue
         try:
-            matches = FileSystems.match([pattern])[0].metadata_list
+            matches = _list_files(pattern)
+            if not matches:
+                matches = [path for path in _list_files(f"{pattern.rstrip('/')}/**") if _is_manifest(path, pattern)]
         except Exception as error:  # Beam wraps whatever the store's client raises.
             problems.append(
                 f"--manifest {pattern} cannot be looked up ({short_reason(error)}); check the path and your access."
             )
             continue
-        if not matches:
+        if not matches and os.path.isdir(pattern):
+            problems.append(f"--manifest {pattern}: the folder has no file that ends in {_ENDINGS_IN_WORDS}; name its files.")
+        elif not matches:
             problems.append(f"--manifest {pattern}: there is no such file; check the path.")
-        paths.update(dict.fromkeys(sorted(match.path for match in matches)))
+        paths.update(dict.fromkeys(sorted(matches)))
     return list(paths), problems
 
 
-def _example_of_files(folder: str) -> str:
-    """Returns a pattern that matches the manifest files in a folder."""
-    names = os.listdir(folder)
-    suffix = ".parquet" if any(name.endswith(".parquet") for name in names) else ".csv"
-    return f"{folder.rstrip('/')}/*{suffix}"
+def _list_files(pattern: str) -> list[str]:
+    if os.path.isdir(pattern):
+        return []
+    return [match.path for match in FileSystems.match([pattern])[0].metadata_list]
+
+
+def _is_manifest(path: str, folder: str) -> bool:
+    """Returns whether a file in a folder, or in one of its folders, is a part of a manifest."""
+    names = path.split("/")[folder.rstrip("/").count("/") + 1 :]
+    return path.endswith(_ENDINGS) and not any(name.startswith(("_", ".")) for name in names)
 
 
 def unify_schemas(files: list[FileInspection]) -> tuple[pa.Schema, list[str]]:
@@ -130,13 +155,15 @@ def unify_schemas(files: list[FileInspection]) -> tuple[pa.Schema, list[str]]:
     first, problems = files[0], []
     fields = {field.name: field.with_nullable(True) for field in first.schema}
     for file in files[1:]:
-        if difference := sorted(set(file.schema.names) ^ set(first.schema.names)):
+        optional = {**partition_values(first.path), **partition_values(file.path)}
+        if difference := sorted((set(file.schema.names) ^ set(first.schema.names)) - set(optional)):
             problems.append(
                 f"{file.path} and {first.path} disagree on columns ({quote_names(difference)}); "
                 "give the files of one run the same columns."
             )
             continue
         for field in file.schema:
+            fields.setdefault(field.name, field.with_nullable(True))
             kind = common_type(fields[field.name].type, field.type)
             if kind is None:
                 problems.append(
@@ -146,3 +173,16 @@ def unify_schemas(files: list[FileInspection]) -> tuple[pa.Schema, list[str]]:
             else:
                 fields[field.name] = pa.field(field.name, kind)
     return pa.schema(list(fields.values())), problems
+
+
+def unify_spellings(files: list[FileInspection]) -> tuple[tuple[LabelSpelling, ...], list[str]]:
+    """Returns the spellings of labels that all files may have, and a sentence if there is none."""
+    spellings: tuple[LabelSpelling, ...] = SPELLINGS
+    for file in files:
+        if not file.spellings:  # Its own problem says why.
+            continue
+        before, spellings = spellings, tuple(spelling for spelling in spellings if spelling in file.spellings)
+        if not spellings:
+            problem = f"{file.path} writes its labels otherwise than the files before it ({file.spellings[0]}; {before[0]})"
+            return SPELLINGS, [f"{problem}; give the files of one run the same labels."]
+    return spellings, []

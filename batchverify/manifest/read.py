@@ -13,9 +13,10 @@ from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, RunError
 from batchverify.io import arrow_coder  # noqa: F401  registers the coder of pa.Table
 from batchverify.io.storage_options import with_storage_options
-from batchverify.manifest.columns import find_bad_label
 from batchverify.manifest.csv import read_csv_batches
+from batchverify.manifest.labels import find_bad_label
 from batchverify.manifest.parquet import read_parquet_batches
+from batchverify.manifest.partitions import add_partitions
 from batchverify.manifest.shard import Manifest, Shard
 from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, MANIFEST_ROW
 from batchverify.worker_stats import WorkerStats
@@ -43,7 +44,7 @@ class ReadManifest(beam.PTransform[PBegin, PCollection[tuple[str, pa.Table]]]):
             | "Spread" >> beam.Reshuffle()
             | "Read"
             >> beam.FlatMap(
-                with_storage_options(_read_timed), self._stats, self._manifest.schema, self._manifest.label_column, self._config
+                with_storage_options(_read_timed), self._stats, self._manifest.without_files(), self._config
             ).with_output_types(tuple[str, pa.Table])
         )
         return blocks
@@ -57,7 +58,7 @@ def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> 
     """
     row = shard.first_row
     try:
-        for batch in first_rows(read_batches(shard, keep=config.bad_rows == "keep"), shard.max_rows):
+        for batch in first_rows(read_batches(shard, config.bad_rows == "keep"), shard.max_rows):
             rows = _rows_in_block(batch, config.block_rows)
             for start in range(0, batch.num_rows, rows):
                 block = batch.slice(start, rows)
@@ -68,9 +69,9 @@ def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> 
 
 
 def _read_timed(
-    shard: Shard, stats: WorkerStats, schema: pa.Schema, label: str | None, config: VerificationConfig
+    shard: Shard, stats: WorkerStats, manifest: Manifest, config: VerificationConfig
 ) -> Iterator[tuple[str, pa.Table]]:
-    blocks = read_keyed(shard, schema, label, config)
+    blocks = read_keyed(shard, manifest, config)
     while True:
         with stats.timed("read"):
             block = next(blocks, None)
@@ -79,18 +80,18 @@ def _read_timed(
         yield block
 
 
-def read_keyed(
-    shard: Shard, schema: pa.Schema, label: str | None, config: VerificationConfig
-) -> Iterator[tuple[str, pa.Table]]:
+def read_keyed(shard: Shard, manifest: Manifest, config: VerificationConfig) -> Iterator[tuple[str, pa.Table]]:
     """Yields the blocks of `read_blocks`, each with its key and its labels checked.
 
     Raises:
         RunError: As `read_blocks`, and for a value that is no label.
     """
-    for block in read_blocks(shard, schema, config):
-        if label is not None and (problem := find_bad_label(block, label, shard.path, block[MANIFEST_ROW][0].as_py())):
+    label, spelling = manifest.label_column, manifest.label_spelling
+    for block in read_blocks(shard, manifest.schema, config):
+        first_row = block[MANIFEST_ROW][0].as_py()
+        if label is not None and (problem := find_bad_label(block, label, shard.path, first_row, spelling)):
             raise RunError(problem)
-        yield f"{shard.path}#{block[MANIFEST_ROW][0].as_py()}", block
+        yield f"{shard.path}#{first_row}", block
 
 
 def _rows_in_block(batch: pa.Table, max_rows: int) -> int:
@@ -107,12 +108,17 @@ def _with_provenance(block: pa.Table, path: str, row: int) -> pa.Table:
 # Reading files.
 
 
-def read_batches(shard: Shard, columns: list[str] | None = None, keep: bool = False) -> Iterator[pa.Table]:
-    """Yields the rows of a shard as tables; see `read_csv_batches` for the arguments."""
-    if shard.row_groups is None:
-        yield from read_csv_batches(shard.path, columns, keep)
-    else:
-        yield from read_parquet_batches(shard, columns)
+def read_batches(shard: Shard, keep: bool = False) -> Iterator[pa.Table]:
+    """Yields the rows of a shard as tables, with the columns that the folders of its file state.
+
+    Args:
+        shard: The shard.
+        keep: As in `read_csv_batches`.
+    """
+    header = shard.csv_header
+    batches = read_parquet_batches(shard) if header is None else read_csv_batches(shard.path, header, keep)
+    for batch in batches:
+        yield add_partitions(batch, shard.path)
 
 
 def first_rows(batches: Iterator[pa.Table], max_rows: int | None) -> Iterator[pa.Table]:
@@ -127,5 +133,7 @@ def first_rows(batches: Iterator[pa.Table], max_rows: int | None) -> Iterator[pa
 def _cast(block: pa.Table, schema: pa.Schema) -> pa.Table:
     if BAD_ROW_COLUMN in block.column_names:
         schema = schema.append(pa.field(BAD_ROW_COLUMN, pa.string()))
+    for name in set(schema.names) - set(block.column_names):  # A column that only the folders of other files state.
+        block = block.append_column(name, pa.nulls(block.num_rows))
     block = block.select(schema.names)
     return block if block.schema.equals(schema) else block.cast(schema)

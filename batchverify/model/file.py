@@ -22,6 +22,7 @@ import h5py
 
 from batchverify.errors import PreflightError, short_reason
 from batchverify.model import hdf5_probe
+from batchverify.temporary_folder import temporary_copy
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _MAX_CONFIG_BYTES = 256 * 2**20
@@ -62,10 +63,10 @@ class ModelFile:
         """Writes a copy of the file with another config into `folder`, and returns its path.
 
         Raises:
-            PreflightError: If the rest of the file cannot be read.
+            PreflightError: If the rest of the file cannot be read, or there is no space for the copy.
         """
         write = self._rewrite_hdf5 if self.kind is ModelKind.HDF5 else self._rewrite_archive
-        with refusing_damage(self.name, "the file is damaged", "copy it again, whole"):
+        with refusing_damage(self.name, "the file is damaged", "copy it again, whole"), temporary_copy(f"--model {self.name}"):
             return write(config, folder)
 
     def _rewrite_hdf5(self, config: dict[str, Any], folder: str) -> str:

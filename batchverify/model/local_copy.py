@@ -12,7 +12,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from batchverify.errors import PreflightError, short_reason
 from batchverify.io.filesystem import open_for_reading
-from batchverify.temporary_folder import temporary_folder
+from batchverify.temporary_folder import temporary_copy, temporary_folder
 from batchverify.uris import is_remote
 
 
@@ -61,9 +61,10 @@ def _download(uri: str, local: str) -> str:
 
 def _copy(uri: str, local: str) -> None:
     os.makedirs(os.path.dirname(local), exist_ok=True)
-    with open_for_reading(uri) as source, open(local, "wb") as copy:
+    with open_for_reading(uri) as source, open(local, "wb", buffering=0) as copy:
         while data := source.read(2**20):
-            copy.write(data)
+            with temporary_copy(f"--model {uri}"):
+                copy.write(data)
 
 
 def digest_model(path: str) -> str:

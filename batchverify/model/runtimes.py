@@ -14,7 +14,7 @@ from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
 from batchverify.model.calls_by_shape import CallsByShape
 from batchverify.model.frozen_graph import FrozenFunction, freeze
-from batchverify.temporary_folder import temporary_folder
+from batchverify.temporary_folder import temporary_copy, temporary_folder
 
 # OpenVINO's names of number formats. The only 16-bit format that processors compute in is bfloat16.
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
@@ -70,7 +70,8 @@ class OpenVinoFunction:
         core = openvino.Core()
         with temporary_folder() as folder:
             path = Path(folder) / "graph.pb"
-            path.write_bytes(frozen.graph.as_graph_def().SerializeToString())
+            with temporary_copy("--runtime openvino"):
+                path.write_bytes(frozen.graph.as_graph_def().SerializeToString())
             model = core.read_model(path)
         compiled = core.compile_model(model, "CPU", self._settings)
         return _OpenVinoCall([tensor.name for tensor in frozen.inputs], compiled, collections.deque())

@@ -16,7 +16,7 @@ from apache_beam.io.filesystems import FileSystems
 from batchverify.errors import PreflightError
 from batchverify.io.atomic_output import atomic_output
 from batchverify.io.filesystem import open_input
-from batchverify.manifest.columns import parse_labels
+from batchverify.manifest.labels import parse_labels
 from batchverify.output.run_directory import RunDirectory
 
 _ROWS_AT_ONCE = 65_536

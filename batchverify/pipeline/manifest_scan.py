@@ -68,7 +68,7 @@ def scan_manifest(manifest: Manifest, config: VerificationConfig) -> ManifestCou
     problems: list[str] = []
     for shard in manifest.shards:
         try:
-            for _, block in read_keyed(shard, manifest.schema, manifest.label_column, config):
+            for _, block in read_keyed(shard, manifest, config):
                 counts.add(block, config)
         except RunError as error:
             problems += str(error).splitlines()

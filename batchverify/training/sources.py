@@ -19,7 +19,8 @@ from batchverify.images.decode import IMAGE_ENDINGS
 from batchverify.images.failure import ImageFailure
 from batchverify.images.reader import ImageReader
 from batchverify.images.resize import Layout
-from batchverify.manifest.columns import pair_uris, parse_labels
+from batchverify.manifest.columns import pair_uris
+from batchverify.manifest.labels import parse_labels
 from batchverify.manifest.plan import plan_manifest
 from batchverify.manifest.read import read_blocks
 from batchverify.manifest.shard import Manifest

@@ -13,7 +13,8 @@ import pytest
 import zstandard
 
 import batchverify
-from batchverify.manifest.columns import pair_uris, parse_labels
+from batchverify.manifest.columns import pair_uris
+from batchverify.manifest.labels import parse_labels
 from batchverify.manifest.plan import plan_manifest
 from batchverify.manifest.read import read_blocks
 
@@ -69,7 +70,7 @@ def test_parquet_of_every_text_type_and_row_group_size(kind, row_group, tmp_path
     found = read(tmp_path / "p.parquet", block_rows=4)
     assert found.select(["left", "right", "weight"]).to_pylist() == table.to_pylist()
     assert found["manifest_row"].to_pylist() == list(range(10))
-    assert found.schema.field("left").type == kind
+    assert found.schema.field("left").type == (pa.string() if pa.types.is_string_view(kind) else kind)
     config = batchverify.ScoringConfig(image_root="/root")
     assert pair_uris(found, config)[0].to_pylist()[:2] == [None, "/root/l1"]
 
@@ -144,7 +145,6 @@ def test_a_wrong_parquet_is_refused_in_a_sentence(tmp_path):
     whole = (tmp_path / "p.parquet").read_bytes()
     (problem,) = problems(write(tmp_path / "cut.parquet", whole[:-20]))
     assert "cut.parquet: the Parquet file is damaged" in problem
-    assert "is a folder" in problems(tmp_path)[0]
 
 
 def test_a_missing_label_column_is_refused_only_when_asked_for(tmp_path):
@@ -272,17 +272,11 @@ def test_what_can_be_read_only_once_is_refused(tmp_path):
         assert "read only once" in problem and "save its content as a file" in problem
 
 
-def test_a_folder_is_advised_the_suffix_of_its_files(tmp_path):
-    write(tmp_path / "part-0.parquet", b"")
-    (problem,) = problems(tmp_path)
-    assert problem.endswith("/*.parquet.")
-
-
 @pytest.mark.parametrize(
     ("data", "cause"),
     [
-        (b"left;right\na;b\n", "semicolons"),
-        (b"left\tright\na\tb\n", "tabs"),
+        (b"a;b\n1;2\n", "add --separator ';'"),
+        (b"a\tb\n1\t2\n", "add --separator tab"),
         ("left,right\na,b\n".encode("utf-16"), "UTF-16"),
         (gzip.compress(b"left,right\na,b\n", mtime=0), "gzip"),
         (b"PK\x03\x04" + bytes(100), "ZIP"),

@@ -1,0 +1,102 @@
+"""The bytes of CSV files, decompressed according to the endings of their names."""
+
+from __future__ import annotations
+
+import io
+import threading
+import weakref
+from typing import Any
+
+import pyarrow as pa
+
+from batchverify.io.filesystem import open_input, read_stream
+
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_MEASURED_BYTES, _MAX_MEASURED_TEXT_BYTES = 2**18, 2**28
+_TAKE_BACK_WITHIN_S = 10.0
+
+
+def compression_of(path: str) -> str | None:
+    """Returns the compression that the ending of a file's name stands for, or None."""
+    return next((kind for ending, kind in _COMPRESSIONS.items() if path.endswith(ending)), None)
+
+
+def measure_expansion(path: str) -> float:
+    """Returns how many bytes of text a byte of a compressed file gives at its start; 1 for other files.
+
+    It stops at a thousand bytes for a byte, which is what gzip reaches with one byte repeated.
+    """
+    kind = compression_of(path)
+    if kind is None:
+        return 1.0
+    with open_input(path) as file:
+        start = read_stream(file, _MEASURED_BYTES)
+    text, size = pa.CompressedInputStream(pa.BufferReader(start), kind), 0
+    try:
+        while size < _MAX_MEASURED_TEXT_BYTES and (data := text.read(2**14)):
+            size += len(data)
+    except (pa.ArrowException, OSError):  # The rest of the file is missing here.
+        pass
+    return size / max(1, len(start))
+
+
+class DecompressedFile(io.RawIOBase):
+    """The bytes of a CSV file, decompressed according to the ending of its name.
+
+    Args:
+        path: The name of the file.
+        file: The file, open at its start.
+
+    Attributes:
+        quotes: The number of quotes in the bytes that were read.
+    """
+
+    def __init__(self, path: str, file: Any):
+        super().__init__()
+        kind = compression_of(path)
+        # Arrow's decompressors report a truncated file; Beam's file systems end such a file without an error.
+        self._source = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), kind) if kind else file
+        self._stopped, self._returned = False, threading.Event()
+        self.quotes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        data = b"" if self._stopped else bytes(self._source.read(size))
+        self.quotes += data.count(b'"')
+        return data
+
+    def lend(self) -> pa.PythonFile:
+        """Returns a file for Arrow that reads from this one; call `take_back` when Arrow's reader has been deleted."""
+        borrower = _Borrower(self)
+        weakref.finalize(borrower, self._returned.set)
+        return pa.PythonFile(borrower, mode="r")
+
+    def take_back(self) -> None:
+        """Waits until Arrow no longer uses the file that was lent, and has all reads until then find the end of the file.
+
+        Arrow reads ahead in a thread of its own, also after its reader has failed. If that thread is inside Python when the
+        process ends, the process aborts.
+        """
+        self._stopped = True
+        self._returned.wait(_TAKE_BACK_WITHIN_S)
+
+
+class _Borrower(io.RawIOBase):
+    """What Arrow holds of a `DecompressedFile`; it is deleted when Arrow's last thread is done with it."""
+
+    def __init__(self, file: DecompressedFile):
+        super().__init__()
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)

@@ -1,0 +1,258 @@
+"""Manifests as other programs write them: separators, labels, folders, types, and sizes that their files do not show."""
+
+import datetime
+import decimal
+import gzip
+import logging
+import os
+import resource
+import time
+import uuid
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+import batchverify
+from batchverify.manifest.labels import parse_labels
+from batchverify.manifest.plan import plan_manifest
+from tests.manifest.test_manifest import problems, read, write
+from tests.support.processes import start_program
+
+# Separators
+
+
+@pytest.mark.parametrize(("character", "word"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
+def test_a_separator_that_is_plain_from_the_header_is_taken_and_said(character, word, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    text = 'left,right,note\na.png,b.png,"x,y"\nc.png,d.png,\n'.replace(",", character)
+    found = read(write(tmp_path / "p.csv", text))
+    assert found.select(["left", "right"]).to_pylist() == [
+        {"left": "a.png", "right": "b.png"}, {"left": "c.png", "right": "d.png"}
+    ]  # fmt: skip
+    assert f"The columns of the manifest are separated by {word}." in caplog.text
+
+
+def test_a_separator_that_is_given_is_used_for_every_file(tmp_path):
+    first, second = write(tmp_path / "1.csv", "left^right\na^b,c\n"), write(tmp_path / "2.csv", "right^left\ne^d\n")
+    found = read(first, second, separator="^")
+    assert found["left"].to_pylist() == ["a", "d"] and found["right"].to_pylist() == ["b,c", "e"]
+
+
+def test_bad_rows_of_a_file_with_another_separator_are_kept(tmp_path):
+    found = read(write(tmp_path / "p.csv", "left;right\na;b;c\nd;e\n"), bad_rows="keep")
+    assert found["left"].to_pylist() == ["a", "d"] and found["right"].to_pylist() == ["b", "e"]
+
+
+@pytest.mark.parametrize("separator", ["", ";;", '"', "\n", "é"])
+def test_what_cannot_separate_columns_is_refused(separator):
+    with pytest.raises(batchverify.PreflightError, match="give one character"):
+        batchverify.VerificationConfig(manifests=("p.csv",), output="out", separator=separator)
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["1", "-1", "", "NaN"], "'1' is genuine and '-1' is impostor"),
+        (["Yes", "NO ", "", "nan"], "'yes' is genuine and 'no' is impostor"),
+        (["y", "n", "", ""], "'y' is genuine and 'n' is impostor"),
+        (["t", "f", "", ""], "'t' is genuine and 'f' is impostor"),
+        (["genuine", "impostor", "", ""], "'genuine' is genuine and 'impostor' is impostor"),
+    ],
+)
+def test_labels_whose_meaning_is_plain_are_understood_and_said(words, said, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    found = read(write(tmp_path / "p.csv", "left,right,genuine\n" + "".join(f"a,b,{word}\n" for word in words)))
+    labels, bad = parse_labels(found["genuine"])
+    assert labels.tolist() == [1, 0, -1, -1] and not bad.any()
+    assert f"Labels: in column 'genuine', {said}." in caplog.text
+
+
+def test_numbers_and_missing_numbers_are_labels(tmp_path):
+    frame = pd.DataFrame({"left": ["a"] * 3, "right": ["b"] * 3, "genuine": [1.0, -1.0, np.nan]})
+    pq.write_table(pa.table({name: frame[name].to_numpy() for name in frame}), tmp_path / "p.parquet")
+    labels, bad = parse_labels(read(tmp_path / "p.parquet")["genuine"])
+    assert labels.tolist() == [1, 0, -1] and not bad.any()
+
+
+@pytest.mark.parametrize("words", [["1", "0", "-1"], ["yes", "no", "1"], ["-1", "yes"], ["yes", "perhaps"]])
+def test_labels_of_several_spellings_are_refused(words, tmp_path):
+    (problem,) = problems(write(tmp_path / "p.csv", "left,right,genuine\n" + "".join(f"a,b,{word}\n" for word in words)))
+    assert f"row {len(words) - 1 if words[0] != '-1' else 1}: the label is '{words[-1]}'" in problem
+
+
+def test_files_that_spell_labels_differently_are_refused(tmp_path):
+    files = [write(tmp_path / f"{word}.csv", f"left,right,genuine\na,b,{word}\n") for word in ("no", "-1", "0")]
+    told = problems(*files)
+    assert len(told) == 1 and "writes its labels otherwise than the files before it" in told[0]
+
+
+# Folders
+
+
+def test_the_columns_that_folders_state_pass_through(tmp_path):
+    for day, zone in (("2026-11-24", "a%20b"), ("2026-11-25", "__HIVE_DEFAULT_PARTITION__")):
+        folder = tmp_path / f"dt={day}" / f"zone={zone}"
+        folder.mkdir(parents=True)
+        pq.write_table(pa.table({"left": ["a"], "right": ["b"]}), folder / "0.parquet")
+    found = read(tmp_path / "dt=*" / "*" / "*.parquet")
+    assert found["dt"].to_pylist() == ["2026-11-24", "2026-11-25"] and found["zone"].to_pylist() == ["a b", None]
+    (one,) = read(tmp_path / "dt=2026-11-25" / "*" / "*.parquet")["dt"].to_pylist()
+    assert one == "2026-11-25"
+
+
+def test_a_column_of_the_file_takes_precedence_over_its_folder(tmp_path):
+    (tmp_path / "dt=2026-11-25").mkdir()
+    found = read(write(tmp_path / "dt=2026-11-25" / "p.csv", "left,right,DT\na,b,x\n"))
+    assert found["DT"].to_pylist() == ["x"] and "dt" not in found.column_names
+
+
+def test_the_label_may_stand_in_the_folder(tmp_path):
+    for label in ("0", "1"):
+        (tmp_path / f"genuine={label}").mkdir()
+        write(tmp_path / f"genuine={label}" / "p.csv", "left,right\na,b\n")
+    labels, _ = parse_labels(read(tmp_path)["genuine"])
+    assert labels.tolist() == [0, 1]
+
+
+def test_a_folder_as_spark_writes_it_is_a_manifest(tmp_path):
+    pairs = pa.table({"left": ["a", "b"], "right": ["c", "d"]})
+    for day in ("2026-11-24", "2026-11-25"):
+        (tmp_path / f"dt={day}").mkdir()
+        pq.write_table(pairs, tmp_path / f"dt={day}" / "part-00000-c000.snappy.parquet")
+        write(tmp_path / f"dt={day}" / ".part-00000-c000.snappy.parquet.crc", b"crc")
+    write(tmp_path / "_SUCCESS", "")
+    write(tmp_path / "._SUCCESS.crc", b"crc")
+    (tmp_path / "_temporary").mkdir()
+    pq.write_table(pairs, tmp_path / "_temporary" / "part-00001.parquet")
+    assert read(tmp_path)["dt"].to_pylist() == read(f"{tmp_path}/")["dt"].to_pylist() == ["2026-11-24"] * 2 + ["2026-11-25"] * 2
+    assert read(tmp_path / "dt=*").num_rows == 4
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path):
+    write(tmp_path / "notes.txt", "left,right\n")
+    assert "the folder has no file that ends in .csv, .tsv or .parquet" in problems(tmp_path)[0]
+
+
+# Types
+
+STAMPS = pa.array([5, None, 6], pa.timestamp("us"))
+TYPES = {
+    "null": pa.nulls(3),
+    "bool": pa.array([True, None, False]),
+    **{str(kind): pa.array([1, None, 2], kind) for kind in (pa.int8(), pa.uint16(), pa.uint64(), pa.float16(), pa.float64())},
+    "decimal": pa.array([decimal.Decimal("1.5"), None, decimal.Decimal("-2.25")], pa.decimal128(25, 2)),
+    "large decimal": pa.array([decimal.Decimal("1.5"), None, decimal.Decimal("-2.25")], pa.decimal256(50, 2)),
+    "date": pa.array([datetime.date(2026, 1, 1), None, None]),
+    "time": pa.array([5, None, 6], pa.time64("ns")),
+    "timestamp": pa.array([5, None, 6], pa.timestamp("ns", "Europe/Berlin")),
+    "duration": pa.array([5, None, 6], pa.duration("s")),
+    "binary": pa.array([b"\xff", None, b""]),
+    "fixed binary": pa.array([b"\xff1", None, b"ab"], pa.binary(2)),
+    "binary view": pa.array([b"\xff", None, b"a long value, which no view holds itself"], pa.binary_view()),
+    "large string": pa.array(["a", None, ""], pa.large_string()),
+    "string view": pa.array(["a", None, "a long value, which no view holds itself"], pa.string_view()),
+    "list": pa.array([[1], None, []], pa.list_(pa.int32())),
+    "list of views": pa.array([["x"], None, []], pa.list_(pa.string_view())),
+    "list view": pa.array([[1], None, [2, 3]], pa.list_view(pa.int32())),
+    "large list view": pa.array([[1], None, [2, 3]], pa.large_list_view(pa.int32())),
+    "fixed list": pa.array([[1, 2], [3, 4], [5, 6]], pa.list_(pa.int32(), 2)),
+    "struct": pa.array([{"a": 1, "b": "x"}, None, {"a": None, "b": "y"}]),
+    "map": pa.array([[("a", 1)], None, []], pa.map_(pa.string(), pa.int32())),
+    "map to views": pa.array([[("a", "x")], None, []], pa.map_(pa.string(), pa.string_view())),
+    "dictionary": pa.array(["a", None, "b"]).dictionary_encode(),
+    "ordered": pa.DictionaryArray.from_arrays(pa.array([0, None, 1], pa.int8()), pa.array(["x", "y"]), ordered=True),
+    "dictionary of stamps": STAMPS.dictionary_encode(),
+    "uuid": pa.array([uuid.UUID(int=7).bytes, None, uuid.UUID(int=8).bytes], pa.uuid()),
+    "json": pa.ExtensionArray.from_storage(pa.json_(), pa.array(["{}", None, "1"])),
+}
+
+
+@pytest.mark.slow
+def test_every_type_that_parquet_holds_goes_from_door_to_output(small_model, pictures, tmp_path):
+    pairs = {"left": ["p0.png", "p1.png", "none.png"], "right": ["p1.png", "p2.png", "p0.png"]}
+    pq.write_table(pa.table({**pairs, **TYPES}), pictures / "p.parquet", row_group_size=2)
+    config = batchverify.VerificationConfig(
+        manifests=(str(pictures / "p.parquet"),), output=str(tmp_path / "out"), model=small_model, block_rows=2
+    )
+    batchverify.run(config)
+    given = pq.read_table(pictures / "p.parquet")
+    files = sorted((tmp_path / "out").glob("scores-*.parquet"))
+    scored = pa.concat_tables(map(pq.read_table, files)).sort_by("manifest_row")
+    for name in TYPES:
+        assert scored[name].to_pylist() == given[name].to_pylist(), name
+        if "view" not in str(given[name].type):
+            assert scored[name].type.equals(given[name].type) or pa.types.is_dictionary(given[name].type), name
+
+
+def test_bytes_that_are_not_utf_8_are_found_in_every_column(tmp_path):
+    path = write(tmp_path / "p.csv", b"left,right,note\na,b,fine\nc,d,Z\xfcrich\n")
+    assert "row 1: column 'note' is not UTF-8" in problems(path)[0]
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xfc")])
+    pq.write_table(pa.table({"left": ["a"], "right": ["b"], "note": broken}), tmp_path / "p.parquet")
+    assert "p.parquet: the Parquet file is damaged" in problems(tmp_path / "p.parquet")[0]
+
+
+# Sizes
+
+
+def plan(path, **settings):
+    return plan_manifest(batchverify.VerificationConfig(manifests=(str(path),), output="out", **settings))
+
+
+def test_the_rows_of_a_compressed_file_are_estimated_from_its_text(tmp_path, monkeypatch):
+    monkeypatch.setattr("batchverify.manifest.plan._VALIDATION_BYTES", 2**20)
+    monkeypatch.setattr("batchverify.manifest.csv._CSV_BLOCK_BYTES", 2**18)
+    rng = np.random.default_rng(2)
+    rows = "".join(f"faces/image_{a:07d}.png,faces/image_{b:07d}.png\n" for a, b in rng.integers(0, 10**6, (300_000, 2)))
+    text = f"left,right\n{rows}".encode()
+    for name, data in (("p.csv", text), ("p.csv.gz", gzip.compress(text, 3)), ("p.csv.zst", zstandard.compress(text))):
+        assert plan(write(tmp_path / name, data)).expected_rows == pytest.approx(300_000, rel=0.1), name
+
+
+def test_text_that_expands_absurdly_is_refused(tmp_path):
+    block = gzip.compress(b"a,b\n" * 2**22, 9)
+    path = write(tmp_path / "p.csv.gz", gzip.compress(b"left,right\n") + block * 80)
+    (problem,) = problems(path)
+    assert "p.csv.gz: its 1.2 MiB expand to about 1." in problem and "GiB, as no list of pairs does" in problem
+
+
+def test_parquet_that_expands_absurdly_is_refused(tmp_path):
+    long = pa.DictionaryArray.from_arrays(pa.array(np.zeros(2000, np.int32)), pa.array(["x" * 2**20]))
+    table = pa.table({"left": ["a"] * 2000, "right": ["b"] * 2000, "note": long})
+    pq.write_table(table, tmp_path / "p.parquet", store_schema=False, dictionary_pagesize_limit=2**26)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (problem,) = problems(tmp_path / "p.parquet")
+    assert "expand to about 2.0 GiB, as no list of pairs does" in problem
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 2**20  # KiB
+
+
+@pytest.mark.parametrize("columns", [10_000, 40_000])
+def test_a_header_of_many_columns_is_read_in_time_that_grows_with_it(columns, tmp_path):
+    names = [f"c{number}" for number in range(columns)]
+    path = write(tmp_path / "p.csv", f"left,right,{','.join(names)}\na,b{',1' * columns}\n")
+    start = time.process_time()
+    assert plan(path).schema.names == ["left", "right", *names]
+    assert time.process_time() - start < 60
+
+
+@pytest.mark.parametrize(
+    "data", [b"x" * 2**21, b"left,right," + b",".join(b"c%d" % n for n in range(10**6)), b'"' + b"y\n" * 2**20]
+)
+def test_a_header_without_an_end_is_refused(data, tmp_path):
+    (problem,) = problems(write(tmp_path / "p.csv", data))
+    assert "p.csv, header: it is longer than 1 MiB" in problem or "field larger than field limit" in problem
+
+
+@pytest.mark.processes
+def test_a_compressed_line_without_an_end_is_refused_and_aborts_nothing(tmp_path):
+    path = write(tmp_path / "p.csv.gz", gzip.compress(b"left,right\n" + b"x" * 2**28 + b",b\n", 1))
+    process = start_program(["--manifest", path, "--output", tmp_path / "out", "--check"], os.environ)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 2 and "a row is longer than 64 MiB" in said and "Fatal" not in said
