@@ -186,7 +186,9 @@ def add_pair_column_options(group: Any) -> None:
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
     """Adds where images lie, and what an image may cost."""
-    group = parser.add_argument_group("the images")
+    group = parser.add_argument_group(
+        "the images", "The first frame of a file is taken, turned upright as EXIF says; transparency is laid on white."
+    )
     add_image_root_option(group)
     add_option(group, "--max-image-pixels", type=int, metavar="N", help="an image of more pixels is too_large")
     add_option(group, "--max-image-bytes", type=int, metavar="N", help="a file of more bytes is too_large")

@@ -60,7 +60,7 @@ class Preprocessing:
 
     def __str__(self) -> str:
         return (
-            f"{self.color} {self.height}x{self.width}, {self.fit}, {self.resize}, "
+            f"{self.color} {self.height}x{self.width}, upright by EXIF, transparency on white, {self.fit}, {self.resize}, "
             f"pixels {self.pixels} ({_MEANINGS[self.pixels]}), as {self.source}"
         )
 
