@@ -173,6 +173,8 @@ class ScoringConfig(ModelConfig):
             URIs start from the manifest's folder, and that images may lie anywhere.
         max_image_pixels: The largest number of pixels of an image; one with more is `too_large` and is not decoded.
         max_image_bytes: The largest size of a file in bytes; one with more is `too_large` and is not read.
+        max_decoding_pixels: The number of pixels that all threads of a worker process decode at the same time; an image with
+            more is decoded alone. None means as many as a quarter of the memory that is free at the start can hold.
         on_nan: The treatment of a score that is not a number, one of `ON_NAN`: it fails the run, or the row is kept without
             a score.
         image_timeout: The seconds that fetching and decoding one image may take; an image that takes longer is
@@ -190,6 +192,7 @@ class ScoringConfig(ModelConfig):
     image_root: str | None = None
     max_image_pixels: int = 64_000_000
     max_image_bytes: int = 64 * 2**20
+    max_decoding_pixels: int | None = None
     on_nan: str = "fail"
     image_timeout: float = 60.0
     fetch_threads: int | None = None
@@ -206,7 +209,7 @@ class ScoringConfig(ModelConfig):
             yield f"--identity-tolerance is {self.identity_tolerance}; give a number that is not negative."
         if not 0 < self.image_timeout < math.inf:
             yield f"--image-timeout is {self.image_timeout}; give a number of seconds above 0."
-        for name in ("max_image_pixels", "max_image_bytes", "fetch_threads"):
+        for name in ("max_image_pixels", "max_image_bytes", "max_decoding_pixels", "fetch_threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 yield f"{_option(name)} is {getattr(self, name)}; give at least 1."
 

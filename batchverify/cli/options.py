@@ -192,6 +192,10 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     add_image_root_option(group)
     add_option(group, "--max-image-pixels", type=int, metavar="N", help="an image of more pixels is too_large")
     add_option(group, "--max-image-bytes", type=int, metavar="N", help="a file of more bytes is too_large")
+    add_option(
+        group, "--max-decoding-pixels", type=int, metavar="N",
+        help="pixels that all threads of a worker decode at the same time (default: what a quarter of the free memory holds)",
+    )  # fmt: skip
     add_option(group, "--image-timeout", type=float, metavar="S", help="seconds that fetching and decoding one image may take")
     add_option(
         group, "--fetch-threads", type=int, metavar="N",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from batchverify.errors import short_reason
 from batchverify.images.failure import ImageFailure
 from batchverify.images.foreign_formats import name_foreign_format
 from batchverify.images.pillow_settings import no_limit_or_warnings, whole_files_only
+from batchverify.images.pixel_budget import PixelBudget
 from batchverify.images.resize import Layout
 from batchverify.images.safety import find_decoding_hazard, find_memory_hazard, lacks_strips
 from batchverify.schema import ImageStatus
@@ -20,6 +22,8 @@ from batchverify.schema import ImageStatus
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
 # The suffixes that these formats have, for a search through a folder.
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# A batch decoder decodes one file for each core at the same time, beside all threads.
+_MAX_DEFERRED_PIXELS = 8_000_000
 # The next marker after a JPEG file's scan; within the scan, 0xff stands only before 0x00 or a restart (ITU-T T.81, B.1.1).
 _MARKER, _END_OF_IMAGE = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]"), b"\xff\xd9"
 
@@ -53,19 +57,27 @@ def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndar
 
 
 def decode_or_defer(
-    data: bytes, layout: Layout, max_pixels: int, defer_jpeg: bool
+    data: bytes, layout: Layout, max_pixels: int, defer_jpeg: bool, budget: PixelBudget | None = None
 ) -> np.ndarray | UndecodedJpeg | ImageFailure:
-    """Does what `decode` does; with `defer_jpeg`, returns a plain JPEG file undecoded for a batch decoder."""
+    """Does what `decode` does, with two further arguments.
+
+    Args:
+        data: As in `decode`.
+        layout: As in `decode`.
+        max_pixels: As in `decode`.
+        defer_jpeg: Whether a plain JPEG file that is not large is returned undecoded, for a batch decoder.
+        budget: The pixels that all threads may decode at the same time; None sets no bound.
+    """
     if hazard := find_decoding_hazard(data):
         return ImageFailure(ImageStatus.UNREADABLE, hazard)
     Image.init()  # Pillow loads its rarer formats late, and not when `Image.open` is given names of formats.
     try:
         with whole_files_only:
             try:
-                return _open_and_decode(data, layout, max_pixels, defer_jpeg)
+                return _open_and_decode(data, layout, max_pixels, defer_jpeg, budget)
             except (Image.DecompressionBombError, Warning):  # The program's own limit, or its filter that raises warnings.
                 with no_limit_or_warnings:
-                    return _open_and_decode(data, layout, max_pixels, defer_jpeg)
+                    return _open_and_decode(data, layout, max_pixels, defer_jpeg, budget)
     except UnidentifiedImageError:
         return _describe_unidentified(data)
     except Image.DecompressionBombError as error:
@@ -77,18 +89,19 @@ def decode_or_defer(
 
 
 def _open_and_decode(
-    data: bytes, layout: Layout, max_pixels: int, defer_jpeg: bool
+    data: bytes, layout: Layout, max_pixels: int, defer_jpeg: bool, budget: PixelBudget | None
 ) -> np.ndarray | UndecodedJpeg | ImageFailure:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         if failure := _check_header(image, max_pixels):
             return failure
-        if defer_jpeg and _is_plain_jpeg(image, data):
+        if defer_jpeg and image.width * image.height <= _MAX_DEFERRED_PIXELS and _is_plain_jpeg(image, data):
             return UndecodedJpeg(data)
         # JPEG decodes at a half, a quarter or an eighth of its size at a fraction of the cost. Twice the wanted size keeps
         # the result within what the resize filter itself would smooth.
         if layout.resize.antialias:
             image.draft(None, (2 * max(layout.height, layout.width),) * 2)
-        return _to_pixels(image, layout, max_pixels)
+        with budget.reserve(image.width * image.height) if budget else contextlib.nullcontext():
+            return _to_pixels(image, layout, max_pixels)
 
 
 def _check_header(image: ImageFile.ImageFile, max_pixels: int) -> ImageFailure | None:

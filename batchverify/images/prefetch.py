@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import queue
@@ -14,6 +15,21 @@ from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 Result = TypeVar("Result")
+_thread = threading.local()  # The task that the current thread reads.
+
+
+@contextlib.contextmanager
+def stopped_clock() -> Iterator[None]:
+    """Leaves the time within this context out of the time that the image may take which the current thread reads, if any."""
+    task: _Task[object] | None = getattr(_thread, "task", None)
+    if task is None or task.started is None:
+        yield
+        return
+    spent_s, task.started = time.monotonic() - task.started, None
+    try:
+        yield
+    finally:
+        task.started = time.monotonic() - spent_s
 
 
 class Prefetcher(Generic[Result]):
@@ -87,7 +103,8 @@ class _Task(Generic[Result]):
         uri: The URI.
         read: The function that reads it.
         result: The result, or the exception that `read` raised.
-        started: The time on the monotonic clock, in seconds, at which a thread began to read; None while the task waits.
+        started: The time on the monotonic clock, in seconds, at which a thread began to read; None while the task waits for a
+            thread, or for its turn to be decoded.
         is_abandoned: Whether nobody waits for the result any longer.
     """
 
@@ -98,14 +115,15 @@ class _Task(Generic[Result]):
     is_abandoned: bool = False
 
     def seconds_left(self, timeout_s: float) -> float:
-        """Returns the seconds that the task may still take: `timeout_s` while it waits for a thread."""
-        return timeout_s if self.started is None else max(0.0, self.started + timeout_s - time.monotonic())
+        """Returns the seconds that the task may still take: `timeout_s` while it waits."""
+        started = self.started  # The reading thread may change it at any time.
+        return timeout_s if started is None else max(0.0, started + timeout_s - time.monotonic())
 
 
 def _read_tasks(waiting: queue.SimpleQueue[_Task[Result] | None], lock: threading.Lock) -> None:
     """Reads the tasks in `waiting` until it holds None: then the prefetcher is gone, and every thread ends in turn."""
     while (task := waiting.get()) is not None:
-        task.started = time.monotonic()
+        task.started, _thread.task = time.monotonic(), task
         set_outcome: Callable[[], None]
         try:
             set_outcome = functools.partial(task.result.set_result, task.read(task.uri))

@@ -12,6 +12,7 @@ import numpy as np
 from batchverify.images.decode import UndecodedJpeg, decode_or_defer
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import FetchedFile, fetch_file
+from batchverify.images.pixel_budget import PixelBudget
 from batchverify.images.resize import Layout
 from batchverify.worker_stats import WorkerStats
 
@@ -48,6 +49,7 @@ class ImageReader:
         stats: The statistics that the times of fetching and decoding are added to.
         versions: The kind of version that `look_up` finds, one of `config.EMBEDDING_VERSIONS`; None where nothing is looked
             up.
+        budget: The pixels that all threads may decode at the same time; None sets no bound.
     """
 
     layout: Layout
@@ -57,6 +59,7 @@ class ImageReader:
     timeout_s: float = 60.0
     stats: WorkerStats = dataclasses.field(default_factory=WorkerStats)
     versions: str | None = None
+    budget: PixelBudget | None = None
 
     def read(self, uri: str) -> tuple[np.ndarray | ImageFailure, bytes | None]:
         """Returns uint8 pixels `(height, width, channels)` or a failure, and the 16-byte digest of the file's bytes."""
@@ -76,7 +79,7 @@ class ImageReader:
             return ReadResult(file)
         fetched = time.perf_counter()
         defer_jpeg = defer_jpegs and len(file.data) <= _MAX_DEFERRED_BYTES
-        image = decode_or_defer(file.data, self.layout, self.max_pixels, defer_jpeg)
+        image = decode_or_defer(file.data, self.layout, self.max_pixels, defer_jpeg, self.budget)
         self.stats.collect("decode", time.perf_counter() - fetched)
         return ReadResult(image, _digest(file.data), file.version)
 

@@ -17,11 +17,13 @@ from batchverify.config import ScoringConfig
 from batchverify.errors import PreflightError
 from batchverify.images.decode import UndecodedJpeg
 from batchverify.images.failure import ImageFailure
+from batchverify.images.pixel_budget import BYTES_PER_PIXEL, PixelBudget
 from batchverify.images.prefetch import Prefetcher
 from batchverify.images.reader import ImageReader, ReadResult
 from batchverify.io.storage_options import with_storage_options
 from batchverify.model.sidecar import GoldenPair
 from batchverify.pipeline.encoded_images import OK_CODE, encoded_images
+from batchverify.pipeline.memory import default_decoding_pixels
 from batchverify.pipeline.network import NetworkLoader
 from batchverify.schema import STATUSES, ImageStatus
 from batchverify.uris import is_remote
@@ -129,6 +131,11 @@ class KerasNetwork:
             }
         )
 
+    def decoding_bytes(self, uris: Sequence[str]) -> int:
+        """Returns the memory that images may take while they are decoded; `uris` show whether they lie in a store."""
+        pixels = self._fetch_threads(uris) * self._config.max_image_pixels
+        return BYTES_PER_PIXEL * (min(pixels, self._reader.budget.limit) if self._reader.budget else pixels)
+
     def identity_bound(self) -> IdentityBound | None:
         """Returns what the weights of the head prove; None where the model could not be split."""
         from batchverify.model.identity_bound import find_identity_bound
@@ -207,11 +214,13 @@ class KerasNetwork:
     def _get_prefetcher(self, uris: Sequence[str]) -> Prefetcher[ReadResult]:
         """Returns the threads that read. The first call decides how many there are, by whether its `uris` lie in a store."""
         if self._prefetcher is None:
-            limit_s = self._config.image_timeout
-            default = _REMOTE_FETCH_THREADS if any(map(is_remote, uris)) else _core_count()
+            limit_s, threads = self._config.image_timeout, self._fetch_threads(uris)
             read = functools.partial(self._reader.read_with_version, defer_jpegs=self._decode_jpegs is not None)
-            self._prefetcher = Prefetcher(read, _timed_out_after(limit_s), self._config.fetch_threads or default, limit_s)
+            self._prefetcher = Prefetcher(read, _timed_out_after(limit_s), threads, limit_s)
         return self._prefetcher
+
+    def _fetch_threads(self, uris: Sequence[str]) -> int:
+        return self._config.fetch_threads or (_REMOTE_FETCH_THREADS if any(map(is_remote, uris)) else _core_count())
 
     def _next_batch(self, batches: Iterator[Batch]) -> Batch | None:
         with self._stats.timed("wait"):
@@ -250,7 +259,10 @@ def load_network(config: ScoringConfig, stats: WorkerStats | None = None, versio
     share_cores(_core_count() // _parallel_batches())
     model = load_model(config)
     limits = config.max_image_pixels, config.max_image_bytes
-    reader = ImageReader(model.preprocessing.layout(), *limits, config.image_root, config.image_timeout, stats, versions)
+    budget = PixelBudget(config.max_decoding_pixels or default_decoding_pixels())
+    reader = ImageReader(
+        model.preprocessing.layout(), *limits, config.image_root, config.image_timeout, stats, versions, budget
+    )
     return KerasNetwork(model, reader, model.preprocessing.jpeg_decoder(config.max_image_pixels), config, stats)
 
 

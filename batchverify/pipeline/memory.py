@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from batchverify.images.pixel_budget import BYTES_PER_PIXEL
+
 _COPIES_OF_ROWS = 5
 _COPIES_OF_IMAGES = 2
 # A worker of a distributed runner holds a block and its encoded images, both as tables and as bytes.
 _COPIES_IN_WORKER = 7
 # The columns of an encoded image beside its embedding.
 _OTHER_BYTES_PER_IMAGE = 120
+_DECODING_PIXELS_IF_UNKNOWN = 128_000_000
 # The most embeddings that are sent to one block, and the most that are encoded before they are sent.
 EMBEDDING_BYTES_AT_ONCE = 256 * 2**20
 
@@ -38,6 +41,12 @@ def worker_bytes(row_bytes: int, images: int, embedding_bytes: int) -> int:
         embedding_bytes: The size of one embedding.
     """
     return _COPIES_IN_WORKER * (row_bytes + images * (embedding_bytes + _OTHER_BYTES_PER_IMAGE))
+
+
+def default_decoding_pixels() -> int:
+    """Returns how many pixels a quarter of the memory that is left now can hold while they are decoded."""
+    available = available_bytes()
+    return _DECODING_PIXELS_IF_UNKNOWN if available is None else max(1, available // 4 // BYTES_PER_PIXEL)
 
 
 def available_bytes() -> int | None:

@@ -252,18 +252,22 @@ def _report_worker_memory(plan: RunPlan) -> None:
     row_bytes = manifest.expected_bytes * rows // max(1, manifest.expected_rows)
     needed = worker_bytes(row_bytes, min(2 * rows, manifest.expected_images), plan.network.embedding_bytes)
     _LOG.info(
-        "A worker needs up to %.1f GiB, beside libraries and model, for each block of %s rows that it works on at a time.",
-        needed / 2**30, f"{rows:,}",
+        "A worker needs up to %.1f GiB, beside libraries and model, for each block of %s rows that it works on at a time, and "
+        "up to %.1f GiB to decode images.", needed / 2**30, f"{rows:,}", _decoding_bytes(plan) / 2**30,
     )  # fmt: skip
 
 
 def _warn_of_process_memory(plan: RunPlan) -> None:
     manifest, available = plan.manifest, available_bytes()
     images = manifest.expected_images + plan.stored_embeddings
-    needed = process_bytes(manifest.expected_bytes, images, plan.network.embedding_bytes)
+    needed = process_bytes(manifest.expected_bytes, images, plan.network.embedding_bytes) + _decoding_bytes(plan)
     if available is not None and needed > available:
         _LOG.warning(
             "This run needs about %.1f GiB of memory, and %.1f GiB are left: %s rows and %s images are held in this process. "
             "Run the manifest in parts, or on a distributed runner (--runner=DataflowRunner), which holds a block at a time.",
             needed / 2**30, available / 2**30, f"{manifest.expected_rows:,}", f"{manifest.expected_images:,}",
         )  # fmt: skip
+
+
+def _decoding_bytes(plan: RunPlan) -> int:
+    return plan.network.decoding_bytes(plan.manifest.sample) if isinstance(plan.network, KerasNetwork) else 0

@@ -1,0 +1,38 @@
+"""A bound on the pixels that all threads of a process decode at the same time."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from batchverify.images.prefetch import stopped_clock
+
+# A PNG file of 64 million pixels with transparency took 16.1 bytes a pixel: its pixels, the white ground and the sum.
+BYTES_PER_PIXEL = 17
+
+
+class PixelBudget:
+    """Lets images be decoded at the same time as long as they have few pixels together; an image above the limit goes alone.
+
+    Args:
+        limit: The number of pixels.
+    """
+
+    def __init__(self, limit: int):
+        self.limit, self._used = limit, 0
+        self._turn, self._changed = threading.Lock(), threading.Condition()
+
+    @contextlib.contextmanager
+    def reserve(self, pixels: int) -> Iterator[None]:
+        """Waits until so many pixels may be decoded, and holds them. The time does not count towards the image's time-out."""
+        # Whoever waits for room keeps its turn, so that no large image starves.
+        with stopped_clock(), self._turn, self._changed:
+            self._changed.wait_for(lambda: self._used == 0 or self._used + pixels <= self.limit)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= pixels
+                self._changed.notify_all()
