@@ -38,7 +38,9 @@ class UndecodedJpeg(NamedTuple):
     data: bytes
 
 
-def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndarray | ImageFailure:
+def decode(
+    data: bytes, layout: Layout, max_pixels: int = 64_000_000, budget: PixelBudget | None = None
+) -> np.ndarray | ImageFailure:
     """Decodes an image file and resizes it.
 
     The first frame is used, the EXIF orientation is applied, transparency is replaced by white, and 16 bits are scaled to 8.
@@ -47,11 +49,12 @@ def decode(data: bytes, layout: Layout, max_pixels: int = 64_000_000) -> np.ndar
         data: The bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file.
         layout: The layout of the result.
         max_pixels: The largest number of pixels; a file whose header names more is `too_large` and is not decoded.
+        budget: The pixels that all threads may decode at the same time; None sets no bound.
 
     Returns:
         uint8 `(height, width, channels)`, or the failure.
     """
-    image = decode_or_defer(data, layout, max_pixels, defer_jpeg=False)
+    image = decode_or_defer(data, layout, max_pixels, defer_jpeg=False, budget=budget)
     assert not isinstance(image, UndecodedJpeg)
     return image
 

@@ -17,6 +17,7 @@ from batchverify.evaluation.extremes import is_cut
 from batchverify.images.decode import decode
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes
+from batchverify.images.pixel_budget import PixelBudget
 from batchverify.images.prefetch import Prefetcher
 from batchverify.images.resize import Layout
 from batchverify.manifest.columns import pair_uris
@@ -25,6 +26,8 @@ from batchverify.uris import is_remote
 
 _SIDE_PIXELS = 128
 _THREADS = 8
+# The run is still in this process, with what its own threads hold; larger images wait for one another.
+_PIXELS_AT_ONCE = 32_000_000
 _LONGEST_WAIT_S = 5.0
 _FORMATS: dict[str, dict[str, Any]] = {"png": {"optimize": True}, "jpeg": {"quality": 80}}
 _SETTINGS = (
@@ -72,8 +75,9 @@ def _image_settings(options: dict[str, Any], folder: str) -> ScoringConfig:
 
 
 def _fetch_thumbnails(uris: list[str], config: ScoringConfig) -> dict[str, Thumbnail]:
+    budget = PixelBudget(_PIXELS_AT_ONCE)
     prefetcher = Prefetcher(
-        lambda uri: _thumbnail(uri, config),
+        lambda uri: _thumbnail(uri, config, budget),
         lambda _: Thumbnail("", ImageStatus.UNAVAILABLE),
         min(_THREADS, config.fetch_threads or _THREADS),
         min(_LONGEST_WAIT_S, config.image_timeout),
@@ -101,12 +105,12 @@ def _resolve_path(folder: str, path: str) -> str:
     return path if is_remote(path) else os.path.join(folder, path)
 
 
-def _thumbnail(uri: str, config: ScoringConfig) -> Thumbnail:
+def _thumbnail(uri: str, config: ScoringConfig, budget: PixelBudget) -> Thumbnail:
     data = fetch_bytes(uri, config.max_image_bytes, config.image_root, min(_LONGEST_WAIT_S, config.image_timeout))
     pixels = (
         data
         if isinstance(data, ImageFailure)
-        else decode(data, Layout(_SIDE_PIXELS, _SIDE_PIXELS, fit="pad"), config.max_image_pixels)
+        else decode(data, Layout(_SIDE_PIXELS, _SIDE_PIXELS, fit="pad"), config.max_image_pixels, budget)
     )
     if isinstance(pixels, ImageFailure):
         return Thumbnail("", str(pixels.status))
