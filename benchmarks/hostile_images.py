@@ -18,6 +18,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from batchverify.images.formats import can_read_heif
+
 MOST_PIXELS, MOST_BYTES = 4_000_000, 2**22  # what the corpus is made to be read with
 Expected = frozenset[str]
 
@@ -59,6 +61,7 @@ def image_files(seed: int = 0) -> Iterator[tuple[str, bytes, Expected]]:
     yield from _lying_webps(whole["lossless.webp"])
     yield from _animations()
     yield from _exifs()
+    yield from _lying_containers()
 
 
 # Whole files, which the rest is made of
@@ -94,7 +97,16 @@ def seeds() -> dict[str, bytes]:
     for packing in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
         files[f"{packing}.tiff"] = saved(rgb, "TIFF", compression=packing)
     files["group4.tiff"] = saved(picture(mode="1"), "TIFF", compression="group4")
-    return files
+    files |= {"plain.avif": saved(rgb, "AVIF"), "rgb.ppm": saved(rgb, "PPM"), "grey.pgm": saved(grey, "PPM")}
+    return files | ({"photo.heic": _heic(rgb)} if can_read_heif() else {})
+
+
+def _heic(image: Image.Image) -> bytes:
+    import pillow_heif
+
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer)
+    return buffer.getvalue()
 
 
 def saved(image: Image.Image, kind: str, **settings) -> bytes:
@@ -114,7 +126,7 @@ def magics() -> list[bytes]:
 
 def _truncated(name: str, data: bytes) -> Iterator[tuple[str, bytes, Expected]]:
     for length in (1, 2, 3, 4, 8, 12, 16, 24, 40):
-        yield f"first-{length}-{name}", data[:length], UNREADABLE
+        yield f"first-{length}-{name}", data[:length], UNREADABLE | ({"unsupported"} if b"ftyp" in data[:8] else set())
     for percent in range(5, 100, 7):
         yield f"cut-{percent}%-{name}", data[: len(data) * percent // 100], UNREADABLE
     for missing in (1, 2, 4, 9, 30):  # an end marker, a checksum, padding: some formats can do without
@@ -156,7 +168,7 @@ def _empty_and_noise(rng: random.Random) -> Iterator[tuple[str, bytes, Expected]
         yield f"magic-and-zeros.{kind}", magic + bytes(500), UNREADABLE
         yield f"magic-and-noise.{kind}", magic + rng.randbytes(500), ANY - OK
     for magic, kind in _OTHERS.items():
-        yield f"other-{kind}", magic + rng.randbytes(500), frozenset({"unsupported", "unreadable"})
+        yield f"other-{kind}", magic + rng.randbytes(500), ANY - OK
 
 
 _MAGIC = {
@@ -165,7 +177,8 @@ _MAGIC = {
 }  # fmt: skip
 _OTHERS = {
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9999999 9999999\n(x) run\n": "eps", b"8BPS\0\1": "psd",
-    b"P6 4294967296 4294967296 255\n": "ppm", b"\0\0\0\x0cjP  \r\n\x87\n": "jp2", b"\0\0\1\0\xff\xff": "ico", b"icns": "icns",
+    b"P6 4294967296 4294967296 255\n": "ppm", b"Pf 4 4 1.0\n": "pfm",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "jp2", b"\0\0\1\0\xff\xff": "ico", b"icns": "icns",
     b"SIMPLE  =                    T": "fits", b"\x89HDF\r\n\x1a\n": "hdf5", b"GRIB    \1": "grib", b"DDS ": "dds",
     b"\0\0\0\x1cftypavif": "avif", b"\x01\xda": "sgi", b"qoif": "qoi", b"/* XPM */": "xpm", b"\xd7\xcd\xc6\x9a\0\0": "wmf",
     b"%PDF-1.7\n": "pdf", b"PK\3\4": "zip", b"\x1f\x8b\x08": "gz", b"<svg xmlns='http://www.w3.org/2000/svg'>": "svg",
@@ -550,6 +563,24 @@ def _exifs() -> Iterator[tuple[str, bytes, Expected]]:
 
 
 # What is not a plain file, or has no plain name
+
+
+# AVIF and HEIC
+
+
+def _lying_containers() -> Iterator[tuple[str, bytes, Expected]]:
+    """Yields files whose container names another size than the coded picture has."""
+    blank = Image.new("RGB", (2000, 1500))
+    wholes = {"avif": saved(blank, "AVIF", speed=10)} | ({"heic": _heic(blank)} if can_read_heif() else {})
+    for kind, whole in wholes.items():
+        for width, height in ((16, 16), (1, 1), (0, 0), (2001, 1500), (4000, 1), (2**31 - 1, 2**31 - 1), (16384, 16384)):
+            yield f"said-{width}x{height}.{kind}", _with_extents(whole, width, height), ANY
+
+
+def _with_extents(whole: bytes, width: int, height: int) -> bytes:
+    """Returns a file whose `ispe` box (ISO/IEC 23008-12, 6.5.3) names another size."""
+    start = whole.index(b"ispe") + 8
+    return whole[:start] + struct.pack(">II", width, height) + whole[start + 8 :]
 
 
 def _odd_names(folder: Path) -> dict[str, Expected]:

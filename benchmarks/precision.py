@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchverify.images.decode import IMAGE_ENDINGS
+from batchverify.images.formats import IMAGE_ENDINGS
 from benchmarks.speed.report import describe_machine, machine_words
 from benchmarks.speed.runner import measure
 

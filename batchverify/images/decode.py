@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from batchverify.errors import short_reason
 from batchverify.images.failure import ImageFailure
-from batchverify.images.foreign_formats import name_foreign_format
+from batchverify.images.foreign_formats import isobmff_format, name_foreign_format
+from batchverify.images.formats import FORMATS_IN_WORDS, PILLOW_FORMATS, open_image, pixels_to_reserve
 from batchverify.images.pillow_settings import no_limit_or_warnings, whole_files_only
 from batchverify.images.pixel_budget import PixelBudget
 from batchverify.images.resize import Layout
 from batchverify.images.safety import find_decoding_hazard, find_memory_hazard, lacks_strips
 from batchverify.schema import ImageStatus
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF")
-# The suffixes that these formats have, for a search through a folder.
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # A batch decoder decodes one file for each core at the same time, beside all threads.
 _MAX_DEFERRED_PIXELS = 8_000_000
 # The next marker after a JPEG file's scan; within the scan, 0xff stands only before 0x00 or a restart (ITU-T T.81, B.1.1).
@@ -46,7 +43,7 @@ def decode(
     The first frame is used, the EXIF orientation is applied, transparency is replaced by white, and 16 bits are scaled to 8.
 
     Args:
-        data: The bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file.
+        data: The bytes of an image file.
         layout: The layout of the result.
         max_pixels: The largest number of pixels; a file whose header names more is `too_large` and is not decoded.
         budget: The pixels that all threads may decode at the same time; None sets no bound.
@@ -94,16 +91,16 @@ def decode_or_defer(
 def _open_and_decode(
     data: bytes, layout: Layout, max_pixels: int, defer_jpeg: bool, budget: PixelBudget | None
 ) -> np.ndarray | UndecodedJpeg | ImageFailure:
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    with open_image(data) as image:
         if failure := _check_header(image, max_pixels):
             return failure
         if defer_jpeg and image.width * image.height <= _MAX_DEFERRED_PIXELS and _is_plain_jpeg(image, data):
             return UndecodedJpeg(data)
         # JPEG decodes at a half, a quarter or an eighth of its size at a fraction of the cost. Twice the wanted size keeps
         # the result within what the resize filter itself would smooth.
-        if layout.resize.antialias:
+        if layout.resize.antialias and isinstance(image, JpegImagePlugin.JpegImageFile):
             image.draft(None, (2 * max(layout.height, layout.width),) * 2)
-        with budget.reserve(image.width * image.height) if budget else contextlib.nullcontext():
+        with budget.reserve(pixels_to_reserve(image)) if budget else contextlib.nullcontext():
             return _to_pixels(image, layout, max_pixels)
 
 
@@ -149,7 +146,7 @@ def _to_pixels(image: Image.Image, layout: Layout, max_pixels: int) -> np.ndarra
 def _to_8_bits(image: Image.Image) -> Image.Image | ImageFailure:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "I" and image.format in (None, "PNG"):  # Pillow's mode for some 16-bit PNG files
+    if image.mode == "I" and image.format in (None, "PNG", "PPM"):  # Pillow's mode for their 16-bit files
         return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
     if image.mode in ("I", "F", "LAB"):
         return ImageFailure(ImageStatus.UNSUPPORTED, f"pixels of kind {image.mode} have no agreed scale; store 8 or 16 bits")
@@ -207,10 +204,12 @@ def _flatten_on_white(image: Image.Image) -> Image.Image:
 
 def _describe_unidentified(data: bytes) -> ImageFailure:
     """Tells a file of a format that is not supported from a broken file."""
+    if isobmff_format(data) == "AVIF":
+        return ImageFailure(ImageStatus.UNREADABLE, "it is an AVIF file that cannot be decoded; copy it again, whole")
     if description := name_foreign_format(data):
         return ImageFailure(ImageStatus.UNSUPPORTED, description)
     for name in Image.ID:
         accept = Image.OPEN[name][1]
-        if name not in _FORMATS and accept is not None and accept(data[:16]) is True:
-            return ImageFailure(ImageStatus.UNSUPPORTED, f"{name} files are not read; store JPEG, PNG, WebP, BMP, GIF or TIFF")
+        if name not in PILLOW_FORMATS and accept is not None and accept(data[:16]) is True:
+            return ImageFailure(ImageStatus.UNSUPPORTED, f"{name} files are not read; store {FORMATS_IN_WORDS}")
     return ImageFailure(ImageStatus.UNREADABLE, "it is no image of a known format")

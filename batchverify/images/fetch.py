@@ -15,14 +15,14 @@ from batchverify import errors
 from batchverify.errors import short_reason
 from batchverify.images.failure import ImageFailure
 from batchverify.io import object_store
-from batchverify.io.filesystem import open_for_reading, read_stream
+from batchverify.io.filesystem import open_for_reading, read_stream, says_not_found, system_devices
 from batchverify.io.storage_options import current_storage_options
 from batchverify.schema import ImageStatus
 from batchverify.uris import is_remote
 
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
 _DENIED = {errno.EACCES, errno.EPERM}
-_MISSING_TEXT, _DENIED_TEXT = re.compile(r"\b404\b|Not Found|NoSuch"), re.compile(r"\b(401|403)\b|Forbidden")
+_DENIED_TEXT = re.compile(r"\b(401|403)\b|Forbidden")
 _ATTEMPTS = 3
 _FIRST_PAUSE_S = 0.2
 # Two changes within this time may have the same time stamp: on file systems that count whole seconds, and on all others.
@@ -121,14 +121,15 @@ def _read_local(handle: int, max_bytes: int, with_data: bool) -> FetchedFile | I
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode):
         return ImageFailure(ImageStatus.UNREADABLE, "it is not a file")
+    if status.st_dev in system_devices():
+        return ImageFailure(ImageStatus.UNREADABLE, "it is not a file, but text that the system makes up")
     if status.st_size > max_bytes:
         return _too_many_bytes(status.st_size, max_bytes)
     version = _version(status.st_size, status.st_mtime_ns)
     if not with_data:
         return FetchedFile(b"", version)
     with open(handle, "rb", closefd=False) as file:
-        # The file may have grown since, and every file in /proc has the size 0.
-        data = file.read(status.st_size + _SPARE_BYTES)
+        data = file.read(status.st_size + _SPARE_BYTES)  # The file may have grown since.
     return FetchedFile(data, version) if len(data) <= max_bytes else _too_many_bytes(None, max_bytes)
 
 
@@ -199,11 +200,9 @@ def _store_failure(uri: str, error: Exception) -> ImageFailure:
     reason = short_reason(error)
     if isinstance(error, ValueError) and "filesystem" in reason.lower():
         return ImageFailure(ImageStatus.UNSUPPORTED, f"no file system is installed for {uri.split('://')[0]}://")
-    # A number within the URI itself, such as a port, is no status of the store.
-    message = str(error).replace(uri, "")
-    if isinstance(error, FileNotFoundError) or _MISSING_TEXT.search(message):
+    if says_not_found(error, uri):
         return _NO_OBJECT
-    if isinstance(error, PermissionError) or _DENIED_TEXT.search(message):
+    if isinstance(error, PermissionError) or _DENIED_TEXT.search(str(error).replace(uri, "")):
         return _NO_ACCESS
     return ImageFailure(ImageStatus.UNAVAILABLE, reason)
 

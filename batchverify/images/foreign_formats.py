@@ -37,8 +37,8 @@ _BYTES_LOOKED_AT = 2048
 def name_foreign_format(data: bytes) -> str | None:
     """Returns what a file that is no image is, and what to do; None where its first bytes do not show it."""
     start = data[:_BYTES_LOOKED_AT]
-    if start[4:8] == b"ftyp" and (brand := _find_brand(start)):
-        return f"{brand} files are not read; {_CONVERT}"
+    if (kind := isobmff_format(start)) in ("HEIC", "HEIF"):
+        return f"{kind} files need a decoder; pip install 'batchverify[heif]', or {_CONVERT}"
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"<") and (element := _ELEMENT.search(text)):
         return _ELEMENTS.get(element[1].lower(), _PAGE)
@@ -48,8 +48,11 @@ def name_foreign_format(data: bytes) -> str | None:
     return None
 
 
-def _find_brand(start: bytes) -> str | None:
-    """Returns the format that the main brand names, or else the first compatible brand that is known."""
+def isobmff_format(data: bytes) -> str | None:
+    """Returns `HEIC`, `HEIF` or `AVIF` by the main brand of a file, or else by the first compatible brand that is known."""
+    start = data[:_BYTES_LOOKED_AT]
+    if start[4:8] != b"ftyp":
+        return None
     size = min(len(start), int.from_bytes(start[:4], "big"), 256)
     brands = [start[8:12], *(start[place : place + 4] for place in range(16, size - 3, 4))]
     known = [_BRANDS[brand] for brand in brands if brand in _BRANDS]

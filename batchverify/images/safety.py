@@ -13,6 +13,10 @@ _MAX_GIF_BLOCKS = 4_000
 _MAX_STRIPS = 2**18
 _MAX_JUNK_BYTES = 2**16
 _MAX_PNG_PROFILES = 10
+# Pillow reads the numbers of text files, and comments of all, in Python: 60 MB take 10 seconds.
+_MAX_PNM_TEXT_BYTES, _MAX_PNM_HEADER_BYTES = 2**22, 2**16
+_PNM, _PNM_TEXT = re.compile(rb"P[1-6]\s"), re.compile(rb"P[1-3]\s")
+_PNM_HEADER = re.compile(rb"P[1-6](?:(?:\s+|#[^\r\n]*[\r\n])+\d+){2,3}\s")
 _SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\x01-\x04]")
 _TO_NEXT_MARKER = re.compile(rb"[^\xff]*\xff+")
 _MARKERS_WITHOUT_LENGTH = {0x00, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
@@ -29,6 +33,14 @@ def find_decoding_hazard(data: bytes) -> str | None:
         return "a PNG file of many colour profiles"
     if data.startswith((b"II", b"MM")) and _count_tiff_strips(data) > _MAX_STRIPS:
         return f"a TIFF file of more than {_MAX_STRIPS} strips"
+    return _find_pnm_hazard(data) if _PNM.match(data) else None
+
+
+def _find_pnm_hazard(data: bytes) -> str | None:
+    if _PNM_TEXT.match(data) and len(data) > _MAX_PNM_TEXT_BYTES:
+        return f"a PNM file of text of more than {_MAX_PNM_TEXT_BYTES} bytes; store it in binary"
+    if not _PNM_HEADER.match(data[:_MAX_PNM_HEADER_BYTES]):
+        return f"a PNM file whose first {_MAX_PNM_HEADER_BYTES} bytes are no header"
     return None
 
 

@@ -6,7 +6,9 @@ callers that must report a failure catch `Exception`.
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import stat
 from typing import Any
 
@@ -17,8 +19,9 @@ from batchverify.errors import PreflightError, short_reason
 from batchverify.uris import is_remote
 
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-# Files in these folders have no size, and may have another content whenever they are read.
+# Files in these folders have no size that is true, and may have another content whenever they are read.
 _SYSTEM_FOLDERS = ("/proc/", "/sys/")
+_NOT_FOUND = re.compile(r"\b404\b|Not ?Found|NoSuch")
 
 
 def open_for_reading(path: str) -> Any:
@@ -43,6 +46,12 @@ def _refuse_special_file(path: str) -> None:
         kind = "a file that the system makes up"
     if kind is not None:
         raise OSError(f"it is {kind}, which can be read only once; save its content as a file and name that")
+
+
+@functools.cache
+def system_devices() -> frozenset[int]:
+    """Returns the devices, as `os.stat_result.st_dev` names them, whose files the system makes up."""
+    return frozenset(os.stat(folder).st_dev for folder in _SYSTEM_FOLDERS if os.path.ismount(folder))
 
 
 def open_input(path: str) -> Any:
@@ -90,6 +99,22 @@ def write_bytes(path: str, data: bytes) -> None:
 def write_text(path: str, text: str) -> None:
     """Writes a UTF-8 file, in place of any that is there."""
     write_bytes(path, text.encode())
+
+
+def list_files(pattern: str) -> list[str]:
+    """Returns the paths of the files that a pattern matches; none where the store has no such file, folder or bucket."""
+    try:
+        return [match.path for match in FileSystems.match([pattern])[0].metadata_list]
+    except Exception as error:  # Some stores raise an error for a bucket that is not there, others match nothing.
+        if says_not_found(error, pattern):
+            return []
+        raise
+
+
+def says_not_found(error: Exception, uri: str) -> bool:
+    """Returns whether an error of a store's client says that there is no file, folder or bucket of that name."""
+    # A number within the URI itself, such as a port, is no status of the store.
+    return isinstance(error, FileNotFoundError) or _NOT_FOUND.search(str(error).replace(uri, "")) is not None
 
 
 def file_size(path: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -90,7 +90,7 @@ class FileInspection:
             return
         if self.footer is None:
             if self.csv_header is not None:
-                yield Shard(self.path, (), 0, self.max_rows, self.csv_header)
+                yield self._shard((), 0)
             return
         groups: list[int] = []
         first, rows = 0, 0
@@ -98,10 +98,10 @@ class FileInspection:
             groups.append(group)
             rows += self.footer.row_group(group).num_rows
             if rows >= block_rows:
-                yield Shard(self.path, tuple(groups), first, self._max_rows_from(first))
+                yield self._shard(groups, first)
                 groups, first, rows = [], first + rows, 0
         if groups:
-            yield Shard(self.path, tuple(groups), first, self._max_rows_from(first))
+            yield self._shard(groups, first)
 
     def row_groups(self) -> Iterator[int]:
         """Yields the row groups of a Parquet file that hold wanted rows."""
@@ -112,8 +112,9 @@ class FileInspection:
                 yield group
             first += self.footer.row_group(group).num_rows
 
-    def _max_rows_from(self, first: int) -> int | None:
-        return None if self.max_rows is None else self.max_rows - first
+    def _shard(self, groups: Sequence[int], first_row: int) -> Shard:
+        max_rows = None if self.max_rows is None else self.max_rows - first_row
+        return Shard(self.path, tuple(groups), first_row, max_rows, self.csv_header, tuple(self.schema.names))
 
 
 def inspect_file(path: str, config: VerificationConfig, budget: InspectionBudget) -> FileInspection:

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
-from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, short_reason
+from batchverify.io.filesystem import list_files
 from batchverify.manifest.columns import (
     SEPARATORS,
     awkward_names,
@@ -120,9 +120,9 @@ def _match(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
     problems = []
     for pattern in patterns:
         try:
-            matches = _list_files(pattern)
+            matches = [] if os.path.isdir(pattern) else list_files(pattern)
             if not matches:
-                matches = [path for path in _list_files(f"{pattern.rstrip('/')}/**") if _is_manifest(path, pattern)]
+                matches = [path for path in list_files(f"{pattern.rstrip('/')}/**") if _is_manifest(path, pattern)]
         except Exception as error:  # Beam wraps whatever the store's client raises.
             problems.append(
                 f"--manifest {pattern} cannot be looked up ({short_reason(error)}); check the path and your access."
@@ -134,12 +134,6 @@ def _match(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
             problems.append(f"--manifest {pattern}: there is no such file; check the path.")
         paths.update(dict.fromkeys(sorted(matches)))
     return list(paths), problems
-
-
-def _list_files(pattern: str) -> list[str]:
-    if os.path.isdir(pattern):
-        return []
-    return [match.path for match in FileSystems.match([pattern])[0].metadata_list]
 
 
 def _is_manifest(path: str, folder: str) -> bool:

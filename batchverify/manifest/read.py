@@ -10,9 +10,10 @@ import pyarrow as pa
 from apache_beam.pvalue import PBegin, PCollection
 
 from batchverify.config import VerificationConfig
-from batchverify.errors import PreflightError, RunError
+from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.io import arrow_coder  # noqa: F401  registers the coder of pa.Table
 from batchverify.io.storage_options import with_storage_options
+from batchverify.manifest.columns import quote_names
 from batchverify.manifest.csv import read_csv_batches
 from batchverify.manifest.labels import find_bad_label
 from batchverify.manifest.parquet import read_parquet_batches
@@ -22,6 +23,7 @@ from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, MANIFEST_ROW
 from batchverify.worker_stats import WorkerStats
 
 _BLOCK_BYTES = 64 * 2**20
+_CHANGED, _LEAVE = "the file has changed since the run began", "run again, and leave the manifest as it is meanwhile"
 
 
 class ReadManifest(beam.PTransform[PBegin, PCollection[tuple[str, pa.Table]]]):
@@ -62,7 +64,7 @@ def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> 
             rows = _rows_in_block(batch, config.block_rows)
             for start in range(0, batch.num_rows, rows):
                 block = batch.slice(start, rows)
-                yield _with_provenance(_cast(block, schema), shard.path, row)
+                yield _with_provenance(_cast(block, schema, shard), shard.path, row)
                 row += block.num_rows
     except PreflightError as error:
         raise RunError(str(error)) from None
@@ -130,10 +132,15 @@ def first_rows(batches: Iterator[pa.Table], max_rows: int | None) -> Iterator[pa
             return
 
 
-def _cast(block: pa.Table, schema: pa.Schema) -> pa.Table:
+def _cast(block: pa.Table, schema: pa.Schema, shard: Shard) -> pa.Table:
+    if difference := sorted({*block.column_names, BAD_ROW_COLUMN} ^ {*shard.columns, BAD_ROW_COLUMN}):
+        raise RunError(f"{shard.path}: {_CHANGED} (columns {quote_names(difference)}); {_LEAVE}.")
     if BAD_ROW_COLUMN in block.column_names:
         schema = schema.append(pa.field(BAD_ROW_COLUMN, pa.string()))
     for name in set(schema.names) - set(block.column_names):  # A column that only the folders of other files state.
         block = block.append_column(name, pa.nulls(block.num_rows))
     block = block.select(schema.names)
-    return block if block.schema.equals(schema) else block.cast(schema)
+    try:
+        return block if block.schema.equals(schema) else block.cast(schema)
+    except pa.ArrowException as error:
+        raise RunError(f"{shard.path}: {_CHANGED} ({short_reason(error)}); {_LEAVE}.") from None

@@ -20,6 +20,7 @@ class Shard:
         first_row: The number of the first row, counted from 0 in its file.
         max_rows: The number of rows to read from the first one on; None for all.
         csv_header: The header of a CSV file; None for a Parquet file.
+        columns: The columns of the file, with those that its folders state.
     """
 
     path: str
@@ -27,6 +28,7 @@ class Shard:
     first_row: int
     max_rows: int | None = None
     csv_header: CsvHeader | None = None
+    columns: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _choose_images(model: PairModel, images: str | None, manifest: str | None) -
 
 
 def _list_folder(folder: str) -> list[str]:
-    from batchverify.images.decode import IMAGE_ENDINGS
+    from batchverify.images.formats import IMAGE_ENDINGS
 
     if not os.path.isdir(folder):
         raise PreflightError(f"--images {folder}: there is no such folder; check the path.")

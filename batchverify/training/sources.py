@@ -15,8 +15,8 @@ from PIL import Image
 from batchverify.config import VerificationConfig
 from batchverify.demo import characters
 from batchverify.errors import PreflightError
-from batchverify.images.decode import IMAGE_ENDINGS
 from batchverify.images.failure import ImageFailure
+from batchverify.images.formats import IMAGE_ENDINGS
 from batchverify.images.reader import ImageReader
 from batchverify.images.resize import Layout
 from batchverify.manifest.columns import pair_uris

@@ -88,7 +88,7 @@ def test_one_channel(picture):
         (b"no image at all", ImageStatus.UNREADABLE),
         (encoded(Image.new("L", (50, 50)), "PNG")[:60], ImageStatus.UNREADABLE),
         (encoded(Image.effect_noise((50, 50), 40), "JPEG")[:700], ImageStatus.UNREADABLE),
-        (encoded(Image.new("RGB", (5, 5)), "PPM"), ImageStatus.UNSUPPORTED),
+        (encoded(Image.new("RGB", (5, 5)), "PCX"), ImageStatus.UNSUPPORTED),
         (encoded(Image.new("F", (5, 5)), "TIFF"), ImageStatus.UNSUPPORTED),
         (encoded(Image.new("1", (3000, 3000)), "PNG"), ImageStatus.TOO_LARGE),
     ],

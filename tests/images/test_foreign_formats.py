@@ -10,9 +10,6 @@ from batchverify.images.resize import Layout
 from batchverify.schema import ImageStatus
 
 FILES = {
-    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100),
-    "HEIC by a compatible brand": b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(100),
-    "AVIF": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(100),
     "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100),
     "PDF": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n",
     "SVG": b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="http://www.w3.org/2000/svg"/>',
@@ -28,7 +25,7 @@ FILES = {
 def test_a_foreign_file_is_named_with_a_remedy(name):
     failure = decode(FILES[name], Layout(8, 8))
     assert isinstance(failure, ImageFailure) and failure.status is ImageStatus.UNSUPPORTED
-    assert name.split(" by ")[0] in failure.error and ";" in failure.error
+    assert name in failure.error and ";" in failure.error
 
 
 def test_comments_without_end_take_no_time():

@@ -286,3 +286,28 @@ def test_what_can_be_read_only_once_is_refused(tmp_path):
 def test_a_file_of_another_kind_is_named_with_the_remedy(data, cause, tmp_path):
     (problem,) = problems(write(tmp_path / "p.csv", data))
     assert cause in problem and "; " in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "words"),
+    [
+        ("p.csv", {"left": ["c"], "other": ["d"]}, "columns 'other', 'right'"),
+        ("p.csv", {"left": ["c"]}, "columns 'right'"),
+        ("p.parquet", {"left": ["c"], "right": ["d"], "more": ["e"]}, "columns 'more'"),
+        ("p.parquet", {"left": ["c"], "right": [[1]]}, "has changed since the run began"),
+    ],
+    ids=["renamed", "dropped", "added", "another type"],
+)
+def test_a_file_whose_columns_change_in_mid_run_is_named(name, changed, words, tmp_path):
+    def save(columns):
+        frame = pd.DataFrame(columns)
+        frame.to_csv(path, index=False) if name.endswith("csv") else frame.to_parquet(path)
+
+    path = tmp_path / name
+    save({"left": ["a"], "right": ["b"]})
+    config = batchverify.VerificationConfig(manifests=(str(path),), output="unused")
+    plan = plan_manifest(config)
+    save(changed)
+    with pytest.raises(batchverify.RunError) as failed:
+        list(read_blocks(plan.shards[0], plan.schema, config))
+    assert str(failed.value).startswith(f"{path}: ") and words in str(failed.value)

@@ -1,0 +1,46 @@
+"""The image formats that are read, and how a file of each is opened."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+from typing import cast
+
+from PIL import Image, ImageFile
+
+from batchverify.images.foreign_formats import isobmff_format
+
+PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "PPM")
+FORMATS_IN_WORDS = "JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF or PNM"
+# The suffixes that these formats have, for a search through a folder.
+IMAGE_ENDINGS = (
+    ".jpg", ".jpeg", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp", ".gif", ".tif", ".tiff",
+    ".pgm", ".ppm", ".pbm", ".pnm",
+)  # fmt: skip
+# An AVIF file's header may name fewer pixels than its picture has. libavif decodes up to 16,384 × 16,384 of them, at 6 bytes
+# each, before it scales them to the size in the header; so many pixels take as much memory in another format.
+_AVIF_PIXELS = 95_000_000
+
+
+def open_image(data: bytes) -> ImageFile.ImageFile:
+    """Opens an image file; its pixels are decoded by `load`.
+
+    Raises:
+        Exception: If no decoder knows the file, or if its header is broken. Pillow's decoders raise any exception.
+    """
+    if isobmff_format(data) in ("HEIC", "HEIF") and can_read_heif():
+        # The decoder is not registered, because that would change what Pillow opens in a program that uses this package.
+        return cast(ImageFile.ImageFile, importlib.import_module("pillow_heif").HeifImageFile(io.BytesIO(data)))
+    return Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
+
+
+def can_read_heif() -> bool:
+    """Returns whether the optional decoder of HEIC and HEIF files is installed."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def pixels_to_reserve(image: ImageFile.ImageFile) -> int:
+    """Returns the number of pixels whose memory the decoder may take at most."""
+    pixels = image.width * image.height
+    return max(pixels, _AVIF_PIXELS) if image.format == "AVIF" else pixels
