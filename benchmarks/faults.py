@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import glob
+import json
 import os
 import random
 import resource
@@ -31,6 +33,7 @@ from batchverify.config import VerificationConfig
 from batchverify.manifest.plan import plan_manifest
 from batchverify.manifest.read import read_blocks
 from benchmarks.hostile_images import MOST_BYTES, MOST_PIXELS, write_corpus
+from benchmarks.hostile_manifests import write_manifests
 
 DEMO = Path(__file__).parent.parent / "manifests"
 WORKERS = [
@@ -104,11 +107,13 @@ class Campaign:
     def kill(self, outcome: Outcome) -> None:
         """Kills a run with SIGKILL at a random moment, and runs the same command again."""
         output = self.folder / "killed"
-        for _ in self._tries(outcome, self.tries):
+        for number in self._tries(outcome, self.tries):
             process = self.start(output, "--overwrite")
             time.sleep(self.random.uniform(0, self.seconds))
             process.kill()
             process.wait()
+            # From the second try on there is a finished run, which must be there still, or lie whole beside its replacement.
+            outcome.wrong += number > 0 and not names(output) & {"_SUCCESS", "_REPLACEMENT"}
             if "_SUCCESS" in names(output):
                 outcome.account(self.rows, output, self.undisturbed)
             outcome.wrong += self.run(output, "--overwrite") != FINISHED
@@ -189,6 +194,57 @@ class Campaign:
             expected = [corpus[uri] for uri in rows["right"]]
             outcome.wrong += sum(s not in allowed for s, allowed in zip(rows["right_status"], expected, strict=True))
 
+    def hostile_manifests(self, outcome: Outcome) -> None:
+        """Runs manifests as other programs write them, and broken ones: each is done whole or refused, as is right for it."""
+        for manifest in write_manifests(self.folder / "manifests", str(DEMO / "images" / "a0_c0_w0.png")):
+            outcome.tries += 1
+            output = self.folder / "manifest" / manifest.path.name
+            outcome.wrong += self.run(output, manifest=manifest.path) != manifest.code
+            if manifest.code == REFUSED:
+                outcome.wrong += len(names(output))
+            else:
+                outcome.account(manifest.rows, output)
+
+    def limited_files(self, outcome: Outcome) -> None:
+        """Lets no file grow beyond a random size, as a full disk does, while a finished run is there: it stays as it was."""
+        output = self.folder / "limited"
+        outcome.wrong += self.run(output) != FINISHED
+        for _ in self._tries(outcome, max(1, self.tries // 4)):
+            limit = int(2 ** self.random.uniform(5, 21))
+            code = self.start(output, "--overwrite", before=functools.partial(_limit_files, limit)).wait(900)
+            outcome.wrong += code not in (FINISHED, FAILED, REFUSED)
+            outcome.account(self.rows, output, self.undisturbed)
+
+    def unread_words(self, outcome: Outcome) -> None:
+        """Closes what the program prints to, before or while it prints: the work is done and the exit code says so."""
+        output = self.folder / "unread"
+        for number in self._tries(outcome, max(2, self.tries // 4)):
+            process = self.start(output, "--overwrite", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            if number % 2:
+                time.sleep(self.random.uniform(0, self.seconds))
+            for stream in (process.stdout, process.stderr):
+                assert stream is not None
+                stream.close()
+            outcome.wrong += process.wait(900) != FINISHED
+            outcome.account(self.rows, output, self.undisturbed)
+
+    def one_embedding_store(self, outcome: Outcome) -> None:
+        """Starts two runs with one store of embeddings at random moments: each that ends with 0 has published its own."""
+        store = self.folder / "embeddings"
+        for number in self._tries(outcome, max(1, self.tries // 4)):
+            outputs = [self.folder / f"stored-{number}-{side}" for side in "ab"]
+            first = self.start(outputs[0], "--embeddings", str(store))
+            time.sleep(self.random.uniform(0, 2))
+            codes = [self.run(outputs[1], "--embeddings", str(store)), first.wait(900)]
+            outcome.wrong += not set(codes) <= {FINISHED, REFUSED} or FINISHED not in codes
+            for output, code in zip(reversed(outputs), codes, strict=True):
+                if code == FINISHED:
+                    outcome.account(self.rows, output, self.undisturbed)
+            again = self.folder / f"stored-{number}-again"
+            outcome.wrong += self.run(again, "--embeddings", str(store)) != FINISHED
+            summary = json.loads((again / "summary.json").read_text(encoding="utf-8"))
+            outcome.wrong += summary["embeddings"]["encoded"] != 0
+
     def bad_rows(self, outcome: Outcome) -> None:
         """Mixes in rows with one field too few or too many: a tenth of all rows."""
         lines = self.manifest.read_text().splitlines()
@@ -226,11 +282,19 @@ class Campaign:
             outcome.lost += rows - outcome.rows_out
             outcome.wrong += resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before > 2**20
 
-    def start(self, output: Path, *more: str, manifest: Path | None = None) -> subprocess.Popen:
-        """Starts the command in a process group of its own."""
+    def start(
+        self,
+        output: Path,
+        *more: str,
+        manifest: Path | None = None,
+        stdout: int = subprocess.DEVNULL,
+        stderr: int = subprocess.DEVNULL,
+        before: Callable[[], None] | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Starts the command in a process group of its own; `before` is called in its process."""
         command = [sys.executable, "-m", "batchverify", "--manifest", str(manifest or self.manifest), "--output", str(output)]
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen([*command, "--block-rows", "500", *more], start_new_session=True, **silent)  # type: ignore[call-overload]
+        command += ["--block-rows", "500", *more]
+        return subprocess.Popen(command, start_new_session=True, stdout=stdout, stderr=stderr, preexec_fn=before)
 
     def run(self, output: Path, *more: str, manifest: Path | None = None) -> int:
         """Runs the command to its end and returns its exit code."""
@@ -273,6 +337,11 @@ def _workers_of(launcher: int) -> Iterator[int]:
             continue
 
 
+def _limit_files(size: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()
@@ -293,10 +362,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(Path(folder), options.tries)
         cases: list[Callable[[Outcome], None]] = [
-            campaign.hostile_images, campaign.bad_rows, campaign.ten_million_rows, campaign.repeat_bundles,
-            campaign.two_at_once, campaign.kill, campaign.stop, campaign.kill_worker,
+            campaign.hostile_images, campaign.hostile_manifests, campaign.bad_rows, campaign.ten_million_rows,
+            campaign.repeat_bundles, campaign.two_at_once, campaign.one_embedding_store, campaign.kill, campaign.stop,
+            campaign.kill_worker, campaign.limited_files, campaign.unread_words,
         ]  # fmt: skip
-        print(f"{'':18}" + "".join(f"{name:>12}" for name in columns), flush=True)
+        print(f"{'':22}" + "".join(f"{name:>12}" for name in columns), flush=True)
         outcomes = []
         for case in cases:
             if options.only and case.__name__ not in options.only:
@@ -304,7 +374,7 @@ def main() -> int:
             outcome = Outcome(case.__name__.replace("_", " "))
             case(outcome)
             outcomes.append(outcome)
-            print(f"{outcome.case:18}" + "".join(f"{getattr(outcome, name):>12,}" for name in columns), flush=True)
+            print(f"{outcome.case:22}" + "".join(f"{getattr(outcome, name):>12,}" for name in columns), flush=True)
     return int(any(outcome.lost or outcome.doubled or outcome.wrong for outcome in outcomes))
 
 
