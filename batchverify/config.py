@@ -45,12 +45,29 @@ class Limit:
         return f"{self.maximum:g}%" if self.is_percentage else f"{self.maximum:,.0f}"
 
 
-PIXELS = ("0..255", "0..1", "-1..1", "imagenet", "caffe")
+PIXELS = ("0..255", "0..1", "-1..1", "imagenet", "caffe", "standardize")
+_BINARY = "-binary:"  # Behind a scale: pixels are made black or white first.
 COLORS = ("rgb", "bgr", "grey")
-RESIZES = (
-    "bilinear", "nearest", "bicubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic",
-    "bilinear-antialias", "bicubic-antialias", "lanczos3-antialias",
+_TF_RESIZES = (
+    "bilinear", "nearest", "bicubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic", "bilinear-antialias",
+    "bicubic-antialias", "lanczos3-antialias", "lanczos5-antialias", "gaussian-antialias", "mitchellcubic-antialias",
 )  # fmt: skip
+_PILLOW_RESIZES = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+# The methods of resizing that each loader has.
+LOADER_RESIZES = {
+    "tf": _TF_RESIZES,
+    "keras-dataset": _TF_RESIZES,
+    "keras-load-img": _PILLOW_RESIZES,
+    "keras-generator": _PILLOW_RESIZES,
+    "pillow": _PILLOW_RESIZES,
+    "torchvision": _PILLOW_RESIZES,
+    "opencv": ("bilinear", "nearest", "bicubic", "area", "lanczos4"),
+    "skimage": ("bilinear", "nearest", "bicubic"),
+    "batchverify": _PILLOW_RESIZES,
+}
+LOADERS = tuple(LOADER_RESIZES)
+RESIZES = tuple(dict.fromkeys(method for methods in LOADER_RESIZES.values() for method in methods))
+ORIENTATIONS, ALPHAS = ("apply", "ignore"), ("white", "black", "drop")
 FITS = ("stretch", "crop", "pad")
 COMPARES = ("cosine", "euclidean", "l1")
 ON_NAN = ("fail", "keep")
@@ -59,8 +76,10 @@ RUNTIMES = ("tensorflow", "openvino")
 PRECISIONS = ("float32", "bfloat16")
 EMBEDDING_VERSIONS = ("stat", "content")
 OUTPUTS = ("score", "logit", "distance", "cosine")
+_IMPORTABLE = re.compile(r"[\w.]+:[\w.]+")
 _SEPARATOR = re.compile(r"""[^"\r\n\x80-\U0010ffff]""")
-_CHOICES = {"pixels": PIXELS, "color": COLORS, "resize": RESIZES, "fit": FITS, "compare": COMPARES, "output_is": OUTPUTS,
+_CHOICES = {"color": COLORS, "loader": LOADERS, "resize": RESIZES, "orientation": ORIENTATIONS, "alpha": ALPHAS, "fit": FITS,
+            "compare": COMPARES, "output_is": OUTPUTS,
             "on_nan": ON_NAN, "bad_rows": BAD_ROWS, "runtime": RUNTIMES, "precision": PRECISIONS,
             "embeddings_version": EMBEDDING_VERSIONS}  # fmt: skip
 THRESHOLD = 0.5
@@ -77,10 +96,17 @@ class ModelConfig:
         model: The path of a `.keras` file, an HDF5 file or a SavedModel folder, on any file system that Beam opens; None
             means the embedded model.
         threshold: The lowest score of a match, in [0, 1]; the default is 0.5.
-        pixels: The scale of the pixels that the model was trained on, one of `PIXELS`; it has no default.
-        color: The order of the channels, one of `COLORS`; the default is RGB, or grey for a model with one channel.
-        resize: The method that brings an image to the model's size, one of `RESIZES`. The names are those of
-            `tf.image.resize`; `-antialias` stands for its `antialias=True`. The default is bilinear.
+        pixels: The scale of the pixels that the model was trained on, one of `PIXELS`; it has no default. `-binary:T` behind it
+            makes pixels above T white and all others black first.
+        color: The order of the channels, one of `COLORS`; the default is that of the loader, or grey for a model with one
+            channel.
+        loader: The library whose pixels the model was trained on, one of `LOADERS`; the default is `tf`.
+        resize: The method that brings an image to the model's size, one of the loader's `LOADER_RESIZES`. `-antialias` stands
+            for `antialias=True` of `tf.image.resize`. The default is that of the loader.
+        orientation: Whether images are turned upright as EXIF says, one of `ORIENTATIONS`; the default is that of the loader.
+        alpha: The colour that replaces transparency, one of `ALPHAS`; the default is that of the loader.
+        preprocess: A function `module:attribute` from a decoded image, uint8 `(h, w, 3)` or `(h, w)` where the model takes one
+            channel, to what the model takes, float32 `(height, width, channels)`; it takes the place of resizing and scaling.
         fit: The treatment of images of another shape, one of `FITS`: stretch them, crop out the middle, or pad with black.
             The default is to stretch.
         image_size: The height and width in pixels, for a model whose input leaves them open.
@@ -102,7 +128,11 @@ class ModelConfig:
     threshold: float | None = None
     pixels: str | None = None
     color: str | None = None
+    loader: str | None = None
     resize: str | None = None
+    orientation: str | None = None
+    alpha: str | None = None
+    preprocess: str | None = None
     fit: str | None = None
     image_size: tuple[int, int] | None = None
     lambdas: tuple[str, ...] = ()
@@ -144,6 +174,16 @@ class ModelConfig:
                 yield f"{_option(name)} is '{getattr(self, name)}'; give one of {', '.join(choices)}."
 
     def _problems_of_input(self) -> Iterator[str]:
+        if self.pixels is not None and not _is_scale(self.pixels):
+            yield f"--pixels is '{self.pixels}'; give one of {', '.join(PIXELS)}, with {_BINARY}T behind it for a threshold."
+        if self.loader in LOADER_RESIZES and self.resize in RESIZES and self.resize not in LOADER_RESIZES[self.loader]:
+            methods = ", ".join(LOADER_RESIZES[self.loader])
+            yield f"--resize is '{self.resize}', which --loader {self.loader} does not have; give one of {methods}."
+        if self.preprocess is not None and not _IMPORTABLE.fullmatch(self.preprocess):
+            yield f"--preprocess is '{self.preprocess}'; give module:function."
+        for name in ("pixels", "resize", "fit"):
+            if self.preprocess is not None and getattr(self, name) is not None:
+                yield f"{_option(name)} and --preprocess are given, but the function does all of that; leave one of them out."
         if self.image_size is not None and not _is_size(self.image_size):
             yield f"--image-size is {self.image_size}; give height and width in pixels, at least 1x1."
         for setting in self.custom_objects:
@@ -322,6 +362,20 @@ class VerificationConfig(ScoringConfig):
         for name in ("embeddings_version", "embeddings_rebuild", "embeddings_days"):
             if self.embeddings is None and getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 yield f"{_option(name)} needs an embedding store, and none is given; add --embeddings DIR."
+
+
+def split_pixels(pixels: str) -> tuple[str, float | None]:
+    """Returns a scale, one of `PIXELS`, and the threshold above which pixels are made white first; None without one."""
+    scale, binary, threshold = pixels.partition(_BINARY)
+    return scale, float(threshold) if binary else None
+
+
+def _is_scale(pixels: str) -> bool:
+    try:
+        scale, threshold = split_pixels(pixels)
+    except ValueError:
+        return False
+    return scale in PIXELS and (threshold is None or 0 <= threshold <= 255)
 
 
 # One model runs on one GPU, so a run with more GPUs has more workers.

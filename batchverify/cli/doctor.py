@@ -24,8 +24,8 @@ from batchverify.errors import PreflightError
 
 # The fields of a configuration that a sidecar holds under their own names.
 _SIDECAR_FIELDS = (
-    "pixels", "color", "resize", "fit", "signature", "compare", "output_is", "threshold", "match_column", "image_size",
-    "mend_shared_encoder",
+    "pixels", "color", "loader", "resize", "orientation", "alpha", "fit", "signature", "compare", "output_is", "threshold",
+    "match_column", "image_size", "mend_shared_encoder",
 )  # fmt: skip
 
 

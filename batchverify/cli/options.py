@@ -8,12 +8,15 @@ from typing import Any
 
 from batchverify.cli.parser import path_option, separator_option
 from batchverify.config import (
+    ALPHAS,
     BAD_ROWS,
     COLORS,
     COMPARES,
     EMBEDDING_VERSIONS,
     FITS,
+    LOADERS,
     ON_NAN,
+    ORIENTATIONS,
     OUTPUTS,
     PIXELS,
     PRECISIONS,
@@ -89,11 +92,25 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def add_pixel_options(parser: argparse.ArgumentParser) -> None:
     """Adds what the model was trained on."""
     group = parser.add_argument_group("what the model was trained on (default: its sidecar, its graph)")
-    add_option(group, "--pixels", choices=PIXELS, help="the scale of its pixels; needed where the graph does not show it")
-    add_option(group, "--color", choices=COLORS, help="the order of its channels (default: rgb; grey for one channel)")
+    add_option(
+        group, "--pixels", metavar="SCALE",
+        help=f"the scale of its pixels, needed where the graph does not show it: {', '.join(PIXELS)}; -binary:T behind it "
+        "makes pixels above T white and all others black first",
+    )  # fmt: skip
+    add_option(group, "--color", choices=COLORS, help="the order of its channels (default: the loader's; grey for one channel)")
+    add_option(
+        group, "--loader", choices=LOADERS, metavar="LIBRARY",
+        help=f"the library that loaded its images, whose pixels are given bit for bit: {', '.join(LOADERS)} (default: tf)",
+    )  # fmt: skip
     add_option(
         group, "--resize", choices=RESIZES, metavar="METHOD",
-        help=f"how images are resized, as tf.image.resize does: {', '.join(RESIZES)} (default: bilinear)",
+        help="how the loader resizes, by the names that it has for that (default: the loader's)",
+    )  # fmt: skip
+    add_option(group, "--orientation", choices=ORIENTATIONS, help="whether images are turned upright as EXIF says")
+    add_option(group, "--alpha", choices=ALPHAS, help="what becomes of transparency: a background, or the channel is dropped")
+    add_option(
+        group, "--preprocess", metavar="MODULE:FUNCTION",
+        help="your own function from a decoded image to what the model takes, in place of resizing and scaling",
     )  # fmt: skip
     add_option(group, "--fit", choices=FITS, help="what happens to images of another shape (default: stretch)")
     add_option(
@@ -187,7 +204,7 @@ def add_pair_column_options(group: Any) -> None:
 def add_image_options(parser: argparse.ArgumentParser) -> None:
     """Adds where images lie, and what an image may cost."""
     group = parser.add_argument_group(
-        "the images", "The first frame of a file is taken, turned upright as EXIF says; transparency is laid on white."
+        "the images", "The first frame of a file is taken. --loader decides on EXIF's orientation and on transparency."
     )
     add_image_root_option(group)
     add_option(group, "--max-image-pixels", type=int, metavar="N", help="an image of more pixels is too_large")

@@ -10,6 +10,7 @@ from typing import cast
 from PIL import Image, ImageFile
 
 from batchverify.images.foreign_formats import isobmff_format
+from batchverify.images.pixel_budget import BYTES_PER_PIXEL
 
 PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "PPM")
 FORMATS_IN_WORDS = "JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF or PNM"
@@ -40,7 +41,7 @@ def can_read_heif() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def pixels_to_reserve(image: ImageFile.ImageFile) -> int:
-    """Returns the number of pixels whose memory the decoder may take at most."""
-    pixels = image.width * image.height
+def pixels_to_reserve(image: ImageFile.ImageFile, bytes_per_pixel: int) -> int:
+    """Returns the number of pixels, of `BYTES_PER_PIXEL` each, whose memory the decoder may take at most."""
+    pixels = image.width * image.height * bytes_per_pixel // BYTES_PER_PIXEL
     return max(pixels, _AVIF_PIXELS) if image.format == "AVIF" else pixels

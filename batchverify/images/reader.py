@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from batchverify.images.decode import UndecodedJpeg, decode_or_defer
+from batchverify.images.decode import UndecodedImage, decode_or_defer
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import FetchedFile, fetch_file
+from batchverify.images.layout import Layout
 from batchverify.images.pixel_budget import PixelBudget
-from batchverify.images.resize import Layout
 from batchverify.worker_stats import WorkerStats
 
-# A larger JPEG file is decoded at once, because hundreds of undecoded files wait in memory.
+# A larger file is decoded at once, because hundreds of undecoded files wait in memory.
 _MAX_DEFERRED_BYTES = 512 * 2**10
 
 
@@ -24,14 +24,14 @@ class ReadResult(NamedTuple):
     """The result of reading an image, or of looking it up only.
 
     Attributes:
-        image: The uint8 pixels `(height, width, channels)`, a JPEG file that is left undecoded, or the failure; None if the
+        image: The pixels `(height, width, channels)`, a file that is left undecoded, or the failure; None if the
             image exists and was only looked up.
         digest: The 16-byte digest of the file's content; None if the content was not read.
         version: The file system's version of the file, which changes with its content; None if it was not asked for, or the
             file system gives no version that is sure to change.
     """
 
-    image: np.ndarray | UndecodedJpeg | ImageFailure | None
+    image: np.ndarray | UndecodedImage | ImageFailure | None
     digest: bytes | None = None
     version: str | None = None
 
@@ -67,19 +67,19 @@ class ImageReader:
         assert isinstance(result.image, np.ndarray | ImageFailure)
         return result.image, result.digest
 
-    def read_with_version(self, uri: str, defer_jpegs: bool = False) -> ReadResult:
+    def read_with_version(self, uri: str, defer: bool = False) -> ReadResult:
         """Reads an image, and the version that the file had before its first byte was read.
 
         Args:
             uri: The image's path or URI.
-            defer_jpegs: Whether small, plain JPEG files are left undecoded.
+            defer: Whether small files are left undecoded where the loader has a batch decoder for them.
         """
         file = self._fetch(uri, with_version=self.versions == "stat")
         if isinstance(file, ImageFailure):
             return ReadResult(file)
         fetched = time.perf_counter()
-        defer_jpeg = defer_jpegs and len(file.data) <= _MAX_DEFERRED_BYTES
-        image = decode_or_defer(file.data, self.layout, self.max_pixels, defer_jpeg, self.budget)
+        defer = defer and len(file.data) <= _MAX_DEFERRED_BYTES
+        image = decode_or_defer(file.data, self.layout, self.max_pixels, defer, self.budget)
         self.stats.collect("decode", time.perf_counter() - fetched)
         return ReadResult(image, _digest(file.data), file.version)
 

@@ -72,13 +72,13 @@ def examine(config: ModelConfig, images: str | None = None, manifest: str | None
 
 
 def _choose_images(model: PairModel, images: str | None, manifest: str | None) -> tuple[np.ndarray, str]:
-    """Returns uint8 pixels `(n, height, width, channels)`, and a description of where they come from."""
+    """Returns loaded images `(n, height, width, channels)`, and a description of where they come from."""
     from batchverify.model.probe_images import probe_images
 
     if images or manifest:
         pixels = _read_images(model, _list_folder(images) if images else _list_manifest(str(manifest)))
         return pixels, f"{len(pixels)} images of {images or manifest}"
-    pixels = probe_images(model.facts.image_shape, _PROBE_IMAGES, seed=2)
+    pixels = model.preprocessing.as_loaded(probe_images(model.facts.image_shape, _PROBE_IMAGES, seed=2))
     return pixels, f"{len(pixels)} made-up images (noise, smooth shapes, drawings); --images DIR gives figures for yours"
 
 

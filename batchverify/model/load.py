@@ -7,6 +7,7 @@ import dataclasses
 import logging
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from batchverify.config import ModelConfig
@@ -31,6 +32,8 @@ def load_model(config: ModelConfig) -> PairModel:
         PreflightError: If it cannot be used; the message is one sentence with the remedy.
     """
     _let_gpu_memory_grow()
+    # A GPU would round float32 to 10 bits in matrix products and convolutions.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     loaded = load_file(config)
     try:
         return _make_pair_model(loaded, config)
@@ -53,7 +56,7 @@ def _make_pair_model(loaded: LoadedModel, config: ModelConfig) -> PairModel:
         *model.facts.notes,
         *filter(None, [scale_contradiction(config, shown_scale)]),
         *try_model(model, config),
-        *filter(None, [model.describe_runtime(probe_images(model.facts.image_shape, TRIAL_IMAGES, seed=2))]),
+        *filter(None, [model.describe_runtime(_make_images(model, TRIAL_IMAGES, seed=2))]),
     ]
     model.facts = dataclasses.replace(model.facts, notes=tuple(notes))
     _LOG.info("Images: %s.", preprocessing)
@@ -102,8 +105,12 @@ def _assemble_split(loaded: LoadedModel, graph: keras.Model, preprocessing: Prep
     split = split_model(graph)
     plan = plan_split(loaded, preprocessing, config, split)
     model = PairModel(loaded, preprocessing, split, plan, config)
-    model.check_split(probe_images(model.facts.image_shape, SPLIT_CHECK_IMAGES))
+    model.check_split(_make_images(model, SPLIT_CHECK_IMAGES))
     return model
+
+
+def _make_images(model: PairModel, count: int, seed: int = 0) -> np.ndarray:
+    return model.preprocessing.as_loaded(probe_images(model.facts.image_shape, count, seed))
 
 
 def share_cores(threads: int) -> None:

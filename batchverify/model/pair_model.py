@@ -78,9 +78,9 @@ class PairModel:
         )
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Returns float32 embeddings `(n, d)` of uint8 images `(n, height, width, channels)`.
+        """Returns float32 embeddings `(n, d)` of images `(n, height, width, channels)`, as they were loaded.
 
-        A model that is used whole has no embeddings; this returns the uint8 pixels `(n, d)` instead.
+        A model that is used whole has no embeddings; this returns the pixels `(n, d)` instead.
         """
         return images.reshape(len(images), -1) if self._encode is None else self._encode(images)
 
@@ -90,7 +90,7 @@ class PairModel:
 
     def operations(self) -> tuple[int, int]:
         """Returns the floating-point operations of encoding one image and of comparing one pair, as TensorFlow counts them."""
-        images = tf.TensorSpec((1, *self.facts.image_shape), tf.uint8)
+        images = tf.TensorSpec((1, *self.facts.image_shape), self.preprocessing.layout().pixel_dtype)
         embedding = tf.TensorSpec((1, self.facts.embedding_size), self._plan.embedding[1])
         return (
             _count_operations(self._plan.encode, images) if self._plan.encode else 0,
@@ -101,7 +101,7 @@ class PairModel:
         """Compares the scores of another runtime with TensorFlow's.
 
         Args:
-            images: uint8 `(n, height, width, channels)`, n > 0.
+            images: Images `(n, height, width, channels)`, as they were loaded, n > 0.
 
         Returns:
             A sentence with the difference of the scores; None where TensorFlow runs the network.
@@ -132,7 +132,7 @@ class PairModel:
         """Compares the scores of the two parts with those of the whole model; does nothing if the model is not split.
 
         Args:
-            images: uint8 `(n, height, width, channels)`.
+            images: Images `(n, height, width, channels)`, as they were loaded.
 
         Raises:
             SplitError: If they differ.

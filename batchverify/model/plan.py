@@ -25,7 +25,7 @@ class ExecutionPlan:
 
     Attributes:
         structure: A description of how the model is run.
-        encode: A function from uint8 images `(n, height, width, channels)` to embeddings `(n, d)`, as tensors; None where the
+        encode: A function from loaded images `(n, height, width, channels)` to embeddings `(n, d)`, as tensors; None where the
             pixels themselves are stored instead of embeddings.
         compare: A function from two tensors of embeddings, or of pixels, `(n, d)` to scores `(n,)`.
         embedding: The number d of values that are stored for an image, and their type.
@@ -47,7 +47,7 @@ def plan_split(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelC
     """Returns the plan for a model in two parts: an image is encoded once, and a pair takes the head only."""
     to_score = _output_to_score(loaded, config)
     dtype = loaded.inputs[0].dtype
-    blank = np.zeros((1, *preprocessing.image_shape), np.uint8)
+    blank = np.zeros((1, *preprocessing.image_shape), preprocessing.layout().pixel_dtype)
     shapes = [tuple(tensor.shape[1:]) for tensor in split.encode(preprocessing.to_input(blank, dtype))]
     bounds = np.cumsum([0, *(math.prod(shape) for shape in shapes)]).tolist()
     types = [tensor.dtype for tensor in split.head.inputs]
@@ -112,7 +112,7 @@ def plan_whole(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelC
         return to_score(loaded.call(*pair))
 
     structure = f"whole: {reason}"
-    return ExecutionPlan(structure, None, compare, (math.prod(shape), "uint8"), 2, 2, loaded.notes)
+    return ExecutionPlan(structure, None, compare, (math.prod(shape), preprocessing.layout().pixel_dtype), 2, 2, loaded.notes)
 
 
 def _output_to_score(loaded: LoadedModel, config: ModelConfig) -> Callable[[Any], Any]:
@@ -154,7 +154,7 @@ def call_in_trial(loaded: LoadedModel, call: Callable[[], Any]) -> Any:
 
 
 def _blank_images(loaded: LoadedModel, preprocessing: Preprocessing) -> np.ndarray:
-    return np.zeros((loaded.inputs[0].batch or 1, *preprocessing.image_shape), np.uint8)
+    return np.zeros((loaded.inputs[0].batch or 1, *preprocessing.image_shape), preprocessing.layout().pixel_dtype)
 
 
 def _flatten_rows(tensor: Any) -> Any:

@@ -6,31 +6,27 @@ A wrong scale ruins every score without any error, so it is never assumed: the g
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import keras
 import numpy as np
-from PIL import Image
 
-from batchverify.config import ModelConfig
+from batchverify.config import ModelConfig, split_pixels
 from batchverify.errors import PreflightError
-from batchverify.images.batch_decode import JpegDecoder, TensorFlowResize
-from batchverify.images.resize import Layout, PillowResize, Resize
+from batchverify.images.layout import Layout
+from batchverify.images.loaders import Loading, decide_loading, make_loader
+from batchverify.images.tensorflow_loader import BatchDecoder, TensorFlowLoader
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # From keras.applications.imagenet_utils.
 _CAFFE_MEAN = (103.939, 116.779, 123.68)  # From the same module, in the order blue, green, red.
-_PILLOW = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear-antialias": Image.Resampling.BILINEAR,
-    "bicubic-antialias": Image.Resampling.BICUBIC,
-    "lanczos3-antialias": Image.Resampling.LANCZOS,
-}
 _MEANINGS = {
     "0..255": "0 to 255, as decoded",
     "0..1": "x / 255",
     "-1..1": "x / 127.5 - 1",
     "imagenet": "x / 255, less ImageNet's mean, by its deviation (preprocess_input mode 'torch')",
     "caffe": "blue, green, red less ImageNet's mean (preprocess_input mode 'caffe')",
+    "standardize": "each image less its own mean, by its own deviation, as tf.image.per_image_standardization",
 }
 
 
@@ -44,7 +40,7 @@ class Preprocessing:
         channels: The number of channels, 3 or 1.
         pixels: The pixel scale, one of `config.PIXELS`.
         color: The order of the channels, one of `config.COLORS`.
-        resize: The method that resizes, one of `config.RESIZES`.
+        loading: The library that turns files into pixels, and how it does that.
         fit: The treatment of images of another shape, one of `config.FITS`.
         source: The source of the pixel scale, as the end of a sentence such as "as --pixels says".
     """
@@ -54,14 +50,18 @@ class Preprocessing:
     channels: int
     pixels: str
     color: str
-    resize: str
+    loading: Loading
     fit: str
     source: str
 
     def __str__(self) -> str:
+        if self.loading.preprocess:
+            return f"{self.color} {self.height}x{self.width}, {self.loading}"
+        scale, threshold = split_pixels(self.pixels)
+        binary = "" if threshold is None else f"white above {threshold:g} and black elsewhere, "
         return (
-            f"{self.color} {self.height}x{self.width}, upright by EXIF, transparency on white, {self.fit}, {self.resize}, "
-            f"pixels {self.pixels} ({_MEANINGS[self.pixels]}), as {self.source}"
+            f"{self.color} {self.height}x{self.width}, {self.loading}, {self.fit}, "
+            f"pixels {self.pixels} ({binary}{_MEANINGS[scale]}), as {self.source}"
         )
 
     @property
@@ -72,35 +72,44 @@ class Preprocessing:
     def layout(self) -> Layout:
         """Returns the layout in which images are read."""
         grey = self.color == "grey"
-        return Layout(self.height, self.width, self.channels, grey, self.resizer(), self.fit)
+        return Layout(self.height, self.width, self.channels, grey, make_loader(self.loading), self.fit)
 
-    def resizer(self) -> Resize:
-        """Returns the method that resizes an image."""
-        if self.resize in _PILLOW:
-            return PillowResize(_PILLOW[self.resize], antialias=self.resize.endswith("-antialias"))
-        return TensorFlowResize(self.resize)
+    def batch_decoder(self, max_pixels: int) -> BatchDecoder | None:
+        """Returns a decoder of many files at once that gives the pixels of `images.decode`; None if there is none."""
+        layout = self.layout()
+        return BatchDecoder(layout, layout.loader, max_pixels) if isinstance(layout.loader, TensorFlowLoader) else None
 
-    def jpeg_decoder(self, max_pixels: int) -> JpegDecoder | None:
-        """Returns a decoder of many JPEG files at once that gives the pixels of `images.decode`; None if there is none."""
-        resizer = self.resizer()
-        if isinstance(resizer, TensorFlowResize) and self.fit == "stretch" and self.channels == 3 and self.color != "grey":
-            return JpegDecoder(self.layout(), resizer, max_pixels)
-        return None
+    def as_loaded(self, images: np.ndarray) -> np.ndarray:
+        """Returns generated uint8 images as the loader would give them, in its type and on its scale."""
+        dtype = self.layout().pixel_dtype
+        return (images / np.float32(255 / self.loading.white)).astype(dtype) if dtype == "float32" else images
 
     def to_input(self, images: Any, dtype: str = "float32") -> Any:
-        """Returns the network's input, a tensor of `dtype`, for uint8 images `(n, height, width, channels)`."""
+        """Returns the network's input, a tensor of `dtype`, for images `(n, height, width, channels)` as they were loaded."""
+        if self.loading.preprocess:
+            return keras.ops.cast(images, dtype)
         if self.color == "bgr" and self.channels == 3:
             images = images[..., ::-1]
+        scale, threshold = split_pixels(self.pixels)
+        white = self.loading.white
         x = keras.ops.cast(images, "float32")
-        if self.pixels == "0..1":
-            x = x / 255.0
-        elif self.pixels == "-1..1":
-            x = x / 127.5 - 1.0
-        elif self.pixels == "imagenet":
-            x = (x / 255.0 - _by_channel(_IMAGENET_MEAN, self)) / _by_channel(_IMAGENET_STD, self)
-        elif self.pixels == "caffe":
-            x = x - _by_channel(_CAFFE_MEAN, self)
-        return keras.ops.cast(x, dtype)
+        if threshold is not None:
+            x, white = keras.ops.where(x > threshold * white / 255.0, 255.0, 0.0), 255.0
+        return keras.ops.cast(self._to_scale(x, scale, white), dtype)
+
+    def _to_scale(self, x: Any, scale: str, white: float) -> Any:
+        """Returns pixels, of which `white` is the brightest, on the scale that the network takes."""
+        if scale == "0..1":
+            return x if white == 1.0 else x / white
+        if scale == "-1..1":
+            return x / (white / 2) - 1.0
+        if scale == "imagenet":
+            x = x if white == 1.0 else x / white
+            return (x - _by_channel(_IMAGENET_MEAN, self)) / _by_channel(_IMAGENET_STD, self)
+        if scale == "standardize":
+            return _standardize(x)
+        x = x if white == 255.0 else x * (255.0 / white)
+        return x - _by_channel(_CAFFE_MEAN, self) if scale == "caffe" else x
 
 
 def decide_preprocessing(
@@ -119,16 +128,18 @@ def decide_preprocessing(
         PreflightError: If neither tells the pixel scale, or the options contradict the number of channels.
     """
     height, width, channels = shape
-    color = options.color or ("grey" if channels == 1 else "bgr" if options.pixels == "caffe" else "rgb")
+    loading = decide_loading(options)
+    color = options.color or ("grey" if channels == 1 else "bgr" if options.pixels == "caffe" else loading.color)
     _refuse_contradictions(options, name, channels, color)
-    if options.pixels:
+    if options.preprocess:
+        scale, source = "0..255", "--preprocess says"
+    elif options.pixels:
         scale, source = options.pixels, "--pixels says"
     elif shown:
         scale, source = shown
     else:
         raise PreflightError(_unknown_scale(name, hidden))
-    resize, fit = options.resize or "bilinear", options.fit or "stretch"
-    return Preprocessing(height, width, channels, scale, color, resize, fit, source)
+    return Preprocessing(height, width, channels, scale, color, loading, options.fit or "stretch", source)
 
 
 def _refuse_contradictions(options: ModelConfig, name: str, channels: int, color: str) -> None:
@@ -144,9 +155,17 @@ def _refuse_contradictions(options: ModelConfig, name: str, channels: int, color
 
 def scale_contradiction(options: ModelConfig, shown: tuple[str, str] | None) -> str | None:
     """Returns a warning if the user names another pixel scale than the graph shows, or None."""
-    if options.pixels and shown and shown[0] != options.pixels:
+    if options.pixels and shown and shown[0] != split_pixels(options.pixels)[0]:
         return f"--pixels {options.pixels} is used, although {shown[1]} that the network takes {shown[0]}."
     return None
+
+
+def _standardize(x: Any) -> Any:
+    """Returns each image less its mean, by its deviation, as `tf.image.per_image_standardization` and FaceNet's code do."""
+    axes = (1, 2, 3)
+    values = math.prod(x.shape[1:])
+    deviation = keras.ops.maximum(keras.ops.std(x, axis=axes, keepdims=True), 1.0 / math.sqrt(values))
+    return (x - keras.ops.mean(x, axis=axes, keepdims=True)) / deviation
 
 
 def _by_channel(values: tuple[float, ...], preprocessing: Preprocessing) -> np.ndarray:

@@ -24,7 +24,8 @@ _MAX_BYTES = 2**20
 _GOLDEN, _TOLERANCE = "golden", 1e-3
 # A sidecar comes from whoever made the model. It may describe the model, but it may not name code to import, nor trust any.
 _SETTINGS: dict[str, type | tuple[type, ...]] = {
-    "threshold": (int, float), "pixels": str, "color": str, "resize": str, "fit": str, "image_size": list,
+    "threshold": (int, float), "pixels": str, "color": str, "loader": str, "resize": str, "orientation": str, "alpha": str,
+    "fit": str, "image_size": list,
     "lambda": (str, list), "custom_object": (str, list), "mend_shared_encoder": bool, "signature": str,
     "compare": str, "output_is": str, "match_column": int,
 }  # fmt: skip

@@ -62,7 +62,7 @@ def try_model(model: PairModel, config: ModelConfig) -> list[str]:
 
 
 def _score_probe_images(model: PairModel) -> _TrialScores:
-    images = probe_images(model.facts.image_shape, TRIAL_IMAGES, seed=1)
+    images = model.preprocessing.as_loaded(probe_images(model.facts.image_shape, TRIAL_IMAGES, seed=1))
     with ThreadPoolExecutor(2) as threads:  # Each thread uses its share of the cores, as in a run.
         encodings = [threads.submit(model.encode, batch) for batch in (images, images[::-1])]
     embeddings, reversed_embeddings = (call_in_trial(model.loaded, encoding.result) for encoding in encodings)

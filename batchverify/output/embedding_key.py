@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -16,8 +17,10 @@ from batchverify.model.facts import ModelFacts
 from batchverify.version import VERSION
 
 # Fields of the model's configuration that the key has in another form, or that change only the last bits of an embedding.
-_FIELDS_NOT_IN_KEY = {"model", "threshold", "batch_size", "pixels", "color", "resize", "fit", "image_size"}
+_FIELDS_NOT_IN_KEY = {"model", "threshold", "batch_size", "pixels", "color", "loader", "resize", "orientation", "alpha",
+                      "preprocess", "fit", "image_size"}  # fmt: skip
 _LIBRARIES = ("keras", "pillow", "tensorflow")
+_LOADER_MODULES = {"opencv": "cv2", "skimage": "skimage"}
 
 
 def embedding_key(config: ScoringConfig, facts: ModelFacts, preprocessing: Any) -> dict[str, Any]:
@@ -32,7 +35,7 @@ def embedding_key(config: ScoringConfig, facts: ModelFacts, preprocessing: Any) 
         preprocessing: A dataclass. Its field `source` says who decided on it, and is not in the key.
     """
     options = {field.name: getattr(config, field.name) for field in dataclasses.fields(ModelConfig)}
-    libraries = (*_LIBRARIES, *([config.runtime] if config.runtime == "openvino" else []))
+    optional = [config.runtime] if config.runtime == "openvino" else []
     key = {
         "model_digest": facts.digest,
         "embedding_size": facts.embedding_size,
@@ -42,9 +45,15 @@ def embedding_key(config: ScoringConfig, facts: ModelFacts, preprocessing: Any) 
         "max_image_pixels": config.max_image_pixels,
         "max_image_bytes": config.max_image_bytes,
         "version of batchverify": VERSION,
-        **{f"version of {name}": importlib.metadata.version(name) for name in libraries},
+        **{f"version of {name}": importlib.metadata.version(name) for name in (*_LIBRARIES, *optional)},
+        "version of the loader": _loader_version(config.loader),
     }
     return dict(json.loads(json.dumps(key)))
+
+
+def _loader_version(loader: str | None) -> str | None:
+    """Returns the version of an optional loader's library; OpenCV's packages have several names."""
+    return importlib.import_module(_LOADER_MODULES[loader]).__version__ if loader in _LOADER_MODULES else None
 
 
 def differing_settings(first: dict[str, Any], second: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from batchverify.config import ScoringConfig
 from batchverify.errors import PreflightError
-from batchverify.images.decode import UndecodedJpeg
+from batchverify.images.decode import UndecodedImage
 from batchverify.images.failure import ImageFailure
 from batchverify.images.pixel_budget import BYTES_PER_PIXEL, PixelBudget
 from batchverify.images.prefetch import Prefetcher
@@ -30,7 +30,7 @@ from batchverify.uris import is_remote
 from batchverify.worker_stats import WorkerStats
 
 if TYPE_CHECKING:
-    from batchverify.images.batch_decode import JpegDecoder
+    from batchverify.images.tensorflow_loader import BatchDecoder
     from batchverify.model.identity_bound import IdentityBound
     from batchverify.model.pair_model import PairModel
 
@@ -66,7 +66,7 @@ class KerasNetwork:
     Args:
         model: The trained model.
         reader: The reader of its images.
-        decode_jpegs: A decoder for many JPEG files at once; None to decode each file where it is read.
+        decode_batch: A decoder for many files at once; None to decode each file where it is read.
         config: The configuration, completed by the model's sidecar.
         stats: The counts and times of this process.
 
@@ -82,11 +82,11 @@ class KerasNetwork:
         self,
         model: PairModel,
         reader: ImageReader,
-        decode_jpegs: JpegDecoder | None,
+        decode_batch: BatchDecoder | None,
         config: ScoringConfig,
         stats: WorkerStats,
     ):
-        self._model, self._reader, self._decode_jpegs, self._config, self._stats = model, reader, decode_jpegs, config, stats
+        self._model, self._reader, self._decode_batch, self._config, self._stats = model, reader, decode_batch, config, stats
         self.facts, self.preprocessing = model.facts, model.preprocessing
         self.encodings_per_image, self.encodings_per_pair = self.facts.encodings_per_image, self.facts.encodings_per_pair
         self.embedding_bytes = self.facts.embedding_bytes
@@ -203,19 +203,19 @@ class KerasNetwork:
         return _EncodedBatch([_without_pixels(read) for read in reads], embeddings)
 
     def _decode_deferred(self, reads: list[ReadResult]) -> list[ReadResult]:
-        """Returns `reads` with the JPEG files decoded whose decoding was deferred to the batch."""
-        files = [read.image for read in reads if isinstance(read.image, UndecodedJpeg)]
-        if not files or self._decode_jpegs is None:
+        """Returns `reads` with the files decoded whose decoding was deferred to the batch."""
+        files = [read.image for read in reads if isinstance(read.image, UndecodedImage)]
+        if not files or self._decode_batch is None:
             return reads
         with self._stats.timed("decode"):
-            images = iter(self._decode_jpegs(files))
-        return [read._replace(image=next(images)) if isinstance(read.image, UndecodedJpeg) else read for read in reads]
+            images = iter(self._decode_batch(files))
+        return [read._replace(image=next(images)) if isinstance(read.image, UndecodedImage) else read for read in reads]
 
     def _get_prefetcher(self, uris: Sequence[str]) -> Prefetcher[ReadResult]:
         """Returns the threads that read. The first call decides how many there are, by whether its `uris` lie in a store."""
         if self._prefetcher is None:
             limit_s, threads = self._config.image_timeout, self._fetch_threads(uris)
-            read = functools.partial(self._reader.read_with_version, defer_jpegs=self._decode_jpegs is not None)
+            read = functools.partial(self._reader.read_with_version, defer=self._decode_batch is not None)
             self._prefetcher = Prefetcher(read, _timed_out_after(limit_s), threads, limit_s)
         return self._prefetcher
 
@@ -263,7 +263,7 @@ def load_network(config: ScoringConfig, stats: WorkerStats | None = None, versio
     reader = ImageReader(
         model.preprocessing.layout(), *limits, config.image_root, config.image_timeout, stats, versions, budget
     )
-    return KerasNetwork(model, reader, model.preprocessing.jpeg_decoder(config.max_image_pixels), config, stats)
+    return KerasNetwork(model, reader, model.preprocessing.batch_decoder(config.max_image_pixels), config, stats)
 
 
 def keras_loader(config: ScoringConfig, stats: WorkerStats | None = None, versions: str | None = None) -> NetworkLoader:

@@ -17,9 +17,9 @@ from batchverify.evaluation.extremes import is_cut
 from batchverify.images.decode import decode
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes
+from batchverify.images.layout import Layout
 from batchverify.images.pixel_budget import PixelBudget
 from batchverify.images.prefetch import Prefetcher
-from batchverify.images.resize import Layout
 from batchverify.manifest.columns import pair_uris
 from batchverify.schema import MANIFEST_FILE, ImageStatus
 from batchverify.uris import is_remote

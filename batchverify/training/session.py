@@ -169,7 +169,7 @@ def _fingerprint(recipe: Recipe, settings: TrainingSettings, groups: Sequence[Gr
 def _write_sidecar(files: TrainingFiles) -> None:
     # Pillow's bilinear filter, with which training resizes images, is TensorFlow's with antialiasing.
     path = files.model.with_name(sidecar_path(files.model.name))
-    path.write_text('{"resize": "bilinear-antialias"}\n', encoding="utf-8")
+    path.write_text('{"loader": "batchverify"}\n', encoding="utf-8")
 
 
 def _write_figures(plan: TrainingPlan, history: History, figures: dict[str, Any] | None) -> None:

@@ -17,8 +17,8 @@ from batchverify.demo import characters
 from batchverify.errors import PreflightError
 from batchverify.images.failure import ImageFailure
 from batchverify.images.formats import IMAGE_ENDINGS
+from batchverify.images.layout import Layout
 from batchverify.images.reader import ImageReader
-from batchverify.images.resize import Layout
 from batchverify.manifest.columns import pair_uris
 from batchverify.manifest.labels import parse_labels
 from batchverify.manifest.plan import plan_manifest

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from batchverify.images.batch_decode import JpegDecoder
-from batchverify.images.decode import UndecodedJpeg
+from batchverify.config import ModelConfig
+from batchverify.images.decode import UndecodedImage
+from batchverify.images.loaders import decide_loading
 from batchverify.images.reader import ImageReader
+from batchverify.images.tensorflow_loader import BatchDecoder
 from batchverify.model.preprocessing import Preprocessing
 from benchmarks.speed.images import SIZES, ensure_images
 from benchmarks.speed.networks import CALIBRATION_IMAGES, NETWORKS, ensure_network
@@ -61,14 +63,14 @@ def _decode_all(batch: np.ndarray, paths: list[str]) -> None:
 
 def _as_batchverify(size: tuple[int, int], paths: list[str]) -> Callable[[], object]:
     """Returns what reads JPEG files, looks through each for traps, and decodes them in one call."""
-    preprocessing = Preprocessing(*size, 3, "0..255", "rgb", "bilinear", "stretch", "")
-    decoder = preprocessing.jpeg_decoder(_MOST_PIXELS)
+    preprocessing = Preprocessing(*size, 3, "0..255", "rgb", decide_loading(ModelConfig()), "stretch", "")
+    decoder = preprocessing.batch_decoder(_MOST_PIXELS)
     reader = ImageReader(preprocessing.layout(), _MOST_PIXELS, _MOST_PIXELS)
-    assert isinstance(decoder, JpegDecoder)
+    assert isinstance(decoder, BatchDecoder)
 
     def decode_all() -> None:
-        read = [reader.read_with_version(path, defer_jpegs=True).image for path in paths]
-        decoder([image for image in read if isinstance(image, UndecodedJpeg)])
+        read = [reader.read_with_version(path, defer=True).image for path in paths]
+        decoder([image for image in read if isinstance(image, UndecodedImage)])
 
     return decode_all
 

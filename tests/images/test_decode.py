@@ -10,7 +10,7 @@ from PIL import Image
 from batchverify.images.decode import decode
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes
-from batchverify.images.resize import Layout
+from batchverify.images.layout import Layout
 from batchverify.schema import ImageStatus
 from tests.support.outcomes import failed, succeeded
 

@@ -6,7 +6,7 @@ import pytest
 
 from batchverify.images.decode import decode
 from batchverify.images.failure import ImageFailure
-from batchverify.images.resize import Layout
+from batchverify.images.layout import Layout
 from batchverify.schema import ImageStatus
 
 FILES = {

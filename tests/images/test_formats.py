@@ -10,7 +10,7 @@ from PIL import Image
 
 from batchverify.images.decode import decode
 from batchverify.images.failure import ImageFailure
-from batchverify.images.resize import Layout
+from batchverify.images.layout import Layout
 from batchverify.schema import ImageStatus
 
 SIZE = (48, 64)  # Height and width.
@@ -117,5 +117,6 @@ def test_without_its_decoder_heic_is_named_with_what_to_install(monkeypatch):
 
 
 def test_a_program_that_decodes_heic_here_keeps_the_formats_that_its_pillow_opens():
-    pixels_of(encode("HEIF"))
-    assert "HEIF" not in Image.OPEN
+    data, before = encode("HEIF"), set(Image.OPEN)  # Another library of this process may have registered it.
+    pixels_of(data)
+    assert set(Image.OPEN) == before

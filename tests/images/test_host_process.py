@@ -17,8 +17,8 @@ from PIL import Image, ImageFile
 import batchverify
 from batchverify.images.decode import decode
 from batchverify.images.failure import ImageFailure
+from batchverify.images.layout import Layout
 from batchverify.images.pillow_settings import no_limit_or_warnings, whole_files_only
-from batchverify.images.resize import Layout
 from benchmarks import hostile_images
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,12 @@ from PIL import Image
 
 from batchverify.images.decode import decode
 from batchverify.images.failure import ImageFailure
+from batchverify.images.layout import Layout
+from batchverify.images.opencv_loader import OpenCvLoader
+from batchverify.images.pillow_loader import PillowLoader
 from batchverify.images.reader import ImageReader
-from batchverify.images.resize import Layout, PillowResize
+from batchverify.images.skimage_loader import SkimageLoader
+from batchverify.images.tensorflow_loader import TensorFlowLoader
 from batchverify.schema import STATUSES
 from benchmarks import hostile_images
 from tests.support.outcomes import failed, succeeded
@@ -111,7 +115,11 @@ SEEDS = hostile_images.seeds()
 LAYOUTS = [
     Layout(32, 32),
     Layout(24, 9, channels=1, fit="pad"),
-    Layout(9, 24, grey=True, fit="crop", resize=PillowResize(Image.Resampling.NEAREST, antialias=False)),
+    Layout(9, 24, grey=True, fit="crop", loader=PillowLoader(Image.Resampling.NEAREST)),
+    Layout(32, 32, loader=TensorFlowLoader("bilinear")),
+    Layout(24, 9, channels=1, fit="pad", loader=TensorFlowLoader("area", orientation="apply", alpha="black")),
+    Layout(24, 9, fit="crop", loader=OpenCvLoader()),
+    Layout(9, 24, channels=1, fit="pad", loader=SkimageLoader()),
 ]
 
 
@@ -146,7 +154,7 @@ def check(data: bytes, layout: Layout) -> None:
     if isinstance(result, ImageFailure):
         assert result.status in {"unreadable", "too_large", "unsupported"} and result.error and "\n" not in result.error
     else:
-        assert result.dtype == np.uint8 and result.shape == (layout.height, layout.width, layout.channels)
+        assert result.dtype == layout.pixel_dtype and result.shape == (layout.height, layout.width, layout.channels)
 
 
 @FUZZ

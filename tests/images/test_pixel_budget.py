@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from batchverify.images.failure import ImageFailure
+from batchverify.images.layout import Layout
 from batchverify.images.pixel_budget import PixelBudget
 from batchverify.images.prefetch import Prefetcher
 from batchverify.images.reader import ImageReader
-from batchverify.images.resize import Layout
 from batchverify.schema import ImageStatus
 
 

@@ -23,11 +23,11 @@ from apache_beam.io.localfilesystem import LocalFileSystem
 import batchverify
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
-from batchverify.images.batch_decode import TensorFlowResize
 from batchverify.images.decode import decode
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes
-from batchverify.images.resize import Layout
+from batchverify.images.layout import Layout
+from batchverify.images.tensorflow_loader import TensorFlowLoader
 from batchverify.model import probe_images
 from batchverify.model.load import load_model
 from tests.support import model_zoo
@@ -39,7 +39,7 @@ def load(path, **options):
 
 
 def pixels_of(uris, channels):
-    layout = Layout(model_zoo.SIDE, model_zoo.SIDE, channels, resize=TensorFlowResize("bilinear"))
+    layout = Layout(model_zoo.SIDE, model_zoo.SIDE, channels, loader=TensorFlowLoader("bilinear"))
     data = [fetch_bytes(uri, 64 * 2**20) for uri in uris]
     return [one if isinstance(one, ImageFailure) else decode(one, layout) for one in data]
 

@@ -21,8 +21,9 @@ from PIL import Image
 import batchverify
 from batchverify.cli.main import main
 from batchverify.config import ModelConfig
+from batchverify.images.layout import Layout
+from batchverify.images.picture_loader import PictureLoader
 from batchverify.images.reader import ImageReader
-from batchverify.images.resize import Layout, PillowResize
 from batchverify.model import load
 from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import EmbeddingStore
@@ -193,12 +194,12 @@ def test_a_file_that_changes_while_it_is_read_is_filed_as_what_it_was(pictures):
     path = pictures / "p1.png"
     os.utime(path, (time.time() - 60,) * 2)
 
-    class LateResize(PillowResize):
-        def __call__(self, image, size):
+    class LateLoader(PictureLoader):
+        def load(self, *arguments):
             made_anew(path)
-            return super().__call__(image, size)
+            return super().load(*arguments)
 
-    reader = ImageReader(Layout(16, 16, resize=LateResize()), 10**6, 10**6, versions="stat")
+    reader = ImageReader(Layout(16, 16, loader=LateLoader()), 10**6, 10**6, versions="stat")
     before = reader.look_up(str(path)).version
     assert reader.read_with_version(str(path)).version == before != reader.look_up(str(path)).version
 

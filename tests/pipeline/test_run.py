@@ -17,7 +17,8 @@ import batchverify
 from batchverify.images.decode import decode
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes
-from batchverify.images.resize import Layout, PillowResize, Resize
+from batchverify.images.layout import ImageLoader, Layout
+from batchverify.images.picture_loader import PictureLoader
 from batchverify.manifest.plan import plan_manifest
 from batchverify.pipeline.image_table import ImageTableLoader
 from tests.support.manifests import write_pairs
@@ -26,7 +27,7 @@ from tests.support.processes import SUBPROCESS_WORKERS
 pytestmark = pytest.mark.slow
 
 
-def twin_of(manifest: pd.DataFrame, folder: Path, model_path: str, resize: Resize) -> pd.DataFrame:
+def twin_of(manifest: pd.DataFrame, folder: Path, model_path: str, loader: ImageLoader) -> pd.DataFrame:
     """Scores a manifest the plain way, one pair at a time."""
     model = keras.models.load_model(model_path)
     height, width = model.inputs[0].shape[1:3]
@@ -36,7 +37,7 @@ def twin_of(manifest: pd.DataFrame, folder: Path, model_path: str, resize: Resiz
         if not name:
             return "no_uri"
         data = fetch_bytes(str(folder / name), 64 * 2**20)
-        pixels = data if isinstance(data, ImageFailure) else decode(data, Layout(height, width, resize=resize))
+        pixels = data if isinstance(data, ImageFailure) else decode(data, Layout(height, width, loader=loader))
         return str(pixels.status) if isinstance(pixels, ImageFailure) else pixels[None].astype(np.float32)
 
     def score(left, right):
@@ -75,7 +76,7 @@ def demo_manifest(demo):
 @pytest.fixture(scope="module")
 def demo_twin(demo, demo_manifest):
     embedded = Path(batchverify.__file__).parent / "demo" / "sane.keras"
-    return twin_of(demo_manifest, demo, str(embedded), PillowResize())
+    return twin_of(demo_manifest, demo, str(embedded), PictureLoader())
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

@@ -59,9 +59,6 @@ def write_scores(path: str, scores: Scores) -> None:
 
 
 def pixels(path: tf.Tensor | str, size: tuple[int, int]) -> tf.Tensor:
-    """Decodes a JPEG file and resizes it: uint8 `(height, width, 3)`.
-
-    As batchverify does: the accurate DCT (TensorFlow's default is not, on every machine), bilinear, rounded to 8 bits.
-    """
-    image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3, dct_method="INTEGER_ACCURATE")
-    return tf.cast(tf.round(tf.image.resize(image, size)), tf.uint8)
+    """Decodes a JPEG file and resizes it, as batchverify does: float32 `(height, width, 3)`."""
+    image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+    return tf.image.resize(image, size)

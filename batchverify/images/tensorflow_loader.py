@@ -1,0 +1,145 @@
+"""Pixels as TensorFlow gives them, one file at a time or many files in one call: `tf.io.decode_image` and `tf.image.resize`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from batchverify.images.decode import UndecodedImage, decode
+from batchverify.images.failure import ImageFailure
+from batchverify.images.layout import Layout
+from batchverify.images.picture import find_turn, lay_on, turn_pixels, turn_upright
+from batchverify.images.picture_loader import no_agreed_scale
+
+# TensorFlow decodes these. It decodes most BMP, GIF and WebP files to the same pixels as Pillow, and some not at all.
+_FORMATS = ("JPEG", "MPO", "PNG")
+_ANTIALIAS = "-antialias"
+_GRAPH_NODE = re.compile(r"\{\{function_node [^}]*\}\} | \[Op:\w+\].*")
+
+
+class TensorFlowLoader:
+    """Loads images as `tf.image.resize(tf.io.decode_image(file, expand_animations=False), size)` does.
+
+    Args:
+        method: The method's name in `tf.image.resize`; `-antialias` behind it stands for its `antialias=True`.
+        orientation: `apply` to turn images upright as EXIF says, or `ignore`.
+        alpha: The colour that replaces transparency, `white` or `black`; `drop` to leave the channel out.
+    """
+
+    bytes_per_pixel = 17
+
+    def __init__(self, method: str = "bilinear", orientation: str = "ignore", alpha: str = "drop"):
+        self._method, self._antialias = method.removesuffix(_ANTIALIAS), method.endswith(_ANTIALIAS)
+        self._orientation, self._alpha = orientation, alpha
+
+    def load(self, data: bytes, image: Image.Image, layout: Layout, max_pixels: int) -> np.ndarray | ImageFailure:
+        """See `ImageLoader`."""
+        if failure := no_agreed_scale(image) if image.format not in _FORMATS else None:
+            return failure
+        with tf.device("CPU"):
+            pixels = self._decode(data, image, layout.is_grey)
+            resized = self.resize(pixels, layout).numpy()
+        return layout.with_channels(resized)
+
+    def decode(self, data: bytes, image: Image.Image, grey: bool) -> np.ndarray | ImageFailure:
+        """See `ImageLoader`."""
+        if failure := no_agreed_scale(image) if image.format not in _FORMATS else None:
+            return failure
+        pixels = np.asarray(self._decode(data, image, grey))
+        return pixels[..., 0] if grey else pixels
+
+    def _decode(self, data: bytes, image: Image.Image, grey: bool) -> Any:
+        """Returns uint8 pixels `(height, width, 1 or 3)`, a tensor or an array."""
+        if not self._is_decoded_by_tensorflow(image, grey):
+            image = turn_upright(image) if self._orientation == "apply" else image
+            image = lay_on(image, self._alpha) if self._has_transparency_to_replace(image) else image
+            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+            return pixels[..., None] if grey else pixels
+        try:
+            pixels = tf.io.decode_image(data, channels=1 if grey else 3, expand_animations=False)
+        except tf.errors.OpError as error:
+            raise ValueError(_GRAPH_NODE.sub("", error.message)) from None
+        turn = find_turn(image) if self._orientation == "apply" else None
+        return pixels if turn is None else turn_pixels(pixels.numpy(), turn)
+
+    def _is_decoded_by_tensorflow(self, image: Image.Image, grey: bool) -> bool:
+        is_possible = image.format in _FORMATS and not (grey and image.mode == "CMYK")
+        return is_possible and not self._has_transparency_to_replace(image)
+
+    def _has_transparency_to_replace(self, image: Image.Image) -> bool:
+        return self._alpha != "drop" and image.has_transparency_data
+
+    def resize(self, pixels: Any, layout: Layout) -> Any:
+        """Resizes uint8 pixels `(height, width, channels)`; in a graph, too."""
+        size = layout.height, layout.width
+        if layout.fit == "pad":
+            return self._as_result(tf.image.resize_with_pad(pixels, *size, method=self._method, antialias=self._antialias))
+        pixels = _crop_middle(pixels, size) if layout.fit == "crop" else pixels
+        if self._method == "bilinear" and not self._antialias:
+            # `tf.image.resize` calls this operation too, but its call costs much more.
+            return tf.raw_ops.ResizeBilinear(images=pixels[None], size=size, half_pixel_centers=True)[0]
+        return self._as_result(tf.image.resize(pixels, size, method=self._method, antialias=self._antialias))
+
+    def _as_result(self, pixels: Any) -> Any:
+        return tf.cast(pixels, self.pixel_dtype(False))
+
+    def pixel_dtype(self, grey: bool) -> str:
+        """See `ImageLoader`."""
+        return "uint8" if self._method == "nearest" else "float32"
+
+    def can_wait(self, image: Image.Image, grey: bool) -> bool:
+        """See `ImageLoader`."""
+        is_upright = self._orientation == "ignore" or find_turn(image) is None
+        return is_upright and self._is_decoded_by_tensorflow(image, grey)
+
+
+def _crop_middle(pixels: Any, size: tuple[int, int]) -> Any:
+    """Returns the middle of an image, in the shape that `size` has, as `keras.utils.image_dataset_from_directory` crops it."""
+    shape, (wanted_height, wanted_width) = tf.shape(pixels), size
+    height, width = shape[0], shape[1]
+    crop_height = tf.maximum(tf.minimum(height, tf.cast(tf.cast(width * wanted_height, "float32") / wanted_width, "int32")), 1)
+    crop_width = tf.maximum(tf.minimum(width, tf.cast(tf.cast(height * wanted_width, "float32") / wanted_height, "int32")), 1)
+    top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    return pixels[top : top + crop_height, left : left + crop_width, :]
+
+
+class BatchDecoder:
+    """Decodes and resizes many files in one call of TensorFlow, to exactly the pixels that `TensorFlowLoader.load` gives.
+
+    Python is not needed between the steps of each image, so threads do not wait there for one another;
+    `python -m benchmarks.speed.rates` measures both ways.
+
+    Args:
+        layout: The layout of the result.
+        loader: The loader of the layout.
+        max_pixels: The largest number of pixels; see `images.decode`.
+    """
+
+    def __init__(self, layout: Layout, loader: TensorFlowLoader, max_pixels: int):
+        self._layout, self._max_pixels = layout, max_pixels
+        channels = 1 if layout.is_grey else 3
+        result = tf.TensorSpec((layout.height, layout.width, channels), layout.pixel_dtype)
+
+        def decode_one(data: Any) -> Any:
+            pixels = tf.raw_ops.DecodeImage(contents=data, channels=channels, expand_animations=False)
+            return loader.resize(tf.ensure_shape(pixels, (None, None, channels)), layout)
+
+        def decode_all(files: Any) -> Any:
+            with tf.device("CPU"):
+                return tf.map_fn(decode_one, files, fn_output_signature=result, parallel_iterations=os.cpu_count() or 1)
+
+        self._decode = tf.function(decode_all, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+
+    def __call__(self, files: Sequence[UndecodedImage]) -> Sequence[np.ndarray | ImageFailure]:
+        """Returns the pixels `(height, width, channels)`, or the failure, for each file."""
+        try:
+            pixels = self._decode(tf.constant([file.data for file in files])).numpy()
+        except tf.errors.OpError:  # One of the files is broken, and TensorFlow does not say which.
+            return [decode(file.data, self._layout, self._max_pixels) for file in files]
+        return [self._layout.with_channels(image) for image in pixels]
