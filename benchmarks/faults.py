@@ -155,7 +155,10 @@ class Campaign:
                 outcome.account(self.rows, output, self.undisturbed)
             else:
                 outcome.wrong += code != FAILED
-                outcome.wrong += len(names(output)) if code == FAILED else 0  # The next run removes the files of a killed run.
+                if "_SUCCESS" in names(output):  # The finished run of the try before stays until it is replaced.
+                    outcome.account(self.rows, output, self.undisturbed)
+                elif code == FAILED:  # The next run removes the files of a killed run.
+                    outcome.wrong += len(names(output))
             outcome.wrong += self.run(output, "--overwrite") != FINISHED
             outcome.account(self.rows, output, self.undisturbed)
 
