@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from batchverify.cli.job import make_parser
+from batchverify.config import PIXELS
 
 # These options are for people at a terminal.
 _NOT_FOR_LAUNCHERS = {"--help", "--version", "--print-completion", "--check", "--quiet", "--no-wait"}
 _URI = r"[a-z][a-z0-9+.-]*://.+"
 _NUMBER = r"-?[0-9]*\.?[0-9]+(e-?[0-9]+)?"
 _REGEXES = {
+    "pixels": f"({'|'.join(map(re.escape, PIXELS))})(-binary:[0-9.]+)?".replace(r"\-", "-"),
     "manifest": _URI, "output": _URI, "model": _URI, "image_root": _URI, "baseline": _URI, "embeddings": _URI,
     "max_failed_rows": r"[0-9]+|[0-9]*\.?[0-9]+%", "max_identity_faults": r"[0-9]+|[0-9]*\.?[0-9]+%",
     "image_size": r"[0-9]+(x[0-9]+)?", "match_column": "[01]", "custom_object": ".+=.+",

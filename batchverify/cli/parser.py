@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -12,6 +13,10 @@ from batchverify.errors import PreflightError
 
 # The type of an option that names a path. A shell expands ~ only at the beginning of a word, and not in `--output=~/scores`.
 path_option = os.path.expanduser
+
+
+# No option of ours begins like that.
+_DASHED_VALUE = re.compile(r"-[\d.]")
 
 
 def separator_option(text: str) -> str:
@@ -70,7 +75,7 @@ class Parser(argparse.ArgumentParser):
         joined: list[str] = []
         for argument in arguments:
             action = self._option_string_actions.get(joined[-1]) if joined else None
-            if argument.startswith("-") and action is not None and argument in (action.choices or ()):
+            if action is not None and action.nargs != 0 and _DASHED_VALUE.match(argument):
                 joined[-1] += f"={argument}"
             else:
                 joined.append(argument)
