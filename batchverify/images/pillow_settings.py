@@ -76,8 +76,11 @@ def _overridden(module: Any, name: str, value: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_limit_and_warnings() -> Iterator[None]:
     with _overridden(*_MAX_PIXELS):
+        before = set(warnings.filters)
         entry = _ignore_warnings()
         yield
+        if entry in before:  # `configure_pillow` has set it for good.
+            return
         # Another thread's `warnings.catch_warnings` may have removed the entry already.
         with contextlib.suppress(ValueError):
             warnings.filters.remove(entry)  # type: ignore[attr-defined]

@@ -48,6 +48,14 @@ def lambda_refusal(model: str, layer: dict[str, Any]) -> str:
     )
 
 
+def guess_kind_by_name(class_name: str) -> str:
+    """Guesses what a custom class computes from its name; l1 if the name shows nothing."""
+    name = class_name.lower()
+    if "cos" in name:
+        return "cosine_distance" if "dist" in name else "cosine"
+    return next((kind for hint, kind in _HINTS.items() if hint in name and kind in PAIR_KINDS), "l1")
+
+
 def _guess_kind(layer: dict[str, Any]) -> str | None:
     """Guesses a kind from the names that a Lambda's code mentions; nothing is unmarshalled."""
     settings = layer.get("config")

@@ -25,7 +25,7 @@ from batchverify.model.config_graph import (
 from batchverify.model.file import ModelFile, refusing_damage
 from batchverify.model.keras2_config import modernise_layer
 from batchverify.model.keras_names import is_keras_class, is_keras_module, operation_module
-from batchverify.model.lambdas import lambda_refusal, parse_lambda_option
+from batchverify.model.lambdas import guess_kind_by_name, lambda_refusal, parse_lambda_option
 from batchverify.model.safe_layers import KINDS, PAIR_KINDS, TENSOR_OPERATIONS
 from batchverify.model.shared_encoder import mend_shared_encoder
 
@@ -202,7 +202,9 @@ def _replace_layer(layer: dict[str, Any], replacement: type, settings: dict[str,
 
 
 def _is_known(layer: dict[str, Any]) -> bool:
-    return is_keras_module(layer["module"]) if "module" in layer else is_keras_class(layer["class_name"])
+    if layer.get("module") is None:  # Keras 3 writes null for classes of a notebook or a script.
+        return is_keras_class(layer["class_name"])
+    return is_keras_module(layer["module"])
 
 
 def _is_operation(layer: dict[str, Any]) -> bool:
@@ -216,7 +218,9 @@ def _unknown_class_refusal(layer: dict[str, Any], rules: _Rules) -> str:
     if "layers" in layer.get("config", {}) and "input_layers" in layer["config"]:
         hint = f"--custom-object {name}=functional, if it only changes how the model is trained,"
     elif len(joined_layers(layer)) == 2:
-        hint = f"--custom-object {name}=l1 (or {', '.join(list(PAIR_KINDS)[1:6])}, ...), if it compares,"
+        kind = guess_kind_by_name(name)
+        others = [other for other in ("l1", "squared", "euclidean", "cosine", "cosine_distance", "dot") if other != kind]
+        hint = f"--custom-object {name}={kind} (or {', '.join(others)}, ...), if it compares,"
     else:
         hint = "model.export() where it was trained, to get a SavedModel that contains its computation,"
     return (

@@ -27,14 +27,39 @@ def load_saved_model(file: ModelFile, options: ModelConfig, digest: str) -> Load
         PreflightError: If it cannot be loaded, or must not be.
     """
     _check_saved_model(file, options)
+    register_optimizer()
     try:
         loaded = tf.saved_model.load(file.local)
     except Exception as error:  # TensorFlow raises any exception on a broken graph.
-        raise PreflightError(
-            f"--model {file.name}: a SavedModel that TensorFlow {tf.__version__} cannot load ({short_reason(error)}); "
-            "copy the folder again, whole, or export it again."
-        ) from None
+        raise PreflightError(f"--model {file.name}: {_why_not_loaded(file.local, error)}.") from None
     return _call_signature(file, loaded, _choose_signature(file.name, sorted(loaded.signatures), options.signature), digest)
+
+
+def _why_not_loaded(folder: str, error: Exception) -> str:
+    if not os.path.exists(os.path.join(folder, "variables", "variables.index")):
+        return "it has no variables/variables.index, so its weights are missing; copy the folder again, with variables/"
+    reason = f"a SavedModel that TensorFlow {tf.__version__} cannot load ({short_reason(error)})"
+    return f"{reason}; copy the folder again, whole, or export it again"
+
+
+class _DiscardedOptimizer(tf.__internal__.tracking.AutoTrackable):  # type: ignore[misc]
+    """An optimizer of Keras 2, with variables that are loaded and never used.
+
+    Without a type of that name, TensorFlow cannot load a SavedModel that was compiled with one of the older optimizers
+    (https://github.com/tensorflow/tensorflow/issues/61972).
+    """
+
+    def add_slot(self, var: Any, slot_name: str, initializer: Any = "zeros", shape: Any = None) -> Any:
+        """Returns a variable for what the optimizer remembers about another one; TensorFlow calls this."""
+        return tf.Variable(tf.zeros(shape or var.shape, var.dtype), trainable=False, name=f"{slot_name}")
+
+
+def register_optimizer() -> None:
+    """Lets TensorFlow load models that were compiled with an optimizer of Keras 2, unless Keras 2 itself does that."""
+    loading = tf.__internal__.saved_model.load
+    if "optimizer" not in loading.registered_identifiers():
+        version = loading.VersionedTypeRegistration(lambda _: _DiscardedOptimizer(), 2, 1, 1)
+        loading.register_revived_type("optimizer", lambda trackable: isinstance(trackable, _DiscardedOptimizer), [version])
 
 
 def _call_signature(file: ModelFile, loaded: Any, key: str, digest: str) -> LoadedModel:

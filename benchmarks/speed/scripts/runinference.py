@@ -46,7 +46,7 @@ def score(task: Task) -> Scores:
 
 
 def read_three(element: tuple[int, tuple[str, str]], size: tuple[int, int]) -> Iterator[tuple[tuple[int, str], np.ndarray]]:
-    """Reads a pair's images once and asks the network three times, uint8 `(2, height, width, 3)` each."""
+    """Reads a pair's images once and asks the network three times, float32 `(2, height, width, 3)` each."""
     number, paths = element
     left, right = (pixels(path, size).numpy() for path in paths)
     for question, images in (("pair", (left, right)), ("left", (left, left)), ("right", (right, right))):
