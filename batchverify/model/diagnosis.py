@@ -21,6 +21,7 @@ _MAX_IMAGES = 512
 _PROBE_IMAGES = 96
 _TOLERANCE = 1e-4
 _MAX_DIFFERENCE = 1e-3
+_COLLAPSED, _NEARLY_ALL = 1e-3, 0.98
 _SHIFTS = (1, 2, 3, 5, 8, 13, 21)
 
 
@@ -57,7 +58,7 @@ def examine(config: ModelConfig, images: str | None = None, manifest: str | None
     pixels, source = _choose_images(model, images, manifest)
     model.check_split(pixels)
     embeddings = model.encode(pixels)
-    bound = find_identity_bound(model.split) if model.split else UNKNOWN_BOUND
+    bound = find_identity_bound(model.split, config) if model.split else UNKNOWN_BOUND
     findings = {
         "structure": _describe_structure(model),
         "preprocessing": {"as": model.facts.preprocessing},
@@ -67,7 +68,7 @@ def examine(config: ModelConfig, images: str | None = None, manifest: str | None
         "embedding": _measure_saturation(embeddings) if model.facts.encodings_per_pair == 0 else {},
         "notes": {str(number): note for number, note in enumerate(model.facts.notes, 1)},
     }
-    faults = list(_find_faults(findings, bound, config.match_threshold()))
+    faults = list(_find_faults(findings, bound, config))
     return Diagnosis({section: values for section, values in findings.items() if values}, faults)
 
 
@@ -149,6 +150,7 @@ def _measure_behaviour(model: PairModel, pixels: np.ndarray, embeddings: np.ndar
         "lowest_score_of_a_pair": float(scores.min()),
         "highest_score_of_a_pair": float(scores.max()),
         "pairs_that_outscore": int(np.count_nonzero(scores > lower_identity + _TOLERANCE)),
+        "largest_difference_from_identity": float(np.max(np.abs(scores - identity))),
         "asymmetry": float(np.max(np.abs(scores - swapped))),
         "difference_when_asked_again": float(np.max(np.abs(repeated - identity))),
     }
@@ -191,7 +193,7 @@ def _describe_bound(bound: IdentityBound) -> dict[str, Any]:
 # Faults
 
 
-def _find_faults(findings: dict[str, dict[str, Any]], bound: IdentityBound, threshold: float) -> Iterator[str]:
+def _find_faults(findings: dict[str, dict[str, Any]], bound: IdentityBound, config: ModelConfig) -> Iterator[str]:
     """Yields one message for each fault, with its remedy."""
     behaviour = findings["behaviour"]
     if behaviour["lowest_score_of_a_pair"] == behaviour["highest_score_of_a_pair"]:
@@ -199,7 +201,12 @@ def _find_faults(findings: dict[str, dict[str, Any]], bound: IdentityBound, thre
             f"Every pair scores {behaviour['highest_score_of_a_pair']:.4f}, whatever the images show: the network is "
             "untrained or dead. Check the scale of the pixels (--pixels), then the training."
         )
-    yield from _find_identity_faults(findings["identity"], behaviour, bound, threshold)
+    elif behaviour["largest_difference_from_identity"] <= _COLLAPSED:
+        yield (
+            f"Every pair of different images scores within {_COLLAPSED:g} of an identity score, so the network cannot tell "
+            "images apart. Check the scale of the pixels (--pixels), then the training."
+        )
+    yield from _find_identity_faults(findings["identity"], behaviour, bound, config)
     yield from _find_inconsistencies(behaviour)
     constant, dimensions = (findings["embedding"].get(name, 0) for name in ("constant_dimensions", "dimensions"))
     if constant and constant > dimensions // 2:
@@ -210,8 +217,16 @@ def _find_faults(findings: dict[str, dict[str, Any]], bound: IdentityBound, thre
 
 
 def _find_identity_faults(
-    identity: dict[str, Any], behaviour: dict[str, Any], bound: IdentityBound, threshold: float
+    identity: dict[str, Any], behaviour: dict[str, Any], bound: IdentityBound, config: ModelConfig
 ) -> Iterator[str]:
+    if behaviour["pairs_that_outscore"] >= _NEARLY_ALL * behaviour["pairs_tried"] and config.output_is in (None, "score"):
+        yield (
+            f"{behaviour['pairs_that_outscore']} of {behaviour['pairs_tried']} pairs of different images outscore an image "
+            "against itself, so a low output seems to mean a match, as after training with a contrastive loss. "
+            "Add --output-is dissimilarity."
+        )
+        return
+    threshold = config.match_threshold()
     if identity["identity_score_min"] < threshold:
         yield (
             f"An image compared with itself scores as little as {identity['identity_score_min']:.4f}, below the threshold "

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from batchverify.config import ModelConfig
 from batchverify.model.safe_layers import PAIR_KINDS, sigmoid
 from batchverify.model.split import SplitModel
 
@@ -21,6 +22,8 @@ from batchverify.model.split import SplitModel
 _DISTANCES = ("l1", "squared", "euclidean", "squared_euclidean", "manhattan", "cosine_distance")
 # The largest distance in one dimension of the kinds that give one for each, by the width of the dimension's range of values.
 _LARGEST_DISTANCES: dict[str, Callable[[float], float]] = {"l1": lambda width: width, "squared": lambda width: width**2}
+# The meanings of an output that is low for a match.
+_FALLING = ("distance", "dissimilarity")
 # The width of the range of values that each activation function gives.
 _RANGES = {"sigmoid": 1.0, "hard_sigmoid": 1.0, "softmax": 1.0, "tanh": 2.0, "softsign": 2.0}
 
@@ -50,13 +53,18 @@ class IdentityBound:
 UNKNOWN_BOUND = IdentityBound(None, (), 0.0, None, None, None)
 
 
-def find_identity_bound(split: SplitModel) -> IdentityBound:
-    """Returns the bound that the last dense layer of a split model's head, and the comparison before it, put on scores."""
+def find_identity_bound(split: SplitModel, config: ModelConfig) -> IdentityBound:
+    """Returns the bound that the last dense layer of a split model's head, and the comparison before it, put on scores.
+
+    Args:
+        split: The model in two parts.
+        config: Its settings `output_is` and `match_column` say how the output becomes a score.
+    """
     last = _last_dense(split.head)
     if last is None or not split.shared or len(split.head.inputs) != 2:
         return UNKNOWN_BOUND
     dense, distance = last
-    weights, bias = _weights_and_bias(dense)
+    weights, bias = _weights_and_bias(dense, config)
     comparison = _name_comparison(keras.Model(split.head.inputs, distance))
     known = IdentityBound(comparison, tuple(weights), bias, None, None, None)
     if comparison == "cosine":
@@ -66,16 +74,20 @@ def find_identity_bound(split: SplitModel) -> IdentityBound:
     if comparison not in _DISTANCES:
         return known
     identity, holds = sigmoid(bias), bool(np.all(weights <= 0))
+    if config.output_is == "distance":  # 1 / (1 + x) rises and falls as sigmoid(-x) does, but has other values.
+        return dataclasses.replace(known, holds=holds)
     bound = identity if holds else _highest_score(split.encoder, comparison, weights, bias)
     return dataclasses.replace(known, identity_score=identity, holds=holds, bound=bound)
 
 
-def _weights_and_bias(dense: keras.layers.Dense) -> tuple[np.ndarray, float]:
+def _weights_and_bias(dense: keras.layers.Dense, config: ModelConfig) -> tuple[np.ndarray, float]:
     """Returns float64 weights `(d,)` and the bias towards a match; a softmax of two is turned into the sigmoid it equals."""
     kernel, bias = dense.kernel.numpy(), dense.bias.numpy() if dense.use_bias else np.zeros(dense.units)
     if dense.units == 2:
         kernel, bias = kernel[:, 1:] - kernel[:, :1], bias[1:] - bias[:1]
-    return kernel[:, 0].astype(float), float(bias[0])
+    is_reversed = config.output_is in _FALLING or (dense.units == 2 and config.match_column == 0)
+    sign = -1.0 if is_reversed else 1.0
+    return sign * kernel[:, 0].astype(float), sign * float(bias[0])
 
 
 def _highest_score(encoder: keras.Model, comparison: str, weights: np.ndarray, bias: float) -> float | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
+import struct
 from typing import Any
 
 from batchverify.errors import PreflightError
@@ -16,6 +18,13 @@ _HINTS = {
     "l2_normalize": "l2_normalize", "normalize": "l2_normalize", "cosine": "cosine", "euclid": "euclidean",
     "sqrt": "euclidean", "abs": "l1", "l1": "l1", "square": "squared",
 }  # fmt: skip
+
+
+# Types in marshalled code, with or without the flag of a reference: TYPE_BINARY_FLOAT, which 8 bytes follow, and TYPE_CODE
+# (Python/marshal.c).
+_FLOAT, _CODE = re.compile(rb"[g\xe7]", re.S), (b"c", b"\xe3")
+# Other bytes that look like a number are hardly ever within these bounds.
+_SMALLEST_GUARD, _LARGEST_GUARD, _KERAS_EPSILON = 1e-20, 1e-3, 1e-7
 
 
 def parse_lambda_option(text: str) -> tuple[str, str]:
@@ -56,22 +65,49 @@ def guess_kind_by_name(class_name: str) -> str:
     return next((kind for hint, kind in _HINTS.items() if hint in name and kind in PAIR_KINDS), "l1")
 
 
+def find_factor(layer: dict[str, Any]) -> float | None:
+    """Returns the one number among a Lambda's arguments, such as `arguments={"scale": 0.17}`; None if there is none."""
+    arguments = layer["config"].get("arguments")
+    values = arguments.values() if isinstance(arguments, dict) else ()
+    numbers = [float(value) for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    return numbers[0] if len(numbers) == 1 else None
+
+
+def find_guard(layer: dict[str, Any]) -> list[Any] | None:
+    """Returns what the code of a Euclidean distance keeps its gradient at 0 finite with, and whether it adds that.
+
+    Returns None where the file holds no code, but a name.
+
+    The code is marshalled. Its constants and the names that it mentions are looked for, and nothing is unmarshalled.
+    """
+    code = _decode_code(layer["config"].get("function"))
+    if code[:1] not in _CODE:
+        return None
+    numbers = [struct.unpack_from("<d", code, found.end())[0] for found in _FLOAT.finditer(code, 0, max(0, len(code) - 8))]
+    guard = next((number for number in numbers if _SMALLEST_GUARD <= number <= _LARGEST_GUARD), None)
+    if guard is None:
+        guard = _KERAS_EPSILON if b"epsilon" in code else 0.0
+    return [guard, not any(name in code for name in (b"maximum", b"clip"))]
+
+
 def _guess_kind(layer: dict[str, Any]) -> str | None:
     """Guesses a kind from the names that a Lambda's code mentions; nothing is unmarshalled."""
+    if find_factor(layer) is not None:
+        return "scaled_add" if len(joined_layers(layer)) > 1 else "scale"
     settings = layer.get("config")
     function = settings.get("function") if isinstance(settings, dict) else None
-    code = json.dumps(function).lower().encode() + _decode_code(function)
+    code = json.dumps(function).lower().encode() + _decode_code(function).lower()
     return next((kind for name, kind in _HINTS.items() if name.encode() in code), None)
 
 
 def _decode_code(function: Any) -> bytes:
-    """Returns the marshalled code of a function in a config, in lower case; empty if there is none."""
+    """Returns the marshalled code of a function in a config; empty if there is none."""
     if isinstance(function, dict):
         function = function.get("config", function)
         function = function.get("code", "") if isinstance(function, dict) else function
     if isinstance(function, list) and function:
         function = function[0]
     try:
-        return base64.b64decode(function, validate=False).lower() if isinstance(function, str) else b""
+        return base64.b64decode(function, validate=False) if isinstance(function, str) else b""
     except (binascii.Error, ValueError):
         return b""

@@ -25,8 +25,8 @@ from batchverify.model.config_graph import (
 from batchverify.model.file import ModelFile, refusing_damage
 from batchverify.model.keras2_config import modernise_layer
 from batchverify.model.keras_names import is_keras_class, is_keras_module, operation_module
-from batchverify.model.lambdas import guess_kind_by_name, lambda_refusal, parse_lambda_option
-from batchverify.model.safe_layers import KINDS, PAIR_KINDS, TENSOR_OPERATIONS
+from batchverify.model.lambdas import find_factor, find_guard, guess_kind_by_name, lambda_refusal, parse_lambda_option
+from batchverify.model.safe_layers import KINDS, PAIR_KINDS, SCALED_KINDS, TENSOR_OPERATIONS
 from batchverify.model.shared_encoder import mend_shared_encoder
 
 
@@ -147,11 +147,28 @@ def _rewrite_layer(layer: dict[str, Any], rules: _Rules) -> _Change:
 def _rewrite_lambda(layer: dict[str, Any], rules: _Rules) -> _Change:
     name, kind = name_of(layer), rules.kind_of_lambda(layer)
     if kind is not None:
-        _replace_with_comparison(layer, kind)
-        return _Change((f"Lambda layer '{name}' computes {kind}, as --lambda says; its own code is not run.",))
+        details = _lambda_details(layer, kind, rules)
+        _replace_with_comparison(layer, kind, **details)
+        words = "".join(f", {word} {value}" for word, value in details.items())
+        return _Change((f"Lambda layer '{name}' computes {kind}{words}, as --lambda says; its own code is not run.",))
     if rules.trusted:
         return _Change((f"Lambda layer '{name}' runs code from the model file, as --trust-model-code allows.",))
     raise PreflightError(lambda_refusal(rules.model, layer))
+
+
+def _lambda_details(layer: dict[str, Any], kind: str, rules: _Rules) -> dict[str, Any]:
+    """Returns the numbers that a Lambda layer states and its kind needs; they are read as data."""
+    if kind == "euclidean":
+        return {"guard": guard} if (guard := find_guard(layer)) else {}
+    if kind not in SCALED_KINDS:
+        return {}
+    factor = find_factor(layer)
+    if factor is None:
+        raise PreflightError(
+            f"--lambda {name_of(layer)}={kind}: that layer of {rules.model} states no factor among its arguments; choose "
+            "another kind."
+        )
+    return {"factor": factor}
 
 
 def _rewrite_tensor_operation(layer: dict[str, Any], rules: _Rules) -> _Change:
@@ -182,9 +199,9 @@ def _rewrite_custom_layer(layer: dict[str, Any], meaning: str) -> _Change:
     return _Change((note,), dict.fromkeys(names, _import_attribute(name, meaning)))
 
 
-def _replace_with_comparison(layer: dict[str, Any], kind: str) -> None:
+def _replace_with_comparison(layer: dict[str, Any], kind: str, **details: Any) -> None:
     join_tensors(layer)
-    _replace_layer(layer, safe_layers.Comparison, {"kind": kind})
+    _replace_layer(layer, safe_layers.Comparison, {"kind": kind, **details})
 
 
 def _replace_layer(layer: dict[str, Any], replacement: type, settings: dict[str, Any]) -> None:

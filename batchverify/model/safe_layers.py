@@ -16,8 +16,9 @@ from keras import ops
 _EPSILON = 1e-12
 
 
-def _distance(squared: Any) -> Any:
-    return ops.sqrt(ops.maximum(squared, 1e-7))  # As in the Keras example; the gradient at 0 is finite.
+def guarded_root(squared: Any, guard: float, is_added: bool) -> Any:
+    """Returns a square root whose gradient at 0 is finite, because `guard` is added or is the smallest value."""
+    return ops.sqrt(squared + guard if is_added else ops.maximum(squared, guard))
 
 
 def cosine_similarity(left: Any, right: Any) -> Any:
@@ -31,20 +32,22 @@ def _l2_normalised(x: Any) -> Any:
 
 
 # The order is that of messages and of docs/model.md; of kinds that give the same, the first one names a comparison.
-PAIR_KINDS: dict[str, Callable[[Any, Any], Any]] = {
+PAIR_KINDS: dict[str, Callable[..., Any]] = {
     "l1": lambda a, b: ops.abs(a - b),
     "squared": lambda a, b: ops.square(a - b),
     "subtract": lambda a, b: a - b,
     "multiply": lambda a, b: a * b,
-    "euclidean": lambda a, b: _distance(ops.sum(ops.square(a - b), -1, keepdims=True)),
+    # The guard is that of the example on keras.io. `Comparison` takes another one.
+    "euclidean": lambda a, b: guarded_root(ops.sum(ops.square(a - b), -1, keepdims=True), 1e-7, False),
     "squared_euclidean": lambda a, b: ops.sum(ops.square(a - b), -1, keepdims=True),
     "manhattan": lambda a, b: ops.sum(ops.abs(a - b), -1, keepdims=True),
     "cosine": cosine_similarity,
     "cosine_distance": lambda a, b: 1.0 - cosine_similarity(a, b),
     "dot": lambda a, b: ops.sum(a * b, -1, keepdims=True),
     "concatenate": lambda a, b: ops.concatenate([a, b], -1),
+    "scaled_add": lambda a, b, factor=1.0: a + b * factor,
 }
-SINGLE_KINDS: dict[str, Callable[[Any], Any]] = {
+SINGLE_KINDS: dict[str, Callable[..., Any]] = {
     "identity": lambda x: x,
     "abs": ops.abs,
     "square": ops.square,
@@ -53,8 +56,10 @@ SINGLE_KINDS: dict[str, Callable[[Any], Any]] = {
     "l2_normalize": _l2_normalised,
     "scale_0..1": lambda x: x / 255.0,
     "scale_-1..1": lambda x: x / 127.5 - 1.0,
+    "scale": lambda x, factor=1.0: x * factor,
 }
 KINDS = (*PAIR_KINDS, *SINGLE_KINDS)
+SCALED_KINDS = ("scaled_add", "scale")
 
 
 @keras.saving.register_keras_serializable("batchverify")
@@ -63,22 +68,28 @@ class Comparison(keras.layers.Layer):  # type: ignore[misc]
 
     Args:
         kind: One of `KINDS`.
+        factor: The factor of the kinds `SCALED_KINDS`.
+        guard: For the kind `euclidean`, what keeps the gradient at 0 finite: the number, and whether it is added to the squared
+            distance or is its smallest value. None takes that of the kind.
         settings: The settings of every Keras layer.
     """
 
-    def __init__(self, kind: str, **settings: Any):
+    def __init__(self, kind: str, factor: float | None = None, guard: list[Any] | None = None, **settings: Any):
         super().__init__(**settings)
-        self.kind = kind
+        self.kind, self.factor, self.guard = kind, factor, guard
 
     def call(self, *inputs: Any, mask: Any = None, **named: Any) -> Any:
         tensors = _flat([*inputs, *(value for value in named.values() if hasattr(value, "shape"))])
         count = 2 if self.kind in PAIR_KINDS else 1
         if len(tensors) != count:
             raise ValueError(f"'{self.kind}' takes {count} tensors, but layer '{self.name}' joins {len(tensors)}")
-        return (PAIR_KINDS if count == 2 else SINGLE_KINDS)[self.kind](*tensors)
+        if self.kind == "euclidean" and self.guard is not None:
+            return guarded_root(PAIR_KINDS["squared_euclidean"](*tensors), *self.guard)
+        factor = {} if self.factor is None else {"factor": self.factor}
+        return (PAIR_KINDS if count == 2 else SINGLE_KINDS)[self.kind](*tensors, **factor)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "kind": self.kind}
+        return {**super().get_config(), "kind": self.kind, "factor": self.factor, "guard": self.guard}
 
 
 def _slice(x: Any, slice_spec: Any) -> Any:
@@ -198,14 +209,16 @@ def as_score(meaning: str, output: Any) -> Any:
 
     Args:
         meaning: The meaning of the output, which decides the formula: `score` leaves it as it is; `logit` gives
-            1 / (1 + exp(-x)); `distance` gives 1 / (1 + max(x, 0)), so that a distance of 1 scores 0.5; `cosine` gives
-            (1 + x) / 2.
+            1 / (1 + exp(-x)); `distance` gives 1 / (1 + max(x, 0)), so that a distance of 1 scores 0.5; `dissimilarity`, which
+            lies in [0, 1] and is low for a match, gives 1 - x; `cosine` gives (1 + x) / 2.
         output: A tensor of any shape.
     """
     if meaning == "logit":
         return ops.sigmoid(output)
     if meaning == "distance":
         return 1.0 / (1.0 + ops.maximum(output, 0.0))
+    if meaning == "dissimilarity":
+        return 1.0 - output
     if meaning == "cosine":
         return ops.clip((1.0 + output) / 2.0, 0.0, 1.0)
     return output

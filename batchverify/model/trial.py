@@ -120,8 +120,8 @@ def _refuse_distance(name: str, scores: _TrialScores, config: ModelConfig) -> No
     if identity <= 1e-3 < 10 * others and others > 0.01:
         raise PreflightError(
             f"--model {name}: on trial an image against itself scores {identity:.2g}, and different images "
-            f"{others:.2g}, so the output looks like a distance; add --output-is distance, "
-            "or --output-is score if it is none."
+            f"{others:.2g}, so the output looks like a distance; add --output-is distance, or dissimilarity if it lies in "
+            "[0, 1], or --output-is score if it is none."
         )
 
 

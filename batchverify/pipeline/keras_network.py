@@ -140,7 +140,7 @@ class KerasNetwork:
         """Returns what the weights of the head prove; None where the model could not be split."""
         from batchverify.model.identity_bound import find_identity_bound
 
-        return find_identity_bound(self._model.split) if self._model.split else None
+        return find_identity_bound(self._model.split, self._config) if self._model.split else None
 
     def check_split(self, uris: Sequence[str]) -> None:
         """Compares the network's two parts with the whole network, on those images at `uris` that can be read.

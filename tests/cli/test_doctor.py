@@ -10,6 +10,7 @@ import tensorflow as tf
 
 import batchverify
 from batchverify.cli.main import main
+from batchverify.config import ModelConfig
 from batchverify.model.identity_bound import find_identity_bound
 from batchverify.model.split import split_model
 from tests.support.model_zoo import SHAPE, l1, siamese
@@ -37,7 +38,7 @@ def test_the_demo_models(name, code, score, demo, capsys):
 def test_the_certificate_bounds_every_pair_and_names_the_exact_identity_score():
     weights, bias = [-1.0, 0.5, -0.2, 0.25, -3.0, -0.1], 1.5
     siamese_model = split_model(siamese(l1(), head(weights, bias)))
-    certificate = find_identity_bound(siamese_model)
+    certificate = find_identity_bound(siamese_model, ModelConfig())
     assert certificate.comparison == "l1" and certificate.holds is False
     assert certificate.identity_score == pytest.approx(1 / (1 + np.exp(-bias)))
     rng = np.random.default_rng(0)
@@ -50,7 +51,7 @@ def test_the_certificate_bounds_every_pair_and_names_the_exact_identity_score():
 
 
 def test_the_certificate_holds_where_no_weight_is_positive():
-    certificate = find_identity_bound(split_model(siamese(l1(), head([-1.0, 0.0, -0.2, -1.0, -3.0, -0.1], 2.0))))
+    certificate = find_identity_bound(split_model(siamese(l1(), head([-1.0, 0.0, -0.2, -1.0, -3.0, -0.1], 2.0))), ModelConfig())
     assert certificate.holds is True and certificate.bound == certificate.identity_score
 
 

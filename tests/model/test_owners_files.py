@@ -8,10 +8,13 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
+from batchverify.model.diagnosis import examine
+from batchverify.model.identity_bound import find_identity_bound
 from batchverify.model.load import load_model
 from tests.support.model_zoo import SHAPE, l1, siamese
 
@@ -83,3 +86,85 @@ def test_a_class_of_a_notebook_is_named_with_what_it_seems_to_compute(layer, kin
     siamese(lambda left, right: layer(name="distance")(left, right)).save(tmp_path / "model.keras")
     assert f"use --custom-object {layer.__name__}={kind} (or " in refusal(tmp_path / "model.keras")
     load_model(ModelConfig(model=str(tmp_path / "model.keras"), custom_objects=(f"{layer.__name__}={kind}",)))
+
+
+# Outputs that are low for a match
+
+
+def scores_of(model, left, right) -> np.ndarray:
+    return model.compare(model.encode(left), model.encode(right))
+
+
+def falling() -> keras.Model:
+    """A head whose output is near 0 for equal embeddings and rises with their distance, as contrastive losses train it."""
+    model = siamese(l1(), keras.layers.Dense(1, activation="sigmoid", name="score"))
+    model.get_layer("score").set_weights([np.full((6, 1), 9.0, np.float32), np.array([-4.0], np.float32)])
+    return model
+
+
+def test_dissimilarity_is_one_minus_the_output(tmp_path):
+    model = falling()
+    model.save(tmp_path / "model.keras")
+    loaded = load_model(ModelConfig(model=str(tmp_path / "model.keras"), output_is="dissimilarity"))
+    expected = 1 - np.asarray(model([images(), images()[::-1]]))[:, 0]
+    np.testing.assert_allclose(scores_of(loaded, images(), images()[::-1]), expected, atol=1e-5)
+    assert loaded.split is not None
+    bound = find_identity_bound(loaded.split, ModelConfig(output_is="dissimilarity"))
+    assert bound.holds and bound.identity_score == pytest.approx(1 - 1 / (1 + np.exp(4.0)), abs=1e-6)
+    assert find_identity_bound(loaded.split, ModelConfig()).holds is False
+
+
+def test_the_doctor_names_a_reversed_output_and_believes_the_corrected_one(tmp_path):
+    falling().save(tmp_path / "model.keras")
+    (fault,) = examine(ModelConfig(model=str(tmp_path / "model.keras"))).faults
+    assert "Add --output-is dissimilarity" in fault
+    assert examine(ModelConfig(model=str(tmp_path / "model.keras"), output_is="dissimilarity")).faults == []
+
+
+def test_the_doctor_names_a_network_that_cannot_tell_images_apart(tmp_path):
+    model = siamese(l1(), keras.layers.Dense(1, activation="sigmoid", name="score"))
+    model.get_layer("score").set_weights([np.full((6, 1), -1e-4, np.float32), np.array([2.0], np.float32)])
+    model.save(tmp_path / "model.keras")
+    assert "cannot tell images apart" in " ".join(examine(ModelConfig(model=str(tmp_path / "model.keras"))).faults)
+
+
+# Lambdas with numbers of their own
+
+
+@pytest.mark.parametrize("k", [keras, tf_keras], ids=["Keras 3", "Keras 2"])
+def test_the_factor_of_a_lambda_is_read_from_its_arguments(k, tmp_path):
+    k.utils.set_random_seed(3)
+    image = k.Input(SHAPE)
+    flat = k.layers.Dense(6)(k.layers.Flatten()(k.layers.Rescaling(1 / 255)(image)))
+    size = {"output_shape": (6,)}
+    halved = k.layers.Lambda(lambda x, scale: x * scale, arguments={"scale": 0.5}, name="half", **size)(flat)
+    added = k.layers.Lambda(
+        lambda inputs, scale: inputs[0] + inputs[1] * scale, arguments={"scale": 0.17}, name="block", **size
+    )([flat, halved])
+    model = siamese(l1(k), k=k, encoder=k.Model(image, added, name="encoder"))
+    path = tmp_path / ("model.keras" if k is keras else "model.h5")
+    model.save(path)
+    assert "--lambda half=scale, as its code seems to do" in refusal(path)
+    loaded = load_model(ModelConfig(model=str(path), lambdas=("scaled_add", "half=scale")))
+    expected = np.asarray(model([images(), images()[::-1]]))[:, 0]
+    np.testing.assert_allclose(scores_of(loaded, images(), images()[::-1]), expected, atol=1e-5)
+
+
+DISTANCES = {
+    "none": lambda t: tf.sqrt(tf.reduce_sum(tf.square(t[0] - t[1]), axis=1, keepdims=True)),
+    "added": lambda t: tf.sqrt(tf.reduce_sum(tf.square(t[0] - t[1]), axis=1, keepdims=True) + 1e-5),
+    "smallest": lambda t: tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(t[0] - t[1]), axis=1, keepdims=True), 1e-9)),
+    "epsilon": lambda t: tf.sqrt(
+        tf.maximum(tf.reduce_sum(tf.square(t[0] - t[1]), axis=1, keepdims=True), tf_keras.backend.epsilon())
+    ),
+}
+
+
+@pytest.mark.parametrize("guard", DISTANCES)
+def test_the_guard_of_a_euclidean_lambda_is_that_of_its_own_code(guard, tmp_path):
+    model = siamese(lambda a, b: tf_keras.layers.Lambda(DISTANCES[guard], name="distance")([a, b]), k=tf_keras)
+    model.save(tmp_path / "model.h5")
+    loaded = load_model(ModelConfig(model=str(tmp_path / "model.h5"), lambdas=("euclidean",)))
+    for other in (images(), images()[::-1]):
+        expected = np.asarray(model([images(), other]))[:, 0]
+        np.testing.assert_allclose(scores_of(loaded, images(), other), expected, atol=2e-6)

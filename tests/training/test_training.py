@@ -17,7 +17,7 @@ from PIL import Image
 
 from batchverify.cli.main import main
 from batchverify.cli.messages import epoch_message
-from batchverify.config import VerificationConfig
+from batchverify.config import ModelConfig, VerificationConfig
 from batchverify.demo import characters
 from batchverify.errors import PreflightError
 from batchverify.model.identity_bound import find_identity_bound
@@ -110,7 +110,7 @@ def test_the_certificate_of_the_repaired_head_holds_after_every_step(alphabets, 
     trainer = small_trainer(alphabets, head=head, learning_rate=1.0)
     for _ in range(5):
         trainer.train_step()
-        certificate = find_identity_bound(split_model(network.assemble(trainer.encoder, trainer.head)))
+        certificate = find_identity_bound(split_model(network.assemble(trainer.encoder, trainer.head)), ModelConfig())
         assert certificate.holds is holds
 
 
@@ -179,10 +179,12 @@ def test_the_command_trains_on_class_folders(folder, tmp_path, capsys, with_smal
         assert "batchverify" not in archive.read("config.json").decode()  # any Keras 3 loads it
     model = keras.models.load_model(output)
     siamese = split_model(model)
-    assert siamese.shared and find_identity_bound(siamese).holds
+    assert siamese.shared and find_identity_bound(siamese, ModelConfig()).holds
     figures = json.loads(output.with_suffix(".json").read_text())
     assert figures["measured_on"] == "held out" and figures["recipe"]["seed"] == 0
-    assert figures["figures"]["identity_score"] == pytest.approx(find_identity_bound(siamese).identity_score, abs=1e-6)
+    assert figures["figures"]["identity_score"] == pytest.approx(
+        find_identity_bound(siamese, ModelConfig()).identity_score, abs=1e-6
+    )
     assert len(list(csv.DictReader(output.with_suffix(".log.csv").open()))) == 2
     assert Image.open(output.with_suffix(".curves.png")).size[0] > 600
     assert not output.with_suffix(".checkpoint.npz").exists()
@@ -204,7 +206,7 @@ def test_the_command_trains_on_a_manifest_and_on_encoder_weights(folder, tmp_pat
     with zipfile.ZipFile(output) as archive:
         assert "batchverify" not in archive.read("config.json").decode()
     model = keras.models.load_model(output)
-    assert find_identity_bound(split_model(model)).holds
+    assert find_identity_bound(split_model(model), ModelConfig()).holds
     trained = model.get_layer("encoder")
     found = next(layer for layer in trained.layers if isinstance(layer, keras.Model)).get_layer("Conv1").get_weights()
     np.testing.assert_allclose(found[0], backbone.get_layer("Conv1").get_weights()[0], atol=1e-6)
