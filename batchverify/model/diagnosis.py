@@ -55,7 +55,8 @@ def examine(config: ModelConfig, images: str | None = None, manifest: str | None
 
     config = apply_sidecar(config, read_sidecar(config.model))
     model = load_model(config)
-    pixels, source = _choose_images(model, images, manifest)
+    uris = _list_images(images, manifest)
+    pixels, source = _choose_images(model, uris, images or manifest)
     model.check_split(pixels)
     embeddings = model.encode(pixels)
     bound = find_identity_bound(model.split, config) if model.split else UNKNOWN_BOUND
@@ -66,19 +67,26 @@ def examine(config: ModelConfig, images: str | None = None, manifest: str | None
         "certificate": _describe_bound(bound),
         "behaviour": _measure_behaviour(model, pixels, embeddings),
         "embedding": _measure_saturation(embeddings) if model.facts.encodings_per_pair == 0 else {},
+        "loaders": _compare_loaders(model, config, uris),
         "notes": {str(number): note for number, note in enumerate(model.facts.notes, 1)},
     }
     faults = list(_find_faults(findings, bound, config))
     return Diagnosis({section: values for section, values in findings.items() if values}, faults)
 
 
-def _choose_images(model: PairModel, images: str | None, manifest: str | None) -> tuple[np.ndarray, str]:
+def _list_images(images: str | None, manifest: str | None) -> list[str]:
+    if images:
+        return _list_folder(images)
+    return _list_manifest(manifest) if manifest else []
+
+
+def _choose_images(model: PairModel, uris: list[str], place: str | None) -> tuple[np.ndarray, str]:
     """Returns loaded images `(n, height, width, channels)`, and a description of where they come from."""
     from batchverify.model.probe_images import probe_images
 
-    if images or manifest:
-        pixels = _read_images(model, _list_folder(images) if images else _list_manifest(str(manifest)))
-        return pixels, f"{len(pixels)} images of {images or manifest}"
+    if place:
+        pixels = _read_images(model, uris)
+        return pixels, f"{len(pixels)} images of {place}"
     pixels = model.preprocessing.as_loaded(probe_images(model.facts.image_shape, _PROBE_IMAGES, seed=2))
     return pixels, f"{len(pixels)} made-up images (noise, smooth shapes, drawings); --images DIR gives figures for yours"
 
@@ -150,7 +158,7 @@ def _measure_behaviour(model: PairModel, pixels: np.ndarray, embeddings: np.ndar
         "lowest_score_of_a_pair": float(scores.min()),
         "highest_score_of_a_pair": float(scores.max()),
         "pairs_that_outscore": int(np.count_nonzero(scores > lower_identity + _TOLERANCE)),
-        "largest_difference_from_identity": float(np.max(np.abs(scores - identity))),
+        "farthest_from_identity": float(np.max(np.abs(scores - identity))),
         "asymmetry": float(np.max(np.abs(scores - swapped))),
         "difference_when_asked_again": float(np.max(np.abs(repeated - identity))),
     }
@@ -163,6 +171,15 @@ def _measure_saturation(embeddings: np.ndarray) -> dict[str, Any]:
         "constant_dimensions": int(np.count_nonzero(deviation < 1e-6)),
         "lowest_value": float(embeddings.min()),
         "highest_value": float(embeddings.max()),
+    }
+
+
+def _compare_loaders(model: PairModel, config: ModelConfig, uris: list[str]) -> dict[str, Any]:
+    from batchverify.model.loader_differences import loader_differences
+
+    differences = loader_differences(model, config, uris)
+    return {
+        f"as_{loader}": f"scores move by {mean:.4f} on average, {largest:.4f} at most" for loader, mean, largest in differences
     }
 
 
@@ -201,7 +218,7 @@ def _find_faults(findings: dict[str, dict[str, Any]], bound: IdentityBound, conf
             f"Every pair scores {behaviour['highest_score_of_a_pair']:.4f}, whatever the images show: the network is "
             "untrained or dead. Check the scale of the pixels (--pixels), then the training."
         )
-    elif behaviour["largest_difference_from_identity"] <= _COLLAPSED:
+    elif behaviour["farthest_from_identity"] <= _COLLAPSED:
         yield (
             f"Every pair of different images scores within {_COLLAPSED:g} of an identity score, so the network cannot tell "
             "images apart. Check the scale of the pixels (--pixels), then the training."

@@ -96,7 +96,14 @@ def plan_encoder(loaded: LoadedModel, preprocessing: Preprocessing, config: Mode
     def compare(left: Any, right: Any) -> Any:
         return tf.reshape(compare_embeddings(kind, left, right), [-1])
 
-    size = int(call_in_trial(loaded, lambda: encode(_blank_images(loaded, preprocessing))).shape[1])
+    blank = _blank_images(loaded, preprocessing)
+    shape = tuple(call_in_trial(loaded, lambda: loaded.call(preprocessing.to_input(blank, dtype))).shape[1:])
+    if len(shape) == 3 and shape[:2] == preprocessing.image_shape[:2]:
+        raise PreflightError(
+            f"--model {loaded.name}: it gives images of {shape[0]}x{shape[1]} pixels, as an autoencoder does, and no "
+            "embeddings; save its encoder as a model of its own and give that."
+        )
+    size = int(call_in_trial(loaded, lambda: encode(blank)).shape[1])
     structure = f"an encoder, each image encoded once; score {SCORE_FORMULAS[kind]}, as --compare {kind} says"
     return ExecutionPlan(structure, encode, compare, (size, "float32"), 1, 0, loaded.notes)
 

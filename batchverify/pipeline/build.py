@@ -116,4 +116,7 @@ def profile_workers(stats: WorkerStats, seconds: float, is_one_process: bool) ->
     """
     if stats.folder is None or not os.path.isdir(stats.folder):
         return None
-    return profile_run(stats.folder, seconds, is_one_process)
+    try:
+        return profile_run(stats.folder, seconds, is_one_process)
+    except OSError:  # A container may share the folder's name, and not its files.
+        return None

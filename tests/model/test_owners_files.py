@@ -1,6 +1,7 @@
 """Model files as their owners have them: compiled with old optimizers, saved from notebooks, copied in part."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -168,3 +169,19 @@ def test_the_guard_of_a_euclidean_lambda_is_that_of_its_own_code(guard, tmp_path
     for other in (images(), images()[::-1]):
         expected = np.asarray(model([images(), other]))[:, 0]
         np.testing.assert_allclose(scores_of(loaded, images(), other), expected, atol=2e-6)
+
+
+def test_an_autoencoder_is_no_encoder(tmp_path):
+    image = keras.Input(SHAPE)
+    blurred = keras.layers.Conv2D(3, 3, padding="same")(keras.layers.Rescaling(1 / 255)(image))
+    keras.Model(image, blurred).save(tmp_path / "model.keras")
+    assert "as an autoencoder does, and no embeddings; save its encoder" in refusal(tmp_path / "model.keras", compare="cosine")
+
+
+def test_the_doctor_says_how_much_scores_move_under_other_loaders(demo):
+    loaders = examine(ModelConfig(), images=str(demo / "images")).findings["loaders"]
+    moved = {name: [float(number) for number in re.findall(r"\d\.\d+", text)] for name, text in loaders.items()}
+    # On files without EXIF or transparency, torchvision's pixels are those of this program's own training.
+    assert moved["as_torchvision"] == [0, 0] and "as_batchverify" not in moved
+    assert moved["as_keras-load-img"][1] > 0.01 and set(moved) >= {"as_tf", "as_pillow", "as_opencv", "as_skimage"}
+    assert moved["as_keras-load-img"] == moved["as_keras-generator"]
