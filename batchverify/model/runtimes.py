@@ -54,7 +54,9 @@ class OpenVinoFunction:
         except IndexError:  # Each thread that calls at the same time needs a request of its own.
             request = call.model.create_infer_request()
         try:
-            return np.array(request.infer(inputs)[0])  # This copies, because the next call writes to the same memory.
+            # The inputs are shared: once, two threads waited for each other for ever where OpenVINO copied them. The output is
+            # copied, because the next call writes to the same memory.
+            return np.array(request.infer(inputs, share_inputs=True)[0])
         finally:
             call.idle_requests.append(request)
 
