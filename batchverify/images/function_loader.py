@@ -37,12 +37,15 @@ class FunctionLoader:
         pixels = self._loader.decode(data, image, layout.is_grey)
         if isinstance(pixels, ImageFailure):
             return pixels
+        return self.call(pixels, (layout.height, layout.width, layout.channels))
+
+    def call(self, pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray | ImageFailure:
+        """Returns what the function makes of decoded pixels, float32 of a shape, or the failure."""
         try:
             result = np.asarray(self._function(pixels), np.float32)
         except Exception as error:  # It is the operator's code.
             return ImageFailure(ImageStatus.UNREADABLE, f"--preprocess {self._name} failed ({short_reason(error)})")
-        shape = layout.height, layout.width, layout.channels
-        if result.shape == shape[:2] and layout.channels == 1:
+        if result.shape == shape[:2] and shape[2] == 1:
             return result[..., None]
         if result.shape != shape:
             problem = f"--preprocess {self._name} gave the shape {result.shape}, and the model takes {shape}"

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from batchverify.images.failure import ImageFailure
-from batchverify.images.picture import fit_pixels, lay_on, turn_upright
+from batchverify.images.picture import apply_rules, fit_pixels
 from batchverify.schema import ImageStatus
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ class OpenCvLoader:
     def decode(self, data: bytes, image: Image.Image, grey: bool) -> np.ndarray | ImageFailure:
         """See `ImageLoader`."""
         if image.format not in _FORMATS or (self.alpha != "drop" and image.has_transparency_data):
-            image = turn_upright(image) if self.orientation == "apply" else image
-            image = lay_on(image, self.alpha) if self.alpha != "drop" and image.has_transparency_data else image
-            return np.asarray(image.convert("L" if grey else "RGB"))
+            return np.asarray(apply_rules(image, self.orientation, self.alpha).convert("L" if grey else "RGB"))
         flags = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR
         if self.orientation == "ignore":
             flags |= cv2.IMREAD_IGNORE_ORIENTATION

@@ -32,12 +32,20 @@ class PaddingError(ValueError):
 
 def find_turn(image: Image.Image) -> Image.Transpose | None:
     """Returns what turns an image upright, as its EXIF block says; None if it needs no turning."""
+    # An old way to store EXIF, as text that ImageMagick wrote; nothing has looked through it for traps.
+    image.info.pop("Raw profile type exif", None)
     try:
         return _TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Warning:  # `decode_or_defer` tries again without warnings.
         raise
     except Exception:  # The EXIF block is broken, but the pixels are whole.
         return None
+
+
+def apply_rules(image: Image.Image, orientation: str, alpha: str) -> Image.Image:
+    """Turns an image upright unless `orientation` is `ignore`, and replaces transparency unless `alpha` is `drop`."""
+    image = turn_upright(image) if orientation == "apply" else image
+    return lay_on(image, alpha) if alpha != "drop" and image.has_transparency_data else image
 
 
 def turn_upright(image: Image.Image) -> Image.Image:

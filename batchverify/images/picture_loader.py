@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from batchverify.images.failure import ImageFailure
-from batchverify.images.picture import fit_shape, lay_on, turn_upright
+from batchverify.images.picture import apply_rules, fit_shape, turn_upright
 from batchverify.schema import ImageStatus
 
 if TYPE_CHECKING:
@@ -51,12 +51,11 @@ class PictureLoader:
         return upright if isinstance(upright, ImageFailure) else np.asarray(upright)
 
     def _open(self, image: Image.Image, grey: bool) -> Image.Image | ImageFailure:
-        image = turn_upright(image) if self.orientation == "apply" else image
-        eight_bits = _to_8_bits(image)
+        # The turn is looked up in the file's own metadata, which a picture that was made of it does not have.
+        eight_bits = _to_8_bits(turn_upright(image) if self.orientation == "apply" else image)
         if isinstance(eight_bits, ImageFailure):
             return eight_bits
-        if self.alpha != "drop" and eight_bits.has_transparency_data:
-            eight_bits = lay_on(eight_bits, self.alpha)
+        eight_bits = apply_rules(eight_bits, "ignore", self.alpha)
         mode = "L" if grey else "RGB"
         return eight_bits if eight_bits.mode == mode else eight_bits.convert(mode)  # `convert` always copies.
 

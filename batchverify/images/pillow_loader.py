@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from batchverify.images.failure import ImageFailure
-from batchverify.images.picture import fit_shape, lay_on, turn_upright
+from batchverify.images.picture import apply_rules, fit_shape
 from batchverify.images.picture_loader import no_agreed_scale
 
 if TYPE_CHECKING:
@@ -57,10 +57,7 @@ class PillowLoader:
     def _open(self, image: Image.Image, grey: bool) -> Image.Image | ImageFailure:
         if failure := no_agreed_scale(image) if image.format not in ("PNG", "PPM") else None:
             return failure
-        image = turn_upright(image) if self.orientation == "apply" else image
-        if self.alpha != "drop" and image.has_transparency_data:
-            image = lay_on(image, self.alpha)
-        return self._to_mode(image, grey)
+        return self._to_mode(apply_rules(image, self.orientation, self.alpha), grey)
 
     def _to_mode(self, image: Image.Image, grey: bool) -> Image.Image:
         mode = "L" if grey else "RGB"

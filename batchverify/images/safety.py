@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 
 from PIL import ExifTags, ImageFile
 
@@ -21,18 +22,28 @@ _SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\x01-\x04]")
 _TO_NEXT_MARKER = re.compile(rb"[^\xff]*\xff+")
 _MARKERS_WITHOUT_LENGTH = {0x00, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
 _STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
+# The bytes of each type of number in a directory (TIFF 6.0, section 2), and the types that Pillow keeps as bytes.
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_BYTE_TYPES, _MAX_NUMBERS, _INLINE_BYTES = (1, 2, 6, 7), 2**18, 8
+_EXIF, _APP1 = b"Exif\0\0", 0xE1
+# Files that may hold EXIF: what they begin with, where that stands, and the name of the part.
+_EXIF_HOLDERS = ((b"\x89PNG", 0, b"eXIf"), (b"RIFF", 0, b"EXIF"), (b"ftyp", 4, b""))
+# What Pillow takes for the start of a directory, also with its bytes in the wrong order.
+_DIRECTORY = re.compile(rb"II(?:\*\0|\0\*|\+\0)|MM(?:\0\*|\*\0|\0\+)")
 
 
 def find_decoding_hazard(data: bytes) -> str | None:
     """Returns what would make a small file take minutes or gigabytes to open; None if there is nothing of the kind."""
-    if data.startswith(b"\xff\xd8"):
-        return _find_jpeg_hazard(data)
+    if data.startswith(b"\xff\xd8") and (hazard := _find_jpeg_hazard(data)):
+        return hazard
     if data.startswith(b"GIF8") and not _has_short_gif_header(data):
         return f"a GIF file of more than {_MAX_GIF_BLOCKS} blocks before its picture"
     if data.startswith(b"\x89PNG") and data.count(b"iCCP") > _MAX_PNG_PROFILES:
         return "a PNG file of many colour profiles"
-    if data.startswith((b"II", b"MM")) and _count_tiff_strips(data) > _MAX_STRIPS:
-        return f"a TIFF file of more than {_MAX_STRIPS} strips"
+    if data.startswith((b"II", b"MM")):
+        return _find_directory_hazard(data)
+    if hazard := next(filter(None, map(_find_directory_hazard, _exif_blocks(data))), None):
+        return hazard
     return _find_pnm_hazard(data) if _PNM.match(data) else None
 
 
@@ -54,17 +65,33 @@ def _find_jpeg_hazard(data: bytes) -> str | None:
 
 
 def _has_short_jpeg_header(data: bytes) -> bool:
+    """Returns whether the scan begins, or the file ends, before there are too many segments or too much junk."""
+    try:
+        return sum(1 for _ in _jpeg_segments(data)) < _MAX_SEGMENTS
+    except ValueError:
+        return False
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yields the markers before the scan and what stands in their segments, at most `_MAX_SEGMENTS`, as Pillow finds them.
+
+    Raises:
+        ValueError: If there is more than `_MAX_JUNK_BYTES` between two of them.
+    """
     position = 2
     for _ in range(_MAX_SEGMENTS):
-        marker = _TO_NEXT_MARKER.match(data, position)
-        if marker is None or marker.end() + 3 > len(data) or data[marker.end()] == 0xDA:
-            return True
-        if marker.end() - position > _MAX_JUNK_BYTES:
-            return False
-        position = marker.end() + 1
-        if data[marker.end()] not in _MARKERS_WITHOUT_LENGTH:
-            position += int.from_bytes(data[position : position + 2], "big")
-    return False
+        found = _TO_NEXT_MARKER.match(data, position)
+        if found is None or found.end() + 3 > len(data) or data[found.end()] == 0xDA:
+            return
+        if found.end() - position > _MAX_JUNK_BYTES:
+            raise ValueError("junk")
+        marker, position = data[found.end()], found.end() + 1
+        if marker in _MARKERS_WITHOUT_LENGTH:
+            yield marker, b""
+            continue
+        length = int.from_bytes(data[position : position + 2], "big")
+        yield marker, data[position + 2 : position + length]
+        position += length
 
 
 def _has_short_gif_header(data: bytes) -> bool:
@@ -82,21 +109,48 @@ def _has_short_gif_header(data: bytes) -> bool:
     return False
 
 
-def _count_tiff_strips(data: bytes) -> int:
-    """Returns the number of strips or tiles that the first picture in a TIFF file claims to have."""
-    order = "<" if data.startswith(b"II") else ">"
-    head, count, entry = ("8xQ", "Q", "HHQQ") if data[2:3] == b"+" else ("4xL", "H", "HHLL")
-    strips = 0
+def _find_directory_hazard(block: bytes) -> str | None:
+    """Returns what would make Pillow's reader of TIFF and EXIF directories take far more memory or time than the block is long.
+
+    Pillow copies what an entry names once for each entry, and turns numbers into Python objects.
+    """
+    named = 0
+    for tag, kind, count, offset in _directory_entries(block):
+        if tag in (_STRIP_OFFSETS, _TILE_OFFSETS) and count > _MAX_STRIPS:
+            return f"a TIFF file of more than {_MAX_STRIPS} strips"
+        size = count * _TYPE_BYTES.get(kind, 1)
+        if size <= _INLINE_BYTES or offset + size > len(block):
+            continue  # It is in the directory itself, or ends behind the block, and Pillow leaves it out.
+        named += size
+        if kind not in _BYTE_TYPES and count > _MAX_NUMBERS:
+            return f"a directory of TIFF or EXIF with more than {_MAX_NUMBERS} numbers in an entry"
+    if named > 2 * len(block) + _MAX_JUNK_BYTES:
+        return "a directory of TIFF or EXIF whose entries name far more bytes than it has"
+    return None
+
+
+def _directory_entries(block: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Yields tag, type, count and offset of each entry of the first directory (TIFF 6.0, section 2; BigTIFF is wider)."""
+    order = "<" if block.startswith(b"II") else ">"
+    head, size, entry = ("8xQ", "Q", "HHQQ") if block[2:4] in (b"+\0", b"\0+") else ("4xL", "H", "HHLL")
     try:
-        (start,) = struct.unpack_from(order + head, data)
-        (entries,) = struct.unpack_from(order + count, data, start)
+        (start,) = struct.unpack_from(order + head, block)
+        (entries,) = struct.unpack_from(order + size, block, start)
         for number in range(entries):
-            position = start + struct.calcsize(order + count) + number * struct.calcsize(order + entry)
-            tag, _, length, _ = struct.unpack_from(order + entry, data, position)
-            strips = max(strips, length if tag in (_STRIP_OFFSETS, _TILE_OFFSETS) else 0)
+            position = start + struct.calcsize(order + size) + number * struct.calcsize(order + entry)
+            yield struct.unpack_from(order + entry, block, position)
     except (struct.error, OverflowError):  # The file ends early, and Pillow stops reading there too.
-        pass
-    return strips
+        return
+
+
+def _exif_blocks(data: bytes) -> Iterator[bytes]:
+    """Yields what Pillow may take for a block of EXIF in a file that is no TIFF file."""
+    if data.startswith(b"\xff\xd8"):
+        parts = [segment for marker, segment in _jpeg_segments(data) if marker == _APP1 and segment.startswith(_EXIF)]
+        yield b"".join(part.removeprefix(_EXIF) for part in parts)  # Pillow joins them.
+    elif any(data.startswith(start, place) and name in data for start, place, name in _EXIF_HOLDERS):
+        for found in _DIRECTORY.finditer(data):
+            yield data[found.start() :]
 
 
 def find_memory_hazard(image: ImageFile.ImageFile, max_pixels: int) -> str | None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import warnings
 from typing import TYPE_CHECKING, Any
 
+import imageio.v3
 import numpy as np
 import skimage.color
-import skimage.io
 import skimage.transform
 from PIL import Image
 
 from batchverify.images.failure import ImageFailure
-from batchverify.images.picture import find_turn, fit_pixels, lay_on, turn_pixels, turn_upright
+from batchverify.images.picture import apply_rules, find_turn, fit_pixels, turn_pixels
 
 if TYPE_CHECKING:
     from batchverify.images.layout import Layout
@@ -61,11 +60,9 @@ class SkimageLoader:
     def _read(self, data: bytes, image: Image.Image) -> np.ndarray:
         """Returns pixels `(h, w)` or `(h, w, 3)`, of the type that the file has."""
         if self.alpha != "drop" and image.has_transparency_data:
-            return np.asarray(lay_on(turn_upright(image) if self.orientation == "apply" else image, self.alpha))
+            return np.asarray(apply_rules(image, self.orientation, self.alpha))
         if image.format in _FORMATS and image.mode != "CMYK":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                pixels = skimage.io.imread(io.BytesIO(data))
+            pixels = np.asarray(imageio.v3.imread(io.BytesIO(data)))  # This is what `skimage.io.imread` calls.
         else:
             pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
         if self.orientation == "apply":

@@ -14,7 +14,7 @@ from PIL import Image
 from batchverify.images.decode import UndecodedImage, decode
 from batchverify.images.failure import ImageFailure
 from batchverify.images.layout import Layout
-from batchverify.images.picture import find_turn, lay_on, turn_pixels, turn_upright
+from batchverify.images.picture import apply_rules, find_turn, turn_pixels
 from batchverify.images.picture_loader import no_agreed_scale
 
 # TensorFlow decodes these. It decodes most BMP, GIF and WebP files to the same pixels as Pillow, and some not at all.
@@ -57,9 +57,7 @@ class TensorFlowLoader:
     def _decode(self, data: bytes, image: Image.Image, grey: bool) -> Any:
         """Returns uint8 pixels `(height, width, 1 or 3)`, a tensor or an array."""
         if not self._is_decoded_by_tensorflow(image, grey):
-            image = turn_upright(image) if self._orientation == "apply" else image
-            image = lay_on(image, self._alpha) if self._has_transparency_to_replace(image) else image
-            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+            pixels = np.asarray(apply_rules(image, self._orientation, self._alpha).convert("L" if grey else "RGB"))
             return pixels[..., None] if grey else pixels
         try:
             pixels = tf.io.decode_image(data, channels=1 if grey else 3, expand_animations=False)
@@ -70,10 +68,7 @@ class TensorFlowLoader:
 
     def _is_decoded_by_tensorflow(self, image: Image.Image, grey: bool) -> bool:
         is_possible = image.format in _FORMATS and not (grey and image.mode == "CMYK")
-        return is_possible and not self._has_transparency_to_replace(image)
-
-    def _has_transparency_to_replace(self, image: Image.Image) -> bool:
-        return self._alpha != "drop" and image.has_transparency_data
+        return is_possible and (self._alpha == "drop" or not image.has_transparency_data)
 
     def resize(self, pixels: Any, layout: Layout) -> Any:
         """Resizes uint8 pixels `(height, width, channels)`; in a graph, too."""

@@ -14,6 +14,8 @@ import numpy as np
 
 from batchverify.config import ModelConfig, split_pixels
 from batchverify.errors import PreflightError
+from batchverify.images.failure import ImageFailure
+from batchverify.images.function_loader import FunctionLoader
 from batchverify.images.layout import Layout
 from batchverify.images.loaders import Loading, decide_loading, make_loader
 from batchverify.images.tensorflow_loader import BatchDecoder, TensorFlowLoader
@@ -80,8 +82,17 @@ class Preprocessing:
         return BatchDecoder(layout, layout.loader, max_pixels) if isinstance(layout.loader, TensorFlowLoader) else None
 
     def as_loaded(self, images: np.ndarray) -> np.ndarray:
-        """Returns generated uint8 images as the loader would give them, in its type and on its scale."""
-        dtype = self.layout().pixel_dtype
+        """Returns generated uint8 images as the loader would give them, in its type and on its scale.
+
+        Raises:
+            PreflightError: If the function of `--preprocess` fails on them, or gives another shape than the model takes.
+        """
+        loader, dtype = self.layout().loader, self.layout().pixel_dtype
+        if isinstance(loader, FunctionLoader):
+            made = [loader.call(image[..., 0] if self.channels == 1 else image, self.image_shape) for image in images]
+            if failure := next((one for one in made if isinstance(one, ImageFailure)), None):
+                raise PreflightError(f"{failure.error}; repair the function.")
+            return np.stack([one for one in made if not isinstance(one, ImageFailure)])
         return (images / np.float32(255 / self.loading.white)).astype(dtype) if dtype == "float32" else images
 
     def to_input(self, images: Any, dtype: str = "float32") -> Any:

@@ -27,7 +27,7 @@ def load_saved_model(file: ModelFile, options: ModelConfig, digest: str) -> Load
         PreflightError: If it cannot be loaded, or must not be.
     """
     _check_saved_model(file, options)
-    register_optimizer()
+    _register_optimizer()
     try:
         loaded = tf.saved_model.load(file.local)
     except Exception as error:  # TensorFlow raises any exception on a broken graph.
@@ -51,10 +51,10 @@ class _DiscardedOptimizer(tf.__internal__.tracking.AutoTrackable):  # type: igno
 
     def add_slot(self, var: Any, slot_name: str, initializer: Any = "zeros", shape: Any = None) -> Any:
         """Returns a variable for what the optimizer remembers about another one; TensorFlow calls this."""
-        return tf.Variable(tf.zeros(shape or var.shape, var.dtype), trainable=False, name=f"{slot_name}")
+        return tf.Variable(tf.zeros(shape or var.shape, var.dtype), trainable=False, name=slot_name)
 
 
-def register_optimizer() -> None:
+def _register_optimizer() -> None:
     """Lets TensorFlow load models that were compiled with an optimizer of Keras 2, unless Keras 2 itself does that."""
     loading = tf.__internal__.saved_model.load
     if "optimizer" not in loading.registered_identifiers():

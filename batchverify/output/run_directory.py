@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
@@ -65,6 +66,9 @@ class RunDirectory(ClaimedDirectory):
         try:
             self._complete_replacement()
             finished = self.is_finished()
+            self._refuse_foreign_files()
+        except PreflightError:
+            raise
         except Exception as error:  # Beam wraps whatever the store's client raises.
             raise PreflightError(f"--output {self.path} cannot be looked up ({short_reason(error)}); check the path.") from None
         if finished and not overwrite:
@@ -95,8 +99,30 @@ class RunDirectory(ClaimedDirectory):
         self._complete_replacement()
         if self.is_finished() and not overwrite:
             raise self._finished_error()
+        self._refuse_foreign_files()
         self._delete_unfinished()
         self._write(_RUNNING, run_id)
+
+    def _refuse_foreign_files(self) -> None:
+        """Refuses a directory with files that have the names of ours, and that no run has written: a run would delete them.
+
+        Raises:
+            PreflightError: With the files and the remedy.
+        """
+        if self._holds(_RUNNING):
+            return  # What a killed run has left, of which some files may not be whole.
+        scores = [match.path for match in self._match(f"{_SCORES}-*.parquet")]
+        with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
+            foreign = [path for path, is_ours in zip(scores, threads.map(_is_of_a_run, scores), strict=True) if not is_ours]
+        # Scores of a run stand for its other files, too: it may have been killed in its last moment, or have lost _SUCCESS.
+        if not (self.is_finished() or len(scores) > len(foreign)):
+            foreign += [self._join(name) for name in (_SUMMARY, _REPORT) if self._holds(name)]
+        if foreign:
+            names = ", ".join(map(_name, foreign[:3])) + (", …" if len(foreign) > 3 else "")
+            raise PreflightError(
+                f"--output {self.path} holds {names}, which no run has written and this run would replace; move that, or name "
+                "another directory."
+            )
 
     def discard(self, run_id: str) -> None:
         """Deletes the files of this run if it has not finished; a finished run stays, and so does another run."""
@@ -261,6 +287,14 @@ shutdown.register_clean_up(discard_unfinished)
 def _read_footer(path: str) -> pq.FileMetaData:
     with open_for_reading(path) as file:
         return pq.read_metadata(file)
+
+
+def _is_of_a_run(path: str) -> bool:
+    """Returns whether a file with scores was written by a run."""
+    try:
+        return b"batchverify.run_id" in (_read_footer(path).metadata or {})
+    except (pa.ArrowException, OSError):  # It is no Parquet file.
+        return False
 
 
 def _name(path: str) -> str:

@@ -171,3 +171,27 @@ def test_a_store_that_another_run_fills_between_look_and_claim_loses_nothing(arg
     assert second.summary["embeddings"]["reused"] == 2
     third = batchverify.run(dataclasses.replace(base, output=str(tmp_path / "third")))
     assert (third.summary["embeddings"]["reused"], third.summary["embeddings"]["encoded"]) == (10, 0)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "report.html", "scores-input.parquet", "scores-2023.parquet"])
+def test_files_of_the_user_that_are_named_as_those_of_a_run_are_refused_and_stay(name, arguments, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / name
+    path.write_bytes(b"mine")
+    if name == "scores-input.parquet":  # The manifest itself.
+        pd.DataFrame({"left": ["../pictures/p1.png"], "right": ["../pictures/p2.png"]}).to_parquet(path)
+        arguments[1] = str(path)
+    before = contents(tmp_path / "out")
+    assert main(arguments) == 2
+    assert f"holds {name}, which no run has written" in capsys.readouterr().err and contents(tmp_path / "out") == before
+
+
+def test_a_file_of_the_user_beside_a_finished_run_stays(arguments, tmp_path, capsys):
+    assert main(arguments) == 0
+    pd.DataFrame({"score": [0.5]}).to_parquet(tmp_path / "out" / "scores-archive.parquet")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    before = contents(tmp_path / "out")
+    assert main(arguments) == 2
+    assert "holds scores-archive.parquet" in capsys.readouterr().err and contents(tmp_path / "out") == before
+    (tmp_path / "out" / "scores-archive.parquet").unlink()
+    assert main(arguments) == 0 and (tmp_path / "out" / "notes.txt").read_text() == "mine"
