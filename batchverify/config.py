@@ -252,6 +252,8 @@ class ScoringConfig(ModelConfig):
         for name in ("max_image_pixels", "max_image_bytes", "max_decoding_pixels", "fetch_threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 yield f"{_option(name)} is {getattr(self, name)}; give at least 1."
+        if (self.fetch_threads or 0) > _MAX_FETCH_THREADS:
+            yield f"--fetch-threads is {self.fetch_threads}; give {_MAX_FETCH_THREADS} at most."
 
     def _problems_of_accelerator(self) -> Iterator[str]:
         if self.accelerator is None:
@@ -379,6 +381,7 @@ def _is_scale(pixels: str) -> bool:
 
 
 # One model runs on one GPU, so a run with more GPUs has more workers.
+_MAX_FETCH_THREADS = 1024
 _ACCELERATOR = re.compile(r"[a-z][a-z0-9-]*|type:[a-z][a-z0-9-]*;count:1(;[A-Za-z0-9:._-]+)*")
 
 

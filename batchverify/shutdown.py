@@ -1,15 +1,22 @@
 """What a process does when a signal stops it: it first cancels the jobs that run elsewhere, and then cleans up.
 
-A module that starts something which must not outlive the process registers a function that ends it. The program handles SIGINT
-and SIGTERM and calls `cancel_jobs` and `clean_up`; it need not import the modules that registered.
+A module that starts something which must not outlive the process registers a function that ends it. The program handles the
+signals that stop it and calls `cancel_jobs` and `clean_up`; it need not import the modules that registered.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 _cancellations: list[Callable[[], list[str]]] = []
 _clean_ups: list[Callable[[], None]] = []
+
+
+def stopping_signals() -> list[signal.Signals]:
+    """Returns the signals that stop a run; SIGHUP, which a closed terminal sends, only where nohup has not turned it off."""
+    hang_up = [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *hang_up]
 
 
 def register_cancellation(cancel: Callable[[], list[str]]) -> None:

@@ -45,7 +45,7 @@ and with a GPU in each worker that encodes; IMAGE is built from deploy/Dockerfil
     … --accelerator nvidia-tesla-t4 --sdk_container_image=IMAGE
 
 Exit codes: 0 done, or submitted with --no-wait; 1 the run failed; 2 refused before anything ran; 3 done, but a gate is not
-met; 130 and 143 stopped by SIGINT and SIGTERM, and a job on Dataflow cancelled."""
+met; 129, 130 and 143 stopped by SIGHUP, SIGINT and SIGTERM, and a job on Dataflow cancelled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,12 +167,12 @@ def _exit_code(summary: dict[str, Any]) -> int:
 
 @contextmanager
 def _clean_up_when_stopped() -> Iterator[None]:
-    """Ends the process at SIGINT or SIGTERM, exit code 130 or 143; its job is cancelled and its output is deleted first.
+    """Ends the process at a signal that stops it; its job is cancelled and its output is deleted first.
 
     The process does not end as Python would end it: Beam's in-process runner would first wait for its workers to end their
     bundles.
     """
-    earlier = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {number: signal.signal(number, _stop) for number in shutdown.stopping_signals()}
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from batchverify import shutdown
 from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.logging import quieten_libraries
 from batchverify.cli.streams import configure_streams, flush_streams, print_text
@@ -20,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs what `argv`, or else the command line of this process, asks for, and returns the exit code."""
     name = JOB
     try:
-        name, arguments = _choose(list(sys.argv[1:] if argv is None else argv))
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        _refuse_undecodable(arguments)
+        name, arguments = _choose(arguments)
         _refuse_unfit_process()
         quieten_libraries()
         return load_subcommand(name).run(arguments)
@@ -39,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_as_process() -> NoReturn:
     """Runs what the command line of this process asks for, and ends the process with the exit code."""
     configure_streams()
-    signal.signal(signal.SIGTERM, _stop)
+    for number in shutdown.stopping_signals()[1:]:  # Python turns SIGINT into KeyboardInterrupt.
+        signal.signal(number, _stop)
     code = main()
     flush_streams()
     if code in (ExitCode.FAILED, ExitCode.REFUSED):
@@ -53,9 +57,19 @@ def _refuse_unfit_process() -> None:
     if sys.flags.optimize > 1:
         raise PreflightError("python -OO removes docstrings, which Apache Beam reads; start Python without -OO.")
     try:
-        os.getcwd()
+        os.getcwd().encode()
     except OSError:
         raise PreflightError("the working directory does not exist any more; change to another one.") from None
+    except UnicodeEncodeError:
+        raise PreflightError(f"the name of the working directory, {os.getcwd()!a}, is not UTF-8; change to another.") from None
+
+
+def _refuse_undecodable(arguments: Sequence[str]) -> None:
+    """Refuses arguments that are not UTF-8; Python stands a surrogate for each such byte, which no output file can hold."""
+    if bad := [argument for argument in arguments if argument.encode(errors="replace").decode() != argument]:
+        raise PreflightError(
+            [f"the argument {argument!a} is not UTF-8; rename the file, or set the locale right." for argument in bad]
+        )
 
 
 def _stop(number: int, _: Any) -> NoReturn:

@@ -8,15 +8,21 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 from batchverify.errors import PreflightError
 
-# The type of an option that names a path. A shell expands ~ only at the beginning of a word, and not in `--output=~/scores`.
-path_option = os.path.expanduser
-
+_FILE_URI = re.compile("file://(localhost(?=/))?", re.IGNORECASE)
 
 # No option of ours begins like that.
 _DASHED_VALUE = re.compile(r"-[\d.]")
+
+
+def path_option(text: str) -> str:
+    """Returns the path or URI that an option names: `file:` URIs become paths (RFC 8089), and ~ becomes the home folder."""
+    if match := _FILE_URI.match(text):
+        return unquote(text[match.end() :])
+    return os.path.expanduser(text)  # A shell expands ~ only at the beginning of a word, and not in `--output=~/scores`.
 
 
 def separator_option(text: str) -> str:

@@ -5,7 +5,7 @@
 
 Beside the model it writes the log (`.log.csv`), its curves (`.curves.png`), the recipe with the figures measured on
 classes that were never trained on (`.json`), and the sidecar that says how images are resized (`.keras.batchverify.json`).
-Exit codes: 0 done, 2 refused, 130 or 143 interrupted by SIGINT or SIGTERM; `--resume` goes on.
+Exit codes: 0 done, 2 refused, 129, 130 or 143 interrupted by a signal; `--resume` goes on.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="batchverify train",
         description="Trains a Siamese network whose score of an image against itself is the highest that there is.",
-        epilog="Exit codes: 0 done, 2 refused, 130 or 143 interrupted by SIGINT or SIGTERM; go on with --resume.",
+        epilog="Exit codes: 0 done, 2 refused, 129, 130 or 143 interrupted by SIGHUP, SIGINT or SIGTERM; go on with --resume.",
     )
     _add_data_options(parser)
     _add_network_options(parser)

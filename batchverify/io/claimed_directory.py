@@ -11,7 +11,7 @@ from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.errors import PreflightError, RunError, short_reason
-from batchverify.io.filesystem import read_text, write_text
+from batchverify.io.filesystem import list_folder, read_text, write_text
 from batchverify.uris import is_remote
 
 _claims: dict[str, ClaimedDirectory] = {}  # The directories that this process has claimed, by the name of the claim.
@@ -119,7 +119,7 @@ class ClaimedDirectory:
         return str(FileSystems.join(self.path, *names))
 
     def _match(self, pattern: str) -> list[FileMetadata]:
-        return list(FileSystems.match([self._join(*pattern.split("/"))])[0].metadata_list)
+        return list_folder(self.path, pattern)
 
     def _write(self, name: str, text: str) -> None:
         write_text(self._join(name), text)

@@ -7,12 +7,13 @@ callers that must report a failure catch `Exception`.
 from __future__ import annotations
 
 import functools
+import glob
 import os
 import re
 import stat
 from typing import Any
 
-from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystem import CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.errors import PreflightError, short_reason
@@ -102,13 +103,44 @@ def write_text(path: str, text: str) -> None:
 
 
 def list_files(pattern: str) -> list[str]:
-    """Returns the paths of the files that a pattern matches; none where the store has no such file, folder or bucket."""
+    """Returns the paths of the files that a pattern matches; none where the store has no such file, folder or bucket.
+
+    A file on this machine that is named just so is the only match, whatever brackets its name has.
+    """
+    if not is_remote(pattern):
+        found = [pattern] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)
+        return [path for path in found if not os.path.isdir(path)]
     try:
         return [match.path for match in FileSystems.match([pattern])[0].metadata_list]
     except Exception as error:  # Some stores raise an error for a bucket that is not there, others match nothing.
         if says_not_found(error, pattern):
             return []
         raise
+
+
+def list_folder(folder: str, pattern: str) -> list[FileMetadata]:
+    """Returns the files in a folder that a pattern matches; brackets and stars in the folder's own name mean themselves."""
+    path = f"{glob.escape(folder.rstrip('/'))}/{pattern}"
+    if is_remote(folder):
+        return list(FileSystems.match([path])[0].metadata_list)
+    # Beam would walk through every folder beside one with a bracket in its name.
+    files = filter(os.path.isfile, sorted(glob.glob(path, recursive=True, include_hidden=True)))
+    return [FileMetadata(file, os.path.getsize(file), os.path.getmtime(file)) for file in files]
+
+
+def walk_folders(pattern: str) -> list[str]:
+    """Returns the paths of all files in the folders that a pattern matches, and in their folders, also those behind links."""
+    if is_remote(pattern):
+        return list_files(f"{pattern.rstrip('/')}/**")
+    seen, files = set(), []
+    for folder in [pattern] if os.path.isdir(pattern) else glob.glob(pattern, recursive=True):
+        for path, folders, names in os.walk(folder, followlinks=True):
+            if os.path.realpath(path) in seen:  # A link may lead to a folder above it.
+                folders.clear()
+                continue
+            seen.add(os.path.realpath(path))
+            files += [os.path.join(path, name) for name in names]
+    return files
 
 
 def says_not_found(error: Exception, uri: str) -> bool:
@@ -119,4 +151,4 @@ def says_not_found(error: Exception, uri: str) -> bool:
 
 def file_size(path: str) -> int:
     """Returns the size of a file in bytes."""
-    return int(FileSystems.match([path])[0].metadata_list[0].size_in_bytes)
+    return int(FileSystems.get_filesystem(path).metadata(path).size_in_bytes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import csv
+import io
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +22,8 @@ from batchverify.schema import BAD_ROW_COLUMN
 
 _CSV_BLOCK_BYTES = 64 * 2**20
 _MAX_PROBLEMS = 20
+_END = "end"
+csv.field_size_limit(_CSV_BLOCK_BYTES)  # The limit is one for the process; Python's own of 128 KiB is below Arrow's.
 
 
 def read_csv_batches(path: str, header: CsvHeader, keep: bool) -> Iterator[pa.Table]:
@@ -42,7 +46,7 @@ def read_csv_batches(path: str, header: CsvHeader, keep: bool) -> Iterator[pa.Ta
             reader = pa.csv.open_csv(
                 stream.lend(),
                 # The reader knows row numbers only with one thread; workers read several files at a time.
-                read_options=pa.csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK_BYTES),
+                read_options=pa.csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK_BYTES, skip_rows=header.first_line),
                 parse_options=pa.csv.ParseOptions(
                     delimiter=header.separator, newlines_in_values=True, invalid_row_handler=misfits
                 ),
@@ -66,11 +70,22 @@ def read_csv_batches(path: str, header: CsvHeader, keep: bool) -> Iterator[pa.Ta
             del reader
             stream.take_back()
     if misfits.rows and not keep:
-        raise PreflightError([_describe_misfit(path, misfit) for misfit in list(misfits.rows)[:_MAX_PROBLEMS]])
-    if stream.quotes % 2:
+        raise PreflightError(misfits.describe(path))
+    if stream.quotes % 2 and _ends_in_quotes(path, header):
         raise PreflightError(f"{path}: a quote is opened and never closed; close it, or double quotes inside a field.")
     if misfits.rows:
         yield misfits.put_back(misfits.empty_table(), row)
+
+
+def _ends_in_quotes(path: str, header: CsvHeader) -> bool:
+    """Returns whether a quote is open at the end of a file. An odd number of quotes may be due to an inch mark in a field."""
+    with (
+        open_input(path) as file,
+        io.TextIOWrapper(io.BufferedReader(DecompressedFile(path, file)), "latin-1", newline="") as lines,
+    ):
+        # A quote that is open takes this line in, too.
+        rows = csv.reader(itertools.chain(lines, ["\n", _END]), delimiter=header.separator)
+        return collections.deque(rows, maxlen=1).pop() != [_END]
 
 
 class _MisfitRows:
@@ -96,37 +111,38 @@ class _MisfitRows:
         """Returns `rows` with the misfit rows among them; `first_row` is the number of the first row in the file."""
         due: list[Any] = []
         # Each row that is put back moves the end of this batch by one row. The last batch is empty and takes all that remain.
-        while self.rows and (not rows.num_rows or _row_of(self.rows[0]) < first_row + rows.num_rows + len(due)):
+        while self.rows and (not rows.num_rows or self._row_of(self.rows[0]) < first_row + rows.num_rows + len(due)):
             due.append(self.rows.popleft())
         if not due:
             return rows
         bad = np.zeros(rows.num_rows + len(due), bool)
-        bad[[_row_of(misfit) - first_row for misfit in due]] = True
+        bad[[self._row_of(misfit) - first_row for misfit in due]] = True
         place = np.empty(len(bad), np.int64)
         place[~bad], place[bad] = np.arange(rows.num_rows), rows.num_rows + np.arange(len(due))
         return pa.concat_tables([rows, self._as_table(due)]).take(place)
 
+    def describe(self, path: str) -> list[str]:
+        """Returns a sentence for each of the first rows."""
+        first = list(itertools.islice(self.rows, _MAX_PROBLEMS))
+        places = [f"{path}, row {self._row_of(row)}" if row.number else path for row in first]
+        counts = map(_field_count, first)
+        return [f"{place}: {count}; quote fields that hold the separator." for place, count in zip(places, counts, strict=True)]
+
+    def _row_of(self, misfit: Any) -> int:
+        """Returns the row's number, counted from 0 below the header; Arrow counts from 1, and what is before it, too."""
+        return int(misfit.number) - 2 - self._header.first_line
+
     def _as_table(self, misfits: list[Any]) -> pa.Table:
-        names, separator = self._header
-        rows = [next(csv.reader([misfit.text], delimiter=separator), []) for misfit in misfits]
+        names = self._header.names
+        rows = [next(csv.reader([misfit.text], delimiter=self._header.separator), []) for misfit in misfits]
         fields = [dict(zip(names, row, strict=False)) for row in rows]
         columns: dict[str, list[str]] = {name: [row.get(name, "") for row in fields] for name in names}
         columns[BAD_ROW_COLUMN] = [_field_count(misfit) for misfit in misfits]
         return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
 
-def _row_of(misfit: Any) -> int:
-    """Returns the row's number, counted from 0 below the header; Arrow counts the header as row 1."""
-    return int(misfit.number) - 2
-
-
 def _field_count(misfit: Any) -> str:
     return f"there are {misfit.actual_columns} fields where the header has {misfit.expected_columns}"
-
-
-def _describe_misfit(path: str, misfit: Any) -> str:
-    row = f", row {_row_of(misfit)}" if misfit.number else ""
-    return f"{path}{row}: {_field_count(misfit)}; quote fields that hold the separator."
 
 
 def _is_header_only(error: Exception) -> bool:

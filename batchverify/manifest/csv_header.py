@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from typing import Any, NamedTuple
 
 from batchverify.config import VerificationConfig
@@ -23,6 +24,8 @@ _FOREIGN = (
     (b"PAR1", None, "it is a Parquet file; give its name the ending .parquet"),
 )
 _MAX_HEADER_BYTES = 2**20
+# Excel takes the separator from such a first line, which programs write for it.
+_EXCEL_SEPARATOR = re.compile(r"sep=([^\r\n\"])\r?\n", re.IGNORECASE)
 
 
 class CsvHeader(NamedTuple):
@@ -31,10 +34,12 @@ class CsvHeader(NamedTuple):
     Attributes:
         names: The names of the columns.
         separator: The character between the columns.
+        first_line: The number of lines before the header that are not empty: Excel's `sep=;`, or none.
     """
 
     names: list[str]
     separator: str
+    first_line: int = 0
 
 
 def read_header(path: str, config: VerificationConfig) -> CsvHeader | None:
@@ -48,6 +53,9 @@ def read_header(path: str, config: VerificationConfig) -> CsvHeader | None:
     """
     try:
         text = _start_of(path)
+        if said := _EXCEL_SEPARATOR.match(text):
+            header = _parse(path, text[said.end() :], config.separator or said[1])
+            return header and header._replace(first_line=1)
         header = _parse(path, text, config.separator or ",")
         if header is None or config.separator or _names_pairs(header, config):
             return header
@@ -79,7 +87,8 @@ def _read_at_most(file: Any, size: int) -> bytes:
 
 def _parse(path: str, text: str, separator: str) -> CsvHeader | None:
     lines = io.StringIO(text, newline="")
-    names = next(csv.reader(lines, delimiter=separator), None)
+    # Arrow's reader leaves out empty lines, too.
+    names = next(filter(None, csv.reader(lines, delimiter=separator)), None)
     if len(text.encode("utf-8", "surrogateescape")) > _MAX_HEADER_BYTES and not lines.read(1):
         raise PreflightError(
             f"{path}, header: it is longer than {_MAX_HEADER_BYTES // 2**20} MiB; check that this is a CSV file with a header."

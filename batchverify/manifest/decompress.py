@@ -18,7 +18,7 @@ _TAKE_BACK_WITHIN_S = 10.0
 
 def compression_of(path: str) -> str | None:
     """Returns the compression that the ending of a file's name stands for, or None."""
-    return next((kind for ending, kind in _COMPRESSIONS.items() if path.endswith(ending)), None)
+    return next((kind for ending, kind in _COMPRESSIONS.items() if path.lower().endswith(ending)), None)
 
 
 def measure_expansion(path: str) -> float:
@@ -48,7 +48,7 @@ class DecompressedFile(io.RawIOBase):
         file: The file, open at its start.
 
     Attributes:
-        quotes: The number of quotes in the bytes that were read.
+        quotes: The number of quotes in the bytes that were read. Where it is odd, one may be open at the end.
     """
 
     def __init__(self, path: str, file: Any):

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, short_reason
-from batchverify.io.filesystem import list_files
+from batchverify.io.filesystem import list_files, walk_folders
 from batchverify.manifest.columns import (
     SEPARATORS,
     awkward_names,
@@ -26,6 +26,7 @@ from batchverify.manifest.inspection import FileInspection, InspectionBudget, in
 from batchverify.manifest.labels import COMMON_SPELLING, SPELLINGS, LabelSpelling
 from batchverify.manifest.partitions import partition_values
 from batchverify.manifest.shard import Manifest
+from batchverify.uris import is_remote
 
 _LOG = logging.getLogger(__name__)
 # The bytes that are read before a run to find mistakes: all of most manifests, and a few seconds' worth of a huge one.
@@ -42,7 +43,7 @@ def plan_manifest(config: VerificationConfig, sample: int = 12) -> Manifest:
     Raises:
         PreflightError: With one sentence for each mistake.
     """
-    paths, problems = _match(config.manifests)
+    paths, problems = _match(config)
     files, file_problems = _inspect_files(paths, config)
     schema, disagreements = unify_schemas(files)
     label_column, (spellings, differing) = find_label_column(schema.names, config), unify_spellings(files)
@@ -110,19 +111,19 @@ def _sample_uris(files: list[FileInspection], config: VerificationConfig, count:
     return tuple(uris[:count].to_pylist())
 
 
-def _match(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Returns the paths that the patterns match, and a sentence for each pattern that matches none.
+def _match(config: VerificationConfig) -> tuple[list[str], list[str]]:
+    """Returns the paths that the patterns match, each file once, and a sentence for each pattern that matches none.
 
     A folder stands for the manifest files in it and in its folders. Spark and Hive write such folders, with files of their own
     whose names begin with an underscore or a dot.
     """
-    paths: dict[str, None] = {}
+    paths: dict[str, str] = {}  # By what each path leads to: a file may be named twice, in two spellings or by a link.
     problems = []
-    for pattern in patterns:
+    for pattern in config.manifests:
         try:
             matches = [] if os.path.isdir(pattern) else list_files(pattern)
             if not matches:
-                matches = [path for path in list_files(f"{pattern.rstrip('/')}/**") if _is_manifest(path, pattern)]
+                matches = _manifests_in(pattern, config)
         except Exception as error:  # Beam wraps whatever the store's client raises.
             problems.append(
                 f"--manifest {pattern} cannot be looked up ({short_reason(error)}); check the path and your access."
@@ -132,14 +133,33 @@ def _match(patterns: Iterable[str]) -> tuple[list[str], list[str]]:
             problems.append(f"--manifest {pattern}: the folder has no file that ends in {_ENDINGS_IN_WORDS}; name its files.")
         elif not matches:
             problems.append(f"--manifest {pattern}: there is no such file; check the path.")
-        paths.update(dict.fromkeys(sorted(matches)))
-    return list(paths), problems
+        for path in sorted(matches):
+            paths.setdefault(_target_of(path), path)
+    return list(paths.values()), problems + _not_utf8(paths.values())
+
+
+def _manifests_in(folders: str, config: VerificationConfig) -> list[str]:
+    """Returns the manifest files in the folders that a pattern matches; what this run writes there is no part of them."""
+    own = [_target_of(path) for path in (config.output, config.embeddings) if path]
+    found = [path for path in walk_folders(folders) if _is_manifest(path, folders)]
+    return [path for path in found if not any(_target_of(path).startswith(f"{directory}/") for directory in own)]
+
+
+def _target_of(path: str) -> str:
+    """Returns the one name of a file or folder that may be written in several ways."""
+    return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
+
+
+def _not_utf8(paths: Iterable[str]) -> list[str]:
+    # Python stands a surrogate for each such byte, and neither Arrow nor Parquet takes those.
+    names = [path for path in paths if path.encode(errors="replace").decode() != path]
+    return [f"the name of the manifest file {name!a} is not UTF-8; rename the file." for name in names]
 
 
 def _is_manifest(path: str, folder: str) -> bool:
     """Returns whether a file in a folder, or in one of its folders, is a part of a manifest."""
     names = path.split("/")[folder.rstrip("/").count("/") + 1 :]
-    return path.endswith(_ENDINGS) and not any(name.startswith(("_", ".")) for name in names)
+    return path.lower().endswith(_ENDINGS) and not any(name.startswith(("_", ".")) for name in names)
 
 
 def unify_schemas(files: list[FileInspection]) -> tuple[pa.Schema, list[str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import threading
+from concurrent.futures import Future
 
 import keras
 import numpy as np
@@ -23,6 +25,8 @@ from batchverify.model.split import split_model
 from batchverify.model.trial import SPLIT_CHECK_IMAGES, TRIAL_IMAGES, try_model
 
 _LOG = logging.getLogger(__name__)
+# A run scores thousands of pairs in that time; a model that needs it for a dozen would never come to an end.
+_TRIAL_LIMIT_S = 600.0
 
 
 def load_model(config: ModelConfig) -> PairModel:
@@ -34,7 +38,31 @@ def load_model(config: ModelConfig) -> PairModel:
     _let_gpu_memory_grow()
     # A GPU would round float32 to 10 bits in matrix products and convolutions.
     tf.config.experimental.enable_tensor_float_32_execution(False)
-    loaded = load_file(config)
+    # A model may compute without end, and the thread that waits for it inside TensorFlow hears no signal.
+    loaded, model = threading.Event(), Future[PairModel]()
+    threading.Thread(target=_load_in_thread, args=(config, loaded, model), name="load-model", daemon=True).start()
+    loaded.wait()
+    try:
+        return model.result(_TRIAL_LIMIT_S)
+    except TimeoutError:
+        raise PreflightError(
+            f"--model {config.model}: it has computed on a dozen generated images for {_TRIAL_LIMIT_S / 60:.3g} minutes "
+            "without an end; check that it works where it was trained."
+        ) from None
+
+
+def _load_in_thread(config: ModelConfig, is_loaded: threading.Event, model: Future[PairModel]) -> None:
+    try:
+        loaded = load_file(config)
+        is_loaded.set()
+        model.set_result(_try_loaded(loaded, config))
+    except BaseException as error:  # `Future.result` raises it.
+        model.set_exception(error)
+    finally:
+        is_loaded.set()
+
+
+def _try_loaded(loaded: LoadedModel, config: ModelConfig) -> PairModel:
     try:
         return _make_pair_model(loaded, config)
     except PreflightError:

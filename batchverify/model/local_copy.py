@@ -8,10 +8,8 @@ import importlib.resources
 import os
 from collections.abc import Iterator
 
-from apache_beam.io.filesystems import FileSystems
-
 from batchverify.errors import PreflightError, short_reason
-from batchverify.io.filesystem import open_for_reading
+from batchverify.io.filesystem import list_folder, open_for_reading
 from batchverify.temporary_folder import temporary_copy, temporary_folder
 from batchverify.uris import is_remote
 
@@ -43,9 +41,7 @@ def local_model(path: str | None) -> Iterator[str]:
 def _download(uri: str, local: str) -> str:
     try:
         # A store has no folders, only files whose names begin alike.
-        matches = FileSystems.match([f"{uri}/**"])
-        files = [file.path for match in matches for file in match.metadata_list]
-        for path in files or [uri]:
+        for path in [file.path for file in list_folder(uri, "**")] or [uri]:
             target = os.path.normpath(local + path.removeprefix(uri))
             if target != local and not target.startswith(local + os.sep):
                 raise PreflightError(f"--model {uri}: the name {path} points outside of the folder; don't trust it.")

@@ -111,7 +111,7 @@ class RunDirectory(ClaimedDirectory):
         """
         if self._holds(_RUNNING):
             return  # What a killed run has left, of which some files may not be whole.
-        scores = [match.path for match in self._match(f"{_SCORES}-*.parquet")]
+        scores = self.scores_paths()
         with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
             foreign = [path for path, is_ours in zip(scores, threads.map(_is_of_a_run, scores), strict=True) if not is_ours]
         # Scores of a run stand for its other files, too: it may have been killed in its last moment, or have lost _SUCCESS.
@@ -133,6 +133,10 @@ class RunDirectory(ClaimedDirectory):
                     self._delete_unfinished()
             except Exception as error:  # Beam wraps whatever the store's client raises; the next run deletes what stays.
                 _LOG.warning("--output %s cannot be cleaned up (%s).", self.path, short_reason(error))
+
+    def scores_paths(self) -> list[str]:
+        """Returns the paths of the Parquet files with scores."""
+        return [match.path for match in self._match(f"{_SCORES}-*.parquet")]
 
     def scores_prefix(self) -> str:
         """Returns what the paths of all files with scores begin with."""
@@ -204,8 +208,7 @@ class RunDirectory(ClaimedDirectory):
             FileSystems.delete([self._join(_SUCCESS)])
         moved = [match.path for match in self._match(f"{_REPLACEMENT_FOLDER}{run_id}/*")]
         FileSystems.rename(moved, [self._join(_name(path)) for path in moved])
-        old = [match.path for match in self._match(f"{_SCORES}-*.parquet")]
-        FileSystems.delete([path for path in old if _name(path) not in names])
+        FileSystems.delete([path for path in self.scores_paths() if _name(path) not in names])
         self._mark_finished(run_id)
         FileSystems.delete([self._join(_REPLACEMENT)])
         self._delete_temporary(f"{_REPLACEMENT_FOLDER}*")
@@ -263,7 +266,7 @@ class RunDirectory(ClaimedDirectory):
             if self._holds(name):
                 FileSystems.delete([self._join(name)])
         if own:
-            FileSystems.delete([match.path for match in self._match(f"{_SCORES}-*.parquet")])
+            FileSystems.delete(self.scores_paths())
         self._delete_temporary(f"{_REPLACEMENT_FOLDER}*")
 
     def _delete_temporary(self, *others: str) -> None:
@@ -271,7 +274,7 @@ class RunDirectory(ClaimedDirectory):
         # Beam's file systems list only files, which is all that a store has; on this machine an empty folder may remain.
         for pattern in (f"beam-temp-{_SCORES}-*", f"{_REPLACEMENT_FOLDER}*/beam-temp-{_SCORES}-*", *others):
             FileSystems.delete([match.path for match in self._match(f"{pattern}/*")])
-            FileSystems.delete(sorted(glob.glob(self._join(*pattern.split("/")))))
+            FileSystems.delete([self._join(name) for name in sorted(glob.glob(pattern, root_dir=self.path))])
         abort_uploads(self.path)
 
 

@@ -11,7 +11,6 @@ from typing import NamedTuple, TextIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.io.filesystems import FileSystems
 
 from batchverify.errors import PreflightError
 from batchverify.io.atomic_output import atomic_output
@@ -105,16 +104,14 @@ def _read_labelled_scores(run: str, label_column: str) -> Iterator[_Batch]:
     directory = RunDirectory(run)
     if not directory.is_finished():
         raise PreflightError(f"{run} holds no finished run; name a directory with _SUCCESS in it.")
-    for metadata in FileSystems.match([f"{directory.scores_prefix()}-*.parquet"])[0].metadata_list:
-        with open_input(metadata.path) as file:
+    for path in directory.scores_paths():
+        with open_input(path) as file:
             reader = pq.ParquetFile(file)
             if label_column not in reader.schema_arrow.names:
                 names = ", ".join(reader.schema_arrow.names)
-                raise PreflightError(
-                    f"{metadata.path}: there is no column '{label_column}', only {names}; name it with --label-column."
-                )
+                raise PreflightError(f"{path}: there is no column '{label_column}', only {names}; name it with --label-column.")
             for rows in reader.iter_batches(_ROWS_AT_ONCE, columns=["score", label_column]):
-                yield _labelled(pa.Table.from_batches([rows]), label_column, metadata.path)
+                yield _labelled(pa.Table.from_batches([rows]), label_column, path)
 
 
 def _labelled(table: pa.Table, label_column: str, path: str) -> _Batch:

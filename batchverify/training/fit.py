@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from batchverify.errors import PreflightError
+from batchverify.shutdown import stopping_signals
 from batchverify.training.curves import plot_curves
 from batchverify.training.data import Group
 from batchverify.training.evaluate import evaluate
@@ -64,7 +65,7 @@ def fit(
     on_step: Callable[[int, float, float], None] = lambda *_: None,
     on_epoch: Callable[[Epoch], None] = lambda *_: None,
 ) -> tuple[History, int]:
-    """Trains to the end of the recipe, or until SIGINT or SIGTERM. In both cases `files.model` is a usable model.
+    """Trains to the end of the recipe, or until a signal stops it. In both cases `files.model` is a usable model.
 
     Args:
         trainer: The network and its optimiser.
@@ -172,12 +173,12 @@ def _resume(trainer: Trainer, files: TrainingFiles, fingerprint: str) -> History
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], int]]:
-    """Yields a function that returns the number of the first SIGINT or SIGTERM that came; 0 if none came.
+    """Yields a function that returns the number of the first signal to stop that came; 0 if none came.
 
     The first signal is only recorded. A second one has its usual effect, and ends the process at once.
     """
     received: list[int] = []
-    handlers: dict[int, Any] = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers: dict[int, Any] = {int(number): signal.getsignal(number) for number in stopping_signals()}
 
     def record(number: int, _: Any) -> None:
         received.append(number)

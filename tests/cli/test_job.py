@@ -50,6 +50,9 @@ def test_a_run_says_what_it_did(demo, tmp_path, command):
         (["--manifest", "x"], "--output is missing"),
         (["--manifest", "x", "--output", "{out}[1]"], "[1] holds one of * ? ["),
         (["--manifest", "x", "--output", "{out}", "--threshold", "7"], "--threshold is 7.0"),
+        (["--manifest", "x", "--output", "{out}", "--fetch-threads", "100000"], "--fetch-threads is 100000; give 1024 at most"),
+        (["--manifest", "x\udcff.csv", "--output", "{out}"], r"the argument 'x\udcff.csv' is not UTF-8"),
+        (["--manifest", "x", "--output", "{out}\udcff"], r"out\udcff' is not UTF-8"),
         (["--manifest", "x", "--output", "{out}", "--threshold", "high"], "invalid float value: 'high'"),
         (["--manifest", "{demo}", "--output", "{out}", "--model", "none.keras"], "none.keras: there is no such file"),
     ],
@@ -89,6 +92,12 @@ def test_a_file_in_the_place_of_a_directory_is_refused_before_the_model_is_loade
     places[option] = tmp_path / "file" / "in"
     code, _, err = command(*(word for place in places.items() for word in place))
     assert code == 2 and f"{option} {tmp_path / 'file' / 'in'} cannot be written" in err and "none.keras" not in err
+
+
+@pytest.mark.parametrize("start", ["file://", "FILE://", "file://localhost"])
+def test_a_file_uri_in_an_option_is_a_path(start):
+    config = parse(["--manifest", f"{start}/a%20b/p.csv", "--output", f"{start}/out", "--image-root", "gs://b/a%20b"]).config
+    assert (*config.manifests, config.output, config.image_root) == ("/a b/p.csv", "/out", "gs://b/a%20b")
 
 
 def test_zero_is_a_threshold():

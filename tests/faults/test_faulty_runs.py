@@ -39,7 +39,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_leaves_nothing(number, arguments, tmp_path):
     process = start_program([*arguments, "--block-rows", "1"], os.environ | {"TMPDIR": str(tmp_path)})
     wait_for(tmp_path / "out" / "_RUNNING", process)

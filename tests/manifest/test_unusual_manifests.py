@@ -256,3 +256,89 @@ def test_a_compressed_line_without_an_end_is_refused_and_aborts_nothing(tmp_path
     process = start_program(["--manifest", path, "--output", tmp_path / "out", "--check"], os.environ)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 2 and "a row is longer than 64 MiB" in said and "Fatal" not in said
+
+
+# Names of files
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path, monkeypatch):
+    path = write(tmp_path / "p.csv", "left,right\na,b\n")
+    (tmp_path / "link.csv").symlink_to(path)
+    (tmp_path / "folder").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert read("p.csv", "./p.csv", tmp_path / "link.csv", path, "folder/p.csv", "*.csv").num_rows == 1
+
+
+def test_folders_are_searched_for_every_spelling_of_an_ending_and_through_links(tmp_path):
+    folder, elsewhere = tmp_path / "pairs", tmp_path / "elsewhere"
+    for made in (folder / "a[1]", elsewhere):
+        made.mkdir(parents=True)
+    write(folder / "1.CSV", "left,right\n1,b\n")
+    write(folder / "a[1]" / "2.Csv.GZ", gzip.compress(b"left,right\n2,b\n"))
+    write(elsewhere / "3.TSV", "left\tright\n3\tb\n")
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)  # A loop.
+    assert sorted(read(folder)["left"].to_pylist()) == ["1", "2", "3"]
+
+
+def test_what_a_run_writes_into_the_manifests_folder_is_no_manifest(tmp_path):
+    write(tmp_path / "p.csv", "left,right\na,b\n")
+    (tmp_path / "scores").mkdir()
+    pq.write_table(pa.table({"left": ["a"], "right": ["b"], "score": [0.5]}), tmp_path / "scores" / "scores-0.parquet")
+    config = batchverify.VerificationConfig(manifests=(str(tmp_path),), output=str(tmp_path / "scores"))
+    assert plan_manifest(config).expected_rows == 1
+
+
+@pytest.mark.parametrize("name", ["p[1].csv", "p*.csv", "p?.csv", "[.csv"])
+def test_a_file_with_the_characters_of_a_pattern_in_its_name_is_found(name, tmp_path):
+    write(tmp_path / "px.csv", "left,right\nother,b\n")
+    assert read(write(tmp_path / name, "left,right\na,b\n"))["left"].to_pylist() == ["a"]
+
+
+def test_a_file_whose_name_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with open(os.fsencode(tmp_path / "folder") + b"/p\xff.csv", "w") as file:
+        file.write("left,right\na,b\n")
+    (problem,) = problems(tmp_path / "folder")
+    assert "p\\udcff.csv' is not UTF-8; rename the file." in problem
+
+
+# Lines
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_an_inch_mark_in_a_field_is_no_open_quote(end, tmp_path):
+    path = write(tmp_path / "p.csv", end.join(["left,right,note", 'a,b,5"', 'c,d,"3"" x"', 'e,f,6" pipe', ""]))
+    assert read(path)["note"].to_pylist() == ['5"', '3" x', '6" pipe']
+
+
+@pytest.mark.parametrize(
+    "last", ['a,"b', 'a,"b\n', 'a,b\nc,"d,5""', 'a,"\n', '"a,b\nc,d\n'], ids=["end", "line", "doubled", "empty", "misfit"]
+)
+def test_a_quote_that_is_open_at_the_end_is_refused_after_an_inch_mark_too(last, tmp_path):
+    for start in ("", '5",x\n6",y\n'):
+        (problem,) = problems(write(tmp_path / "p.csv", f"left,right\n{start}{last}"))
+        assert "a quote is opened and never closed" in problem or "there are 1 fields" in problem
+
+
+def test_empty_lines_before_the_header_are_left_out(tmp_path):
+    path = write(tmp_path / "p.csv", "\n\r\nleft,right\na,b\n\nc\nd,e\n")
+    assert problems(path) == [
+        f"{path}, row 1: there are 1 fields where the header has 2; quote fields that hold the separator."
+    ]
+    assert read(path, bad_rows="keep")["left"].to_pylist() == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_the_line_in_which_excel_says_the_separator_is_read(mark, tmp_path):
+    path = write(tmp_path / "p.csv", f"{mark}sep=^\r\nleft^right\r\na^b,c\r\n\r\nd\r\ne^f\r\n")
+    assert problems(path)[0].startswith(f"{path}, row 1: there are 1 fields")
+    assert read(path, bad_rows="keep").select(["left", "right"]).to_pydict() == {
+        "left": ["a", "d", "e"],
+        "right": ["b,c", "", "f"],
+    }
+
+
+def test_a_bad_row_may_be_as_long_as_any(tmp_path):
+    path = write(tmp_path / "p.csv", f"left,right\n{'a' * 200_000}\nb,c\n")
+    assert [len(name) for name in read(path, bad_rows="keep")["left"].to_pylist()] == [200_000, 1]

@@ -1,6 +1,11 @@
 """SavedModels of people whom nobody trusts: nothing in them may touch a file, and what Keras exports is loaded."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
 from batchverify.model.load import load_model
+from tests.support.processes import start_program
 
 FORBIDDEN = (
     # They read or write files, or print to one.
@@ -221,3 +227,48 @@ def test_a_graph_in_a_string_that_reads_a_file_is_never_run(tmp_path):
     tf.saved_model.save(attack, str(tmp_path / "m"), signatures=attack.__call__)
     with pytest.raises(PreflightError, match=r"Dataset.*--trust-model-code"):
         load(str(tmp_path / "m"))
+
+
+def a_model_without_end(folder: Path) -> str:
+    model = a_network(keras)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 8, 8, 3)), tf.TensorSpec((None, 8, 8, 3))])
+    def serve(left: Any, right: Any) -> Any:
+        endless = tf.while_loop(lambda i: i >= 0.0, lambda i: [i + 1.0], [tf.reduce_sum(left * left)])[0]
+        return model([left, right]) + endless
+
+    module = tf.Module()
+    module.model, module.serve = model, serve
+    tf.saved_model.save(module, str(folder), signatures=serve)
+    return str(folder)
+
+
+@pytest.fixture
+def endless_run(tmp_path):
+    """The arguments of a run with a model that computes without end."""
+    (tmp_path / "p.csv").write_text("left,right\na,b\n")
+    model = a_model_without_end(tmp_path / "model")
+    places = ["--manifest", str(tmp_path / "p.csv"), "--output", str(tmp_path / "out")]
+    return [*places, "--model", model, "--pixels", "0..1"]
+
+
+@pytest.mark.processes
+def test_a_model_that_computes_without_end_is_refused(endless_run):
+    program = (
+        "import batchverify.model.load as load, batchverify.cli.main as program\n"
+        "load._TRIAL_LIMIT_S = 3.0\n"
+        "program.run_as_process()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *endless_run], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2 and "on a dozen generated images for 0.05 minutes without an end" in done.stderr
+
+
+@pytest.mark.processes
+def test_a_signal_stops_a_run_whose_model_computes_without_end(endless_run):
+    process = start_program(endless_run, os.environ)
+    time.sleep(20)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
