@@ -250,12 +250,15 @@ def _probe_hdf5(name: str, file: str | bytes) -> None:
     path, data = (file, None) if isinstance(file, str) else ("-", file)
     try:
         done = subprocess.run(
-            [sys.executable, "-I", hdf5_probe.__file__, path],
-            input=data, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=_PROBE_TIMEOUT_S,
+            [sys.executable, "-I", hdf5_probe.__file__, path, *filter(None, sys.path)],
+            input=data, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=_PROBE_TIMEOUT_S,
         )  # fmt: skip
-        failure = "crashes" if done.returncode else ""
+        failure = "crashes" if done.returncode < 0 else ""
     except subprocess.TimeoutExpired:
         failure = f"is still reading after {_PROBE_TIMEOUT_S} s"
+    if not failure and done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise PreflightError(f"--model {name}: the process that looks through it cannot run ({reason}); install h5py again.")
     if failure:
         raise PreflightError(f"--model {name}: it is damaged such that the HDF5 library {failure}; copy it again, whole.")
 

@@ -1,7 +1,8 @@
-"""Reads all of an HDF5 file: `python hdf5_probe.py PATH`, or `-` for standard input. Imports nothing of this package.
+"""Reads all of an HDF5 file: `python hdf5_probe.py PATH FOLDER…`, or `-` for standard input; modules are in the folders, too.
 
 The HDF5 library can crash, or run without end, on a damaged file. So this runs in a process of its own, and the process that
-starts it survives. Every other fault of the file is left to the caller: then this process ends with exit code 0.
+starts it survives; it imports nothing of this package. Every other fault of the file is left to the caller: then this process
+ends with exit code 0.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+
+# An isolated interpreter leaves PYTHONPATH out, where h5py may be.
+sys.path += sys.argv[2:]
 
 import h5py
 

@@ -635,3 +635,15 @@ def _load_all(folder: str, report: str) -> None:
 
 if __name__ == "__main__":
     _load_all(sys.argv[1], sys.argv[2])
+
+
+def test_the_process_that_looks_through_a_file_finds_libraries_where_this_one_does(tmp_path, monkeypatch):
+    """As where libraries are on PYTHONPATH, and not with the interpreter."""
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(bare))
+    assert load_model(ModelConfig()).facts.structure.startswith("one encoder")
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(PreflightError, match=r"cannot run \(ModuleNotFoundError: No module named 'h5py'\)"):
+        load_model(ModelConfig())
