@@ -38,7 +38,8 @@ class FrozenFunction:
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         """Returns the function's value for `arrays`."""
         call = self._calls.find(arrays)
-        return cast(np.ndarray, call(*(tf.constant(array) for array in arrays)).numpy())
+        # `tf.constant` would first write each array out as text, for a trace that nobody reads.
+        return cast(np.ndarray, call(*map(tf.convert_to_tensor, arrays)).numpy())
 
     def _prepare(self, concrete: Any) -> Callable[..., Any]:
         reason = _reason_not_to_freeze(concrete)

@@ -5,6 +5,7 @@ import io
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from batchverify.config import ModelConfig
@@ -40,6 +41,33 @@ def test_scales_are_those_of_preprocess_input(pixels, mode):
     expected = keras.src.applications.imagenet_utils.preprocess_input(images.astype(np.float32), mode=mode)
     color = "bgr" if pixels == "caffe" else "rgb"
     np.testing.assert_allclose(preprocessing(pixels, color).to_input(images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("loader", ["tf", "skimage"])
+def test_standardize_is_per_image_standardization(loader):
+    rng = np.random.default_rng(0)
+    images = np.stack([rng.integers(0, 256, (*SIZE, 3)), rng.integers(90, 93, (*SIZE, 3)), np.full((*SIZE, 3), 7)])
+    images = images.astype(np.float32) / (255 if loader == "skimage" else 1)
+    expected = tf.image.per_image_standardization(images)
+    np.testing.assert_allclose(preprocessing("standardize", loader=loader).to_input(images), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "black", "white"), [("0..1-binary:210", 0, 1), ("-1..1-binary:99.5", -1, 1), ("0..255-binary:0", 0, 255)]
+)
+@pytest.mark.parametrize("brightest", [1, 255])
+def test_a_threshold_makes_pixels_above_it_white_and_the_others_black(pixels, black, white, brightest):
+    images, threshold = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), float(pixels.rpartition(":")[2])
+    given = images if brightest == 255 else images.astype(np.float64) / 255
+    loader = "tf" if brightest == 255 else "skimage"
+    found = preprocessing(pixels, "grey", 1, loader=loader).to_input(given.astype(np.float32))
+    np.testing.assert_array_equal(found, np.where(images > threshold, np.float32(white), np.float32(black)))
+
+
+@pytest.mark.parametrize("pixels", ["0..1-binary:", "0..1-binary:x", "binary:3", "0..2", "0..1-binary:nan", "0..1-binary:300"])
+def test_a_scale_or_threshold_that_is_none_is_refused(pixels):
+    with pytest.raises(PreflightError, match="--pixels is '"):
+        ModelConfig(pixels=pixels)
 
 
 def test_bgr_is_rgb_turned_round_and_grey_has_three_equal_channels():
