@@ -73,7 +73,8 @@ COMPARES = ("cosine", "euclidean", "l1")
 ON_NAN = ("fail", "keep")
 BAD_ROWS = ("refuse", "keep")
 RUNTIMES = ("tensorflow", "openvino")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16", "float16")
+_OPENVINO_PRECISIONS = ("float32", "bfloat16")
 EMBEDDING_VERSIONS = ("stat", "content")
 OUTPUTS = ("score", "logit", "distance", "dissimilarity", "cosine")
 _IMPORTABLE = re.compile(r"[\w.]+:[\w.]+")
@@ -121,7 +122,8 @@ class ModelConfig:
         match_column: The number, 0 or 1, of the softmax column that holds the probability of a match.
         batch_size: The number of images that the encoder takes at once.
         runtime: The library that runs the network, one of `RUNTIMES`; OpenVINO is an optional dependency and runs on the CPU.
-        precision: The number format in which OpenVINO computes, one of `PRECISIONS`; embeddings and scores are always float32.
+        precision: The number format in which the encoder computes, one of `PRECISIONS`; weights, embeddings and scores are
+            always float32. `tensorfloat32` is what GPUs compute in by default, and changes nothing on a processor.
     """
 
     model: str | None = None
@@ -193,8 +195,9 @@ class ModelConfig:
     def _problems_of_execution(self) -> Iterator[str]:
         if self.batch_size < 1:
             yield f"--batch-size is {self.batch_size}; give at least 1."
-        if self.precision != "float32" and self.runtime == "tensorflow":
-            yield f"--precision {self.precision} is for --runtime openvino; TensorFlow runs the network as it was saved."
+        if self.runtime == "openvino" and self.precision in PRECISIONS and self.precision not in _OPENVINO_PRECISIONS:
+            formats = " or ".join(_OPENVINO_PRECISIONS)
+            yield f"--precision {self.precision} is for --runtime tensorflow; OpenVINO computes in {formats}."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_option(group, "--batch-size", type=int, metavar="N", help="number of images that are encoded at once")
     add_option(group, "--runtime", choices=RUNTIMES, help="what runs the network; openvino is an extra, for processors")
     add_option(
-        group, "--precision", choices=PRECISIONS, help="what OpenVINO computes in; the log says by how much scores change"
+        group, "--precision", choices=PRECISIONS, help="what the encoder computes in; the log says by how much scores change"
     )
     add_option(group, "--signature", metavar="NAME", help="the signature of a SavedModel to call (default: serving_default)")
     add_option(

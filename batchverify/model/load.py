@@ -19,6 +19,7 @@ from batchverify.model.load_file import load_file
 from batchverify.model.loaded import LoadedModel
 from batchverify.model.pair_model import PairModel
 from batchverify.model.plan import plan_encoder, plan_split, plan_whole
+from batchverify.model.precision import computes_in_16_bits, refuse_without_layers, use_tensor_float_32, with_16_bits
 from batchverify.model.preprocessing import Preprocessing, decide_preprocessing, scale_contradiction
 from batchverify.model.probe_images import probe_images
 from batchverify.model.split import split_model
@@ -36,8 +37,7 @@ def load_model(config: ModelConfig) -> PairModel:
         PreflightError: If it cannot be used; the message is one sentence with the remedy.
     """
     _let_gpu_memory_grow()
-    # A GPU would round float32 to 10 bits in matrix products and convolutions.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
+    use_tensor_float_32(False)
     # A model may compute without end, and the thread that waits for it inside TensorFlow hears no signal.
     loaded, model = threading.Event(), Future[PairModel]()
     threading.Thread(target=_load_in_thread, args=(config, loaded, model), name="load-model", daemon=True).start()
@@ -108,7 +108,8 @@ def _check_inputs(loaded: LoadedModel) -> LoadedModel:
 def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelConfig) -> PairModel:
     if len(loaded.inputs) == 1:
         plan = plan_encoder(loaded, preprocessing, config)
-        return PairModel(loaded, preprocessing, None, plan, config)
+        faster = plan_encoder(_encoder_in_16_bits(loaded, config), preprocessing, config)
+        return PairModel(loaded, preprocessing, None, faster, config, plan)
     if config.compare:
         raise PreflightError(
             f"--compare is for a model with one input, but --model {loaded.name} has two and a head of its own."
@@ -125,6 +126,7 @@ def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelCo
         except SplitError as error:
             reason = str(error)
     _LOG.info("The network runs whole, twice for each pair and once more for each image: %s.", reason)
+    refuse_without_layers(loaded.name, config, "it runs whole, as the log says")
     plan = plan_whole(loaded, preprocessing, config, reason)
     return PairModel(loaded, preprocessing, None, plan, config)
 
@@ -132,9 +134,23 @@ def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelCo
 def _assemble_split(loaded: LoadedModel, graph: keras.Model, preprocessing: Preprocessing, config: ModelConfig) -> PairModel:
     split = split_model(graph)
     plan = plan_split(loaded, preprocessing, config, split)
-    model = PairModel(loaded, preprocessing, split, plan, config)
+    faster = plan
+    if computes_in_16_bits(config):
+        encoder = with_16_bits(split.encoder, loaded.name, config.precision)
+        faster = plan_split(loaded, preprocessing, config, dataclasses.replace(split, encoder=encoder))
+    model = PairModel(loaded, preprocessing, split, faster, config, plan)
     model.check_split(_make_images(model, SPLIT_CHECK_IMAGES))
     return model
+
+
+def _encoder_in_16_bits(loaded: LoadedModel, config: ModelConfig) -> LoadedModel:
+    """Returns an encoder as `config.precision` has it."""
+    if not computes_in_16_bits(config):
+        return loaded
+    if loaded.graph is None:
+        refuse_without_layers(loaded.name, config, loaded.opaque)
+    encoder = with_16_bits(loaded.graph, loaded.name, config.precision)
+    return dataclasses.replace(loaded, call=lambda images: encoder(images, training=False))
 
 
 def _make_images(model: PairModel, count: int, seed: int = 0) -> np.ndarray:

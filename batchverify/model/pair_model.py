@@ -16,6 +16,7 @@ from batchverify.model.facts import ModelFacts
 from batchverify.model.frozen_graph import FrozenFunction
 from batchverify.model.loaded import LoadedModel
 from batchverify.model.plan import ExecutionPlan
+from batchverify.model.precision import use_tensor_float_32, whole_float_32
 from batchverify.model.preprocessing import Preprocessing
 from batchverify.model.runtimes import compile_for_runtime
 from batchverify.model.split import SplitModel, check_split
@@ -39,6 +40,7 @@ class PairModel:
         split: The model in two parts; None where it is used whole, or has one input.
         plan: The functions that encode and compare.
         config: The batch size and the runtime.
+        reference: The same functions in float32; None where `plan` computes in that.
 
     Attributes:
         facts: The facts about the model that a run records.
@@ -54,9 +56,10 @@ class PairModel:
         split: SplitModel | None,
         plan: ExecutionPlan,
         config: ModelConfig,
+        reference: ExecutionPlan | None = None,
     ):
         self.loaded, self.preprocessing, self.split, self._plan = loaded, preprocessing, split, plan
-        self._runtime = config.runtime, config.precision
+        self._reference, self._runtime = reference or plan, (config.runtime, config.precision)
         values = math.prod(preprocessing.image_shape)
         rows = loaded.inputs[0].batch or max(1, min(config.batch_size, _MAX_VALUES_ENCODED_AT_ONCE // values))
         self._encode = plan.encode and FixedShapeCall(compile_for_runtime(plan.encode, config), rows)
@@ -98,20 +101,21 @@ class PairModel:
         )
 
     def describe_runtime(self, images: np.ndarray) -> str | None:
-        """Compares the scores of another runtime with TensorFlow's.
+        """Compares the scores of another runtime or precision with TensorFlow's in float32, and turns on TensorFloat-32.
 
         Args:
             images: Images `(n, height, width, channels)`, as they were loaded, n > 0.
 
         Returns:
-            A sentence with the difference of the scores; None where TensorFlow runs the network.
+            A sentence with the difference of the scores; None where TensorFlow computes in float32.
 
         Raises:
             PreflightError: If the scores differ by more than rounding does, although full precision was asked for.
         """
         runtime, precision = self._runtime
-        if runtime == "tensorflow":
+        if (runtime, precision) == ("tensorflow", "float32"):
             return None
+        use_tensor_float_32(precision == "tensorfloat32")
         difference = self._difference_of_runtimes(images)
         if precision == "float32" and not difference <= _MAX_DIFFERENCE_OF_RUNTIMES:
             raise PreflightError(
@@ -120,12 +124,13 @@ class PairModel:
             )
         return (
             f"The network is run by {runtime} in {precision}: on {len(images)} images its scores differ from TensorFlow's "
-            f"by {difference:.1g}."
+            f"in float32 by {difference:.1g}."
         )
 
     def _difference_of_runtimes(self, images: np.ndarray) -> float:
         here = _shifted_scores(images, self._encode, self._compare)
-        in_tensorflow = _shifted_scores(images, self._plan.encode, self._plan.compare)
+        with whole_float_32():
+            in_tensorflow = _shifted_scores(images, self._reference.encode, self._reference.compare)
         return float(np.nanmax(np.abs(here - in_tensorflow)))
 
     def check_split(self, images: np.ndarray) -> None:
@@ -141,7 +146,8 @@ class PairModel:
             dtype = self.loaded.inputs[0].dtype
             left = self.preprocessing.to_input(images, dtype)
             right = self.preprocessing.to_input(np.roll(images, 1, axis=0), dtype)
-            check_split(self.split, self.loaded.call, left, right)
+            with whole_float_32():
+                check_split(self.split, self.loaded.call, left, right)
 
 
 class FixedShapeCall:

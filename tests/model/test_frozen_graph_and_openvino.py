@@ -63,12 +63,13 @@ def test_openvino_gives_tensorflows_scores_and_says_how_near(precision, most, us
         assert np.allclose(expected[column], found[column], atol=most, equal_nan=True)
     notes = json.loads((tmp_path / "other" / "summary.json").read_text())["run"]["model_notes"]
     (note,) = [note for note in notes if "openvino" in note]
-    assert precision in note and "its scores differ from TensorFlow's by" in note
+    assert precision in note and "its scores differ from TensorFlow's in float32 by" in note
 
 
-def test_less_precision_is_refused_where_it_would_change_nothing():
-    with pytest.raises(batchverify.PreflightError, match="is for --runtime openvino"):
-        batchverify.ScoringConfig(precision="bfloat16")
+@pytest.mark.parametrize("precision", ["float16", "tensorfloat32"])
+def test_a_precision_that_openvino_does_not_have_is_refused(precision):
+    with pytest.raises(batchverify.PreflightError, match="OpenVINO computes in float32 or bfloat16"):
+        batchverify.ScoringConfig(precision=precision, runtime="openvino")
 
 
 @pytest.mark.processes
