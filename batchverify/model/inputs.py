@@ -19,6 +19,35 @@ _LEFT_AND_RIGHT = [
 ]  # fmt: skip
 
 
+def put_channels_last(loaded: LoadedModel) -> LoadedModel:
+    """Returns a model that takes images `(height, width, channels)`, where it was built for `(channels, height, width)`."""
+    if not all(_has_channels_first(model_input) for model_input in loaded.inputs):
+        return loaded
+    inputs = tuple(dataclasses.replace(one, shape=(*one.shape[1:], one.shape[0])) for one in loaded.inputs)
+
+    def call(*images: Any) -> Any:
+        return loaded.call(*(keras.ops.transpose(image, (0, 3, 1, 2)) for image in images))
+
+    channels, height, width = loaded.inputs[0].shape
+    note = f"The network takes images ({channels}, {height}, {width}), with their channels first; each is transposed for it."
+    graph = loaded.graph and _transposing(loaded.graph, inputs)
+    return dataclasses.replace(loaded, call=call, inputs=inputs, graph=graph, notes=(*loaded.notes, note))
+
+
+def _has_channels_first(model_input: ModelInput) -> bool:
+    shape = model_input.shape
+    return len(shape) == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3)
+
+
+def _transposing(graph: keras.Model, inputs: tuple[ModelInput, ...]) -> keras.Model:
+    """Returns a model of the same layers behind inputs with their channels last."""
+    images = [keras.Input(batch_shape=(one.batch, *one.shape), dtype=one.dtype, name=one.name) for one in inputs]
+    transposed = [keras.layers.Permute((3, 1, 2), dtype=one.dtype)(image) for one, image in zip(inputs, images, strict=True)]
+    # A call of the whole model would be one step, which cannot be split between its images.
+    outputs = graph._run_through_graph(transposed, operation_fn=lambda operation: operation)
+    return keras.Model(images, keras.tree.flatten(outputs)[0])
+
+
 def order_inputs(loaded: LoadedModel) -> LoadedModel:
     """Returns the model with its left input first, where the names of the inputs tell which one that is."""
     first, second = loaded.inputs

@@ -14,11 +14,11 @@ import tensorflow as tf
 
 from batchverify.config import ModelConfig
 from batchverify.errors import IgnoredInputError, PreflightError, SplitError, short_reason
-from batchverify.model.inputs import decide_image_shape, find_pixel_scale, order_inputs, why_scale_hidden
+from batchverify.model.inputs import decide_image_shape, find_pixel_scale, order_inputs, put_channels_last, why_scale_hidden
 from batchverify.model.load_file import load_file
 from batchverify.model.loaded import LoadedModel
 from batchverify.model.pair_model import PairModel
-from batchverify.model.plan import plan_encoder, plan_split, plan_whole
+from batchverify.model.plan import plan_encoder, plan_split, plan_whole, refuse_channels_first
 from batchverify.model.precision import computes_in_16_bits, refuse_without_layers, use_tensor_float_32, with_16_bits
 from batchverify.model.preprocessing import Preprocessing, decide_preprocessing, scale_contradiction
 from batchverify.model.probe_images import probe_images
@@ -68,6 +68,7 @@ def _try_loaded(loaded: LoadedModel, config: ModelConfig) -> PairModel:
     except PreflightError:
         raise
     except Exception as error:  # A wrong graph can raise any exception in Keras, TensorFlow and here.
+        refuse_channels_first(loaded.name, error)
         raise PreflightError(
             f"--model {loaded.name}: it can be loaded but not run ({short_reason(error)}); check that it works where it was "
             "trained, and save it again."
@@ -94,7 +95,8 @@ def _make_pair_model(loaded: LoadedModel, config: ModelConfig) -> PairModel:
 
 
 def _check_inputs(loaded: LoadedModel) -> LoadedModel:
-    """Returns the model with its inputs in order; refuses one that takes neither one nor two images."""
+    """Returns the model with its inputs in order, channels last; refuses one that takes neither one nor two images."""
+    loaded = put_channels_last(loaded)
     if len(loaded.inputs) == 1:
         return loaded
     if len(loaded.inputs) == 2:

@@ -36,7 +36,7 @@ def find_scale_in_graph(model: Any, tensor: Any) -> tuple[str, str] | None:
 _KEEP_SCALE = {
     "InputLayer", "Resizing", "GetItem", "Cast", "CenterCrop", "RandomFlip", "RandomCrop", "RandomRotation",
     "RandomTranslation", "RandomZoom", "ZeroPadding2D", "Identity", "Dropout", "GaussianNoise", "TensorOperation",
-    "Reshape", "Activation",
+    "Reshape", "Activation", "Permute",
 }  # fmt: skip
 
 

@@ -154,9 +154,23 @@ def call_in_trial(loaded: LoadedModel, call: Callable[[], Any]) -> Any:
     except PreflightError:
         raise
     except Exception as error:  # A model raises every exception of its layers.
+        refuse_channels_first(loaded.name, error)
         raise PreflightError(
             f"--model {loaded.name}: it cannot be called on images of the shape of its input ({short_reason(error)}); "
             "check that it works where it was trained, and export it again."
+        ) from None
+
+
+def refuse_channels_first(name: str, error: Exception) -> None:
+    """Refuses a model whose convolutions TensorFlow cannot compute on a processor, if that is what `error` says.
+
+    Raises:
+        PreflightError: With the remedy.
+    """
+    if isinstance(error, tf.errors.UnimplementedError) and "NHWC" in str(error):
+        raise PreflightError(
+            f"--model {name}: its convolutions take images with their channels first, which TensorFlow computes on GPUs only; "
+            "run it on a GPU, or build the network with channels last and give it the same weights."
         ) from None
 
 

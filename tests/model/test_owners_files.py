@@ -185,3 +185,38 @@ def test_the_doctor_says_how_much_scores_move_under_other_loaders(demo):
     assert moved["as_torchvision"] == [0, 0] and "as_batchverify" not in moved
     assert moved["as_keras-load-img"][1] > 0.01 and set(moved) >= {"as_tf", "as_pillow", "as_opencv", "as_skimage"}
     assert moved["as_keras-load-img"] == moved["as_keras-generator"]
+
+
+def channels_first(*layers) -> keras.Model:
+    """A Siamese network for images (3, 12, 10)."""
+    keras.utils.set_random_seed(5)
+    image = keras.Input((3, 12, 10))
+    x = keras.layers.Rescaling(1 / 255)(image)
+    for layer in layers:
+        x = layer(x)
+    encoder = keras.Model(image, keras.layers.Dense(4)(keras.layers.Flatten()(x)))
+    left, right = keras.Input((3, 12, 10), name="left"), keras.Input((3, 12, 10), name="right")
+    return keras.Model(
+        [left, right], keras.layers.Dense(1, activation="sigmoid")(keras.ops.abs(encoder(left) - encoder(right)))
+    )
+
+
+@pytest.mark.parametrize("kind", ["keras", "saved"])
+def test_images_are_transposed_for_a_network_that_takes_their_channels_first(kind, tmp_path):
+    model = channels_first(keras.layers.Permute((2, 3, 1)), keras.layers.Conv2D(3, 3))
+    path = tmp_path / ("m.keras" if kind == "keras" else "m")
+    model.save(path) if kind == "keras" else model.export(str(path), verbose=False)
+    found = load_model(ModelConfig(model=str(path), pixels="0..255"))
+    pictures = np.random.default_rng(3).integers(0, 256, (6, 12, 10, 3)).astype(np.float32)
+    planes = pictures.transpose(0, 3, 1, 2)
+    embeddings = found.encode(pictures)
+    expected = model([planes, np.roll(planes, 1, axis=0)])[:, 0]
+    np.testing.assert_allclose(found.compare(embeddings, np.roll(embeddings, 1, axis=0)), expected, atol=1e-6)
+    assert any("images (3, 12, 10), with their channels first" in note for note in found.facts.notes)
+    assert found.facts.structure.startswith("one encoder" if kind == "keras" else "whole")
+
+
+@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="a GPU computes them")
+def test_convolutions_that_a_processor_cannot_compute_are_refused(tmp_path):
+    channels_first(keras.layers.Conv2D(3, 3, data_format="channels_first")).save(tmp_path / "m.keras")
+    assert "which TensorFlow computes on GPUs only; run it on a GPU" in refusal(tmp_path / "m.keras")
