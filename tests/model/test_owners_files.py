@@ -220,3 +220,41 @@ def test_images_are_transposed_for_a_network_that_takes_their_channels_first(kin
 def test_convolutions_that_a_processor_cannot_compute_are_refused(tmp_path):
     channels_first(keras.layers.Conv2D(3, 3, data_format="channels_first")).save(tmp_path / "m.keras")
     assert "which TensorFlow computes on GPUs only; run it on a GPU" in refusal(tmp_path / "m.keras")
+
+
+def keras_io_contrastive(k) -> keras.Model:
+    """The network of keras.io's "Image similarity estimation using a Siamese Network with a contrastive loss", smaller."""
+    image = k.Input((28, 28, 1))
+    x = k.layers.BatchNormalization()(image)
+    for _ in range(2):
+        x = k.layers.AveragePooling2D(pool_size=(2, 2))(k.layers.Conv2D(4, (5, 5), activation="tanh")(x))
+    x = k.layers.BatchNormalization()(k.layers.Flatten()(x))
+    embedding = k.Model(image, k.layers.Dense(10, activation="tanh")(x))
+    first, second = k.Input((28, 28, 1)), k.Input((28, 28, 1))
+    towers = [embedding(first), embedding(second)]
+
+    def euclidean_distance(vectors):
+        x, y = vectors
+        squares = tf.math.reduce_sum(tf.math.square(x - y), axis=1, keepdims=True)
+        return tf.math.sqrt(tf.math.maximum(squares, 1e-7))
+
+    merged = k.layers.Lambda(euclidean_distance, output_shape=(1,))(towers)
+    output = k.layers.Dense(1, activation="sigmoid")(k.layers.BatchNormalization()(merged))
+    return k.Model([first, second], output)
+
+
+@pytest.mark.parametrize(("k", "name"), [(keras, "m.keras"), (tf_keras, "m.h5"), (tf_keras, "m.keras")])
+def test_keras_ios_contrastive_network_scores_one_minus_what_it_gives(k, name, tmp_path):
+    k.utils.set_random_seed(2)
+    model = keras_io_contrastive(k)
+    digits = np.random.default_rng(4).integers(0, 256, (10, 28, 28, 1)).astype(np.float32)
+    model.compile("sgd", "binary_crossentropy")
+    model.fit([digits, digits[::-1]], np.zeros((10, 1)), verbose=0)
+    model.save(tmp_path / name)
+    found = load_model(
+        ModelConfig(model=str(tmp_path / name), pixels="0..255", lambdas=("euclidean",), output_is="dissimilarity")
+    )
+    embeddings = found.encode(digits)
+    expected = 1 - model.predict([digits, digits[::-1]], verbose=0)[:, 0]
+    np.testing.assert_allclose(found.compare(embeddings, embeddings[::-1]), expected, atol=1e-5)
+    assert found.facts.structure.startswith("one encoder")
