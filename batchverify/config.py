@@ -116,6 +116,8 @@ class ModelConfig:
         custom_objects: The meanings of classes that the file only names, each as `CLASS=KIND` or `CLASS=module:attribute`.
         trust_model_code: Whether code inside the model file may run.
         mend_shared_encoder: Whether to rewire a file in which both branches use the encoder's first call.
+        architecture: The JSON file with the architecture of a model file that holds weights alone, as `model.to_json()` returns
+            it; the default is the file that is named as the model and ends in `.json`, where there is one.
         signature: The signature of a SavedModel to call; the default is `serving_default`.
         compare: The comparison of a one-input model's embeddings, one of `COMPARES`; it has no default.
         output_is: The meaning of the model's output, one of `OUTPUTS`; the default is `score`.
@@ -141,6 +143,7 @@ class ModelConfig:
     custom_objects: tuple[str, ...] = ()
     trust_model_code: bool = False
     mend_shared_encoder: bool = False
+    architecture: str | None = None
     signature: str | None = None
     compare: str | None = None
     output_is: str | None = None

@@ -69,6 +69,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_option(
         group, "--precision", choices=PRECISIONS, help="what the encoder computes in; the log says by how much scores change"
     )
+    add_option(
+        group, "--architecture", type=path_option, metavar="FILE",
+        help="the JSON of model.to_json(), for a file of weights alone (default: MODEL.json beside it)",
+    )  # fmt: skip
     add_option(group, "--signature", metavar="NAME", help="the signature of a SavedModel to call (default: serving_default)")
     add_option(
         group, "--compare", choices=COMPARES, help="how the embeddings of a model with one input, an encoder, become a score"

@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import PurePosixPath
 from typing import Any
@@ -50,6 +50,7 @@ class ModelFile:
         config: Keras' config of the architecture; empty for a SavedModel.
         keras_version: The version of the Keras that wrote it; empty if the file does not say.
         weight_bytes: The number of bytes that the weights take, as the file says; 0 for a SavedModel.
+        holds_weights_only: Whether the config is not in the file; then only a rewritten copy can be opened.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ModelFile:
     config: dict[str, Any]
     keras_version: str
     weight_bytes: int = 0
+    holds_weights_only: bool = False
 
     def rewritten(self, config: dict[str, Any], folder: str) -> str:
         """Writes a copy of the file with another config into `folder`, and returns its path.
@@ -65,7 +67,10 @@ class ModelFile:
         Raises:
             PreflightError: If the rest of the file cannot be read, or there is no space for the copy.
         """
-        write = self._rewrite_hdf5 if self.kind is ModelKind.HDF5 else self._rewrite_archive
+        if self.holds_weights_only:
+            write = self._complete_hdf5 if self.kind is ModelKind.HDF5 else self._pack_archive
+        else:
+            write = self._rewrite_hdf5 if self.kind is ModelKind.HDF5 else self._rewrite_archive
         with refusing_damage(self.name, "the file is damaged", "copy it again, whole"), temporary_copy(f"--model {self.name}"):
             return write(config, folder)
 
@@ -76,6 +81,26 @@ class ModelFile:
         with h5py.File(path, "r+") as file:
             del file.attrs["model_config"]
             file.attrs["model_config"] = json.dumps(config).encode()
+        return path
+
+    def _complete_hdf5(self, config: dict[str, Any], folder: str) -> str:
+        path = os.path.join(folder, "model.h5")
+        with h5py.File(self.local, "r") as weights, h5py.File(path, "w") as file:
+            file.attrs["model_config"] = json.dumps(config).encode()
+            file.attrs["keras_version"] = self.keras_version.encode()
+            group = file.create_group("model_weights")
+            for name in weights:
+                weights.copy(name, group)
+            for name, value in weights.attrs.items():
+                group.attrs[name] = value
+        return path
+
+    def _pack_archive(self, config: dict[str, Any], folder: str) -> str:
+        path = os.path.join(folder, "model.keras")
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(_CONFIG, json.dumps(config))
+            archive.writestr(_METADATA, json.dumps({"keras_version": self.keras_version}))
+            archive.write(self.local, _WEIGHTS)
         return path
 
     def _rewrite_archive(self, config: dict[str, Any], folder: str) -> str:
@@ -90,12 +115,13 @@ class ModelFile:
         return path
 
 
-def open_model_file(name: str, local: str) -> ModelFile:
+def open_model_file(name: str, local: str, find_architecture: Callable[[], bytes | None] = lambda: None) -> ModelFile:
     """Checks a model file and reads its config.
 
     Args:
         name: The path or URI that the user gave.
         local: The path of the file or folder on this machine.
+        find_architecture: A function that returns the architecture, as JSON, of a file that holds weights alone, or None.
 
     Raises:
         PreflightError: If it is no model, or one that must not be opened.
@@ -105,13 +131,15 @@ def open_model_file(name: str, local: str) -> ModelFile:
     if kind is ModelKind.SAVED_MODEL:
         return ModelFile(name, local, kind, {}, "")
     with refusing_damage(name, f"the {'file' if kind is ModelKind.KERAS else 'HDF5 file'} is damaged", "copy it again, whole"):
-        config, version, weight_bytes = (_read_archive if kind is ModelKind.KERAS else _read_hdf5)(name, local)
+        is_archive = kind is ModelKind.KERAS
+        file = _read_archive(name, local) if is_archive else _read_hdf5(name, local, find_architecture)
+    version = file.keras_version
     if version.startswith("1."):
         raise PreflightError(
             f"--model {name}: it was written by Keras {version}, whose format is no longer read; "
             "load it with Keras 2.2 and save it again, with model.save('model.h5')."
         )
-    return ModelFile(name, local, kind, config, version, weight_bytes)
+    return file
 
 
 @contextlib.contextmanager
@@ -183,7 +211,7 @@ def _describe_foreign_file(head: bytes) -> str:
     return f"it is a text file, not a model; {_ADVICE}"
 
 
-def _read_archive(name: str, local: str) -> tuple[dict[str, Any], str, int]:
+def _read_archive(name: str, local: str) -> ModelFile:
     with zipfile.ZipFile(local) as archive:
         _check_archive(name, archive, os.path.getsize(local))
         config = json.loads(archive.read(_CONFIG))
@@ -196,7 +224,7 @@ def _read_archive(name: str, local: str) -> tuple[dict[str, Any], str, int]:
             with h5py.File(io.BytesIO(weights), "r") as file:
                 weight_bytes = _check_group(name, file, set())
             _check_size(name, weight_bytes, len(weights))
-        return _as_config(name, config), version, weight_bytes
+        return ModelFile(name, local, ModelKind.KERAS, _as_config(name, config), version, weight_bytes)
 
 
 def _check_archive(name: str, archive: zipfile.ZipFile, packed_bytes: int) -> None:
@@ -231,18 +259,23 @@ def _check_size(name: str, unpacked: int, packed: int) -> None:
         )
 
 
-def _read_hdf5(name: str, local: str) -> tuple[dict[str, Any], str, int]:
+def _read_hdf5(name: str, local: str, find_architecture: Callable[[], bytes | None]) -> ModelFile:
     _probe_hdf5(name, local)
     with h5py.File(local, "r") as file:
         weight_bytes = _check_group(name, file, set())
         _check_size(name, weight_bytes, os.path.getsize(local))
-        config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
+        config, version = file.attrs.get("model_config"), _as_text(file.attrs.get("keras_version", ""))
+        kind = ModelKind.HDF5 if config is not None or "layer_names" in file.attrs else ModelKind.KERAS
+    is_whole = config is not None
+    config = config if is_whole else find_architecture()
     if config is None:
         raise PreflightError(
-            f"--model {name}: it holds weights without an architecture; save the whole model, with model.save()."
+            f"--model {name}: it holds weights without an architecture; write what model.to_json() returns to a file and give "
+            "that as --architecture, or save the whole model, with model.save()."
         )
-    with refusing_damage(name, "its model_config is no JSON", "copy the file again"):
-        return _as_config(name, json.loads(config)), _as_text(version), weight_bytes
+    with refusing_damage(name, "its architecture is no JSON", "copy the file again"):
+        content = _as_config(name, json.loads(config))
+    return ModelFile(name, local, kind, content, version or str(content.get("keras_version", "")), weight_bytes, not is_whole)
 
 
 def _probe_hdf5(name: str, file: str | bytes) -> None:

@@ -40,7 +40,7 @@ def load_keras_file(file: ModelFile, options: ModelConfig, digest: str) -> Loade
     loadable = prepare_config(file, options)
     _refuse_more_weights_than_stored(file, loadable, options)
     with temporary_folder() as folder:
-        if loadable.changed:
+        if loadable.changed or file.holds_weights_only:
             path = file.rewritten(loadable.config, folder)
         else:  # Keras tells the format from the suffix of the name.
             path = os.path.join(folder, _FILE_NAMES[file.kind])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
+from batchverify.model.architecture import read_architecture
 from batchverify.model.file import ModelKind, open_model_file
 from batchverify.model.keras_format import load_keras_file
 from batchverify.model.loaded import LoadedModel
@@ -23,9 +26,14 @@ def load_file(options: ModelConfig) -> LoadedModel:
     """
     with local_model(options.model) as local:
         name = options.model or "embedded"
-        file = open_model_file(name, local)
+        architecture = read_architecture(options) if options.architecture else None
+        file = open_model_file(name, local, lambda: architecture or read_architecture(options))
+        if architecture and not file.holds_weights_only:
+            raise PreflightError(f"--architecture is for weights alone, but --model {name} has its own; leave it out.")
         try:
             digest = digest_model(local)
+            if file.holds_weights_only:
+                digest = hashlib.sha256((digest + json.dumps(file.config, sort_keys=True)).encode()).hexdigest()
         except OSError as error:
             raise PreflightError(f"--model {name}: it cannot be read ({error.strerror}); copy it again, whole.") from None
         if options.trust_model_code:

@@ -117,7 +117,12 @@ def _find_missing_options(cloud: GoogleCloudOptions) -> Iterator[str]:
 def _find_local_paths(config: VerificationConfig) -> Iterator[str]:
     # A baseline may lie on this machine: the launcher reads it, and sends its statistics to the workers.
     paths: list[tuple[str, str | None]] = [("--manifest", path) for path in config.manifests]
-    paths += [("--output", config.output), ("--model", config.model), ("--image-root", config.image_root)]
+    paths += [
+        ("--output", config.output),
+        ("--model", config.model),
+        ("--architecture", config.architecture),
+        ("--image-root", config.image_root),
+    ]
     paths += [("--embeddings", config.embeddings)]
     for option, path in paths:
         if path is not None and _is_local(path):

@@ -17,7 +17,7 @@ from batchverify.errors import PreflightError
 from batchverify.model.diagnosis import examine
 from batchverify.model.identity_bound import find_identity_bound
 from batchverify.model.load import load_model
-from tests.support.model_zoo import SHAPE, l1, siamese
+from tests.support.model_zoo import SHAPE, l1, lambda_l1, siamese
 
 pytestmark = pytest.mark.slow
 
@@ -258,3 +258,65 @@ def test_keras_ios_contrastive_network_scores_one_minus_what_it_gives(k, name, t
     expected = 1 - model.predict([digits, digits[::-1]], verbose=0)[:, 0]
     np.testing.assert_allclose(found.compare(embeddings, embeddings[::-1]), expected, atol=1e-5)
     assert found.facts.structure.startswith("one encoder")
+
+
+# Weights alone
+
+
+@pytest.fixture(params=["keras 3", "keras 2"])
+def weights_alone(request, tmp_path):
+    """A network, the file of its weights, and the text of its architecture."""
+    k = keras if request.param == "keras 3" else tf_keras
+    k.utils.set_random_seed(6)
+    model = siamese(l1(k), k=k)
+    path = tmp_path / ("m.weights.h5" if k is keras else "m.h5")
+    model.save_weights(path)
+    return model, path, model.to_json()
+
+
+def assert_scores_are_its_own(model, path, **options):
+    found = load_model(ModelConfig(model=str(path), pixels="0..255", **options))
+    embeddings = found.encode(images())
+    expected = model.predict([images(), images()[::-1]], verbose=0)[:, 0]
+    np.testing.assert_allclose(found.compare(embeddings, embeddings[::-1]), expected, atol=1e-5)
+    assert found.facts.structure.startswith("one encoder")
+    return found
+
+
+@pytest.mark.parametrize("place", ["beside", "named"])
+def test_weights_alone_are_scored_with_their_architecture(place, weights_alone, tmp_path):
+    model, path, text = weights_alone
+    file = tmp_path / ("m.json" if place == "beside" else "elsewhere.json")
+    file.write_text(text)
+    found = assert_scores_are_its_own(model, path, **({} if place == "beside" else {"architecture": str(file)}))
+    file.write_text(text.replace('"sigmoid"', '"linear"'))
+    assert load_model(
+        ModelConfig(model=str(path), pixels="0..255", architecture=str(file), output_is="logit")
+    ).facts.digest != (found.facts.digest)
+
+
+def test_weights_without_an_architecture_are_refused_with_the_remedy(weights_alone):
+    assert "give that as --architecture" in refusal(weights_alone[1])
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "null", '{"class_name": "Functional"}', "no json", "[" * 10**5])
+def test_an_architecture_that_is_none_is_refused(text, weights_alone, tmp_path):
+    (tmp_path / "a.json").write_text(text)
+    assert "--model" in refusal(weights_alone[1], architecture=str(tmp_path / "a.json"))
+
+
+def test_an_architecture_that_cannot_be_read_or_is_not_needed_is_refused(weights_alone, tmp_path):
+    model, path, text = weights_alone
+    assert "--architecture none.json: it cannot be read" in refusal(path, architecture="none.json")
+    (tmp_path / "a.json").write_text(text)
+    model.save(tmp_path / "whole.keras")
+    assert "has its own; leave it out" in refusal(tmp_path / "whole.keras", architecture=str(tmp_path / "a.json"))
+
+
+def test_code_in_an_architecture_does_not_run(tmp_path):
+    """It is said what it computes instead, as for whole files."""
+    model = siamese(lambda_l1())
+    model.save_weights(tmp_path / "m.weights.h5")
+    (tmp_path / "m.json").write_text(model.to_json())
+    assert "--lambda" in refusal(tmp_path / "m.weights.h5")
+    assert_scores_are_its_own(model, tmp_path / "m.weights.h5", lambdas=("l1",))
