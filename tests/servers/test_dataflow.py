@@ -397,7 +397,7 @@ def test_a_flex_templates_launcher_writes_the_job_and_returns(arguments, service
     [
         (["--manifest", "pairs.csv"], "--manifest pairs.csv lies on this machine"),
         (["--output", "/scores"], "--output /scores lies on this machine"),
-        (["--model", "file:///model.keras"], "--model file:///model.keras lies on this machine"),
+        (["--model", "file:///model.keras"], "--model /model.keras lies on this machine"),
         (["--image-root", "images"], "--image-root images lies on this machine"),
         (["--project="], "--project is missing"),
         (["--temp_location="], "--temp_location is missing"),
