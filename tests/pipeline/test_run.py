@@ -170,7 +170,8 @@ def test_one_table_of_images_gives_what_sending_them_gives(buckets, small_model,
 def test_a_run_directory_is_whole_or_not_at_all(small_model, pictures, tmp_path, read_scores):
     manifest, output = write_pairs(tmp_path, pictures), tmp_path / "out"
     output.mkdir()
-    (output / "scores-00000-of-00009.parquet").write_bytes(b"left by a crashed run")
+    (output / "_RUNNING").write_text("a run that crashed")
+    (output / "scores-00000-of-00009.parquet").write_bytes(b"left by it")
     (output / "notes.txt").write_text("not ours")
     config = batchverify.VerificationConfig(manifests=(str(manifest),), output=str(output), model=small_model)
     batchverify.run(config)
