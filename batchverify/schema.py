@@ -25,6 +25,15 @@ class ImageStatus(enum.StrEnum):
     BAD_ROW = "bad_row"
 
 
+class ImageTraits(enum.IntFlag):
+    """What an image file holds beyond the colours of one upright picture. Libraries treat each of these in their own way."""
+
+    NONE = 0
+    TURNED = 1  # EXIF says that the picture is to be turned or reflected.
+    TRANSPARENT = 2
+    MULTI_FRAME = 4
+
+
 class IdentityCheck(enum.StrEnum):
     """What the identity scores of a row's images say about its score."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchverify.cli.streams import print_text
 from batchverify.errors import printable
+from batchverify.evaluation.traits import describe_traits
 
 if TYPE_CHECKING:
     from batchverify.model.diagnosis import Diagnosis
@@ -41,6 +42,8 @@ def print_run(message: str) -> None:
 def run_message(output: str, summary: dict[str, Any]) -> str:
     """Returns what the terminal shows at the end of a run: counts, the verdict with its reason, and where the files are."""
     lines = ["", _rows_message(summary), _images_message(summary)]
+    if traits := describe_traits(summary["image_traits"]):
+        lines.append("Traits    " + traits)
     lines.append(f"Matches   {summary['rows'].get('matches', 0):,} at threshold {summary['run']['threshold']:g}")
     if rates := summary["error_rates"]:
         lines.append(_labels_message(rates))

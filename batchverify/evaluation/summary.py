@@ -16,7 +16,7 @@ from batchverify.evaluation import metrics
 from batchverify.evaluation.extremes import Extremes, find_extremes
 from batchverify.evaluation.identity import is_match
 from batchverify.manifest.labels import parse_labels
-from batchverify.schema import STATUSES, IdentityCheck, ImageStatus
+from batchverify.schema import STATUSES, IdentityCheck, ImageStatus, ImageTraits
 
 SUMMARY_VERSION = 2
 KINDS = ("unlabelled", "impostor", "genuine")
@@ -85,6 +85,7 @@ class Summary:
         return {
             "rows": self._counts_below("rows"),
             "images": self._counts_below("images"),
+            "image_traits": {_trait_name(trait): self.counts[f"image_traits.{_trait_name(trait)}"] for trait in ImageTraits},
             "identity": self._identity(),
             "failure_to_acquire": {"rate": failed.value, "interval": failed.interval},
             "error_rates": self._error_rates(threshold),
@@ -196,6 +197,10 @@ def _merge_folds(parts: Iterable[Folds | None]) -> Folds | None:
     return merged if len(merged) <= _MAX_FOLDS else None
 
 
+def _trait_name(trait: ImageTraits) -> str:
+    return str(trait.name).lower()
+
+
 def summarise_images(table: pa.Table, threshold: float) -> Summary:
     """Summarises one table of encoded images."""
     statuses = np.bincount(table["status"].to_numpy(), minlength=len(STATUSES))
@@ -205,6 +210,8 @@ def summarise_images(table: pa.Table, threshold: float) -> Summary:
     if "reused" in table.column_names:
         counts["embeddings.reused"] = pc.sum(table["reused"]).as_py() or 0
         counts["embeddings.encoded"] = int(ok.sum()) - counts["embeddings.reused"]
+    traits = table["traits"].to_numpy()[ok]
+    counts.update({f"image_traits.{_trait_name(trait)}": int(np.count_nonzero(traits & trait)) for trait in ImageTraits})
     identity = table["identity"].to_numpy()[ok]
     identity = identity[np.isfinite(identity)]
     counts["identity.images_below_threshold"] = int(np.count_nonzero(~is_match(identity, threshold)))

@@ -17,7 +17,8 @@ from batchverify.images.picture import PaddingError
 from batchverify.images.pillow_settings import no_limit_or_warnings, whole_files_only
 from batchverify.images.pixel_budget import PixelBudget
 from batchverify.images.safety import find_decoding_hazard, find_memory_hazard, lacks_strips
-from batchverify.schema import ImageStatus
+from batchverify.images.traits import find_traits
+from batchverify.schema import ImageStatus, ImageTraits
 
 # A batch decoder decodes one file for each core at the same time, beside all threads.
 _MAX_DEFERRED_PIXELS = 8_000_000
@@ -31,6 +32,18 @@ class UndecodedImage(NamedTuple):
     """
 
     data: bytes
+
+
+class DecodedImage(NamedTuple):
+    """What became of an image file.
+
+    Attributes:
+        image: The pixels `(height, width, channels)`, the file where a batch decoder decodes it later, or the failure.
+        traits: What the file holds beyond the colours of one upright picture.
+    """
+
+    image: np.ndarray | UndecodedImage | ImageFailure
+    traits: ImageTraits = ImageTraits.NONE
 
 
 def decode(
@@ -49,15 +62,15 @@ def decode(
     Returns:
         `(height, width, channels)`, of the type `layout.pixel_dtype`, or the failure.
     """
-    image = decode_or_defer(data, layout, max_pixels, defer=False, budget=budget)
+    image = decode_or_defer(data, layout, max_pixels, defer=False, budget=budget).image
     assert not isinstance(image, UndecodedImage)
     return image
 
 
 def decode_or_defer(
     data: bytes, layout: Layout, max_pixels: int, defer: bool, budget: PixelBudget | None = None
-) -> np.ndarray | UndecodedImage | ImageFailure:
-    """Does what `decode` does, with two further arguments.
+) -> DecodedImage:
+    """Does what `decode` does, with two further arguments, and finds the file's traits.
 
     Args:
         data: As in `decode`.
@@ -67,7 +80,7 @@ def decode_or_defer(
         budget: The pixels that all threads may decode at the same time; None sets no bound.
     """
     if hazard := find_decoding_hazard(data):
-        return ImageFailure(ImageStatus.UNREADABLE, hazard)
+        return DecodedImage(ImageFailure(ImageStatus.UNREADABLE, hazard))
     Image.init()  # Pillow loads its rarer formats late, and not when `Image.open` is given names of formats.
     try:
         with whole_files_only:
@@ -77,25 +90,25 @@ def decode_or_defer(
                 with no_limit_or_warnings:
                     return _open_and_decode(data, layout, max_pixels, defer, budget)
     except UnidentifiedImageError:
-        return _describe_unidentified(data)
+        failure = _describe_unidentified(data)
     except (Image.DecompressionBombError, PaddingError) as error:
-        return ImageFailure(ImageStatus.TOO_LARGE, str(error))
+        failure = ImageFailure(ImageStatus.TOO_LARGE, str(error))
     except MemoryError:
-        return ImageFailure(ImageStatus.TOO_LARGE, "there is not enough memory to decode it")
+        failure = ImageFailure(ImageStatus.TOO_LARGE, "there is not enough memory to decode it")
     except Exception as error:  # Pillow's decoders raise any exception on a broken file.
-        return ImageFailure(ImageStatus.UNREADABLE, f"it cannot be decoded ({short_reason(error)})")
+        failure = ImageFailure(ImageStatus.UNREADABLE, f"it cannot be decoded ({short_reason(error)})")
+    return DecodedImage(failure)
 
 
-def _open_and_decode(
-    data: bytes, layout: Layout, max_pixels: int, defer: bool, budget: PixelBudget | None
-) -> np.ndarray | UndecodedImage | ImageFailure:
+def _open_and_decode(data: bytes, layout: Layout, max_pixels: int, defer: bool, budget: PixelBudget | None) -> DecodedImage:
     with open_image(data) as image:
         if failure := _check_header(image, max_pixels):
-            return failure
+            return DecodedImage(failure)
         if defer and image.width * image.height <= _MAX_DEFERRED_PIXELS and layout.loader.can_wait(image, layout.is_grey):
-            return UndecodedImage(data)
+            return DecodedImage(UndecodedImage(data), find_traits(data, image))
         with budget.reserve(pixels_to_reserve(image, layout.loader.bytes_per_pixel)) if budget else contextlib.nullcontext():
-            return layout.loader.load(data, image, layout, max_pixels)
+            pixels = layout.loader.load(data, image, layout, max_pixels)
+            return DecodedImage(pixels, find_traits(data, image))
 
 
 def _check_header(image: ImageFile.ImageFile, max_pixels: int) -> ImageFailure | None:

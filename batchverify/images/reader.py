@@ -14,6 +14,7 @@ from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import FetchedFile, fetch_file
 from batchverify.images.layout import Layout
 from batchverify.images.pixel_budget import PixelBudget
+from batchverify.schema import ImageTraits
 from batchverify.worker_stats import WorkerStats
 
 # A larger file is decoded at once, because hundreds of undecoded files wait in memory.
@@ -29,11 +30,13 @@ class ReadResult(NamedTuple):
         digest: The 16-byte digest of the file's content; None if the content was not read.
         version: The file system's version of the file, which changes with its content; None if it was not asked for, or the
             file system gives no version that is sure to change.
+        traits: What the file holds beyond the colours of one upright picture; none where it was only looked up.
     """
 
     image: np.ndarray | UndecodedImage | ImageFailure | None
     digest: bytes | None = None
     version: str | None = None
+    traits: ImageTraits = ImageTraits.NONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +82,9 @@ class ImageReader:
             return ReadResult(file)
         fetched = time.perf_counter()
         defer = defer and len(file.data) <= _MAX_DEFERRED_BYTES
-        image = decode_or_defer(file.data, self.layout, self.max_pixels, defer, self.budget)
+        decoded = decode_or_defer(file.data, self.layout, self.max_pixels, defer, self.budget)
         self.stats.collect("decode", time.perf_counter() - fetched)
-        return ReadResult(image, _digest(file.data), file.version)
+        return ReadResult(decoded.image, _digest(file.data), file.version, decoded.traits)
 
     def look_up(self, uri: str) -> ReadResult:
         """Finds the version or the digest that shows whether an image has changed, and decodes nothing."""

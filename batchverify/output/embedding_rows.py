@@ -20,6 +20,7 @@ def stored_schema(embedding_size: int) -> pa.Schema:
     - `version`: the version of the file as its file system reports it; null if that is not known for certain.
     - `digest`: BLAKE2b of the content of the file, 16 bytes.
     - `identity`: the score of the image against itself.
+    - `traits`: what the file holds beyond the colours of one upright picture, as `schema.ImageTraits`.
     - `embedding`: float32 `(embedding_size,)`.
     - `last_used`: the date of the last run whose manifest named the image.
     """
@@ -29,6 +30,7 @@ def stored_schema(embedding_size: int) -> pa.Schema:
             pa.field("version", pa.string()),
             pa.field("digest", pa.binary(16), nullable=False),
             pa.field("identity", pa.float32(), nullable=False),
+            pa.field("traits", pa.uint8(), nullable=False),
             pa.field("embedding", pa.list_(pa.float32(), embedding_size), nullable=False),
             pa.field("last_used", pa.date32(), nullable=False),
         ]

@@ -33,7 +33,7 @@ from batchverify.uris import is_remote
 from batchverify.version import VERSION
 
 _LOG = logging.getLogger(__name__)
-_POINTER, _FORMAT = "embeddings.json", 1
+_POINTER, _FORMAT = "embeddings.json", 2
 _GENERATION_NAME, _FILE_NAME = re.compile(r"embeddings-[0-9a-f]{32}"), re.compile(r"part-[0-9a-f]{32}\.parquet")
 _MAX_POINTER_CHARACTERS = 256 * 2**20
 _FOOTER_THREADS = 16

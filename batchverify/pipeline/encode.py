@@ -26,7 +26,7 @@ from batchverify.worker_stats import WorkerStats
 # The tags of the outputs of `EncodeImages` beside its main output, the answers to blocks.
 IMAGES_OUTPUT, STORED_ROWS_OUTPUT = "images", "stored_rows"
 # Columns of encoded images that `ComparePairs` does not need.
-_NOT_SENT = ("version", "reused")
+_NOT_SENT = ("version", "reused", "traits")
 
 
 class EncodeImages(beam.DoFn):

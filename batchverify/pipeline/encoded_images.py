@@ -19,6 +19,7 @@ def encoded_images(
     digest: Sequence[bytes | None] | pa.Array,
     identity: np.ndarray,
     embeddings: np.ndarray,
+    traits: Sequence[int] | pa.Array | None = None,
 ) -> pa.Table:
     """Returns the table that `Network.encode` returns.
 
@@ -29,6 +30,7 @@ def encoded_images(
         digest: 16 bytes of the digest of each file's content `(n,)`; None where it could not be read.
         identity: float32 `(n,)`, the identity scores; NaN where there is no embedding.
         embeddings: float32 or uint8 `(n, d)`.
+        traits: uint8 `(n,)`, the `schema.ImageTraits` of each file; None where no file has any.
     """
     values = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
     return pa.table(
@@ -38,6 +40,7 @@ def encoded_images(
             "error": pa.array(error, pa.string()),
             "digest": pa.array(digest, pa.binary(16)),
             "identity": pa.array(np.asarray(identity, np.float32)),
+            "traits": pa.array(np.zeros(len(uris), np.uint8) if traits is None else traits, pa.uint8()),
             "embedding": pa.FixedSizeListArray.from_arrays(values, embeddings.shape[1]),
         }
     )

@@ -235,8 +235,8 @@ class KerasNetwork:
         embeddings[is_encoded] = encoded
         identity = np.full(len(reads), np.nan, np.float32)
         identity[is_encoded] = self._model.compare(encoded, encoded) if len(encoded) else []
-        digests = [read.digest for read in reads]
-        return encoded_images(uris, _status_codes(failures), _errors(failures), digests, identity, embeddings)
+        digests, traits = [read.digest for read in reads], [int(read.traits) for read in reads]
+        return encoded_images(uris, _status_codes(failures), _errors(failures), digests, identity, embeddings, traits)
 
 
 def load_network(config: ScoringConfig, stats: WorkerStats | None = None, versions: str | None = None) -> KerasNetwork:

@@ -111,6 +111,7 @@ def _reused_images(rows: pa.Table) -> pa.Table:
         rows["digest"].combine_chunks(),
         rows["identity"].to_numpy(),
         embedding_matrix(rows).reshape(rows.num_rows, rows["embedding"].type.list_size),
+        rows["traits"].combine_chunks(),
     )
     return _with_reused(images.append_column("version", rows["version"]), True)
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from batchverify.errors import PreflightError, RunError, printable, short_reason
 from batchverify.evaluation import metrics
 from batchverify.evaluation.drift import describe_shift
+from batchverify.evaluation.traits import describe_traits
 from batchverify.output.run_directory import RunDirectory
 from batchverify.report.command import format_command
 from batchverify.report.verdict import format_value, judge_model, judge_run
@@ -93,7 +94,13 @@ def render(summary: dict[str, Any]) -> str:
         )
     if summary.get("summary_version") == 1:
         summary = _upgrade_version_1(summary)
-    summary = {"profile": None, "baseline": None, "embeddings": None, **summary}  # Not every run has these sections.
+    summary = {
+        "profile": None,
+        "baseline": None,
+        "embeddings": None,
+        "image_traits": {},
+        **summary,
+    }  # Not every run has these sections.
     template = importlib.resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     rates, run = summary["error_rates"], summary["run"]
     return _environment().from_string(template).render(
@@ -109,6 +116,7 @@ def render(summary: dict[str, Any]) -> str:
         drift=_drift(summary["baseline"]) if summary.get("baseline") else None,
         command=format_command(run),
         statuses=_statuses(summary),
+        traits=describe_traits(summary["image_traits"]),
     )  # fmt: skip
 
 
