@@ -222,7 +222,7 @@ def test_files_decoded_together_are_as_each_decoded_alone(method, fit, channels)
     loading = decide_loading(ModelConfig(resize=method))
     preprocessing = Preprocessing(32, 40, channels, "0..255", "grey" if channels == 1 else "rgb", loading, fit, "")
     layout, files = preprocessing.layout(), list(FILES.values())
-    waiting = [decode_or_defer(data, layout, 10**6, defer=True) for data in files]
+    waiting = [decode_or_defer(data, layout, 10**6, defer=True).image for data in files]
     together = [one for one in waiting if isinstance(one, UndecodedImage)]
     assert len(together) == len(files) - (1 if channels == 3 else 2)  # Pillow decodes BMP, and CMYK for one channel.
     decoder = preprocessing.batch_decoder(10**6)
@@ -241,7 +241,7 @@ def test_damaged_files_decoded_together_are_as_each_decoded_alone():
         data = bytearray(kinds[number % 3])
         place = int(rng.integers(len(data) // 3, len(data)))
         data[place : place + 3] = rng.integers(0, 256, int(rng.integers(4)), np.uint8).tobytes()
-        file = decode_or_defer(bytes(data[: place if number % 5 == 0 else None]), layout, 10**6, defer=True)
+        file = decode_or_defer(bytes(data[: place if number % 5 == 0 else None]), layout, 10**6, defer=True).image
         if isinstance(file, UndecodedImage):
             (found,), alone = decoder([file]), decode(file.data, layout)
             failures += isinstance(alone, ImageFailure)
