@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -28,6 +30,44 @@ class PreflightError(BatchverifyError, ValueError):
     def __init__(self, problems: Sequence[str] | str):
         self.problems = [printable(problem) for problem in ([problems] if isinstance(problems, str) else problems)]
         super().__init__("\n".join(self.problems))
+
+
+class UnsuitableModelError(PreflightError):
+    """The model is none of image pairs, whatever the user may say about it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenQuestion:
+    """Something that a model's file leaves open, and that the user has to say.
+
+    Attributes:
+        problem: One sentence, with the remedy.
+        option: The arguments that answer it, such as `("--lambda", "distance=l1")`. What the file shows is filled in; a word in
+            capitals stands for what only the user can know.
+        assumed: Fields of `ModelConfig` that answer it for a trial, to find out what else is open; empty where nothing can be
+            assumed.
+        is_guess: Whether nothing in the file supports `assumed`, which replaces a layer, so that the output on trial means
+            nothing.
+        is_about_output: Whether the output on trial raised it.
+    """
+
+    problem: str
+    option: tuple[str, ...]
+    assumed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    is_guess: bool = False
+    is_about_output: bool = False
+
+
+class OpenQuestionError(PreflightError):
+    """A model's file leaves something open.
+
+    Attributes:
+        questions: Everything that is open.
+    """
+
+    def __init__(self, questions: Sequence[OpenQuestion] | OpenQuestion):
+        self.questions = (questions,) if isinstance(questions, OpenQuestion) else tuple(questions)
+        super().__init__([question.problem for question in self.questions])
 
 
 class RunError(BatchverifyError, RuntimeError):

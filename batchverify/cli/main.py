@@ -14,7 +14,7 @@ from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.logging import quieten_libraries
 from batchverify.cli.streams import configure_streams, flush_streams, print_text
 from batchverify.cli.subcommands import JOB, SUBCOMMANDS, load_subcommand
-from batchverify.errors import PreflightError, RunError
+from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError, RunError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PreflightError as error:
         for problem in error.problems:
             _print_error(problem)
+        if isinstance(error, OpenQuestionError):
+            print_text(_completed_commands(name, arguments, error.questions), to_stderr=True)
         return ExitCode.REFUSED
     except RunError as error:
         _print_error(f"the run failed: {error}" if name == JOB else str(error))
@@ -92,6 +94,12 @@ def _unknown_subcommand(name: str) -> str:
         return f"there is no subcommand '{name}'; did you mean {near[0]}?"
     *others, last = SUBCOMMANDS
     return f"there is no subcommand '{name}'; give {', '.join(others)} or {last}, or options, which begin with --."
+
+
+def _completed_commands(name: str, arguments: Sequence[str], questions: Sequence[OpenQuestion]) -> str:
+    from batchverify.cli.completed_command import completed_commands
+
+    return completed_commands(name, arguments, questions)
 
 
 def _print_error(sentence: str) -> None:

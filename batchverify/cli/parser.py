@@ -76,6 +76,17 @@ class Parser(argparse.ArgumentParser):
         nested = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         return names + [name for choices in nested for parser in choices.values() for name in parser.option_names()]
 
+    def own_arguments(self, argv: Sequence[str], but: Sequence[str] = ()) -> list[str]:
+        """Returns the options in `argv` that this parser has, with their values, except those that `but` names."""
+        own, is_own = [], False
+        for argument in self._join_dashed_values(_respell(argv, self._option_string_actions)):
+            name = argument.partition("=")[0]
+            if name.startswith("-"):
+                is_own = name in self._option_string_actions and name not in but
+            if is_own:
+                own.append(argument)
+        return own
+
     def _join_dashed_values(self, arguments: Sequence[str]) -> list[str]:
         """Returns `--pixels -1..1` as one argument; argparse would take -1..1 for an option."""
         joined: list[str] = []

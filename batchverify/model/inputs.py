@@ -8,11 +8,12 @@ from typing import Any
 
 import keras
 
-from batchverify.errors import PreflightError
+from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError, UnsuitableModelError
 from batchverify.model.loaded import LoadedModel, ModelInput
 from batchverify.model.pixel_scale import find_scale_in_graph
 
 _MAX_PIXELS = 2**22
+_TRIAL_SIZE = (128, 128)
 _LEFT_AND_RIGHT = [
     ("left", "right"), ("anchor", "other"), ("anchor", "validation"), ("input", "validation"), ("query", "reference"),
     ("probe", "reference"), ("first", "second"), ("a", "b"), ("1", "2"), ("0", "1"), ("x1", "x2"),
@@ -99,9 +100,9 @@ def decide_image_shape(name: str, inputs: tuple[ModelInput, ...], wanted: tuple[
             f"--image-size is {wanted[0]}x{wanted[1]}, but --model {name} takes {height}x{width}; leave it out."
         )
     if not wanted and (height is None or width is None):
-        raise PreflightError(
-            f"--model {name}: its input leaves the size of the images open; say it, --image-size 160 or 160x120."
-        )
+        problem = f"--model {name}: its input leaves the size of the images open; say it, --image-size 160 or 160x120."
+        on_trial = (height or _TRIAL_SIZE[0], width or _TRIAL_SIZE[1])
+        raise OpenQuestionError(OpenQuestion(problem, ("--image-size", "HEIGHTxWIDTH"), {"image_size": on_trial}))
     size = wanted or (height, width)
     if not 0 < int(size[0] or 0) * int(size[1] or 0) <= _MAX_PIXELS:
         raise PreflightError(
@@ -116,13 +117,13 @@ def _refuse_other_than_images(name: str, inputs: tuple[ModelInput, ...]) -> None
         shape = model_input.shape
         if len(shape) != 3 or shape[2] not in (1, 3):
             lengths = ", ".join(str(length) for length in shape)
-            raise PreflightError(
+            raise UnsuitableModelError(
                 f"--model {name}: its input '{model_input.name}' has the shape (n, {lengths}), which is no batch of images "
                 "with 1 or 3 channels last; give a model that takes images."
             )
     shapes = {model_input.shape for model_input in inputs}
     if len(shapes) != 1:
-        raise PreflightError(
+        raise UnsuitableModelError(
             f"--model {name}: its inputs take images of different shapes, {shapes}; give one whose inputs are alike."
         )
 

@@ -15,7 +15,7 @@ from keras.src.legacy.saving.saving_utils import model_from_config
 from keras.src.saving.serialization_lib import SafeModeScope
 
 from batchverify.config import ModelConfig
-from batchverify.errors import PreflightError, short_reason
+from batchverify.errors import PreflightError, UnsuitableModelError, short_reason
 from batchverify.model.file import ModelFile, ModelKind
 from batchverify.model.loaded import LoadedModel, ModelInput
 from batchverify.model.rewrite import LoadableConfig, prepare_config
@@ -61,7 +61,7 @@ def load_keras_file(file: ModelFile, options: ModelConfig, digest: str) -> Loade
 
 def _as_functional(file: ModelFile, digest: str, graph: keras.Model, notes: tuple[str, ...]) -> LoadedModel:
     if len(graph.outputs) != 1:
-        raise PreflightError(f"--model {file.name}: it has {len(graph.outputs)} outputs; give a model with one.")
+        raise UnsuitableModelError(f"--model {file.name}: it has {len(graph.outputs)} outputs; give a model with one.")
     inputs = tuple(_model_input(tensor) for tensor in graph.inputs)
     return LoadedModel(file.name, digest, _call_for_inference(graph), inputs, graph, "", notes)
 

@@ -9,16 +9,19 @@ import re
 import struct
 from typing import Any
 
-from batchverify.errors import PreflightError
+from batchverify.errors import OpenQuestion, PreflightError
 from batchverify.model.config_graph import joined_layers, name_of
 from batchverify.model.safe_layers import KINDS, PAIR_KINDS, SINGLE_KINDS
 
 # Names that code may mention, and the kind that they hint at; the first one found counts.
 _HINTS = {
     "l2_normalize": "l2_normalize", "normalize": "l2_normalize", "cosine": "cosine", "euclid": "euclidean",
+    "manhattan": "manhattan",
     "sqrt": "euclidean", "abs": "l1", "l1": "l1", "square": "squared",
 }  # fmt: skip
-
+# What a hint means where the code sums. A name is marshalled behind its length, which keeps other words that contain it out.
+_SUMS = {"l1": "manhattan", "squared": "squared_euclidean"}
+_SUM = re.compile(rb"\x03sum|\x0areduce_sum")
 
 # Types in marshalled code, with or without the flag of a reference: TYPE_BINARY_FLOAT, which 8 bytes follow, and TYPE_CODE
 # (Python/marshal.c).
@@ -39,8 +42,8 @@ def parse_lambda_option(text: str) -> tuple[str, str]:
     return name, kind
 
 
-def lambda_refusal(model: str, layer: dict[str, Any]) -> str:
-    """Returns the message that refuses a Lambda layer about which the options say nothing."""
+def ask_about_lambda(model: str, layer: dict[str, Any]) -> OpenQuestion:
+    """Returns the question that a Lambda layer raises about which the options say nothing."""
     joined, name = joined_layers(layer), name_of(layer)
     sources = " and ".join(f"'{source}'" for source in joined) or "the layer before it"
     position = f"joins {sources}" if len(joined) > 1 else f"follows {sources}"
@@ -50,11 +53,15 @@ def lambda_refusal(model: str, layer: dict[str, Any]) -> str:
     if hint in kinds:
         others = ", ".join(kind for kind in kinds if kind != hint)
         choices = f"--lambda {name}={hint}, as its code seems to do (or {others}),"
-    return (
+    problem = (
         f"--model {model}: layer '{name}' is a Lambda that {position}; it is code inside the model file, and is not run. "
         f"Say what it computes, {choices} "
         "or add --trust-model-code if you trust whoever made the file."
     )
+    is_shown = hint in kinds
+    kind = hint if is_shown else kinds[0]
+    option = ("--lambda", f"{name}={kind if is_shown else 'KIND'}")
+    return OpenQuestion(problem, option, {"lambdas": (f"{name}={kind}",)}, is_guess=not is_shown)
 
 
 def guess_kind_by_name(class_name: str) -> str:
@@ -96,8 +103,9 @@ def _guess_kind(layer: dict[str, Any]) -> str | None:
         return "scaled_add" if len(joined_layers(layer)) > 1 else "scale"
     settings = layer.get("config")
     function = settings.get("function") if isinstance(settings, dict) else None
-    code = json.dumps(function).lower().encode() + _decode_code(function).lower()
-    return next((kind for name, kind in _HINTS.items() if name.encode() in code), None)
+    code = (_decode_code(function) or json.dumps(function).encode()).lower()  # Marshalled code in base64 holds any short word.
+    kind = next((kind for name, kind in _HINTS.items() if name.encode() in code), None)
+    return _SUMS.get(kind, kind) if _SUM.search(code) else kind
 
 
 def _decode_code(function: Any) -> bytes:

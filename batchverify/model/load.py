@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import threading
 from concurrent.futures import Future
@@ -13,10 +14,12 @@ import numpy as np
 import tensorflow as tf
 
 from batchverify.config import ModelConfig
-from batchverify.errors import IgnoredInputError, PreflightError, SplitError, short_reason
+from batchverify.errors import IgnoredInputError, PreflightError, SplitError, UnsuitableModelError, short_reason
 from batchverify.model.inputs import decide_image_shape, find_pixel_scale, order_inputs, put_channels_last, why_scale_hidden
+from batchverify.model.interview import Interview
 from batchverify.model.load_file import load_file
 from batchverify.model.loaded import LoadedModel
+from batchverify.model.local_copy import local_model
 from batchverify.model.pair_model import PairModel
 from batchverify.model.plan import plan_encoder, plan_split, plan_whole, refuse_channels_first
 from batchverify.model.precision import computes_in_16_bits, refuse_without_layers, use_tensor_float_32, with_16_bits
@@ -34,8 +37,11 @@ def load_model(config: ModelConfig) -> PairModel:
     """Loads the model that `config` names, splits it where that is possible, and tries it on generated images.
 
     Raises:
+        OpenQuestionError: If its file leaves something open; everything that is open is asked at once.
         PreflightError: If it cannot be used; the message is one sentence with the remedy.
     """
+    if config.trust_model_code:
+        _LOG.warning("--trust-model-code: any code that %s holds runs with your rights on every worker.", config.model)
     _let_gpu_memory_grow()
     use_tensor_float_32(False)
     # A model may compute without end, and the thread that waits for it inside TensorFlow hears no signal.
@@ -53,13 +59,31 @@ def load_model(config: ModelConfig) -> PairModel:
 
 def _load_in_thread(config: ModelConfig, is_loaded: threading.Event, model: Future[PairModel]) -> None:
     try:
-        loaded = load_file(config)
-        is_loaded.set()
-        model.set_result(_try_loaded(loaded, config))
+        model.set_result(_load_and_try(config, is_loaded))
     except BaseException as error:  # `Future.result` raises it.
         model.set_exception(error)
     finally:
         is_loaded.set()
+
+
+def _load_and_try(config: ModelConfig, is_loaded: threading.Event) -> PairModel:
+    interview = Interview(config)
+    with local_model(config.model) as local:
+        loaded = interview.answer(functools.partial(load_file, local=local))
+        is_loaded.set()
+        model = interview.answer(functools.partial(_try_loaded, loaded))
+    interview.end()
+    _log_decisions(model)
+    return model
+
+
+def _log_decisions(model: PairModel) -> None:
+    if model.facts.encodings_per_pair:
+        reason = model.facts.structure.removeprefix("whole: ")
+        _LOG.info("The network runs whole, twice for each pair and once more for each image: %s.", reason)
+    _LOG.info("Images: %s.", model.facts.preprocessing)
+    for note in model.facts.notes:
+        _LOG.info("%s", note)
 
 
 def _try_loaded(loaded: LoadedModel, config: ModelConfig) -> PairModel:
@@ -88,9 +112,6 @@ def _make_pair_model(loaded: LoadedModel, config: ModelConfig) -> PairModel:
         *filter(None, [model.describe_runtime(_make_images(model, TRIAL_IMAGES, seed=2))]),
     ]
     model.facts = dataclasses.replace(model.facts, notes=tuple(notes))
-    _LOG.info("Images: %s.", preprocessing)
-    for note in notes:
-        _LOG.info("%s", note)
     return model
 
 
@@ -102,7 +123,7 @@ def _check_inputs(loaded: LoadedModel) -> LoadedModel:
     if len(loaded.inputs) == 2:
         return order_inputs(loaded)
     names = ", ".join(f"'{model_input.name}'" for model_input in loaded.inputs)
-    raise PreflightError(
+    raise UnsuitableModelError(
         f"--model {loaded.name}: it has {len(loaded.inputs)} inputs, {names}; give a model with two images, or one."
     )
 
@@ -127,7 +148,6 @@ def _assemble(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelCo
             ) from None
         except SplitError as error:
             reason = str(error)
-    _LOG.info("The network runs whole, twice for each pair and once more for each image: %s.", reason)
     refuse_without_layers(loaded.name, config, "it runs whole, as the log says")
     plan = plan_whole(loaded, preprocessing, config, reason)
     return PairModel(loaded, preprocessing, None, plan, config)

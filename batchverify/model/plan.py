@@ -12,10 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from batchverify.config import ModelConfig
-from batchverify.errors import PreflightError, short_reason
+from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError, UnsuitableModelError, short_reason
 from batchverify.model.loaded import LoadedModel
 from batchverify.model.preprocessing import Preprocessing
-from batchverify.model.safe_layers import SCORE_FORMULAS, as_score, compare_embeddings
+from batchverify.model.safe_layers import SCORE_FORMULAS, Comparison, as_score, compare_embeddings
 from batchverify.model.split import SplitModel
 
 
@@ -84,10 +84,11 @@ def plan_encoder(loaded: LoadedModel, preprocessing: Preprocessing, config: Mode
     kind = config.compare
     if kind is None:
         formulas = "; ".join(f"{name}: {formula}" for name, formula in SCORE_FORMULAS.items())
-        raise PreflightError(
+        problem = (
             f"--model {loaded.name}: it has one input, '{loaded.inputs[0].name}', so it is an encoder without a head; "
             f"say how two embeddings are compared, with --compare ({formulas})."
         )
+        raise OpenQuestionError(OpenQuestion(problem, ("--compare", "cosine"), {"compare": "cosine"}))
     dtype = loaded.inputs[0].dtype
 
     def encode(images: Any) -> Any:
@@ -99,7 +100,7 @@ def plan_encoder(loaded: LoadedModel, preprocessing: Preprocessing, config: Mode
     blank = _blank_images(loaded, preprocessing)
     shape = tuple(call_in_trial(loaded, lambda: loaded.call(preprocessing.to_input(blank, dtype))).shape[1:])
     if len(shape) == 3 and shape[:2] == preprocessing.image_shape[:2]:
-        raise PreflightError(
+        raise UnsuitableModelError(
             f"--model {loaded.name}: it gives images of {shape[0]}x{shape[1]} pixels, as an autoencoder does, and no "
             "embeddings; save its encoder as a model of its own and give that."
         )
@@ -129,18 +130,25 @@ def _output_to_score(loaded: LoadedModel, config: ModelConfig) -> Callable[[Any]
         shape = tuple(output.shape[1:])
         if math.prod(shape) == 2:
             if config.match_column is None:
-                raise PreflightError(
+                problem = (
                     f"--model {loaded.name}: its output has two columns; say which one is the probability of a match, "
                     "--match-column 0 or --match-column 1."
                 )
+                raise OpenQuestionError(
+                    OpenQuestion(problem, ("--match-column", "1"), {"match_column": 1}, is_about_output=True)
+                )
             output = tf.reshape(output, [-1, 2])[:, config.match_column]
         elif math.prod(shape) != 1:
-            raise PreflightError(
-                f"--model {loaded.name}: its output has the shape (n, {', '.join(map(str, shape))}); give one score."
-            )
+            refusal = PreflightError if _ends_in_comparison(loaded) else UnsuitableModelError
+            raise refusal(f"--model {loaded.name}: its output has the shape (n, {', '.join(map(str, shape))}); give one score.")
         return tf.cast(tf.reshape(as_score(config.output_is or "score", output), [-1]), tf.float32)
 
     return to_score
+
+
+def _ends_in_comparison(loaded: LoadedModel) -> bool:
+    """Returns whether the last layer is one that the user describes, so that another description gives another shape."""
+    return loaded.graph is not None and isinstance(loaded.graph.outputs[0]._keras_history.operation, Comparison)
 
 
 def call_in_trial(loaded: LoadedModel, call: Callable[[], Any]) -> Any:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from batchverify.config import ModelConfig, split_pixels
-from batchverify.errors import PreflightError
+from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError
 from batchverify.images.failure import ImageFailure
 from batchverify.images.function_loader import FunctionLoader
 from batchverify.images.layout import Layout
@@ -149,7 +149,7 @@ def decide_preprocessing(
     elif shown:
         scale, source = shown
     else:
-        raise PreflightError(_unknown_scale(name, hidden))
+        raise OpenQuestionError(OpenQuestion(_unknown_scale(name, hidden), ("--pixels", "SCALE"), {"pixels": "0..1"}))
     return Preprocessing(height, width, channels, scale, color, loading, options.fit or "stretch", source)
 
 

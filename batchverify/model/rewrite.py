@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from batchverify.config import ModelConfig
-from batchverify.errors import PreflightError, short_reason
+from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError, short_reason
 from batchverify.model import safe_layers
 from batchverify.model.config_graph import (
     class_of,
@@ -25,7 +25,7 @@ from batchverify.model.config_graph import (
 from batchverify.model.file import ModelFile, refusing_damage
 from batchverify.model.keras2_config import modernise_layer
 from batchverify.model.keras_names import is_keras_class, is_keras_module, operation_module
-from batchverify.model.lambdas import find_factor, find_guard, guess_kind_by_name, lambda_refusal, parse_lambda_option
+from batchverify.model.lambdas import ask_about_lambda, find_factor, find_guard, guess_kind_by_name, parse_lambda_option
 from batchverify.model.safe_layers import KINDS, PAIR_KINDS, SCALED_KINDS, TENSOR_OPERATIONS
 from batchverify.model.shared_encoder import mend_shared_encoder
 
@@ -61,6 +61,8 @@ def prepare_config(file: ModelFile, options: ModelConfig) -> LoadableConfig:
         config = json.loads(json.dumps(file.config))
         rules = _Rules.from_options(file.name, options)
         changes = list(_rewrite_layers(config, rules))
+        if questions := [question for change in changes for question in change.questions]:
+            raise OpenQuestionError(questions)
         custom_objects = {name: value for change in changes for name, value in change.custom_objects.items()}
         if not rules.trusted:
             _refuse_foreign_modules(file.name, config, custom_objects)
@@ -111,10 +113,12 @@ class _Change:
     Attributes:
         notes: The decisions that were made, one sentence each.
         custom_objects: The imported classes, by the names that the config may call them.
+        questions: What the options leave open about the layer.
     """
 
     notes: tuple[str, ...] = ()
     custom_objects: dict[str, Any] = dataclasses.field(default_factory=dict)
+    questions: tuple[OpenQuestion, ...] = ()
 
 
 def _rewrite_layers(config: dict[str, Any], rules: _Rules) -> Iterator[_Change]:
@@ -140,7 +144,7 @@ def _rewrite_layer(layer: dict[str, Any], rules: _Rules) -> _Change:
     if (meaning := rules.meaning_of(layer)) is not None:
         return _rewrite_custom_layer(layer, meaning)
     if not rules.trusted and not _is_known(layer):
-        raise PreflightError(_unknown_class_refusal(layer, rules))
+        return _Change(questions=(_ask_about_class(layer, rules),))
     return _Change()
 
 
@@ -153,7 +157,7 @@ def _rewrite_lambda(layer: dict[str, Any], rules: _Rules) -> _Change:
         return _Change((f"Lambda layer '{name}' computes {kind}{words}, as --lambda says; its own code is not run.",))
     if rules.trusted:
         return _Change((f"Lambda layer '{name}' runs code from the model file, as --trust-model-code allows.",))
-    raise PreflightError(lambda_refusal(rules.model, layer))
+    return _Change(questions=(ask_about_lambda(rules.model, layer),))
 
 
 def _lambda_details(layer: dict[str, Any], kind: str, rules: _Rules) -> dict[str, Any]:
@@ -230,20 +234,24 @@ def _is_operation(layer: dict[str, Any]) -> bool:
     return "module" not in layer and isinstance(settings, dict) and not {"trainable", "dtype", "layers"} & set(settings)
 
 
-def _unknown_class_refusal(layer: dict[str, Any], rules: _Rules) -> str:
+def _ask_about_class(layer: dict[str, Any], rules: _Rules) -> OpenQuestion:
     name = class_of(layer)
+    shown, assumed = "module:attribute", "identity"
     if "layers" in layer.get("config", {}) and "input_layers" in layer["config"]:
+        shown = assumed = "functional"
         hint = f"--custom-object {name}=functional, if it only changes how the model is trained,"
     elif len(joined_layers(layer)) == 2:
-        kind = guess_kind_by_name(name)
+        shown = assumed = kind = guess_kind_by_name(name)
         others = [other for other in ("l1", "squared", "euclidean", "cosine", "cosine_distance", "dot") if other != kind]
         hint = f"--custom-object {name}={kind} (or {', '.join(others)}, ...), if it compares,"
     else:
         hint = "model.export() where it was trained, to get a SavedModel that contains its computation,"
-    return (
+    problem = (
         f"--model {rules.model}: layer '{name_of(layer)}' is of class {name}, which the file only names; use {hint} "
         f"or say where its code is, --custom-object {name}=module:attribute."
     )
+    option = ("--custom-object", f"{name}={shown}")
+    return OpenQuestion(problem, option, {"custom_objects": (f"{name}={assumed}",)}, is_guess=assumed == "identity")
 
 
 def _refuse_unknown_lambdas(layers: list[dict[str, Any]], rules: _Rules) -> None:
@@ -260,10 +268,11 @@ def _refuse_foreign_modules(model: str, node: Any, custom_objects: dict[str, Any
         module = node.get("module")
         is_named_by_user = node.get("class_name") in custom_objects or node.get("registered_name") in custom_objects
         if "class_name" in node and isinstance(module, str) and not is_keras_module(module) and not is_named_by_user:
-            raise PreflightError(
+            problem = (
                 f"--model {model}: it names {module}.{node['class_name']}, which is not Keras'; "
                 f"say what it is, --custom-object {node['class_name']}=module:attribute."
             )
+            raise OpenQuestionError(OpenQuestion(problem, ("--custom-object", f"{node['class_name']}=module:attribute")))
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         _refuse_foreign_modules(model, child, custom_objects)
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from batchverify.config import ModelConfig
-from batchverify.errors import PreflightError, short_reason
+from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError, short_reason
 from batchverify.model.file import ModelFile
 from batchverify.model.loaded import LoadedModel, ModelInput
 from batchverify.model.saved_model_safety import find_forbidden_operation
@@ -114,7 +114,8 @@ def _choose_signature(model: str, keys: list[str], wanted: str | None) -> str:
     if not keys:
         raise PreflightError(f"--model {model}: the SavedModel has no signature; export it again, with model.export('folder').")
     if wanted is None:
-        raise PreflightError(f"--model {model}: it has the signatures {existing}; choose one with --signature.")
+        problem = f"--model {model}: it has the signatures {existing}; choose one with --signature."
+        raise OpenQuestionError(OpenQuestion(problem, ("--signature", "NAME")))
     raise PreflightError(f"--signature is '{wanted}', but --model {model} has {existing}.")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from batchverify.errors import PreflightError
+from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError
 from batchverify.model.config_graph import iterate_references, name_of, reachable_layers
 
 
@@ -33,10 +33,11 @@ def mend_shared_encoder(name: str, config: dict[str, Any], allowed: bool) -> lis
         )
     encoder, call = unused
     if not allowed:
-        raise PreflightError(
+        problem = (
             f"--model {name}: {fault}, while a second call of '{encoder}' is used by nothing (Keras 3.2.1 wrote such files); "
             "add --mend-shared-encoder to rewire the comparison to it."
         )
+        raise OpenQuestionError(OpenQuestion(problem, ("--mend-shared-encoder",), {"mend_shared_encoder": True}))
     _rewire(config, encoder, call)
     if _ignored_input(config) is not None:
         raise PreflightError(f"--model {name}: {fault}; it cannot be mended, so save it again with a current Keras.")

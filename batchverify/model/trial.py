@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import numpy as np
 
 from batchverify.config import ModelConfig
-from batchverify.errors import PreflightError
+from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError
 from batchverify.model.pair_model import PairModel
 from batchverify.model.plan import call_in_trial
 from batchverify.model.probe_images import probe_images
@@ -56,7 +57,7 @@ def try_model(model: PairModel, config: ModelConfig) -> list[str]:
         notes.append(_note_constant_score(model, scores))
     else:
         _refuse_ignored_input(name, scores)
-    _refuse_out_of_range(name, scores)
+    _refuse_out_of_range(name, scores, config)
     _refuse_distance(name, scores, config)
     return [*notes, *_note_randomness(scores)]
 
@@ -104,13 +105,18 @@ def _refuse_ignored_input(name: str, scores: _TrialScores) -> None:
             )
 
 
-def _refuse_out_of_range(name: str, scores: _TrialScores) -> None:
+def _refuse_out_of_range(name: str, scores: _TrialScores, config: ModelConfig) -> None:
     lowest, highest = scores.by_shift.min(), scores.by_shift.max()
-    if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
-        raise PreflightError(
-            f"--model {name}: on trial its output lies between {lowest:.3g} and {highest:.3g}, "
-            "but a score lies in [0, 1]; say what it is, --output-is distance, logit or cosine."
-        )
+    if lowest >= -_ROUNDING and highest <= 1 + _ROUNDING:
+        return
+    problem = (
+        f"--model {name}: on trial its output lies between {lowest:.3g} and {highest:.3g}, "
+        "but a score lies in [0, 1]; say what it is, --output-is distance, logit or cosine."
+    )
+    if config.output_is is not None:
+        raise PreflightError(problem)
+    is_cosine = lowest >= -1 - _ROUNDING and highest <= 1 + _ROUNDING
+    _ask_about_output(problem, "distance" if lowest >= -_ROUNDING else "cosine" if is_cosine else "logit")
 
 
 def _refuse_distance(name: str, scores: _TrialScores, config: ModelConfig) -> None:
@@ -118,11 +124,16 @@ def _refuse_distance(name: str, scores: _TrialScores, config: ModelConfig) -> No
         return
     identity, others = scores.identity.max(), scores.others.mean()
     if identity <= 1e-3 < 10 * others and others > 0.01:
-        raise PreflightError(
+        problem = (
             f"--model {name}: on trial an image against itself scores {identity:.2g}, and different images "
             f"{others:.2g}, so the output looks like a distance; add --output-is distance, or dissimilarity if it lies in "
             "[0, 1], or --output-is score if it is none."
         )
+        _ask_about_output(problem, "distance")
+
+
+def _ask_about_output(problem: str, likeliest: str) -> NoReturn:
+    raise OpenQuestionError(OpenQuestion(problem, ("--output-is", likeliest), {"output_is": likeliest}, is_about_output=True))
 
 
 def _note_randomness(scores: _TrialScores) -> Iterator[str]:

@@ -277,7 +277,9 @@ def grow_older(tmp_path, days):
     (part,) = session.files()
     rows = session.read(part)
     earlier = pa.array(np.array(rows["last_used"]) - np.timedelta64(days, "D"), pa.date32())
-    parts = list(session.write(rows.set_column(5, rows.schema.field("last_used"), earlier)))
+    parts = list(
+        session.write(rows.set_column(rows.schema.get_field_index("last_used"), rows.schema.field("last_used"), earlier))
+    )
     session.publish(parts, "older")
 
 
