@@ -105,7 +105,7 @@ def _guess_kind(layer: dict[str, Any]) -> str | None:
     function = settings.get("function") if isinstance(settings, dict) else None
     code = (_decode_code(function) or json.dumps(function).encode()).lower()  # Marshalled code in base64 holds any short word.
     kind = next((kind for name, kind in _HINTS.items() if name.encode() in code), None)
-    return _SUMS.get(kind, kind) if _SUM.search(code) else kind
+    return _SUMS[kind] if kind in _SUMS and _SUM.search(code) else kind
 
 
 def _decode_code(function: Any) -> bytes:

@@ -177,8 +177,8 @@ def refuse_channels_first(name: str, error: Exception) -> None:
     """
     if isinstance(error, tf.errors.UnimplementedError) and "NHWC" in str(error):
         raise PreflightError(
-            f"--model {name}: its convolutions take images with their channels first, which TensorFlow computes on GPUs only; "
-            "run it on a GPU, or build the network with channels last and give it the same weights."
+            f"--model {name}: its convolutions take images with their channels first, which TensorFlow does not compute on "
+            "this processor; run it on a GPU, or build the network with channels last and give it the same weights."
         ) from None
 
 

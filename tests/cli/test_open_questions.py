@@ -8,7 +8,7 @@ import pytest
 
 from batchverify.cli.main import main
 from batchverify.config import ModelConfig
-from batchverify.errors import PreflightError
+from batchverify.errors import OpenQuestionError, PreflightError
 from batchverify.model.load import load_model
 from tests.support import model_zoo
 from tests.support.model_zoo import SHAPE, siamese
@@ -89,7 +89,7 @@ OPEN = {
 def test_everything_that_is_open_is_asked_at_once(name, tmp_path, caplog):
     build, options = OPEN[name]
     build().save(tmp_path / "model.keras")
-    with caplog.at_level(logging.INFO), pytest.raises(PreflightError) as caught:
+    with caplog.at_level(logging.INFO), pytest.raises(OpenQuestionError) as caught:
         load_model(ModelConfig(model=str(tmp_path / "model.keras")))
     asked = [argument for question in caught.value.questions for argument in question.option]
     assert asked == options.split()

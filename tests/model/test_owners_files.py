@@ -216,10 +216,14 @@ def test_images_are_transposed_for_a_network_that_takes_their_channels_first(kin
     assert found.facts.structure.startswith("one encoder" if kind == "keras" else "whole")
 
 
-@pytest.mark.skipif(bool(tf.config.list_physical_devices("GPU")), reason="a GPU computes them")
+@pytest.mark.processes
 def test_convolutions_that_a_processor_cannot_compute_are_refused(tmp_path):
+    """Without oneDNN and without a GPU, TensorFlow has no convolution with channels first."""
     channels_first(keras.layers.Conv2D(3, 3, data_format="channels_first")).save(tmp_path / "m.keras")
-    assert "which TensorFlow computes on GPUs only; run it on a GPU" in refusal(tmp_path / "m.keras")
+    doctor = [sys.executable, "-m", "batchverify", "doctor", "--model", tmp_path / "m.keras", "--pixels", "0..255"]
+    without = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(doctor, env=without, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "which TensorFlow does not compute on this processor; run it on a GPU" in done.stderr
 
 
 def keras_io_contrastive(k) -> keras.Model:
