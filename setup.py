@@ -16,6 +16,8 @@ TEST = [
     "import-linter>=2.5,<3",
     "moto[server]>=5.2,<6",
     "opencv-python-headless>=4.10,<6",
+    "onnx>=1.19,<2",
+    "onnxruntime>=1.24,<2",
     "openvino>=2026.2,<2027",
     "pillow-heif>=1.0,<2",
     "pytest>=9.0,<10",
@@ -67,6 +69,7 @@ setup(
         "opencv": ["opencv-python-headless>=4.10,<6"],
         "skimage": ["scikit-image>=0.25,<0.27"],
         "openvino": ["openvino>=2026.2,<2027"],
+        "onnx": ["onnxruntime>=1.24,<2"],  # Earlier versions read weights from any file of the machine.
         "heif": ["pillow-heif>=1.0,<2"],
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
         "test": TEST,

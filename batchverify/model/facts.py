@@ -20,6 +20,7 @@ class ModelFacts:
         encodings_per_pair: The number of times that a pair's images go through a tower again when the pair is scored.
         preprocessing: A description of what is done to an image before the network sees it.
         notes: The other findings and decisions made when the model was loaded, one sentence each.
+        runtime: The package that computes the network.
     """
 
     path: str
@@ -32,3 +33,4 @@ class ModelFacts:
     encodings_per_pair: int
     preprocessing: str
     notes: tuple[str, ...] = ()
+    runtime: str = "tensorflow"

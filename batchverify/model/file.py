@@ -37,6 +37,7 @@ class ModelKind(Enum):
     KERAS = "a .keras archive"
     HDF5 = "an HDF5 file"
     SAVED_MODEL = "a SavedModel folder"
+    ONNX = "an ONNX file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +48,9 @@ class ModelFile:
         name: The path or URI that the user gave, or `embedded`.
         local: The path of the file or folder on this machine.
         kind: The way in which the model is stored.
-        config: Keras' config of the architecture; empty for a SavedModel.
+        config: Keras' config of the architecture; empty for a SavedModel and an ONNX file.
         keras_version: The version of the Keras that wrote it; empty if the file does not say.
-        weight_bytes: The number of bytes that the weights take, as the file says; 0 for a SavedModel.
+        weight_bytes: The number of bytes that the weights take, as the file says; 0 for a SavedModel and an ONNX file.
         holds_weights_only: Whether the config is not in the file; then only a rewritten copy can be opened.
     """
 
@@ -128,7 +129,7 @@ def open_model_file(name: str, local: str, find_architecture: Callable[[], bytes
     """
     with refusing_damage(name, "the file cannot be read", "copy it again, whole"):
         kind = _identify(name, local)
-    if kind is ModelKind.SAVED_MODEL:
+    if kind in (ModelKind.SAVED_MODEL, ModelKind.ONNX):
         return ModelFile(name, local, kind, {}, "")
     with refusing_damage(name, f"the {'file' if kind is ModelKind.KERAS else 'HDF5 file'} is damaged", "copy it again, whole"):
         is_archive = kind is ModelKind.KERAS
@@ -183,7 +184,14 @@ def _identify(name: str, local: str) -> ModelKind:
             if _CONFIG in archive.namelist():
                 return ModelKind.KERAS
         raise PreflightError(f"--model {name}: it is a zip archive without a {_CONFIG}, so no .keras file; {_ADVICE}")
+    if _is_onnx(name, head):
+        return ModelKind.ONNX
     raise PreflightError(f"--model {name}: {_describe_foreign_file(head)}")
+
+
+def _is_onnx(name: str, head: bytes) -> bool:
+    """Returns whether a file is ONNX's protocol buffer, which begins with the version of the format and has no other mark."""
+    return head[:1] == b"\x08" and (name.lower().endswith(".onnx") or head[2:3] in (b"\x12", b"\x3a"))
 
 
 _ADVICE = "save the model with model.save('model.keras')."

@@ -12,7 +12,10 @@ from batchverify.model.file import ModelKind, open_model_file
 from batchverify.model.keras_format import load_keras_file
 from batchverify.model.loaded import LoadedModel
 from batchverify.model.local_copy import digest_model
+from batchverify.model.onnx_format import load_onnx_file
 from batchverify.model.saved_model import load_saved_model, refuse_layer_options
+
+_LOADERS_WITHOUT_LAYERS = {ModelKind.SAVED_MODEL: load_saved_model, ModelKind.ONNX: load_onnx_file}
 
 
 def load_file(options: ModelConfig, local: str) -> LoadedModel:
@@ -36,7 +39,7 @@ def load_file(options: ModelConfig, local: str) -> LoadedModel:
             digest = hashlib.sha256((digest + json.dumps(file.config, sort_keys=True)).encode()).hexdigest()
     except OSError as error:
         raise PreflightError(f"--model {name}: it cannot be read ({error.strerror}); copy it again, whole.") from None
-    if file.kind is ModelKind.SAVED_MODEL:
-        refuse_layer_options(name, options)
-        return load_saved_model(file, options, digest)
+    if file.kind in _LOADERS_WITHOUT_LAYERS:
+        refuse_layer_options(file, options)
+        return _LOADERS_WITHOUT_LAYERS[file.kind](file, options, digest)
     return load_keras_file(file, options, digest)

@@ -38,6 +38,8 @@ class LoadedModel:
         graph: The functional Keras model; None where the layers cannot be seen.
         opaque: The reason why the layers cannot be seen; empty where they can.
         notes: The decisions that were made, one sentence each.
+        runtime: The package that computes it. What another one than `tensorflow` computes cannot be traced by TensorFlow: it
+            takes and gives tensors with values.
     """
 
     name: str
@@ -47,3 +49,4 @@ class LoadedModel:
     graph: keras.Model | None
     opaque: str
     notes: tuple[str, ...]
+    runtime: str = "tensorflow"

@@ -62,10 +62,10 @@ class PairModel:
         self._reference, self._runtime = reference or plan, (config.runtime, config.precision)
         values = math.prod(preprocessing.image_shape)
         rows = loaded.inputs[0].batch or max(1, min(config.batch_size, _MAX_VALUES_ENCODED_AT_ONCE // values))
-        self._encode = plan.encode and FixedShapeCall(compile_for_runtime(plan.encode, config), rows)
+        self._encode = plan.encode and FixedShapeCall(compile_for_runtime(plan.encode, loaded, config), rows)
         size, dtype = plan.embedding
         pairs = max(1, min(_MAX_PAIRS_AT_ONCE, _MAX_VALUES_COMPARED_AT_ONCE // size))
-        compare = FrozenFunction(plan.compare) if plan.encode else compile_for_runtime(plan.compare, config)
+        compare = FrozenFunction(plan.compare) if plan.encode else compile_for_runtime(plan.compare, loaded, config)
         self._compare = FixedShapeCall(compare, pairs if plan.encode else rows)
         self.facts = ModelFacts(
             path=loaded.name,
@@ -78,6 +78,7 @@ class PairModel:
             encodings_per_pair=plan.encodings_per_pair,
             preprocessing=str(preprocessing),
             notes=plan.notes,
+            runtime=loaded.runtime if loaded.runtime != "tensorflow" else config.runtime,
         )
 
     def encode(self, images: np.ndarray) -> np.ndarray:

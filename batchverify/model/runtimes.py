@@ -14,18 +14,21 @@ from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
 from batchverify.model.calls_by_shape import CallsByShape
 from batchverify.model.frozen_graph import FrozenFunction, freeze
+from batchverify.model.loaded import LoadedModel
 from batchverify.temporary_folder import temporary_copy, temporary_folder
 
 # OpenVINO's names of number formats. The only 16-bit format that processors compute in is bfloat16.
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
-def compile_for_runtime(function: Callable[..., Any], config: ModelConfig) -> Callable[..., np.ndarray]:
-    """Turns a function of tensors into a function of arrays that runs on the runtime of `config`.
+def compile_for_runtime(function: Callable[..., Any], loaded: LoadedModel, config: ModelConfig) -> Callable[..., np.ndarray]:
+    """Turns a function of tensors, which calls `loaded`, into a function of arrays that runs on the runtime of `config`.
 
     Raises:
         PreflightError: If the runtime is not installed.
     """
+    if loaded.runtime != "tensorflow":
+        return lambda *arrays: np.asarray(function(*arrays))
     if config.runtime == "tensorflow":
         return FrozenFunction(function)
     if importlib.util.find_spec("openvino") is None:

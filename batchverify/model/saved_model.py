@@ -81,8 +81,8 @@ def _call_signature(file: ModelFile, loaded: Any, key: str, digest: str) -> Load
     return LoadedModel(file.name, digest, call, specs, None, "a SavedModel does not show its layers", (note,))
 
 
-def refuse_layer_options(name: str, options: ModelConfig) -> None:
-    """Refuses options about layers, which a SavedModel does not show."""
+def refuse_layer_options(file: ModelFile, options: ModelConfig) -> None:
+    """Refuses options about layers, which a SavedModel and an ONNX file do not show."""
     layer_options = {
         "--lambda": options.lambdas,
         "--custom-object": options.custom_objects,
@@ -91,7 +91,8 @@ def refuse_layer_options(name: str, options: ModelConfig) -> None:
     for option, value in layer_options.items():
         if value:
             raise PreflightError(
-                f"{option} is for .keras and .h5 files, whose layers are named; --model {name} is a SavedModel, leave it out."
+                f"{option} is for .keras and .h5 files, whose layers are named; --model {file.name} is {file.kind.value}, "
+                "leave it out."
             )
 
 

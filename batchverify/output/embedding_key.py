@@ -35,7 +35,7 @@ def embedding_key(config: ScoringConfig, facts: ModelFacts, preprocessing: Any) 
         preprocessing: A dataclass. Its field `source` says who decided on it, and is not in the key.
     """
     options = {field.name: getattr(config, field.name) for field in dataclasses.fields(ModelConfig)}
-    optional = [config.runtime] if config.runtime == "openvino" else []
+    optional = [facts.runtime] if facts.runtime not in _LIBRARIES else []
     key = {
         "model_digest": facts.digest,
         "embedding_size": facts.embedding_size,

@@ -52,7 +52,8 @@ def describe_run(
         "fold_column": manifest.fold_column,
         "working_directory": os.getcwd(),
         "options": _changed_options(config),
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in dict.fromkeys((*_LIBRARIES, model.runtime))},
         "certificate": _describe_bound(bound),
     }
 

@@ -32,8 +32,8 @@ class Verified(NamedTuple):
 
     Attributes:
         scores: The blocks, tables with the result columns of the output contract.
-        images: Tables with one row for each distinct image and the columns `uri`, `status`, `error`, `digest` and `identity`;
-            with a store of embeddings also `version` and `reused`.
+        images: Tables with one row for each distinct image and the columns `uri`, `status`, `error`, `digest`, `identity`
+            and `traits` (a `schema.ImageTraits`); with a store of embeddings also `version` and `reused`.
         stored_files: The files written to the store of embeddings; None without a store.
 
     Examples:
@@ -45,7 +45,7 @@ class Verified(NamedTuple):
         ...     blocks = pipeline | beam.Create([("block 0", pairs)])
         ...     verified = blocks | batchverify.VerifyPairs(batchverify.ScoringConfig(), expected_images=40)
         ...     _ = verified.images | beam.Map(lambda images: print(images.column_names))
-        ['uri', 'status', 'error', 'digest', 'identity']
+        ['uri', 'status', 'error', 'digest', 'identity', 'traits']
     """
 
     scores: PCollection[pa.Table]
