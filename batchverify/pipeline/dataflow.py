@@ -146,6 +146,8 @@ def _find_missing_packages(options: PipelineOptions, config: VerificationConfig)
         )
     if config.runtime != "tensorflow" and not _container_image(options):
         yield f"--runtime {config.runtime} is an extra, which Beam's own image lacks; add --sdk_container_image=IMAGE with it."
+    if (config.model or "").lower().endswith(".onnx") and not _container_image(options):
+        yield "an ONNX file needs onnxruntime, which Beam's own image lacks; add --sdk_container_image=IMAGE with it."
 
 
 def _find_gpu_problems(options: PipelineOptions, config: VerificationConfig) -> Iterator[str]:

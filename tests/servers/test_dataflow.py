@@ -409,6 +409,7 @@ def test_a_flex_templates_launcher_writes_the_job_and_returns(arguments, service
         ([*GPU, "--dataflow_service_options=worker_accelerator=type:x"], "worker_accelerator gives every worker a GPU"),
         ([*GPU, "--runtime", "openvino"], "--runtime openvino runs on the CPU"),
         (["--runtime", "openvino"], "which Beam's own image lacks"),
+        (["--model", f"{BUCKET}/encoder.ONNX"], "needs onnxruntime, which Beam's own image lacks"),
         (["--accelerator", "type:nvidia-tesla-t4;count:2"], "give a type such as nvidia-tesla-t4"),
         (["--manifest", f"{BUCKET}/local.csv"], "the manifest names /srv/p0.png, which Dataflow's workers cannot read"),
         (["--runner=DirectRunner", "--no-wait"], "--no-wait is for --runner=DataflowRunner"),
