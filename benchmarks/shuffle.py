@@ -35,6 +35,7 @@ from batchverify.model.sidecar import Sidecar
 from batchverify.output.run_directory import RunDirectory
 from batchverify.pipeline.build import build
 from batchverify.pipeline.encoded_images import encoded_images
+from batchverify.pipeline.inference_metrics import InferenceLog
 from batchverify.pipeline.network import Network, NetworkLoader
 from batchverify.pipeline.plan import RunPlan, image_table
 from batchverify.pipeline.provenance import describe_run
@@ -60,6 +61,7 @@ class NullNetwork:
     """A network that computes an embedding from the URI, without the image."""
 
     encodings_per_image, encodings_per_pair, embedding_bytes = 1, 0, 4 * EMBEDDING_SIZE
+    inferences = InferenceLog()
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Implements `batchverify.pipeline.network.Network`."""

@@ -134,7 +134,7 @@ class BatchDecoder:
     def __call__(self, files: Sequence[UndecodedImage]) -> Sequence[np.ndarray | ImageFailure]:
         """Returns the pixels `(height, width, channels)`, or the failure, for each file."""
         try:
-            pixels = self._decode(tf.constant([file.data for file in files])).numpy()
+            pixels = np.asarray(self._decode(tf.constant([file.data for file in files])))  # `numpy()` would copy them.
         except tf.errors.OpError:  # One of the files is broken, and TensorFlow does not say which.
             return [decode(file.data, self._layout, self._max_pixels) for file in files]
         return [self._layout.with_channels(image) for image in pixels]

@@ -18,6 +18,7 @@ from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.pipeline.compare import NOT_A_NUMBER
 from batchverify.pipeline.encoded_images import OK_CODE, no_encoded_images
 from batchverify.pipeline.image_table import ImageTableLoader
+from batchverify.pipeline.inference_metrics import InferenceMetrics
 from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE
 from batchverify.pipeline.network import EmbeddingLookupNetwork, NetworkLoader
 from batchverify.pipeline.stored_embeddings import NextGeneration, encode_changed
@@ -60,6 +61,7 @@ class EncodeImages(beam.DoFn):
         self._reused = Metrics.counter("batchverify", "images_reused")
         self._failed = Metrics.counter("batchverify", "images_failed")
         self._encodings = Metrics.counter("batchverify", "encodings")
+        self._inferences = InferenceMetrics()
 
     def setup(self) -> None:
         self._network = self._loader.get()
@@ -101,6 +103,7 @@ class EncodeImages(beam.DoFn):
         self._reused.inc(reused)
         self._failed.inc(len(uris) - ok)
         self._encodings.inc((ok - reused) * self._network.encodings_per_image)
+        self._inferences.report(self._network.inferences)
         return images
 
 

@@ -23,6 +23,7 @@ from batchverify.images.reader import ImageReader, ReadResult
 from batchverify.io.storage_options import with_storage_options
 from batchverify.model.sidecar import GoldenPair
 from batchverify.pipeline.encoded_images import OK_CODE, encoded_images
+from batchverify.pipeline.inference_metrics import InferenceLog
 from batchverify.pipeline.memory import default_decoding_pixels
 from batchverify.pipeline.network import NetworkLoader
 from batchverify.schema import STATUSES, ImageStatus
@@ -69,6 +70,7 @@ class KerasNetwork:
         decode_batch: A decoder for many files at once; None to decode each file where it is read.
         config: The configuration, completed by the model's sidecar.
         stats: The counts and times of this process.
+        inferences: Where to log what is computed.
 
     Attributes:
         facts: What a run records about the model.
@@ -76,6 +78,7 @@ class KerasNetwork:
         encodings_per_image: See `Network`.
         encodings_per_pair: See `Network`.
         embedding_bytes: See `Network`.
+        inferences: See `Network`.
     """
 
     def __init__(
@@ -85,11 +88,12 @@ class KerasNetwork:
         decode_batch: BatchDecoder | None,
         config: ScoringConfig,
         stats: WorkerStats,
+        inferences: InferenceLog,
     ):
         self._model, self._reader, self._decode_batch, self._config, self._stats = model, reader, decode_batch, config, stats
         self.facts, self.preprocessing = model.facts, model.preprocessing
         self.encodings_per_image, self.encodings_per_pair = self.facts.encodings_per_image, self.facts.encodings_per_pair
-        self.embedding_bytes = self.facts.embedding_bytes
+        self.embedding_bytes, self.inferences = self.facts.embedding_bytes, inferences
         # One more batch than are encoded at a time waits, so that a thread that ends its batch has the next one at once.
         self._max_submitted = _parallel_batches() + 1
         self._encoders = ThreadPoolExecutor(self._max_submitted, "encode-images")
@@ -197,8 +201,9 @@ class KerasNetwork:
         pixels = [read.image for read in reads if isinstance(read.image, np.ndarray)]
         embeddings = None
         if pixels:
-            with self._stats.encoding():
-                embeddings = self._model.encode(np.stack(pixels))
+            images = _stack(pixels)
+            with self._stats.encoding(), self.inferences.encoding(images):
+                embeddings = self._model.encode(images)
         self._stats.add(images_encoded=len(pixels), images_failed=len(reads) - len(pixels))
         return _EncodedBatch([_without_pixels(read) for read in reads], embeddings)
 
@@ -257,18 +262,28 @@ def load_network(config: ScoringConfig, stats: WorkerStats | None = None, versio
 
     stats = stats or WorkerStats()
     share_cores(_core_count() // _parallel_batches())
-    model = load_model(config)
+    inferences = InferenceLog()
+    with inferences.loading():
+        model = load_model(config)
     limits = config.max_image_pixels, config.max_image_bytes
     budget = PixelBudget(config.max_decoding_pixels or default_decoding_pixels())
     reader = ImageReader(
         model.preprocessing.layout(), *limits, config.image_root, config.image_timeout, stats, versions, budget
     )
-    return KerasNetwork(model, reader, model.preprocessing.batch_decoder(config.max_image_pixels), config, stats)
+    return KerasNetwork(model, reader, model.preprocessing.batch_decoder(config.max_image_pixels), config, stats, inferences)
 
 
 def keras_loader(config: ScoringConfig, stats: WorkerStats | None = None, versions: str | None = None) -> NetworkLoader:
     """Returns the loader that calls `load_network` with these arguments in each worker process."""
     return NetworkLoader(functools.partial(with_storage_options(load_network), config, stats, versions))
+
+
+def _stack(images: list[np.ndarray]) -> np.ndarray:
+    """Returns images as one array `(n, height, width, channels)`; those that one call has decoded lie in one already."""
+    decoded = images[0].base
+    if decoded is not None and decoded.shape == (len(images), *images[0].shape) and all(x.base is decoded for x in images):
+        return decoded
+    return np.stack(images)
 
 
 def _failure_of(read: ReadResult) -> ImageFailure | None:

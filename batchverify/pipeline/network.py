@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.utils.shared import Shared
 
+from batchverify.pipeline.inference_metrics import InferenceLog
+
 
 class Network(Protocol):
     """What `EncodeImages` and `ComparePairs` need. `KerasNetwork` is the real one; a benchmark brings its own.
@@ -18,11 +20,13 @@ class Network(Protocol):
         encodings_per_image: The number of times that a tower of the network sees an image when the image is encoded.
         encodings_per_pair: The number of times that a tower sees an image of a pair when the pair is compared.
         embedding_bytes: The size of one embedding.
+        inferences: What the network has computed, for the metrics of the job.
     """
 
     encodings_per_image: int
     encodings_per_pair: int
     embedding_bytes: int
+    inferences: InferenceLog
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Returns one row for each of `uris`, in their order, with the columns of `encoded_images`."""

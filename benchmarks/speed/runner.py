@@ -164,7 +164,8 @@ def measure(command: Sequence[str]) -> tuple[int, Measured, str]:
     Returns:
         its exit code, what it took, and the last line that it said.
     """
-    surroundings = os.environ | {"PYTHONPATH": str(_ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    paths = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+    surroundings = os.environ | {"PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "2"}
     started = time.perf_counter()
     with tempfile.TemporaryFile() as said:  # not a pipe, which nobody would empty while it runs
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=surroundings)
