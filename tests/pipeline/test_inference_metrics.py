@@ -3,6 +3,7 @@
 import apache_beam as beam
 import pyarrow as pa
 import pytest
+from apache_beam.metrics.metric import MetricsFilter
 
 import batchverify
 
@@ -17,7 +18,7 @@ def metrics(small_model, pictures):
     _ = pipeline | beam.Create([("block 0", block)]) | verify
     result = pipeline.run()
     result.wait_until_finish()
-    found = result.metrics().query(beam.metrics.MetricsFilter().with_namespace("batchverify"))
+    found = result.metrics().query(MetricsFilter().with_namespace("batchverify"))
     return {metric.key.metric.name: metric.committed for kind in found.values() for metric in kind}
 
 
