@@ -38,7 +38,8 @@ class FrozenFunction:
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         """Returns the function's value for `arrays`."""
         call = self._calls.find(arrays)
-        return cast(np.ndarray, call(*map(_to_tensor, arrays)).numpy())
+        # `tf.constant` would first write each array out as text, for a trace that nobody reads.
+        return cast(np.ndarray, call(*map(tf.convert_to_tensor, arrays)).numpy())
 
     def _prepare(self, concrete: Any) -> Callable[..., Any]:
         reason = _reason_not_to_freeze(concrete)
@@ -54,15 +55,6 @@ class FrozenFunction:
 def freeze(concrete: Any) -> Any:
     """Returns a concrete function with its variables turned into constants."""
     return convert_variables_to_constants_v2(concrete, lower_control_flow=False)
-
-
-def _to_tensor(array: np.ndarray) -> Any:
-    """Returns an array as a tensor: without a copy, if it is the view of one, as images are that TensorFlow has decoded."""
-    viewed = array.base.obj if isinstance(array.base, memoryview) else None
-    if isinstance(viewed, tf.Tensor) and viewed.shape == array.shape and viewed.dtype == array.dtype:
-        return viewed
-    # `tf.constant` would first write each array out as text, for a trace that nobody reads.
-    return tf.convert_to_tensor(array)
 
 
 def _reason_not_to_freeze(concrete: Any) -> str | None:

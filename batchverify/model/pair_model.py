@@ -176,7 +176,7 @@ class FixedShapeCall:
                 _LOG.warning("The device is out of memory; from now on it computes %d rows at once.", self.rows)
 
     def _slice(self, arrays: tuple[np.ndarray, ...], start: int, rows: int) -> np.ndarray:
-        parts = [array if len(array) == rows else array[start : start + rows] for array in arrays]
+        parts = [array[start : start + rows] for array in arrays]
         count = len(parts[0])
         return self._function(*(_padded(part, rows) for part in parts))[:count]
 
