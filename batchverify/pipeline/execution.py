@@ -32,6 +32,10 @@ _LOG = logging.getLogger(__name__)
 _WORKER_EXITED = "Worker subprocess exited"
 # The name of Beam's thread that asks Dataflow for the state of a job.
 _POLLING_THREAD = "poll_for_job_completion"
+# The name of Beam's thread that reads the messages of a job service; the run itself reports that the service has gone.
+_READING_THREAD = "wait_until_finish_read"
+# Prism's words for a worker that died.
+_PRISM_LOST_WORKER = "SDK worker disconnected"
 _LOST_WORKER = "a worker process died, killed or out of memory; its own log says why, and the run can be started again."
 _POLL_INTERVAL_S = 0.25
 # A runner that is connected to a worker notices its end at once. A runner that waits for a worker to connect never does.
@@ -181,7 +185,7 @@ def _worker_deaths() -> Iterator[threading.Event]:
             worker_died.set()
         elif args.thread is not None and _POLLING_THREAD in args.thread.name:
             _LOG.error("The state of the job is unknown (%s).", args.exc_value)
-        else:
+        elif args.thread is None or _READING_THREAD not in args.thread.name:
             original_hook(args)
 
     threading.excepthook = hook
@@ -220,7 +224,7 @@ def _root_cause(error: BaseException) -> str:
     text = re.sub(r" \[while running.*", "", text, flags=re.S)
     if match := _last(rf"(?:{RunError.__name__}|{PreflightError.__name__}): (.+)", text):
         return match
-    if WORKER_DIED in text:
+    if WORKER_DIED in text or _PRISM_LOST_WORKER in text:
         return _LOST_WORKER
     if match := _last(r"\[Errno \d+\] (.+)", text):
         return f"{match}; check --output, its free space, and the space for temporary files."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow as pa
 from apache_beam.utils.shared import Shared
 
 from batchverify.pipeline.inference_metrics import InferenceLog
+from batchverify.pipeline.worker_versions import current_versions, require_versions
 
 
 class Network(Protocol):
@@ -48,11 +49,18 @@ class NetworkLoader:
 
     Attributes:
         load: A function that returns the network.
+        versions: The versions of the process that made it, which each worker must have.
     """
 
     load: Callable[[], Network]
+    versions: Mapping[str, str] = dataclasses.field(default_factory=current_versions)
     _shared: Shared = dataclasses.field(default_factory=Shared)
 
     def get(self) -> Network:
-        """Returns the network of this process, loaded by the first call."""
+        """Returns the network of this process, loaded by the first call.
+
+        Raises:
+            RunError: If this process has other versions than the one that made the loader.
+        """
+        require_versions(self.versions)
         return cast(Network, self._shared.acquire(self.load))

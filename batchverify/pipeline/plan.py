@@ -30,6 +30,7 @@ from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.keras_network import KerasNetwork, keras_loader
 from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes, worker_bytes
 from batchverify.pipeline.network import Network, NetworkLoader
+from batchverify.pipeline.portable import configure_portable
 from batchverify.pipeline.provenance import describe_run
 from batchverify.worker_stats import WorkerStats
 
@@ -187,6 +188,7 @@ def _checked_options(config: VerificationConfig, beam_args: Sequence[str]) -> Pi
     """Returns Beam's options, completed for the runner, after all stores have been reached with them."""
     options = pipeline_options(beam_args)
     configure_dataflow(options, config)
+    configure_portable(options, config)
     set_storage_options(options)
     refuse_unreachable(_named_paths(config), config.output)
     return options

@@ -19,6 +19,7 @@ from batchverify.pipeline.build import build
 from batchverify.pipeline.dataflow import is_dataflow
 from batchverify.pipeline.execution import Watcher, run_to_end, submit_pipeline
 from batchverify.pipeline.plan import RunPlan, pipeline_options, plan_run, read_store_again, report_memory
+from batchverify.pipeline.portable import job_server
 from batchverify.temporary_folder import temporary_folder
 from batchverify.worker_stats import WorkerStats, read_totals
 
@@ -90,7 +91,7 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
     """
     with _worker_stats(beam_args) as stats:
         plan = plan_run(config, beam_args, stats)
-        with _claimed(plan) as detach:
+        with job_server(plan.options), _claimed(plan) as detach:
             plan = read_store_again(plan)
             report_memory(plan)
             pipeline = _make_pipeline(plan)

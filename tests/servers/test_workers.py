@@ -10,7 +10,7 @@ import tarfile
 import time
 import venv
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +212,53 @@ def test_workers_elsewhere_give_what_a_local_run_gives(store, pools, cluster, la
             assert f"import {pool.packages}/batchverify/__init__.py" in account
             assert not [line for line in account if line.startswith("import") and str(pool.packages) not in line]
             assert not [line for line in account if line.startswith("open") and "batchverify-run-" not in line]
+    assert_as_local(scores, store, tmp_path, read_scores)
+
+
+@contextmanager
+def running(program: str, folder: Path, pool: Pool) -> Iterator[list[str]]:
+    """Runs Prism, and yields Beam's arguments for a run on it with the workers of a pool."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with (folder / "prism-log").open("ab") as log:
+        command = [program, f"--job_port={port}", "--serve_http=false"]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"TMPDIR": str(folder)})
+    while socket.socket().connect_ex(("localhost", port)):
+        assert process.poll() is None
+        time.sleep(0.05)
+    external = ["--environment_type=EXTERNAL", f"--environment_config={pool.address}"]
+    yield ["--runner=PortableRunner", f"--job_endpoint=localhost:{port}", *external]
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.engines
+def test_prism_with_workers_elsewhere_gives_what_a_local_run_gives(prism, store, pools, launcher, tmp_path, read_scores):
+    """Prism reports a dead worker, or ends itself; in either case the run fails in a sentence, and the next one is whole."""
+    with ExitStack() as stack:
+        stack.callback(store.clear, "out")
+        with running(prism, tmp_path, pools[0]) as arguments:
+            store.proxy.delay_s = 0.5
+            process = start(store, launcher, *arguments, "--fetch-threads", "2")
+            wait_for_work(store, pools[:1], process)
+            for worker in pools[0].workers():
+                os.kill(worker, signal.SIGKILL)
+            _, said = process.communicate(timeout=300)
+        assert process.returncode == 1, said
+        assert "the run failed: a " in said and "Traceback" not in said
+        assert store.names("out") == [] and store.uploads() == []
+        store.proxy.clear()
+        with running(prism, tmp_path, pools[0]) as arguments:
+            process = start(store, launcher, *arguments)
+            _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        scores = read_scores(store.download("out", tmp_path / "out"))
+    assert_as_local(scores, store, tmp_path, read_scores)
+
+
+def assert_as_local(scores, store, tmp_path, read_scores) -> None:
+    """Compares scores with those of a run in this process, row by row."""
     config = batchverify.VerificationConfig(
         manifests=(str(store.download("in", tmp_path / "in") / "pairs.csv"),),
         output=str(tmp_path / "local"),

@@ -1,0 +1,29 @@
+"""What the tests of engines share: Prism's program."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+
+PRISM = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{beam.__version__}"
+BUILD_S = 600
+
+
+@pytest.fixture(scope="session")
+def prism() -> str:
+    """Prism's program of Beam's version, built once for each machine; skips where Go or its modules cannot be had."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "batchverify-tests" / f"prism-{beam.__version__}"
+    if not (cache / "prism").exists():
+        if shutil.which("go") is None:
+            pytest.skip("Prism is built with Go, which is not installed")
+        cache.mkdir(parents=True, exist_ok=True)
+        # Go first writes elsewhere, so that tests at the same time never find half a program.
+        built = subprocess.run(
+            ["go", "install", PRISM], env=os.environ | {"GOBIN": str(cache)}, capture_output=True, text=True, timeout=BUILD_S
+        )
+        if built.returncode:
+            pytest.skip(f"Prism cannot be built: {built.stderr.strip().splitlines()[-1]}")
+    return str(cache / "prism")

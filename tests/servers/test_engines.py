@@ -1,0 +1,146 @@
+"""Beam's portable runners: what is checked before a job is submitted, and Prism, built from Beam's own source."""
+
+import dataclasses
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import apache_beam as beam
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+import batchverify
+from batchverify.cli.main import main
+from batchverify.errors import PreflightError
+from batchverify.pipeline.keras_network import keras_loader
+
+pytestmark = pytest.mark.engines
+
+
+@pytest.fixture
+def pairs(pictures, tmp_path) -> Path:
+    """A manifest of 60 pairs of ten images and a missing one."""
+    names = [f"pictures/p{number}.png" for number in range(10)] + ["pictures/none.png"]
+    rows = [(names[number % 11], names[(number * 7 + 3) % 11]) for number in range(60)]
+    pd.DataFrame(rows, columns=["left", "right"]).to_csv(tmp_path / "pairs.csv", index=False)
+    return tmp_path / "pairs.csv"
+
+
+def arguments(pairs, small_model, output, prism) -> list[str]:
+    job = ["--manifest", str(pairs), "--model", small_model, "--output", str(output), "--block-rows", "13"]
+    return [sys.executable, "-m", "batchverify", *job, "--runner=PrismRunner", f"--prism_location={prism}"]
+
+
+def processes_of(program: str) -> list[str]:
+    return subprocess.run(["pgrep", "-f", f"^{program}"], capture_output=True, text=True).stdout.split()
+
+
+def own_prism(prism, tmp_path) -> str:
+    """Returns a copy of the program, whose processes are those of this test."""
+    return shutil.copy(prism, tmp_path / "prism")
+
+
+def test_prism_gives_what_a_local_run_gives(prism, pairs, small_model, tmp_path, read_scores):
+    program = own_prism(prism, tmp_path)
+    done = subprocess.run(arguments(pairs, small_model, tmp_path / "out", program), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    batchverify.run(
+        batchverify.VerificationConfig(
+            manifests=(str(pairs),), model=small_model, output=str(tmp_path / "local"), block_rows=13
+        )
+    )  # fmt: skip
+    found, expected = read_scores(tmp_path / "out"), read_scores(tmp_path / "local")
+    pd.testing.assert_frame_equal(found, expected, rtol=0, atol=1e-6)
+    assert len(found) == 60 and (tmp_path / "out" / "_SUCCESS").exists()
+    assert processes_of(program) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_job_and_prism(number, prism, pairs, small_model, tmp_path):
+    program = own_prism(prism, tmp_path)
+    process = subprocess.Popen(
+        arguments(pairs, small_model, tmp_path / "out", program), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not processes_of(program):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, said
+    assert "no unfinished output is left" in said
+    assert not list((tmp_path / "out").glob("*")) and processes_of(program) == []
+
+
+def test_a_program_that_is_not_prism_is_refused(pairs, small_model, tmp_path, capsys):
+    (tmp_path / "false").write_text("#!/bin/sh\nexit 3\n")
+    job = arguments(pairs, small_model, tmp_path / "out", tmp_path / "false")[3:]
+    assert main(job) == 2
+    said = capsys.readouterr().err
+    assert "--runner=PrismRunner: its job server cannot be started" in said and "--prism_location" in said
+    assert not (tmp_path / "out" / "_RUNNING").exists()
+
+
+@pytest.fixture
+def refusal(pairs, small_model, tmp_path):
+    """Returns what a job with more of Beam's arguments is refused with."""
+
+    def refuse(*beam_args: str) -> str:
+        config = batchverify.VerificationConfig(manifests=(str(pairs),), model=small_model, output=str(tmp_path / "out"))
+        with pytest.raises(PreflightError) as refused:
+            batchverify.run(config, beam_args)
+        assert not (tmp_path / "out").exists()
+        return str(refused.value)
+
+    return refuse
+
+
+def test_a_job_service_that_does_not_answer_is_refused(refusal):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    said = refusal("--runner=PortableRunner", f"--job_endpoint=localhost:{port}", "--environment_type=LOOPBACK")
+    assert f"--job_endpoint localhost:{port}: nothing answers there (Connection refused)" in said
+
+
+def test_a_portable_runner_without_a_job_service_is_refused(refusal):
+    assert "needs a job service; name its address with --job_endpoint" in refusal(
+        "--runner=PortableRunner", "--environment_type=LOOPBACK"
+    )
+
+
+@pytest.mark.parametrize(
+    ("beam_args", "place"),
+    [
+        (["--environment_type=DOCKER"], "a worker in a container"),
+        ([], "a worker in a container"),
+        (
+            ["--environment_type=EXTERNAL", "--environment_config=worker.example.org:50000"],
+            "the worker pool worker.example.org",
+        ),
+    ],
+    ids=["docker", "default", "elsewhere"],
+)
+def test_paths_that_workers_cannot_reach_are_refused(beam_args, place, refusal, pairs, small_model):
+    said = refusal("--runner=PortableRunner", "--job_endpoint=localhost:1", *beam_args)
+    for option, path in (("--manifest", pairs), ("--model", small_model)):
+        assert f"{option} {path} lies on this machine, and {place}" in said
+    assert "--output" in said
+
+
+@pytest.mark.parametrize(("name", "version"), [("apache-beam", "2.60.0"), ("Python", "3.9"), ("batchverify", "0.0.1")])
+def test_a_worker_of_another_version_fails_in_a_sentence(name, version, small_model, pictures):
+    config = batchverify.ScoringConfig(model=small_model)
+    loader = keras_loader(config)
+    loader = dataclasses.replace(loader, versions={**loader.versions, name: version})
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    block = pa.table({"left": [str(pictures / "p0.png")], "right": [str(pictures / "p1.png")]})
+    verify = batchverify.VerifyPairs(config, expected_images=2, loader=loader)
+    _ = pipeline | beam.Create([("block", block)]) | verify
+    with pytest.raises(Exception, match=rf"a worker has {name} \S+, but the launcher {name} {version};"):
+        pipeline.run().wait_until_finish()
