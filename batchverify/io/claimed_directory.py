@@ -11,10 +11,13 @@ from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 from batchverify.errors import PreflightError, RunError, short_reason
+from batchverify.io import store_lock
 from batchverify.io.filesystem import list_folder, read_text, write_text
+from batchverify.io.store_lock import StoreLock
 from batchverify.uris import is_remote
 
 _claims: dict[str, ClaimedDirectory] = {}  # The directories that this process has claimed, by the name of the claim.
+_locks: dict[str, StoreLock] = {}  # The locks on those that lie in a store.
 
 
 class ClaimedDirectory:
@@ -59,6 +62,9 @@ class ClaimedDirectory:
                     FileSystems.mkdirs(self.path)
                 if os.path.isdir(self.path):
                     stack.callback(os.close, self._lock())
+                elif lock := self._hold_store():
+                    _locks[claim] = lock
+                    stack.callback(_unlock, claim)
                 _claims[claim] = self
                 stack.callback(self._release, claim)  # If this process is stopped from now on, what it writes is deleted.
                 prepare()
@@ -107,10 +113,36 @@ class ClaimedDirectory:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(handle)
-            raise PreflightError(
-                f"{self.OPTION} {self.path}: another run writes there now; wait for it, or name another one."
-            ) from None
+            raise self._held_error() from None
         return handle
+
+    def _hold_store(self) -> StoreLock | None:
+        """Locks a directory in a store, where the store can do that.
+
+        Raises:
+            PreflightError: If another run holds it.
+        """
+        try:
+            return store_lock.hold(self.path)
+        except store_lock.LockedError:
+            raise self._held_error() from None
+
+    def _refuse_held(self) -> None:
+        """Refuses a directory that another run on this machine, or any run in a store with locks, writes to now.
+
+        Raises:
+            PreflightError: With the remedy.
+        """
+        if os.path.isdir(self.path):
+            os.close(self._lock())
+            return
+        try:
+            store_lock.wait_for_death(self.path)
+        except store_lock.LockedError:
+            raise self._held_error() from None
+
+    def _held_error(self) -> PreflightError:
+        return PreflightError(f"{self.OPTION} {self.path}: another run writes there now; wait for it, or name another one.")
 
     def _read(self, name: str) -> str:
         return read_text(self._join(name))
@@ -129,3 +161,9 @@ def discard_all_claims() -> None:
     """Discards all claims of this process."""
     for claim, directory in _claims.items():
         directory.discard(claim)
+        _unlock(claim)
+
+
+def _unlock(claim: str) -> None:
+    if lock := _locks.pop(claim, None):
+        lock.release()

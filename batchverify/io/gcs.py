@@ -54,9 +54,52 @@ class GcsClient:
         """Requests the metadata of an object; whether it exists does not matter."""
         _request(self._client.bucket(bucket).blob(name or "-").exists, _PROBE_S)
 
+    def conditional_object(self, bucket: str, name: str) -> GcsObject:
+        """Returns an object for writes on condition."""
+        return GcsObject(self._client, bucket, name)
+
     def check_listing(self, bucket: str, prefix: str) -> None:
         """Lists one object."""
         _request(lambda **settings: list(self._client.list_blobs(bucket, prefix=prefix, max_results=1, **settings)), _PROBE_S)
+
+
+class GcsObject:
+    """An object of Google Cloud Storage with writes on condition; see `store_lock.ConditionalObject`."""
+
+    def __init__(self, client: Any, bucket: str, name: str):
+        self._client, self._blob = client, client.bucket(bucket).blob(name)
+
+    def create(self, data: bytes) -> bool:
+        """Writes the object if it does not exist, and returns whether it did not."""
+        return self._write(data, 0, (412,))
+
+    def replace(self, data: bytes, version: str) -> bool:
+        """Writes the object if it still has a version, and returns whether it had."""
+        return self._write(data, int(version), (404, 412))
+
+    def read(self) -> tuple[bytes, str] | None:
+        """Returns the content and its version; None if the object does not exist."""
+        try:
+            data = _request(self._blob.download_as_bytes, _PROBE_S, client=self._client, raw_download=True)
+            _request(self._blob.reload, _PROBE_S, client=self._client)
+            return bytes(data), str(self._blob.generation)
+        except StoreError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    def delete(self) -> None:
+        """Deletes the object."""
+        _request(self._blob.delete, _PROBE_S, client=self._client)
+
+    def _write(self, data: bytes, generation: int, unmet: tuple[int, ...]) -> bool:
+        try:
+            _request(self._blob.upload_from_string, _PROBE_S, data=data, client=self._client, if_generation_match=generation)
+            return True
+        except StoreError as error:
+            if error.code in unmet:
+                return False
+            raise
 
 
 def _request(call: Callable[..., Any], patience_s: float, **settings: Any) -> Any:

@@ -17,8 +17,8 @@ from typing import Protocol
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from batchverify.errors import PreflightError, StoreError, short_reason
-from batchverify.io.gcs import gcs_client
-from batchverify.io.s3 import s3_client
+from batchverify.io.gcs import GcsObject, gcs_client
+from batchverify.io.s3 import S3Object, s3_client
 from batchverify.io.storage_options import StorageOptions, beam_option_names, current_storage_options, set_storage_options
 from batchverify.uris import URI_PATTERN, scheme_of
 
@@ -91,6 +91,17 @@ def read_object(uri: str, max_bytes: int, patience_s: float, options: StorageOpt
         raise ModuleNotFoundError(problem)
     bucket, name = _split(uri)
     return _STORES[scheme].client(options).read(bucket, name, max_bytes, patience_s)
+
+
+def conditional_object(uri: str) -> S3Object | GcsObject:
+    """Returns an object of a store for writes on condition.
+
+    Args:
+        uri: A URI for which `has_client` is true.
+    """
+    bucket, name = _split(uri)
+    client = s3_client if scheme_of(uri) == "s3" else gcs_client
+    return client(current_storage_options()).conditional_object(bucket, name)
 
 
 def abort_uploads(folder: str) -> None:

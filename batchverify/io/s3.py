@@ -59,11 +59,61 @@ class S3Client:
         """Lists one object."""
         _request(self._client.list_objects_v2, Bucket=bucket, Prefix=prefix, MaxKeys=1)
 
+    def conditional_object(self, bucket: str, name: str) -> S3Object:
+        """Returns an object for writes on condition."""
+        return S3Object(self._client, bucket, name)
+
     def abort_uploads(self, bucket: str, prefix: str) -> None:
         """Deletes the unfinished uploads below `prefix`, which are invisible and cost money."""
         for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
             for upload in page.get("Uploads", []):
                 self._client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
+
+class S3Object:
+    """An object of Amazon S3 with writes on condition; see `store_lock.ConditionalObject`."""
+
+    def __init__(self, client: Any, bucket: str, name: str):
+        self._client, self._place = client, {"Bucket": bucket, "Key": name}
+
+    def create(self, data: bytes) -> bool:
+        """Writes the object if it does not exist, and returns whether it did not."""
+        return _on_condition((409, 412), self._client.put_object, **self._place, Body=data, IfNoneMatch="*")
+
+    def replace(self, data: bytes, version: str) -> bool:
+        """Writes the object if it still has a version, and returns whether it had."""
+        return _on_condition((404, 409, 412), self._client.put_object, **self._place, Body=data, IfMatch=version)
+
+    def read(self) -> tuple[bytes, str] | None:
+        """Returns the content and its version; None if the object does not exist."""
+        try:
+            answer = _request(self._client.get_object, **self._place)
+            return _request(answer["Body"].read), str(answer["ETag"])
+        except StoreError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    def delete(self) -> None:
+        """Deletes the object."""
+        _request(self._client.delete_object, **self._place)
+
+
+def _on_condition(unmet: tuple[int, ...], call: Callable[..., Any], **settings: Any) -> bool:
+    """Returns whether a request was carried out; False where the store answers that its condition does not hold.
+
+    Args:
+        unmet: The HTTP statuses that say so.
+        call: The request.
+        settings: Its arguments.
+    """
+    try:
+        _request(call, **settings)
+        return True
+    except StoreError as error:
+        if error.code in unmet:
+            return False
+        raise
 
 
 def _make_boto3_client(options: StorageOptions) -> Any:

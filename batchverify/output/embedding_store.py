@@ -37,7 +37,7 @@ _POINTER, _FORMAT = "embeddings.json", 2
 _GENERATION_NAME, _FILE_NAME = re.compile(r"embeddings-[0-9a-f]{32}"), re.compile(r"part-[0-9a-f]{32}\.parquet")
 _MAX_POINTER_CHARACTERS = 256 * 2**20
 _FOOTER_THREADS = 16
-# An object store has no locks: files younger than this may belong to a run that is still under way.
+# Some object stores have no locks: files younger than this may belong to a run that is still under way.
 _MIN_LEFTOVER_AGE_S = 14 * 86_400
 REBUILD_REMEDY = "or start afresh with --embeddings-rebuild"
 
@@ -114,14 +114,13 @@ class EmbeddingStore(ClaimedDirectory):
         return name if _GENERATION_NAME.fullmatch(name) else None
 
     def refuse_taken(self) -> None:
-        """Refuses a store that another run on this machine writes to, or a path that is no directory; changes nothing.
+        """Refuses a store that another run writes to, where that can be known, or a path that is no directory.
 
         Raises:
             PreflightError: With the remedy.
         """
-        if os.path.isdir(self.path):
-            os.close(self._lock())
-        elif os.path.lexists(self.path):
+        self._refuse_held()
+        if os.path.lexists(self.path) and not os.path.isdir(self.path):
             raise PreflightError(f"--embeddings {self.path} is no directory; name another one.")
 
     def claimed(self, generation: str) -> AbstractContextManager[None]:
@@ -130,7 +129,7 @@ class EmbeddingStore(ClaimedDirectory):
         At the end it deletes this run's generation if that was not published.
 
         Raises:
-            PreflightError: If another run on this machine writes there.
+            PreflightError: If another run writes there, where that can be known.
             RunError: If it cannot be written to.
         """
         return self._claimed(generation, functools.partial(self._clean_up, generation))

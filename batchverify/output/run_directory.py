@@ -6,7 +6,6 @@ import functools
 import glob
 import json
 import logging
-import os
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -61,8 +60,7 @@ class RunDirectory(ClaimedDirectory):
             PreflightError: With the remedy.
         """
         self.refuse_unwritable()
-        if os.path.isdir(self.path):
-            os.close(self._lock())
+        self._refuse_held()
         try:
             self._complete_replacement()
             finished = self.is_finished()
@@ -77,9 +75,9 @@ class RunDirectory(ClaimedDirectory):
     def claimed(self, run_id: str, overwrite: bool = False) -> AbstractContextManager[None]:
         """Holds the directory for one run, and at the end deletes the files of this run if it did not finish.
 
-        A finished run stays until the new one is complete. On this machine a second run is refused as long as the first one
-        lives. An object store has no locks: there the later run takes the directory, and the earlier run notices that before it
-        finishes, and fails.
+        A finished run stays until the new one is complete. A second run is refused as long as the first one lives: on this
+        machine, and in stores with conditional writes. In other stores the later run takes the directory, and the earlier run
+        notices that before it finishes, and fails.
 
         Args:
             run_id: The run.

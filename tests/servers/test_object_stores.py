@@ -4,9 +4,11 @@ import collections
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from batchverify.cli.main import main
 from batchverify.images import fetch
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import fetch_bytes
-from batchverify.io import gcs, object_store
+from batchverify.io import gcs, object_store, store_lock
 from batchverify.manifest.plan import plan_manifest
 from batchverify.schema import ImageStatus
 from tests.support.object_stores import HANG_S, gs_store, keep_descriptions, s3_store
@@ -80,10 +82,21 @@ def both(folder, tmp_path_factory):
 @pytest.fixture(params=["gs", "s3"])
 def store(request, both, monkeypatch):
     """A store with `folder` in it as `in/`, and nothing else."""
-    store = both[request.param]
+    return prepare(both[request.param], monkeypatch)
+
+
+@pytest.fixture
+def s3(both, monkeypatch):
+    """The store that has conditional writes."""
+    return prepare(both["s3"], monkeypatch)
+
+
+def prepare(store, monkeypatch):
+    """Empties a store but for `in/`, and tells this process and its children of it."""
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(fetch, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(store_lock, "_DEAD_AFTER_S", 2.0)
     # Beam looks for credentials once in a process, and other tests may have had it do so.
     monkeypatch.setattr(auth._Credentials, "_credentials_init", False)
     monkeypatch.setattr(auth._Credentials, "_credentials", None)
@@ -187,6 +200,77 @@ def test_a_killed_run_is_swept_and_redone(store, local, tmp_path, read_scores):
     assert main(arguments(store)) == 0
     assert store.names("out") == [f"out/{name}" for name in FINISHED] and store.uploads() == []
     assert_same(scores_of(store, "out", tmp_path, read_scores), local)
+
+
+def test_of_two_runs_into_one_place_the_second_is_refused_where_the_store_has_conditional_writes(s3, tmp_path):
+    """Amazon's store has them; the emulator of Google's ignores conditions, so that the earlier run fails there as before."""
+    s3.proxy.delay_s = 0.5
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    first = start_program([*arguments(s3), "--fetch-threads", "1"], environment, "/", keep_descriptions)
+    while "out/_RUNNING" not in s3.names("out"):
+        assert first.poll() is None
+        time.sleep(0.1)
+    assert "out/_LOCK" in s3.names("out")
+    second = run_program(*arguments(s3))
+    assert second.returncode == 2, second.stderr
+    assert f"--output {s3.uri('out')}: another run writes there now" in second.stderr and "Traceback" not in second.stderr
+    s3.proxy.clear()
+    _, said = first.communicate(timeout=300)
+    assert first.returncode == 0, said
+    assert s3.names("out") == [f"out/{name}" for name in FINISHED]
+
+
+def test_a_stopped_run_leaves_no_lock(s3, tmp_path):
+    s3.proxy.delay_s = 0.5
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    process = start_program([*arguments(s3), "--fetch-threads", "1"], environment, "/", keep_descriptions)
+    while "out/_RUNNING" not in s3.names("out"):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert s3.names("out") == []
+
+
+def test_locks_are_held_by_one_and_taken_from_the_dead(store, monkeypatch):
+    folder = store.uri("out")
+    monkeypatch.setattr(store_lock, "_RENEW_S", 0.2)
+    monkeypatch.setattr(store_lock, "_WATCH_S", 0.05)
+    held = store_lock.hold(folder)
+    if store.scheme == "gs":  # The emulator ignores conditions.
+        assert held is None and store.names("out") == []
+        return
+    assert held is not None and store.names("out") == ["out/_LOCK"]
+    with pytest.raises(store_lock.LockedError):
+        store_lock.hold(folder)
+    with pytest.raises(store_lock.LockedError):
+        store_lock.wait_for_death(folder)
+    held._released.set()  # As if its process had died.
+    time.sleep(0.3)
+    taken = store_lock.hold(folder)
+    assert taken is not None
+    held._released.clear()
+    held.release()  # The dead one comes back to life, and must leave the lock to the new holder.
+    assert store.names("out") == ["out/_LOCK"]
+    taken.release()
+    assert store.names("out") == []
+
+
+def test_of_many_that_want_a_lock_one_gets_it(s3, monkeypatch):
+    monkeypatch.setattr(store_lock, "_RENEW_S", 0.2)
+    monkeypatch.setattr(store_lock, "_WATCH_S", 0.05)
+
+    def hold(_) -> store_lock.StoreLock | None:
+        try:
+            return store_lock.hold(s3.uri("out"))
+        except store_lock.LockedError:
+            return None
+
+    with ThreadPoolExecutor(8) as threads:
+        held = [lock for lock in threads.map(hold, range(8)) if lock is not None]
+    assert len(held) == 1
+    held[0].release()
 
 
 def test_a_run_that_may_not_write_fails_in_a_sentence_and_leaves_nothing(store, capsys):
