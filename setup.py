@@ -14,6 +14,7 @@ TEST = [
     "gcp-storage-emulator>=2026.7,<2027",
     "hypothesis>=6.130,<7",
     "import-linter>=2.5,<3",
+    "kubernetes-validate>=1.35,<2",
     "moto[server]>=5.2,<6",
     "opencv-python-headless>=4.10,<6",
     "onnx>=1.19,<2",

@@ -10,9 +10,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import kubernetes_validate
 import pandas as pd
 import pytest
+import yaml
 from google.cloud import dataflow
 from google.protobuf import json_format
 from packaging.requirements import Requirement
@@ -202,3 +205,40 @@ def test_the_image_has_pinned_versions_that_the_package_allows():
 def test_hadolint_finds_nothing_in_the_dockerfile():
     done = subprocess.run(["hadolint", DEPLOY / "Dockerfile"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture(scope="module")
+def cron_job() -> dict[str, Any]:
+    return dict(yaml.safe_load((DEPLOY / "kubernetes" / "cronjob.yaml").read_text()))
+
+
+@pytest.mark.parametrize("version", ["1.31", "1.36"])
+def test_kubernetes_schema_takes_the_cron_job(version, cron_job):
+    kubernetes_validate.validate(cron_job, version, strict=True)
+    wrong = json.loads(json.dumps(cron_job))
+    wrong["spec"]["jobTemplate"]["spec"]["backofLimit"] = 2
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, version, strict=True)
+
+
+def test_the_cron_jobs_container_runs_the_nights_script_with_options_that_exist(cron_job, tmp_path):
+    (container,) = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    shell, program = container["command"]
+    copied = next(line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line.startswith("COPY deploy/"))
+    assert program == "/template/nightly.sh" and "deploy/nightly.sh" in copied.split()
+    (tmp_path / "python3").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "python3").chmod(0o700)
+    environment = {one["name"]: one["value"] for one in container["env"]} | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [shell, str(DEPLOY / "nightly.sh"), *container["args"]]
+    said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert said[:2] == ["-m", "batchverify"]
+    config = parse(said[2:]).config
+    today = datetime.datetime.now(datetime.UTC).date()
+    assert config.output == f"gs://BUCKET/scores/dt={today}" and config.image_root == "gs://BUCKET/photos"
+
+
+def test_the_cron_job_tries_again_what_the_systemd_unit_tries_again(cron_job):
+    unit = (DEPLOY / "batchverify.service").read_text()
+    (never,) = re.findall(r"^RestartPreventExitStatus=(.*)$", unit, re.M)
+    rule = cron_job["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][0]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [int(code) for code in never.split()]
