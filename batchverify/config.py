@@ -295,7 +295,7 @@ class VerificationConfig(ScoringConfig):
         max_identity_faults: The limit on scored rows whose identity check is not `sane`; above it the exit code is 3.
         allow_empty: Whether a run in which no row has a score ends with exit code 0; without it the exit code is 3.
         limit: The number of rows to score, from the start of the manifest in the order of its files; None scores all.
-        baseline: The run directory, or the `summary.json`, of an earlier run to compare this run with.
+        baseline: The run directory, or the `_summary.json`, of an earlier run to compare this run with.
         baseline_optional: Whether to continue without a baseline where `baseline` holds no finished run.
         max_drift: The limit on the population stability index of the scores against the baseline's; above it the exit code
             is 3.
@@ -350,7 +350,7 @@ class VerificationConfig(ScoringConfig):
 
     def _problems_of_baseline(self) -> Iterator[str]:
         if self.baseline == "":
-            yield "--baseline is empty; name a run directory or a summary.json."
+            yield "--baseline is empty; name a run directory or a _summary.json."
         if self.baseline is None and (self.baseline_optional or self.max_drift is not None):
             option = "--baseline-optional" if self.baseline_optional else "--max-drift"
             yield f"{option} needs a baseline, and none is given; add --baseline DIR."

@@ -112,7 +112,7 @@ def images_done(totals: dict[str, float]) -> float:
 
 
 def profile_run(folder: str, seconds: float, in_process: bool) -> dict[str, object]:
-    """Returns where a run's time went, for `summary.json`.
+    """Returns where a run's time went, for `_summary.json`.
 
     Args:
         folder: The folder of the counts.

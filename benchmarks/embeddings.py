@@ -63,7 +63,7 @@ class Course:
         code, measured, message = measure(contender.command(self.manifest, self.model, output))
         if code != 0:
             raise RuntimeError(f"batchverify {' '.join(options)} failed with exit code {code}: {message}")
-        return measured, read_answer(output), json.loads((output / "summary.json").read_text())
+        return measured, read_answer(output), json.loads((output / "_summary.json").read_text())
 
     def run_with_store(self) -> tuple[Measured, np.ndarray, dict[str, Any]]:
         """Runs batchverify with a copy of the first store."""

@@ -78,7 +78,7 @@ class Outcome:
         failed = rows["score"].isna()
         self.typed += int((failed & rows["error"].notna()).sum())
         self.wrong += int((failed & rows["error"].isna()).sum())
-        self.wrong += len(names(output) ^ {"_SUCCESS", "report.html", "summary.json", *scores(output)})
+        self.wrong += len(names(output) ^ {"_SUCCESS", "_report.html", "_summary.json", *scores(output)})
         if undisturbed is not None:
             self.wrong += 0 if rows.equals(undisturbed) else 1
 
@@ -245,7 +245,7 @@ class Campaign:
                     outcome.account(self.rows, output, self.undisturbed)
             again = self.folder / f"stored-{number}-again"
             outcome.wrong += self.run(again, "--embeddings", str(store)) != FINISHED
-            summary = json.loads((again / "summary.json").read_text(encoding="utf-8"))
+            summary = json.loads((again / "_summary.json").read_text(encoding="utf-8"))
             outcome.wrong += summary["embeddings"]["encoded"] != 0
 
     def bad_rows(self, outcome: Outcome) -> None:

@@ -55,7 +55,7 @@ class Run:
 
     Attributes:
         seconds: Seconds of the whole process.
-        summary: Content of `summary.json`.
+        summary: Content of `_summary.json`.
         rows: Rows with the columns `score`, `match` and `identity_check`, in the manifest's order.
     """
 
@@ -121,7 +121,7 @@ def _run(options: list[str], output: Path) -> Run | str:
     code, measured, message = measure([sys.executable, "-m", "batchverify", "--output", str(output), *options])
     if code not in (0, _GATE_NOT_MET):
         return f"failed with exit code {code}: {message}"
-    summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((output / "_summary.json").read_text(encoding="utf-8"))
     columns = [*_ORDER, "score", *_COMPARED]
     rows = pa.concat_tables([pq.read_table(path, columns=columns) for path in output.glob("scores-*.parquet")])
     return Run(measured.seconds, summary, rows.sort_by([(name, "ascending") for name in _ORDER]))

@@ -55,7 +55,7 @@ def run_message(output: str, summary: dict[str, Any]) -> str:
     if profile := summary.get("profile"):
         lines.append("Time      " + profile_message(profile))
     lines.append("Identity  " + identity_message(summary))
-    lines.append(f"Files     {output}/scores-*.parquet, {output}/summary.json, {output}/report.html")
+    lines.append(f"Files     {output}/scores-*.parquet, {output}/_summary.json, {output}/_report.html")
     return "\n".join(lines)
 
 
@@ -179,7 +179,7 @@ def submission_message(output: str, link: str | None) -> str:
     where = f"Submitted {link}" if link else "Submitted the job is written, and the Flex Template's launcher starts it"
     return (
         f"\n{where}\n"
-        f"          Nothing is scored yet. The job writes {output}/_SUCCESS when it is done, and {output}/summary.json\n"
+        f"          Nothing is scored yet. The job writes {output}/_SUCCESS when it is done, and {output}/_summary.json\n"
         f"          then says whether the gates are met; this exit code says nothing about them."
     )
 

@@ -49,7 +49,7 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         "--baseline",
         type=path_option,
         metavar="DIR",
-        help="an earlier run, its directory or summary.json, to compare this one with",
+        help="an earlier run, its directory or _summary.json, to compare this one with",
     )
     add_option(
         group, "--baseline-optional", action="store_true",

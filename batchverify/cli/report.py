@@ -19,11 +19,11 @@ def make_parser() -> Parser:
     """Returns the parser of the report's options."""
     parser = Parser(
         prog="batchverify report",
-        description="Makes the report of a finished run from its summary.json, as one HTML file.",
+        description="Makes the report of a finished run from its _summary.json, as one HTML file.",
         epilog="Beam's own options say how stores are reached. Exit codes: 0 done, 1 it could not be written, 2 refused.",
     )
     parser.add_argument("directory", type=path_option, metavar="DIR", help="run directory: the --output of a finished run")
-    parser.add_argument("--output", type=path_option, metavar="FILE", help="file to write (default: report.html in DIR)")
+    parser.add_argument("--output", type=path_option, metavar="FILE", help="file to write (default: _report.html in DIR)")
     return parser
 
 

@@ -58,7 +58,7 @@ def read_baseline(config: VerificationConfig) -> RunStatistics | None:
 
 
 def _summary_path(path: str) -> str:
-    return path if path.endswith(".json") else FileSystems.join(path, "summary.json")
+    return path if path.endswith(".json") else FileSystems.join(path, "_summary.json")
 
 
 def _why_absent(path: str) -> str | None:
@@ -86,5 +86,5 @@ def _read_summary(path: str) -> dict[str, Any]:
             f"--baseline {path} cannot be read ({short_reason(error)}); it may be truncated: name another run."
         ) from None
     if not isinstance(summary, dict):
-        raise PreflightError(f"--baseline {path} does not hold a JSON object; name a run directory or its summary.json.")
+        raise PreflightError(f"--baseline {path} does not hold a JSON object; name a run directory or its _summary.json.")
     return summary

@@ -102,7 +102,7 @@ class RunStatistics:
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, Any]) -> RunStatistics:
-        """Returns the statistics that the content of a `summary.json` gives.
+        """Returns the statistics that the content of a `_summary.json` gives.
 
         Raises:
             KeyError, TypeError, ValueError, AttributeError, ArithmeticError: if an entry is missing or impossible.
@@ -137,7 +137,7 @@ class RunStatistics:
 
 
 def compare_runs(before: RunStatistics, now: RunStatistics) -> dict[str, Any]:
-    """Returns the section `baseline` of `summary.json`, without its path. Lists are `[before, now]`; None means no score."""
+    """Returns the section `baseline` of `_summary.json`, without its path. Lists are `[before, now]`; None means no score."""
     psi, ks = population_stability_index(before.scores, now.scores), kolmogorov_smirnov(before.scores, now.scores)
     statuses = sorted({*before.failures, *now.failures})
     return {

@@ -45,7 +45,7 @@ def evaluate_gates(config: VerificationConfig, summary: dict[str, Any]) -> list[
 
     Args:
         config: The configuration of the run.
-        summary: The content of `summary.json`.
+        summary: The content of `_summary.json`.
     """
     rows, identity = summary["rows"], summary["identity"]
     total, scored = rows.get("total", 0), rows.get("scored", 0)

@@ -101,7 +101,7 @@ def histogram(scores: np.ndarray) -> np.ndarray:
 
 
 def sparse(counts: np.ndarray) -> list[list[int]]:
-    """Returns a histogram as a list of `[bin, count]` without the empty bins, the form that `summary.json` has."""
+    """Returns a histogram as a list of `[bin, count]` without the empty bins, the form that `_summary.json` has."""
     return [[int(position), int(counts[position])] for position in np.flatnonzero(counts)]
 
 
@@ -216,7 +216,7 @@ def generalised_rate(rate: Rate, failed: int, failures_are_errors: bool) -> Rate
 def describe_error_rates(
     genuine: np.ndarray, impostor: np.ndarray, threshold: float, matches: tuple[int, int], failed: tuple[int, int]
 ) -> dict[str, Any]:
-    """Returns the section `error_rates` of `summary.json`, without its folds.
+    """Returns the section `error_rates` of `_summary.json`, without its folds.
 
     Args:
         genuine: Histogram of the scores of genuine pairs.
@@ -248,7 +248,7 @@ def describe_error_rates(
 
 
 def describe_folds(folds: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any] | None:
-    """Returns the section `error_rates.folds` of `summary.json`; None if fewer than two folds have pairs.
+    """Returns the section `error_rates.folds` of `_summary.json`; None if fewer than two folds have pairs.
 
     Args:
         folds: Histograms of genuine and of impostor pairs, by the fold's name.

@@ -1,4 +1,4 @@
-"""The summary of a run, from counts that can be merged in any order; docs/summary.md documents every key of `summary.json`."""
+"""The summary of a run, from counts that can be merged in any order; docs/summary.md documents every key of `_summary.json`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Summary:
     """Counts of some of a run's rows and images. Two summaries can be merged, in any order.
 
     Attributes:
-        counts: The counts by name; names are those of `summary.json`, with dots.
+        counts: The counts by name; names are those of `_summary.json`, with dots.
         scores: Histograms of scores, one for each of `KINDS`, int64 `(3, BINS)`.
         identity_faults: Histogram of the scores of rows whose identity check is not sane, int64 `(BINS,)`.
         identity_scores: Histogram of the distinct images' identity scores, int64 `(BINS,)`.
@@ -80,7 +80,7 @@ class Summary:
         )
 
     def to_json(self, threshold: float) -> dict[str, Any]:
-        """Returns the sections of `summary.json` about rows and images."""
+        """Returns the sections of `_summary.json` about rows and images."""
         failed = metrics.Rate(self.counts["images.total"] - self.counts["images.ok"], self.counts["images.total"])
         return {
             "rows": self._counts_below("rows"),

@@ -13,6 +13,6 @@ def describe_traits(traits: dict[str, int]) -> str:
     """Returns how many images have which traits, each with the option that treats it; an empty text for none.
 
     Args:
-        traits: The section `image_traits` of `summary.json`.
+        traits: The section `image_traits` of `_summary.json`.
     """
     return ", ".join(f"{traits[name]:,} {rule}" for name, rule in _RULES.items() if traits.get(name))

@@ -25,7 +25,7 @@ from batchverify.io.filesystem import open_for_reading, write_text
 from batchverify.io.object_store import abort_uploads
 
 _LOG = logging.getLogger(__name__)
-_SUCCESS, _SUMMARY, _REPORT, _SCORES, _RUNNING = "_SUCCESS", "summary.json", "report.html", "scores", "_RUNNING"
+_SUCCESS, _SUMMARY, _REPORT, _SCORES, _RUNNING = "_SUCCESS", "_summary.json", "_report.html", "scores", "_RUNNING"
 _REPLACEMENT, _REPLACEMENT_FOLDER = "_REPLACEMENT", "_replacement-"
 _FOOTER_THREADS = 16
 # Held while a run is finished and while its files are deleted, so that an interrupted run is never half finished, half deleted.
@@ -160,8 +160,8 @@ class RunDirectory(ClaimedDirectory):
 
         Args:
             run_id: The run that wrote the scores.
-            summary: The content of `summary.json`.
-            report: The content of `report.html`.
+            summary: The content of `_summary.json`.
+            report: The content of `_report.html`.
 
         Raises:
             RunError: If another run has taken the directory.
@@ -181,7 +181,7 @@ class RunDirectory(ClaimedDirectory):
                 self._mark_finished(run_id)
 
     def read_summary(self) -> dict[str, Any]:
-        """Returns the content of `summary.json`."""
+        """Returns the content of `_summary.json`."""
         return dict(json.loads(self._read(_SUMMARY)))
 
     def write_report(self, report: str) -> str:

@@ -71,8 +71,8 @@ class FinishRun(beam.DoFn):
 
         Args:
             _: The only element; the run is finished once.
-            summary: The content of `summary.json`.
-            report: The content of `report.html`.
+            summary: The content of `_summary.json`.
+            report: The content of `_report.html`.
             rows_read: The number of rows that the manifest had.
             score_files: The names of the files that Beam wrote. They are only waited for: if a worker dies and Beam moves
                 files into place a second time, it does not name the files that were in place already.

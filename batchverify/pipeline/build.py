@@ -51,7 +51,7 @@ def _verify_pairs(plan: RunPlan) -> VerifyPairs:
 
 
 def _summarise(verified: Verified, plan: RunPlan) -> PCollection[dict[str, Any]]:
-    """Returns the one element that becomes `summary.json`."""
+    """Returns the one element that becomes `_summary.json`."""
     summary: PCollection[dict[str, Any]] = (
         {"scores": verified.scores, "images": verified.images}
         | "Summarise" >> Summarise(plan.config, plan.manifest.label_column, plan.manifest.fold_column)
@@ -65,7 +65,7 @@ def _row_count(_key: str, block: pa.Table) -> int:
 
 
 class CompleteSummary(beam.DoFn):
-    """Turns the `Summary` of all rows and images into the content of `summary.json`.
+    """Turns the `Summary` of all rows and images into the content of `_summary.json`.
 
     Args:
         plan: The plan of the run. Only some parts of it are stored here: the plan holds a network, which must not be sent to

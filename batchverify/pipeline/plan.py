@@ -50,7 +50,7 @@ class RunPlan:
         model: The facts about the model.
         loader: The loader of the network. Workers in this process share `network`, as long as this plan lives.
         network: The network, loaded and checked.
-        provenance: What the run records about itself: the section `run` of `summary.json`.
+        provenance: What the run records about itself: the section `run` of `_summary.json`.
         baseline: The run to compare with, or None.
         options: Beam's options.
         table: The table of encoded images for workers that share this process; None for other workers.

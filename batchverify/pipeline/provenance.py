@@ -27,7 +27,7 @@ _SUMMARY_ONLY = ("label_column", "fold_column", "working_directory", "options", 
 def describe_run(
     config: VerificationConfig, manifest: Manifest, model: ModelFacts, bound: IdentityBound | None
 ) -> dict[str, Any]:
-    """Returns the section `run` of `summary.json`.
+    """Returns the section `run` of `_summary.json`.
 
     Args:
         config: The configuration, completed by the model's sidecar.

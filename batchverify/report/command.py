@@ -12,7 +12,7 @@ def format_command(run: dict[str, Any]) -> str:
     """Returns the shell command that repeats a run; empty if the summary is of a version that does not record options.
 
     Args:
-        run: The section `run` of `summary.json`.
+        run: The section `run` of `_summary.json`.
     """
     arguments = ["batchverify"]
     for name, value in run.get("options", {}).items():

@@ -1,6 +1,6 @@
-"""The report of a run: one HTML file, made from the content of `summary.json`.
+"""The report of a run: one HTML file, made from the content of `_summary.json`.
 
-The scores are not read. Only the images of the thumbnails are not in `summary.json`; they are fetched again.
+The scores are not read. Only the images of the thumbnails are not in `_summary.json`; they are fetched again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def rebuild(directory: str, output: str | None = None) -> str:
 
     Args:
         directory: The run directory.
-        output: The file to write; None means `report.html` in the run directory.
+        output: The file to write; None means `_report.html` in the run directory.
 
     Raises:
         PreflightError: if there is no finished run, or its summary cannot be read or is newer than this program.
@@ -55,11 +55,11 @@ def _read_summary(run: RunDirectory, directory: str) -> dict[str, Any]:
     try:
         summary = run.read_summary() if run.is_finished() else None
     except Exception as error:  # Beam wraps any exception of the store's client, and JSON has errors of its own.
-        raise PreflightError(f"{directory}: summary.json cannot be read ({short_reason(error)}); run the job again.") from None
+        raise PreflightError(f"{directory}: _summary.json cannot be read ({short_reason(error)}); run the job again.") from None
     if summary is None:
         raise PreflightError(f"{directory} holds no finished run; name the --output of one.")
     if not isinstance(summary, dict) or "summary_version" not in summary:
-        raise PreflightError(f"{directory}: its summary.json is not one that batchverify wrote; run the job again.")
+        raise PreflightError(f"{directory}: its _summary.json is not one that batchverify wrote; run the job again.")
     return summary
 
 
@@ -82,14 +82,14 @@ def render(summary: dict[str, Any]) -> str:
     """Returns the HTML page of a summary.
 
     Args:
-        summary: The content of `summary.json`.
+        summary: The content of `_summary.json`.
 
     Raises:
         PreflightError: if the summary is newer than this program.
     """
     if summary.get("summary_version", 0) > _NEWEST_VERSION:
         raise PreflightError(
-            f"summary.json has version {summary['summary_version']}; update batchverify, which reads versions up to "
+            f"_summary.json has version {summary['summary_version']}; update batchverify, which reads versions up to "
             f"{_NEWEST_VERSION}."
         )
     if summary.get("summary_version") == 1:

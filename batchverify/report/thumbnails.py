@@ -52,8 +52,8 @@ def pair_thumbnails(pairs: Sequence[dict[str, Any]], run: dict[str, Any]) -> lis
     """Fetches and decodes the images of `pairs`, each distinct image once, within the limits that the run had.
 
     Args:
-        pairs: Pairs from the section `extremes` of `summary.json`.
-        run: The section `run` of `summary.json`.
+        pairs: Pairs from the section `extremes` of `_summary.json`.
+        run: The section `run` of `_summary.json`.
 
     Returns:
         The thumbnails of the left and the right image of each pair.

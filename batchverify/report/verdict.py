@@ -55,7 +55,7 @@ def judge_run(summary: dict[str, Any]) -> Verdict:
     """Returns the verdict on a run, in words for readers who have never heard of the identity check.
 
     Args:
-        summary: The content of `summary.json`.
+        summary: The content of `_summary.json`.
     """
     identity = _judge_identity(summary)
     findings = (
@@ -137,7 +137,7 @@ def judge_model(summary: dict[str, Any]) -> Finding:
     """Returns the verdict on the model that this run allows, in the words of `batchverify doctor`.
 
     Args:
-        summary: The content of `summary.json`.
+        summary: The content of `_summary.json`.
     """
     identity, certificate = _judge_identity(summary), summary["run"].get("certificate")
     if identity.level == "warn":
@@ -188,7 +188,7 @@ def _judge_drift(summary: dict[str, Any]) -> Iterator[Finding]:
 
 
 def format_value(value: Any) -> str:
-    """Returns a value of `summary.json` as the report shows it."""
+    """Returns a value of `_summary.json` as the report shows it."""
     if value is None:
         return "–"
     if isinstance(value, bool):

@@ -34,7 +34,7 @@ def test_a_run_says_what_it_did(demo, tmp_path, command):
         "scores-*.parquet",
         "threshold 0.9102 for FMR 0.01, FNMR 14.52% (too few: it takes 300",
         "for the EER of 3.28%",
-        "report.html",
+        "_report.html",
     ):
         assert words in out
     code, out, err = command("--manifest", demo / "demo.csv", "--output", tmp_path / "out")

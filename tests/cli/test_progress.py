@@ -82,7 +82,7 @@ def test_a_watcher_sees_the_whole_run(workers, arguments, tmp_path):
     if not workers:  # one thread does one thing after the other, and others read, decode and encode for it
         alone = sum(seconds for name, seconds in profile["seconds"].items() if name not in ("fetch", "decode", "encode"))
         assert alone == pytest.approx(profile["wall_seconds"], abs=0.01)
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["profile"] == profile
+    assert json.loads((tmp_path / "out" / "_summary.json").read_text())["profile"] == profile
 
 
 def test_tallies_of_several_workers_add_up_and_are_deleted():

@@ -156,7 +156,7 @@ def reading(library: str) -> str:
 
 
 def test_pandas_reads_the_output_as_the_page_says(folder):
-    summary = json.loads((folder / "scores" / "summary.json").read_text())
+    summary = json.loads((folder / "scores" / "_summary.json").read_text())
     names, shown = run_python([reading("pandas")])
     assert len(names["scores"]) == summary["rows"]["total"]
     assert names["scores"]["match"].sum() == summary["rows"]["matches"]
@@ -164,7 +164,7 @@ def test_pandas_reads_the_output_as_the_page_says(folder):
 
 
 def test_duckdb_reads_the_output_as_the_page_says(folder):
-    summary = json.loads((folder / "scores" / "summary.json").read_text())
+    summary = json.loads((folder / "scores" / "_summary.json").read_text())
     names, shown = run_python([reading("duckdb")])
     counted = names["scores"].aggregate("count(*), count(score)").fetchall()
     assert counted == [(summary["rows"]["total"], summary["rows"]["scored"])]

@@ -21,7 +21,7 @@ from tests.support.processes import start_program, wait_for
 
 pytestmark = pytest.mark.slow
 
-FINISHED = ["_SUCCESS", "report.html", "scores-00000-of-00001.parquet", "summary.json"]
+FINISHED = ["_SUCCESS", "_report.html", "_summary.json", "scores-00000-of-00001.parquet"]
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_a_score_that_is_no_number_fails_the_run_or_is_an_error_of_its_row(argum
     assert 20 < odd.sum() < 100
     assert (scores["error"].eq("the model gave a score that is not a number") == odd).all()
     assert (scores["score"].isna() == odd).all() and (scores["identity_check"].eq("not_checked") == odd).all()
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "out" / "_summary.json").read_text())
     assert summary["rows"]["not_a_number"] == summary["rows"]["failed"] == odd.sum()
     assert 0 <= summary["identity"]["score_mean"] <= 1
 

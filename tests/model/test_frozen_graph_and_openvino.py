@@ -61,7 +61,7 @@ def test_openvino_gives_tensorflows_scores_and_says_how_near(precision, most, us
     expected, found = read_scores(usual), read_scores(tmp_path / "other")
     for column in ("score", "identity_left", "identity_right"):
         assert np.allclose(expected[column], found[column], atol=most, equal_nan=True)
-    notes = json.loads((tmp_path / "other" / "summary.json").read_text())["run"]["model_notes"]
+    notes = json.loads((tmp_path / "other" / "_summary.json").read_text())["run"]["model_notes"]
     (note,) = [note for note in notes if "openvino" in note]
     assert precision in note and "its scores differ from TensorFlow's in float32 by" in note
 

@@ -428,7 +428,7 @@ def test_the_check_and_the_closing_words_tell_of_the_store(pairs, pictures, requ
     told = capsys.readouterr().out
     assert "10 distinct: 1 encoded, 9 from the store, 0 failed" in told and "9 of 10 images were in it unchanged" in told
     assert "9 of them were in the store of embeddings, 1 were encoded." in " ".join(
-        (tmp_path / "o1" / "report.html").read_text().split()
+        (tmp_path / "o1" / "_report.html").read_text().split()
     )
     assert main([*arguments, "--output", str(tmp_path / "o2"), "--color", "bgr", "--check"]) == 0
     assert "what is stored is not used: made with another preprocessing" in capsys.readouterr().out

@@ -101,7 +101,7 @@ def test_a_replacement_that_dies_at_any_step_is_completed_by_who_comes_next(old_
         owner = directory.read_summary()["of"]
         rows = [pq.read_metadata(file).num_rows for file in sorted(path.glob("scores-*.parquet"))]
         assert rows == {"old": [5] * old_parts, "new": [7] * new_parts}[owner]
-        assert (path / "_SUCCESS").read_text() == (path / "report.html").read_text() == owner
+        assert (path / "_SUCCESS").read_text() == (path / "_report.html").read_text() == owner
     assert step > 5
 
 
@@ -173,7 +173,7 @@ def test_a_store_that_another_run_fills_between_look_and_claim_loses_nothing(arg
     assert (third.summary["embeddings"]["reused"], third.summary["embeddings"]["encoded"]) == (10, 0)
 
 
-@pytest.mark.parametrize("name", ["summary.json", "report.html", "scores-input.parquet", "scores-2023.parquet"])
+@pytest.mark.parametrize("name", ["_summary.json", "_report.html", "scores-input.parquet", "scores-2023.parquet"])
 def test_files_of_the_user_that_are_named_as_those_of_a_run_are_refused_and_stay(name, arguments, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     path = tmp_path / "out" / name

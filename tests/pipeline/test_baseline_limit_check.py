@@ -55,7 +55,7 @@ def arguments(folder, model, output, *more) -> list[str]:
 
 
 def summary_of(output) -> dict:
-    return json.loads((output / "summary.json").read_text())
+    return json.loads((output / "_summary.json").read_text())
 
 
 # --baseline
@@ -82,7 +82,7 @@ def test_a_night_is_compared_with_the_one_before(folder, night, small_model, tmp
 
 @pytest.mark.slow
 def test_the_same_night_again_has_not_drifted(folder, night, small_model, tmp_path):
-    again = arguments(folder, small_model, tmp_path / "out", "--baseline", night / "summary.json", "--max-drift", 0)
+    again = arguments(folder, small_model, tmp_path / "out", "--baseline", night / "_summary.json", "--max-drift", 0)
     assert main(again) == 0
     found = summary_of(tmp_path / "out")["baseline"]
     assert found["psi"] == found["ks"] == 0
@@ -110,12 +110,12 @@ def damaged(night, tmp_path, change) -> str:
     [
         (lambda run: shutil.rmtree(run), "does not exist; name an earlier run"),
         (lambda run: (run / "_SUCCESS").unlink(), "holds no finished run; name an earlier run"),
-        (lambda run: (run / "summary.json").unlink(), "cannot be read"),
-        (lambda run: os.truncate(run / "summary.json", 300), "it may be truncated"),
-        (lambda run: (run / "summary.json").write_text('{"summary_version": 99}'), "has version 99"),
-        (lambda run: (run / "summary.json").write_text(f'{{"summary_version": {SUMMARY_VERSION}}}'), "it lacks 'run'"),
-        (lambda run: (run / "summary.json").write_text("[" * 100_000), "nested too deeply"),
-        (lambda run: (run / "summary.json").write_text("[]"), "does not hold a JSON object"),
+        (lambda run: (run / "_summary.json").unlink(), "cannot be read"),
+        (lambda run: os.truncate(run / "_summary.json", 300), "it may be truncated"),
+        (lambda run: (run / "_summary.json").write_text('{"summary_version": 99}'), "has version 99"),
+        (lambda run: (run / "_summary.json").write_text(f'{{"summary_version": {SUMMARY_VERSION}}}'), "it lacks 'run'"),
+        (lambda run: (run / "_summary.json").write_text("[" * 100_000), "nested too deeply"),
+        (lambda run: (run / "_summary.json").write_text("[]"), "does not hold a JSON object"),
     ],
 )
 def test_a_baseline_that_cannot_be_compared_with_is_refused_before_anything(change, told, folder, night, tmp_path, capsys):
@@ -134,7 +134,7 @@ def test_the_first_night_goes_on_without_the_one_before(folder, small_model, tmp
 
 
 def test_an_optional_baseline_that_is_damaged_is_refused_all_the_same(night, tmp_path):
-    before = damaged(night, tmp_path, lambda run: os.truncate(run / "summary.json", 300))
+    before = damaged(night, tmp_path, lambda run: os.truncate(run / "_summary.json", 300))
     config = batchverify.VerificationConfig(manifests=("m",), output="o", baseline=before, baseline_optional=True)
     with pytest.raises(batchverify.PreflightError, match="truncated"):
         read_baseline(config)
@@ -142,8 +142,8 @@ def test_an_optional_baseline_that_is_damaged_is_refused_all_the_same(night, tmp
 
 def test_summaries_of_every_version_so_far_are_baselines(night, tmp_path):
     for version in range(1, SUMMARY_VERSION + 1):
-        (tmp_path / "summary.json").write_text(json.dumps(summary_of(night) | {"summary_version": version}))
-        config = batchverify.VerificationConfig(manifests=("m",), output="o", baseline=str(tmp_path / "summary.json"))
+        (tmp_path / "_summary.json").write_text(json.dumps(summary_of(night) | {"summary_version": version}))
+        config = batchverify.VerificationConfig(manifests=("m",), output="o", baseline=str(tmp_path / "_summary.json"))
         assert (before := read_baseline(config)) and before.scored == summary_of(night)["rows"]["scored"]
 
 

@@ -94,12 +94,12 @@ def test_they_are_counted_when_they_are_encoded_and_when_they_are_reused(tmp_pat
     for night, reused in (("first", 0), ("second", len(FILES))):
         output = tmp_path / night
         assert main([*options, "--output", str(output)]) == 0
-        summary = json.loads((output / "summary.json").read_text())
+        summary = json.loads((output / "_summary.json").read_text())
         assert summary["embeddings"]["reused"] == reused
         assert summary["image_traits"] == expected
         words = f"{expected['turned']} to be turned by EXIF (--orientation), {expected['transparent']} transparent (--alpha)"
         assert words in " ".join(capsys.readouterr().out.split())
-        assert words in (output / "report.html").read_text()
+        assert words in (output / "_report.html").read_text()
 
 
 def test_a_run_of_plain_pictures_says_nothing_of_them(tmp_path, small_model, capsys):
@@ -107,4 +107,4 @@ def test_a_run_of_plain_pictures_says_nothing_of_them(tmp_path, small_model, cap
     (tmp_path / "pairs.csv").write_text("left,right\nplain.jpg,plain.jpg\n")
     output = tmp_path / "out"
     assert main(["--manifest", str(tmp_path / "pairs.csv"), "--model", small_model, "--output", str(output)]) == 0
-    assert "Traits" not in capsys.readouterr().out and 'id="traits"' not in (output / "report.html").read_text()
+    assert "Traits" not in capsys.readouterr().out and 'id="traits"' not in (output / "_report.html").read_text()

@@ -33,7 +33,7 @@ def test_the_run_ends_with_code_3_even_in_silence(text, reason, job, tmp_path):
     code, err = job(text, "--quiet")
     assert code == 3 and reason in err and "--allow-empty" in err
     assert (tmp_path / "out" / "_SUCCESS").exists()
-    (gate,) = json.loads((tmp_path / "out" / "summary.json").read_text())["gates"]
+    (gate,) = json.loads((tmp_path / "out" / "_summary.json").read_text())["gates"]
     assert (gate["option"], gate["met"]) == ("--allow-empty", False)
 
 

@@ -176,7 +176,7 @@ def test_a_run_directory_is_whole_or_not_at_all(small_model, pictures, tmp_path,
     config = batchverify.VerificationConfig(manifests=(str(manifest),), output=str(output), model=small_model)
     batchverify.run(config)
     assert sorted(path.name for path in output.iterdir()) == [
-        "_SUCCESS", "notes.txt", "report.html", "scores-00000-of-00001.parquet", "summary.json",
+        "_SUCCESS", "_report.html", "_summary.json", "notes.txt", "scores-00000-of-00001.parquet",
     ]  # fmt: skip
     with pytest.raises(batchverify.PreflightError, match="--overwrite"):
         batchverify.run(config)
@@ -192,7 +192,7 @@ def test_files_say_how_they_were_made(small_model, pictures, tmp_path):
     assert metadata[b"batchverify.threshold"] == b"0.7"
     assert metadata[b"batchverify.run_id"] == result.summary["run"]["run_id"].encode()
     assert metadata[b"batchverify.model_digest"].startswith(b"sha256:")
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "out" / "_summary.json").read_text())
     assert summary["rows"]["total"] == sum(n for _, n in summary["score_histograms"]["unlabelled"]) == 57
 
 

@@ -80,7 +80,7 @@ def visit(browser):
         browser.get("about:blank")
         for log in ("performance", "browser"):
             browser.get_log(log)
-        browser.get((output / "report.html").as_uri())
+        browser.get((output / "_report.html").as_uri())
         return browser
 
     return visit
@@ -142,7 +142,7 @@ def test_the_figures_are_those_of_the_rows(sane, visit, read_scores):
     all_genuine = scores[scores["genuine"] == "1"]["score"]
     assert rows_of(page, "#generalised")[1][2] == f"{1 - (all_genuine >= 0.5).mean():.2%}"
     assert [row[0] for row in rows_of(page, "#suggestions")] == ["1%", "0.1%", "0.01%"]
-    found = json.loads((sane / "summary.json").read_text())["error_rates"]["folds"]
+    found = json.loads((sane / "_summary.json").read_text())["error_rates"]["folds"]
     each = f"{found['accuracy_mean']:.4f} ± {found['accuracy_standard_error']:.4f}"
     assert text_of(page, "#fold-accuracy") == each and 0.9 < found["accuracy_mean"] < 1
     assert (len(found["each"]), sum(fold["pairs"] for fold in found["each"])) == (5, len(known))
@@ -164,7 +164,7 @@ def test_nothing_is_loaded_and_the_console_is_clean(sane, faulty, visit):
         page = visit(output)
         messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
         asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
-        assert {url for url in asked if not url.startswith("data:")} == {(output / "report.html").as_uri()}
+        assert {url for url in asked if not url.startswith("data:")} == {(output / "_report.html").as_uri()}
         assert page.get_log("browser") == []
 
 
@@ -230,12 +230,12 @@ def test_strings_of_strangers_show_as_text(small_model, pictures, tmp_path, visi
 
 def test_the_command_in_it_makes_the_same_run(sane, faulty):
     for output in (sane, faulty):
-        told = command.format_command(json.loads((output / "summary.json").read_text())["run"])
+        told = command.format_command(json.loads((output / "_summary.json").read_text())["run"])
         there, _, words = told.partition("\n")
         assert shlex.split(there) == ["cd", str(Path.cwd())]
         arguments = parse(shlex.split(words.replace("\\\n", ""))[1:])
         config, others = arguments.config, arguments.beam_args
-        said = json.loads((output / "summary.json").read_text())["run"]["options"]
+        said = json.loads((output / "_summary.json").read_text())["run"]["options"]
         assert others == [] and config.output == str(output) == said["output"]
         assert dataclasses.asdict(config)["model"] == said.get("model") and config.manifests == tuple(said["manifests"])
 
@@ -244,7 +244,7 @@ def test_it_is_made_again_from_anywhere(faulty, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["report", str(faulty), "--output", str(tmp_path / "again.html")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "again.html")
-    assert (tmp_path / "again.html").read_text() == (faulty / "report.html").read_text()
+    assert (tmp_path / "again.html").read_text() == (faulty / "_report.html").read_text()
 
 
 def test_an_image_that_is_gone_is_a_word_in_its_place(small_model, pictures, tmp_path):
@@ -254,7 +254,7 @@ def test_an_image_that_is_gone_is_a_word_in_its_place(small_model, pictures, tmp
         manifests=(str(pictures / "pairs.csv"),), output=str(tmp_path / "out"), model=small_model, image_root=str(pictures)
     )
     batchverify.run(config)
-    page = tmp_path / "out" / "report.html"
+    page = tmp_path / "out" / "_report.html"
     assert page.read_text().count("<img ") == 12  # three pairs, among the highest and among the lowest
     (pictures / "p0.png").unlink()
     (pictures / "p1.png").write_bytes(b"no image")
@@ -267,7 +267,7 @@ def test_an_image_that_is_gone_is_a_word_in_its_place(small_model, pictures, tmp
 
 
 def test_sections_that_other_runs_have(sane):
-    summary = json.loads((sane / "summary.json").read_text())
+    summary = json.loads((sane / "_summary.json").read_text())
     summary["profile"] = {
         "seconds": {"fetch": 1.5, "decode": 2.25, "encode": 30.0}, "images_per_second": 12.3, "device_idle_share": None,
     }  # fmt: skip
@@ -292,7 +292,7 @@ def test_sections_that_other_runs_have(sane):
 
 def test_the_summary_of_an_older_version_has_a_report(sane, tmp_path, capsys):
     """What version 1 said, and no more."""
-    summary = json.loads((sane / "summary.json").read_text())
+    summary = json.loads((sane / "_summary.json").read_text())
     kept = ("version", "run_id", "started", "manifest", "model", "model_digest", "threshold", "identity_tolerance",
             "model_structure", "model_notes", "preprocessing")  # fmt: skip
     rates = ("threshold", "genuine", "impostor", "fmr", "fnmr", "eer", "eer_threshold")
@@ -305,11 +305,11 @@ def test_the_summary_of_an_older_version_has_a_report(sane, tmp_path, capsys):
     with RunDirectory(str(tmp_path)).claimed("old"):
         RunDirectory(str(tmp_path)).finish("old", old, "")
     assert main(["report", str(tmp_path)]) == 0
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "_report.html").read_text()
     for words in ("The model is sane", f"{summary['error_rates']['accuracy']:.2%}", "of an older version", "plot-det"):
         assert words in page
     old["summary_version"] = 99
-    (tmp_path / "summary.json").write_text(json.dumps(old))
+    (tmp_path / "_summary.json").write_text(json.dumps(old))
     assert main(["report", str(tmp_path)]) == 2
     assert "has version 99; update batchverify" in capsys.readouterr().err
 
@@ -319,9 +319,9 @@ def test_a_directory_without_a_finished_run_is_refused(tmp_path, capsys):
     assert "holds no finished run" in capsys.readouterr().err
     (tmp_path / "_SUCCESS").touch()
     for text, told in (("{", "cannot be read"), ("[]", "is not one that batchverify wrote")):
-        (tmp_path / "summary.json").write_text(text)
+        (tmp_path / "_summary.json").write_text(text)
         assert main(["report", str(tmp_path)]) == 2 and told in capsys.readouterr().err
-    assert not (tmp_path / "report.html").exists()
+    assert not (tmp_path / "_report.html").exists()
 
 
 def test_a_report_that_cannot_be_made_says_so_and_fails_no_run(caplog):
@@ -336,8 +336,8 @@ def test_a_run_without_rows_or_images_has_a_report(small_model, tmp_path):
         manifests=(str(tmp_path / "pairs.csv"),), output=str(tmp_path / "out"), model=small_model
     )
     batchverify.run(config)
-    assert "nothing to judge" in (tmp_path / "out" / "report.html").read_text()
+    assert "nothing to judge" in (tmp_path / "out" / "_report.html").read_text()
     (tmp_path / "pairs.csv").write_text("left,right,genuine\nnone.png,,1\n")
     batchverify.run(dataclasses.replace(config, overwrite=True))
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "_report.html").read_text()
     assert "Nothing could be judged: no image could be read." in page and "100.00%" in page

@@ -332,9 +332,9 @@ def test_a_job_that_is_waited_for_ends_as_a_local_run_does(arguments, service, t
     decisions = ["--threshold", "0.999", "--max-identity-faults", "0"]
     assert main([*arguments, *decisions]) == 3
     said = capsys.readouterr()
-    assert "Rows      57: 57 scored" in said.out and f"{arguments[3]}/summary.json" in said.out
+    assert "Rows      57: 57 scored" in said.out and f"{arguments[3]}/_summary.json" in said.out
     assert "gate not met" in said.err
-    assert names(arguments) == ["_SUCCESS", "report.html", "scores-00000-of-00001.parquet", "summary.json"]
+    assert names(arguments) == ["_SUCCESS", "_report.html", "_summary.json", "scores-00000-of-00001.parquet"]
     assert main([*arguments[:2], "--output", str(tmp_path), *arguments[4:6], *decisions]) == 3
     name = "scores-00000-of-00001.parquet"
     there, here = pq.read_table(BytesIO(read(f"{arguments[3]}/{name}"))), pq.read_table(tmp_path / name)

@@ -32,7 +32,7 @@ from tests.support.outcomes import failed
 from tests.support.processes import start_program
 
 pytestmark = pytest.mark.servers
-FINISHED = ["_SUCCESS", "report.html", "scores-00000-of-00001.parquet", "summary.json"]
+FINISHED = ["_SUCCESS", "_report.html", "_summary.json", "scores-00000-of-00001.parquet"]
 PICTURES = 40
 # The first argument of a request that brings an image's bytes.
 OF_IMAGE = re.compile(r"(?:/download/storage/v1/b/bucket/o|/bucket)/in/images/([^?]*)")
@@ -143,9 +143,9 @@ def test_a_run_in_a_store_gives_what_the_local_run_gives(store, folder, local, t
     scores = scores_of(store, "out", tmp_path, read_scores)
     assert set(scores["manifest_file"]) == {store.uri("in/pairs.csv")}
     assert_same(scores, local)
-    summary = json.loads(store.get("out/summary.json"))
+    summary = json.loads(store.get("out/_summary.json"))
     assert summary["run"]["threshold"] == 0.25  # as the sidecar beside the model says
-    assert b"data:image/" in store.get("out/report.html")
+    assert b"data:image/" in store.get("out/_report.html")
     # Each image is asked for once to be encoded; a few are looked at before, to prove the model, and after, for the report.
     config = batchverify.VerificationConfig(manifests=(str(folder / "pairs.csv"),), output="-")
     before = [Path(uri).name for uri in plan_manifest(config).sample]
@@ -298,9 +298,9 @@ def test_all_that_a_run_reads_and_writes_may_lie_in_a_store(store, folder, local
     assert scores["left"].tolist() == table["left"].tolist()
     np.testing.assert_allclose(scores["score"], local["score"], atol=1e-5, equal_nan=True)
     assert main(words) == 2 and "add --overwrite" in capsys.readouterr().err
-    store.put("out/report.html", b"none")
+    store.put("out/_report.html", b"none")
     assert main(["report", store.uri("out"), *store.arguments]) == 0
-    assert b"data:image/" in store.get("out/report.html")
+    assert b"data:image/" in store.get("out/_report.html")
 
 
 def test_the_doctor_examines_a_model_on_a_manifest_in_a_store(store, capsys):
