@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 # The parts of a run that other threads do while the run waits for them.
 _IN_THREADS = ("fetch", "decode", "encode")
+# The impostor pairs that it takes to show a false match rate, times that rate: 3 for less than it, 30 for the rate itself.
+_PAIRS_NEEDED = {"rough": 30, "too_few": 3}
 
 
 # The job.
@@ -80,20 +83,31 @@ def _labels_message(rates: dict[str, Any]) -> str:
 
 
 def threshold_messages(rates: dict[str, Any]) -> list[str]:
-    """Returns the thresholds that a run's labels suggest, one a line, and whether there are pairs enough to trust them."""
+    """Returns the thresholds that a run's labels suggest, each in one line, and whether there are pairs enough to trust it."""
     lines = []
     if rates.get("eer_threshold") is not None:
         lines.append(f"threshold {rates['eer_threshold']:.4f} for the EER of {rates['eer']:.2%}")
-    return lines + [_operating_point_message(point) for point in rates.get("at_fmr", [])]
+    by_threshold = itertools.groupby(rates.get("at_fmr", []), lambda point: (point["threshold"], point["fnmr"]))
+    return lines + [_operating_points_message(threshold, fnmr, list(points)) for (threshold, fnmr), points in by_threshold]
 
 
-def _operating_point_message(point: dict[str, Any]) -> str:
-    if point["threshold"] is None:
-        return f"no threshold gives an FMR of {point['target']:g}"
-    fnmr = "" if point["fnmr"] is None else f", FNMR {point['fnmr']:.2%}"
-    needed = {"enough": 0, "rough": 30, "too_few": 3}[point["evidence"]] / point["target"]
-    doubt = f" ({point['evidence'].replace('_', ' ')}: it takes {needed:,.0f} impostor pairs to show)" if needed else ""
-    return f"threshold {point['threshold']:.4f} for FMR {point['target']:g}{fnmr}{doubt}"
+def _operating_points_message(threshold: float | None, fnmr: float | None, points: list[dict[str, Any]]) -> str:
+    """Returns a line about the targets that one threshold meets; few impostor pairs have one threshold for several."""
+    targets = ", ".join(f"{point['target']:g}" for point in points)
+    if threshold is None:
+        return f"no threshold gives an FMR of {targets}"
+    doubts = [
+        _doubt(evidence, list(doubtful))
+        for evidence, doubtful in itertools.groupby(points, lambda point: str(point["evidence"]))
+        if evidence in _PAIRS_NEEDED
+    ]
+    doubt = f" ({'; '.join(doubts)})" if doubts else ""
+    return f"threshold {threshold:.4f} for FMR {targets}{'' if fnmr is None else f', FNMR {fnmr:.2%}'}{doubt}"
+
+
+def _doubt(evidence: str, points: list[dict[str, Any]]) -> str:
+    needed = ", ".join(f"{_PAIRS_NEEDED[evidence] / point['target']:,.0f}" for point in points)
+    return f"{evidence.replace('_', ' ')}: it takes {needed} impostor pairs to show"
 
 
 def store_message(embeddings: dict[str, Any]) -> str:

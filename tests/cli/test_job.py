@@ -7,7 +7,7 @@ import pytest
 
 from batchverify.cli.job import parse
 from batchverify.cli.main import main
-from batchverify.cli.messages import run_message
+from batchverify.cli.messages import run_message, threshold_messages
 from batchverify.config import PIXELS
 from batchverify.errors import PreflightError
 
@@ -32,7 +32,7 @@ def test_a_run_says_what_it_did(demo, tmp_path, command):
         "1 missing, 1 unreadable",
         "SANE",
         "scores-*.parquet",
-        "threshold 0.9102 for FMR 0.01, FNMR 14.52% (too few: it takes 300",
+        "threshold 0.9102 for FMR 0.01, 0.001, 0.0001, FNMR 14.52% (too few: it takes 300, 3,000, 30,000",
         "for the EER of 3.28%",
         "_report.html",
     ):
@@ -152,3 +152,19 @@ def test_names_from_a_manifest_cannot_drive_the_terminal(tmp_path, command):
     code, _, err = command("--manifest", tmp_path / "pairs.csv", "--output", tmp_path / "out")
     assert code == 2 and "column '\\x1b]0;owned\\x07' occurs 2 times" in err
     assert "\x1b" not in err and "\x07" not in err
+
+
+def test_a_threshold_for_several_targets_is_suggested_once():
+    def point(target, threshold, fnmr, evidence):
+        return {"target": target, "threshold": threshold, "fnmr": fnmr, "evidence": evidence}
+
+    points = [
+        point(0.01, 0.8, 0.02, "enough"), point(0.001, 0.9, 0.1, "rough"), point(0.0001, 0.9, 0.1, "too_few"),
+        point(1e-5, None, None, "too_few"), point(1e-6, None, None, "too_few"),
+    ]  # fmt: skip
+    assert threshold_messages({"at_fmr": points}) == [
+        "threshold 0.8000 for FMR 0.01, FNMR 2.00%",
+        "threshold 0.9000 for FMR 0.001, 0.0001, FNMR 10.00% (rough: it takes 30,000 impostor pairs to show; "
+        "too few: it takes 30,000 impostor pairs to show)",
+        "no threshold gives an FMR of 1e-05, 1e-06",
+    ]
