@@ -34,7 +34,7 @@ def one(nights):
 READERS = {
     "pandas": pd.read_parquet,
     "pyarrow": lambda folder: ds.dataset(folder).to_table().to_pandas(),
-    "duckdb": lambda folder: duckdb.sql(f"SELECT * FROM '{folder}/**/*.parquet'").df(),
+    "duckdb": lambda folder: duckdb.execute(f"SELECT * FROM '{folder}/**/*.parquet'").df(),
 }
 
 
@@ -53,7 +53,7 @@ def test_a_run_directory_is_read_as_it_is(name, one, read_scores):
 def test_a_month_of_nights_is_read_as_one(nights):
     by_pandas = pd.read_parquet(nights)
     by_pyarrow = ds.dataset(nights, partitioning="hive").to_table().to_pandas()
-    by_duckdb = duckdb.sql(f"SELECT * FROM read_parquet('{nights}/*/*.parquet', union_by_name=true)").df()
+    by_duckdb = duckdb.execute(f"SELECT * FROM read_parquet('{nights}/*/*.parquet', union_by_name=true)").df()
     for found in (by_pandas, by_pyarrow, by_duckdb):
         assert found["dt"].astype(str).value_counts().to_dict() == dict(zip(NIGHTS, (6, 7, 8), strict=True))
         assert found["score"].notna().any()
