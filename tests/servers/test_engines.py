@@ -86,6 +86,15 @@ def test_a_program_that_is_not_prism_is_refused(pairs, small_model, tmp_path, ca
     assert not (tmp_path / "out" / "_RUNNING").exists()
 
 
+@pytest.mark.parametrize(("runner", "option"), [("Flink", "--flink_job_server_jar"), ("Spark", "--spark_job_server_jar")])
+def test_a_job_server_of_flink_or_spark_that_cannot_be_had_is_refused(runner, option, pairs, small_model, tmp_path, capsys):
+    job = ["--manifest", str(pairs), "--model", small_model, "--output", str(tmp_path / "out")]
+    assert main([*job, f"--runner={runner}Runner", f"{option}={tmp_path}/no-such.jar"]) == 2
+    said = capsys.readouterr().err
+    assert f"--runner={runner}Runner: its job server cannot be started" in said and option in said
+    assert "Traceback" not in said and not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def refusal(pairs, small_model, tmp_path):
     """Returns what a job with more of Beam's arguments is refused with."""
