@@ -16,7 +16,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from batchverify.pipeline.encoded_images import encoded_images
 from batchverify.pipeline.inference_metrics import InferenceLog
 from batchverify.pipeline.network import Network, NetworkLoader
 from batchverify.pipeline.plan import RunPlan, image_table
+from batchverify.pipeline.portable import job_server
 from batchverify.pipeline.provenance import describe_run
 from batchverify.worker_stats import WorkerStats
 from benchmarks.carried import Carried, count_carried
@@ -134,22 +135,30 @@ def measure(pairs: int, images: int, case: str = "uniform", block_rows: int | No
     return Measured(pairs, images, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, carried)
 
 
-def run_null(config: VerificationConfig, load: Callable[[], Network] = NullNetwork, shared: bool = True) -> None:
-    """Runs the pipeline in this process with another network.
+def run_null(
+    config: VerificationConfig,
+    load: Callable[[], Network] = NullNetwork,
+    shared: bool = True,
+    beam_args: Sequence[str] = ("--runner=FnApiRunner",),
+) -> None:
+    """Runs the pipeline with another network.
 
     Args:
         config: The settings of the run.
         load: Function that makes the network.
         shared: Whether workers share one table of encoded images; otherwise images are sent to each block, as on a distributed
             runner.
+        beam_args: Beam's arguments.
     """
-    pipeline = beam.Pipeline(argv=["--runner=FnApiRunner"])
-    plan = _plan_null(config, pipeline.options, load, shared)
-    table = plan.table and plan.table.get()  # The table lives as long as something refers to it.
-    build(pipeline, plan)
-    with RunDirectory(config.output).claimed(plan.run_id):
-        pipeline.run().wait_until_finish()
-    del table
+    options = PipelineOptions(list(beam_args))
+    with job_server(options):
+        pipeline = beam.Pipeline(options=options)
+        plan = _plan_null(config, options, load, shared)
+        table = plan.table and plan.table.get()  # The table lives as long as something refers to it.
+        build(pipeline, plan)
+        with RunDirectory(config.output).claimed(plan.run_id):
+            pipeline.run().wait_until_finish()
+        del table
 
 
 def measure_alone(pairs: int, images: int, **settings: Any) -> Measured:
