@@ -218,9 +218,9 @@ def test_a_check_tells_the_plan_and_writes_nothing(folder, night, small_model, t
 
 
 def test_a_check_knows_the_runner_and_the_limit(folder, small_model, tmp_path, capsys):
-    assert main(arguments(folder, small_model, tmp_path / "out", "--check", "--limit", 9, "--runner=PortableRunner")) == 0
+    assert main(arguments(folder, small_model, tmp_path / "out", "--check", "--limit", 9, "--runner=PrismRunner")) == 0
     told = capsys.readouterr().out
-    assert "9 rows (the first 9, --limit)" in told and "runner: PortableRunner" in told and "for each worker process" in told
+    assert "9 rows (the first 9, --limit)" in told and "runner: PrismRunner" in told and "for each worker process" in told
 
 
 def test_a_check_of_a_model_that_runs_whole_times_its_pairs(folder, tmp_path, capsys):

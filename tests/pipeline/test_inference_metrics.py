@@ -35,4 +35,4 @@ def test_inferences_are_reported_as_by_run_inference(metrics):
 def test_loading_the_model_is_reported_once(metrics):
     load, size = metrics["load_model_latency_milli_secs"], metrics["model_byte_size"]
     assert load.count == size.count == 1
-    assert 0 < load.max < 600_000 and size.min >= 0
+    assert 0 <= load.max < 600_000 and size.min >= 0  # Tests share loaded models.

@@ -238,6 +238,8 @@ def test_prism_with_workers_elsewhere_gives_what_a_local_run_gives(prism, store,
     """Prism reports a dead worker, or ends itself; in either case the run fails in a sentence, and the next one is whole."""
     with ExitStack() as stack:
         stack.callback(store.clear, "out")
+        pools[0].kill()  # With the workers of other tests, which would be taken for Prism's.
+        pools[0].start()
         with running(prism, tmp_path, pools[0]) as arguments:
             store.proxy.delay_s = 0.5
             process = start(store, launcher, *arguments, "--fetch-threads", "2")
