@@ -25,6 +25,8 @@ _DATA_SUFFIX = ".data"
 _MEMORY_ADDRESS = b"_ORT_MEM_ADDR_"
 _CHUNK = 2**24
 _FATAL = 4
+# From version 1.32 on, onnxruntime reports its use to its makers as soon as it is imported, unless this says otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def load_onnx_file(file: ModelFile, options: ModelConfig, digest: str) -> LoadedModel:
