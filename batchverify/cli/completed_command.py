@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from batchverify.cli.doctor import make_parser
 from batchverify.cli.subcommands import JOB
 from batchverify.errors import OpenQuestion
+from batchverify.model.sidecar import sidecar_path
 from batchverify.uris import is_remote
 
-_UNKNOWN = re.compile(r"\b(?:SCALE|KIND|NAME|HEIGHTxWIDTH|module:attribute)\b")
+_UNKNOWN = re.compile(r"\b(?:SCALE|KIND|NAME|HEIGHTxWIDTH|SECRET|module:attribute)\b")
+# What is printed ends in logs, so the values of such options of Beam's are left out.
+_SECRET_OPTION = re.compile(r"--[^=]*(secret|password|token|access[-_]key)[^=]*", re.IGNORECASE)
 
 
 def completed_commands(name: str, arguments: Sequence[str], questions: Sequence[OpenQuestion]) -> str:
@@ -25,7 +28,8 @@ def completed_commands(name: str, arguments: Sequence[str], questions: Sequence[
         questions: What was left open.
     """
     answers = [argument for question in questions for argument in question.option]
-    unknown = dict.fromkeys(word for argument in answers for word in _UNKNOWN.findall(argument))
+    arguments = _without_secrets(arguments)
+    unknown = dict.fromkeys(word for argument in [*arguments, *answers] for word in _UNKNOWN.findall(argument))
     rest = f", with your own in place of {' and '.join(unknown)}" if unknown else ""
     subcommand = [] if name == JOB else [name]
     lines = [f"batchverify: the whole command{rest}:", _format([*subcommand, *arguments, *answers])]
@@ -38,9 +42,22 @@ def _sidecar_command(arguments: Sequence[str], answers: list[str]) -> list[str]:
     """Returns the arguments of a doctor that writes the sidecar; empty if the command does so already, or cannot."""
     parser = make_parser()
     own, _ = parser.parse_known_args(arguments)
-    if own.write_sidecar or own.model is None or is_remote(own.model):
+    if own.write_sidecar or own.model is None or is_remote(own.model) or os.path.exists(sidecar_path(own.model)):
         return []
     return ["doctor", *parser.own_arguments(arguments, but=("--manifest", "--images", "--json")), *answers, "--write-sidecar"]
+
+
+def _without_secrets(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with SECRET in the place of keys and tokens."""
+    shown: list[str] = []
+    for argument in arguments:
+        option = _SECRET_OPTION.match(argument)
+        if option and option.end() < len(argument):
+            argument = f"{option[0]}=SECRET"
+        elif shown and _SECRET_OPTION.fullmatch(shown[-1]):
+            argument = "SECRET"
+        shown.append(argument)
+    return shown
 
 
 def _format(arguments: list[str]) -> str:

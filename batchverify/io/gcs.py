@@ -64,7 +64,7 @@ class GcsClient:
 
 
 class GcsObject:
-    """An object of Google Cloud Storage with writes on condition; see `store_lock.ConditionalObject`."""
+    """An object of Google Cloud Storage with writes on condition; see `object_store.ConditionalObject`."""
 
     def __init__(self, client: Any, bucket: str, name: str):
         self._client, self._blob = client, client.bucket(bucket).blob(name)

@@ -17,8 +17,8 @@ from typing import Protocol
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from batchverify.errors import PreflightError, StoreError, short_reason
-from batchverify.io.gcs import GcsObject, gcs_client
-from batchverify.io.s3 import S3Object, s3_client
+from batchverify.io.gcs import gcs_client
+from batchverify.io.s3 import s3_client
 from batchverify.io.storage_options import StorageOptions, beam_option_names, current_storage_options, set_storage_options
 from batchverify.uris import URI_PATTERN, scheme_of
 
@@ -37,6 +37,25 @@ class ObjectStoreClient(Protocol):
 
     def check_listing(self, bucket: str, prefix: str) -> None:
         """Lists one object."""
+
+    def conditional_object(self, bucket: str, name: str) -> ConditionalObject:
+        """Returns an object for writes on condition."""
+
+
+class ConditionalObject(Protocol):
+    """One object of a store, with writes on condition. Each method raises `StoreError` if the store refuses otherwise."""
+
+    def create(self, data: bytes) -> bool:
+        """Writes the object if it does not exist, and returns whether it did not."""
+
+    def replace(self, data: bytes, version: str) -> bool:
+        """Writes the object if it still has a version, and returns whether it had."""
+
+    def read(self) -> tuple[bytes, str] | None:
+        """Returns the content and its version; None if the object does not exist."""
+
+    def delete(self) -> None:
+        """Deletes the object."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,15 +112,14 @@ def read_object(uri: str, max_bytes: int, patience_s: float, options: StorageOpt
     return _STORES[scheme].client(options).read(bucket, name, max_bytes, patience_s)
 
 
-def conditional_object(uri: str) -> S3Object | GcsObject:
+def conditional_object(uri: str) -> ConditionalObject:
     """Returns an object of a store for writes on condition.
 
     Args:
         uri: A URI for which `has_client` is true.
     """
     bucket, name = _split(uri)
-    client = s3_client if scheme_of(uri) == "s3" else gcs_client
-    return client(current_storage_options()).conditional_object(bucket, name)
+    return _STORES[scheme_of(uri) or ""].client(current_storage_options()).conditional_object(bucket, name)
 
 
 def abort_uploads(folder: str) -> None:

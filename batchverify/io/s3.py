@@ -71,7 +71,7 @@ class S3Client:
 
 
 class S3Object:
-    """An object of Amazon S3 with writes on condition; see `store_lock.ConditionalObject`."""
+    """An object of Amazon S3 with writes on condition; see `object_store.ConditionalObject`."""
 
     def __init__(self, client: Any, bucket: str, name: str):
         self._client, self._place = client, {"Bucket": bucket, "Key": name}

@@ -12,10 +12,9 @@ import logging
 import threading
 import time
 import uuid
-from typing import Protocol
 
 from batchverify.errors import StoreError, short_reason
-from batchverify.io.object_store import conditional_object, has_client
+from batchverify.io.object_store import ConditionalObject, conditional_object, has_client
 
 _LOG = logging.getLogger(__name__)
 _NAME = "_LOCK"
@@ -29,22 +28,6 @@ _dead: dict[str, str] = {}
 
 class LockedError(Exception):
     """Another run that lives holds the folder."""
-
-
-class ConditionalObject(Protocol):
-    """One object of a store, with writes on condition. Each method raises `StoreError` if the store refuses otherwise."""
-
-    def create(self, data: bytes) -> bool:
-        """Writes the object if it does not exist, and returns whether it did not."""
-
-    def replace(self, data: bytes, version: str) -> bool:
-        """Writes the object if it still has a version, and returns whether it had."""
-
-    def read(self) -> tuple[bytes, str] | None:
-        """Returns the content and its version; None if the object does not exist."""
-
-    def delete(self) -> None:
-        """Deletes the object."""
 
 
 class StoreLock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,3 +35,7 @@ class ModelFacts:
     preprocessing: str
     notes: tuple[str, ...] = ()
     runtime: str = "tensorflow"
+
+    def runtime_version(self) -> str:
+        """Returns the version of the package that computes, as its module says it: several packages install onnxruntime's."""
+        return str(importlib.import_module(self.runtime).__version__)

@@ -35,7 +35,7 @@ def embedding_key(config: ScoringConfig, facts: ModelFacts, preprocessing: Any) 
         preprocessing: A dataclass. Its field `source` says who decided on it, and is not in the key.
     """
     options = {field.name: getattr(config, field.name) for field in dataclasses.fields(ModelConfig)}
-    optional = [facts.runtime] if facts.runtime not in _LIBRARIES else []
+    optional = {facts.runtime: facts.runtime_version()} if facts.runtime not in _LIBRARIES else {}
     key = {
         "model_digest": facts.digest,
         "embedding_size": facts.embedding_size,
@@ -45,7 +45,8 @@ def embedding_key(config: ScoringConfig, facts: ModelFacts, preprocessing: Any) 
         "max_image_pixels": config.max_image_pixels,
         "max_image_bytes": config.max_image_bytes,
         "version of batchverify": VERSION,
-        **{f"version of {name}": importlib.metadata.version(name) for name in (*_LIBRARIES, *optional)},
+        **{f"version of {name}": importlib.metadata.version(name) for name in _LIBRARIES},
+        **{f"version of {name}": version for name, version in optional.items()},
         "version of the loader": _loader_version(config.loader),
     }
     return dict(json.loads(json.dumps(key)))

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from apache_beam.options.pipeline_options import (
-    JobServerOptions,
-    PipelineOptions,
-    PortableOptions,
-    PrismRunnerOptions,
-    StandardOptions,
-)
+from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.runners.runner import create_runner
 
@@ -23,7 +16,6 @@ from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, short_reason
 from batchverify.uris import is_remote
 
-_LOG = logging.getLogger(__name__)
 _ANSWER_S = 10.0
 _THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")
 _REMEDIES = {
@@ -61,8 +53,8 @@ def job_server(options: PipelineOptions) -> Iterator[None]:
     if runner is None or type(runner) is PortableRunner or portable.job_endpoint:
         yield
         return
-    name, port = type(runner).__name__, _free_port()
-    options.view_as(JobServerOptions).job_port = port
+    name, server_options = type(runner).__name__, options.view_as(JobServerOptions)
+    port = server_options.job_port = server_options.job_port or _free_port()
     try:
         server = runner.default_job_server(options)
         server = getattr(server, "_job_server", server)  # The wrapper around it would take SIGINT from this program.
@@ -126,13 +118,10 @@ def _place_of_workers(options: PipelineOptions) -> str | None:
 
 
 def _find_missing_server(options: PipelineOptions) -> Iterator[str]:
-    name, endpoint = options.view_as(StandardOptions).runner, options.view_as(PortableOptions).job_endpoint
+    endpoint = options.view_as(PortableOptions).job_endpoint
     if not endpoint:
-        if name == "PortableRunner":
+        if type(_find_runner(options)) is PortableRunner:
             yield "--runner=PortableRunner needs a job service; name its address with --job_endpoint=HOST:PORT."
-        location = options.view_as(PrismRunnerOptions).prism_location
-        if name == "PrismRunner" and location is None:
-            _LOG.info("Prism is downloaded from GitHub, unless --prism_location names it.")
         return
     host, _, port = endpoint.rpartition(":")
     if endpoint == "embed" or not port.isdigit():

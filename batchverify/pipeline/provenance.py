@@ -52,10 +52,14 @@ def describe_run(
         "fold_column": manifest.fold_column,
         "working_directory": os.getcwd(),
         "options": _changed_options(config),
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in dict.fromkeys((*_LIBRARIES, model.runtime))},
+        "versions": _versions(model),
         "certificate": _describe_bound(bound),
     }
+
+
+def _versions(model: ModelFacts) -> dict[str, str]:
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return versions if model.runtime in versions else {**versions, model.runtime: model.runtime_version()}
 
 
 def file_metadata(provenance: Mapping[str, Any]) -> dict[str, str]:

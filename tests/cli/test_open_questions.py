@@ -165,3 +165,19 @@ def test_a_program_started_as_a_module_is_named_so(job, run, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/batchverify/__main__.py"])
     _, lines = run(*job)
     assert any(line.startswith("  python -m batchverify --manifest") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "given", [["--s3_secret_access_key=hush"], ["--s3_secret_access_key", "hush"], ["--s3-session-token=hush"]]
+)
+def test_no_key_is_printed(given, job, run):
+    _, lines = run(*job, *given)
+    assert "hush" not in "\n".join(lines)
+    assert any("SECRET" in line and line.startswith("  batchverify --manifest") for line in lines)
+
+
+@pytest.mark.slow
+def test_beside_a_sidecar_none_is_suggested(job, run, tmp_path):
+    (tmp_path / "a model.h5.batchverify.json").write_text('{"pixels": "0..1"}')
+    _, lines = run(*job)
+    assert any("the whole command" in line for line in lines) and not any("say it once" in line for line in lines)
