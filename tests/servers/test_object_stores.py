@@ -202,14 +202,21 @@ def test_a_killed_run_is_swept_and_redone(store, local, tmp_path, read_scores):
     assert_same(scores_of(store, "out", tmp_path, read_scores), local)
 
 
+def start_slowly(store, folder):
+    """Starts a run that waits for its images, and returns when it has claimed its output."""
+    store.proxy.delay_s = 0.5
+    process = start_program(
+        [*arguments(store), "--fetch-threads", "1"], os.environ | {"TMPDIR": str(folder)}, "/", keep_descriptions
+    )
+    while "out/_RUNNING" not in store.names("out"):
+        assert process.poll() is None
+        time.sleep(0.1)
+    return process
+
+
 def test_of_two_runs_into_one_place_the_second_is_refused_where_the_store_has_conditional_writes(s3, tmp_path):
     """Amazon's store has them; the emulator of Google's ignores conditions, so that the earlier run fails there as before."""
-    s3.proxy.delay_s = 0.5
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    first = start_program([*arguments(s3), "--fetch-threads", "1"], environment, "/", keep_descriptions)
-    while "out/_RUNNING" not in s3.names("out"):
-        assert first.poll() is None
-        time.sleep(0.1)
+    first = start_slowly(s3, tmp_path)
     assert "out/_LOCK" in s3.names("out")
     second = run_program(*arguments(s3))
     assert second.returncode == 2, second.stderr
@@ -221,12 +228,7 @@ def test_of_two_runs_into_one_place_the_second_is_refused_where_the_store_has_co
 
 
 def test_a_stopped_run_leaves_no_lock(s3, tmp_path):
-    s3.proxy.delay_s = 0.5
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
-    process = start_program([*arguments(s3), "--fetch-threads", "1"], environment, "/", keep_descriptions)
-    while "out/_RUNNING" not in s3.names("out"):
-        assert process.poll() is None
-        time.sleep(0.1)
+    process = start_slowly(s3, tmp_path)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 143, said
