@@ -30,8 +30,11 @@ def register_clean_up(clean_up: Callable[[], None]) -> None:
 
 
 def cancel_jobs() -> list[str]:
-    """Calls all registered cancellations, and returns the links of jobs that may still run."""
-    return [link for cancel in _cancellations for link in cancel()]
+    """Calls all registered cancellations, the latest first, and returns the links of jobs that may still run.
+
+    A job is cancelled before the server that it was submitted to is stopped: what submits jobs imports what starts servers.
+    """
+    return [link for cancel in reversed(_cancellations) for link in cancel()]
 
 
 def clean_up() -> None:

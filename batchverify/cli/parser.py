@@ -14,6 +14,8 @@ from batchverify.errors import PreflightError
 
 _FILE_URI = re.compile("file://(localhost(?=/))?", re.IGNORECASE)
 
+_PORTABLE_RUNNER = re.compile(r"^(--runner=)?(Portable|Flink|Spark)Runner$", re.IGNORECASE)
+
 # No option of ours begins like that.
 _DASHED_VALUE = re.compile(r"-[\d.]")
 
@@ -57,11 +59,13 @@ class Parser(argparse.ArgumentParser):
     def parse_with_beam(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Returns the options, and the arguments that are Beam's as Beam spells them.
 
+        A portable runner has options that its job service alone knows; the run asks it.
+
         Raises:
-            PreflightError: if an option is neither ours nor Beam's, or a value is wrong.
+            PreflightError: if an option is neither ours nor Beam's nor may be the runner's, or a value is wrong.
         """
         beams = _beam_option_names() if self._unknown(argv) else []
-        self._refuse_unknown(argv, beams)
+        self._refuse_unknown([word for word in argv if not self._may_be_runners(word, argv)], beams)
         options, rest = self.parse_known_args(argv)
         self._refuse_rest(rest)
         return options, _respell(rest, beams)
@@ -108,6 +112,11 @@ class Parser(argparse.ArgumentParser):
         # This comes before argparse looks at the arguments. It would speak of a missing --output before a misspelt --outptu.
         if unknown := self._unknown(argv, beams):
             raise PreflightError([self._unknown_option(name, beams) for name in unknown])
+
+    def _may_be_runners(self, argument: str, argv: Sequence[str]) -> bool:
+        name = argument.partition("=")[0]
+        is_portable = any(_PORTABLE_RUNNER.search(word) for word in argv)
+        return is_portable and not difflib.get_close_matches(_hyphenate(name), self.option_names(), 1, 0.75)
 
     def _unknown_option(self, name: str, beams: Sequence[str]) -> str:
         ours = self.option_names()

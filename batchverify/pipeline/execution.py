@@ -25,6 +25,7 @@ from batchverify import shutdown
 from batchverify.errors import WORKER_DIED, JobDetachedError, PreflightError, RunError
 from batchverify.pipeline.dataflow import is_dataflow, job_link
 from batchverify.pipeline.plan import IN_PROCESS_RUNNER
+from batchverify.pipeline.portable import job_address
 from batchverify.temporary_folder import temporary_folder
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ _POLL_INTERVAL_S = 0.25
 # A runner that is connected to a worker notices its end at once. A runner that waits for a worker to connect never does.
 _NOTICE_WITHIN_S = 10.0
 _CANCEL_WITHIN_S = 20.0
-# The jobs on Dataflow that are not known to have ended, by their links.
+# The jobs on Dataflow and on job services that are not known to have ended, by where they can be looked at.
 _running_jobs: dict[str, PipelineResult] = {}
 
 
@@ -140,10 +141,11 @@ def _run_in_thread(pipeline: beam.Pipeline, ended: Future[PipelineResult]) -> No
 
 def _run(pipeline: beam.Pipeline) -> Any:
     """Runs a pipeline and returns its result when it has ended."""
+    address = job_address(pipeline.options)  # Beam changes the options when it runs the pipeline.
     with _staging_folder(pipeline.options):
         result: Any = pipeline.run()
         if not is_dataflow(pipeline.options):  # A job service on this machine reads the staged files until the end.
-            result.wait_until_finish()
+            _wait_beside_engine(address, result)
             return result
     link = job_link(pipeline.options, result)
     if link is None:
@@ -152,6 +154,20 @@ def _run(pipeline: beam.Pipeline) -> Any:
         _LOG.info("The job: %s", link)
         _wait_for_job(link, result)
     return result
+
+
+def _wait_beside_engine(address: str | None, result: Any) -> None:
+    """Waits for the end of a job in this process, or of one that a job service runs; a signal cancels the latter."""
+    if address is None:
+        result.wait_until_finish()
+        return
+    job = f"{result._job_id}; see {address}"
+    _LOG.info("The job: %s", job)
+    _running_jobs[job] = result
+    try:
+        result.wait_until_finish()
+    finally:
+        del _running_jobs[job]
 
 
 def _wait_for_job(link: str, result: Any) -> None:

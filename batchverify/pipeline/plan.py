@@ -30,7 +30,7 @@ from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.keras_network import KerasNetwork, keras_loader
 from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes, worker_bytes
 from batchverify.pipeline.network import Network, NetworkLoader
-from batchverify.pipeline.portable import configure_portable
+from batchverify.pipeline.portable import absolute_paths, configure_portable
 from batchverify.pipeline.provenance import describe_run
 from batchverify.worker_stats import WorkerStats
 
@@ -99,6 +99,7 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
         PreflightError: If the manifest, model, baseline, store of embeddings or output directory cannot be used.
     """
     options = _checked_options(config, beam_args)
+    config = absolute_paths(options, config)
     RunDirectory(config.output).refuse_taken(config.overwrite)
     baseline = read_baseline(config)
     store = open_store(config.embeddings, config.embeddings_rebuild) if config.embeddings else None

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptions, PortableOptions, StandardOptions
+import grpc
+from apache_beam.options.pipeline_options import (
+    FlinkRunnerOptions,
+    JobServerOptions,
+    PipelineOptions,
+    PortableOptions,
+    SparkRunnerOptions,
+    StandardOptions,
+)
+from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
+from apache_beam.runners.portability.flink_runner import FlinkRunner
 from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.runners.runner import create_runner
 
@@ -17,6 +30,7 @@ from batchverify.errors import PreflightError, short_reason
 from batchverify.uris import is_remote
 
 _ANSWER_S = 10.0
+_LONGEST_JOB_S = 30 * 86_400
 _THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")
 _REMEDIES = {
     "PrismRunner": "name Prism's program or its archive with --prism_location",
@@ -25,6 +39,19 @@ _REMEDIES = {
 }
 # The job servers that this process has started and not stopped.
 _servers: list[Any] = []
+
+
+def absolute_paths(options: PipelineOptions, config: VerificationConfig) -> VerificationConfig:
+    """Returns the configuration with absolute paths for a portable runner, whose workers may run in another folder."""
+    if _find_runner(options) is None:
+        return config
+    paths = {name: getattr(config, name) for name in ("model", "image_root", "output", "embeddings")}
+    changes: dict[str, Any] = {name: _absolute(path) for name, path in paths.items() if path}
+    return dataclasses.replace(config, manifests=tuple(map(_absolute, config.manifests)), **changes)
+
+
+def _absolute(path: str) -> str:
+    return path if is_remote(path) else os.path.abspath(path)
 
 
 def configure_portable(options: PipelineOptions, config: VerificationConfig) -> None:
@@ -36,23 +63,41 @@ def configure_portable(options: PipelineOptions, config: VerificationConfig) -> 
     if _find_runner(options) is None:
         return
     problems = [*_find_local_paths(options, config), *_find_missing_server(options)]
+    if not problems and options.view_as(PortableOptions).job_endpoint:
+        problems = [*_find_unknown_options(options)]
     if problems:
         raise PreflightError(problems)
 
 
 @contextmanager
 def job_server(options: PipelineOptions) -> Iterator[None]:
-    """Starts the job server that a runner brings along, and stops it at the end; does nothing for other runners.
+    """Starts the job server that a portable runner brings along, and stops it at the end; does nothing for other runners.
 
     Beam would start it from the thread that runs the pipeline, where it fails, because it handles signals.
 
     Raises:
-        PreflightError: If it cannot be started.
+        PreflightError: If it cannot be started, or does not know an option.
     """
-    runner, portable = _find_runner(options), options.view_as(PortableOptions)
-    if runner is None or type(runner) is PortableRunner or portable.job_endpoint:
+    if (runner := _find_runner(options)) is None:
         yield
         return
+    portable = options.view_as(PortableOptions)
+    endpoint, answer_s = portable.job_endpoint, portable.job_server_timeout
+    try:
+        if not endpoint:
+            portable.job_endpoint = _start_server(runner, options)
+            if problems := [*_find_unknown_options(options)]:
+                raise PreflightError(problems)
+        # Beam also ends its watch over a job after the time in which a job server should answer, a minute.
+        portable.job_server_timeout = _LONGEST_JOB_S
+        yield
+    finally:
+        portable.job_endpoint, portable.job_server_timeout = endpoint, answer_s
+        _stop_servers()
+
+
+def _start_server(runner: PortableRunner, options: PipelineOptions) -> str:
+    """Starts a runner's own job server, and returns its address."""
     name, server_options = type(runner).__name__, options.view_as(JobServerOptions)
     port = server_options.job_port = server_options.job_port or _free_port()
     try:
@@ -60,16 +105,22 @@ def job_server(options: PipelineOptions) -> Iterator[None]:
         server = getattr(server, "_job_server", server)  # The wrapper around it would take SIGINT from this program.
         _servers.append(server)
         server.start()
-        portable.job_endpoint = f"localhost:{port}"
     except Exception as error:  # A download, a process and a channel may fail, each in its own way.
-        _stop_servers()
         remedy = _REMEDIES.get(name, "start it yourself, and name it with --job_endpoint")
         raise PreflightError(f"--runner={name}: its job server cannot be started ({short_reason(error)}); {remedy}.") from None
-    try:
-        yield
-    finally:
-        portable.job_endpoint = None
-        _stop_servers()
+    return f"localhost:{port}"
+
+
+def job_address(options: PipelineOptions) -> str | None:
+    """Returns in words where jobs with these options can be looked at; None for runners that are not portable."""
+    if (runner := _find_runner(options)) is None:
+        return None
+    name, flink, spark = type(runner).__name__, _flink_master(options), _spark_master(options)
+    if name == "FlinkRunner" and flink:
+        return f"Flink's page {flink}"
+    if name == "SparkRunner" and spark:
+        return f"the Spark cluster {spark}"
+    return f"the job service {options.view_as(PortableOptions).job_endpoint}"
 
 
 def _stop_servers() -> list[str]:
@@ -108,13 +159,60 @@ def _place_of_workers(options: PipelineOptions) -> str | None:
     """Returns where the workers are, if they do not share this machine's files, or None."""
     portable = options.view_as(PortableOptions)
     kind, where = portable.environment_type, portable.environment_config
-    if kind is None and type(_find_runner(options)) is PortableRunner:
-        kind = "DOCKER"  # Beam's own default.
+    kind = kind or _default_environment(options)
     if kind == "DOCKER":
         return "a worker in a container (--environment_type=DOCKER)"
     if kind == "EXTERNAL" and where and where.rpartition(":")[0] not in _THIS_MACHINE:
         return f"the worker pool {where}"
     return None
+
+
+def _default_environment(options: PipelineOptions) -> str | None:
+    """Returns the kind of environment that Beam gives workers if nothing is said: containers, except beside a local engine."""
+    name = type(_find_runner(options)).__name__
+    masters = {"PrismRunner": None, "FlinkRunner": _flink_master(options), "SparkRunner": _spark_master(options)}
+    return "DOCKER" if name not in masters or masters[name] else None
+
+
+def _flink_master(options: PipelineOptions) -> str | None:
+    """Returns the address of Flink's cluster; None if Beam starts one in the job server."""
+    master = str(options.view_as(FlinkRunnerOptions).flink_master)
+    return None if master.startswith("[") else FlinkRunner.add_http_scheme(master)
+
+
+def _spark_master(options: PipelineOptions) -> str | None:
+    """Returns the address of Spark's master; None if Beam starts one in the job server."""
+    master = str(options.view_as(SparkRunnerOptions).spark_master_url)
+    return None if master.startswith("local") else master
+
+
+def _find_unknown_options(options: PipelineOptions) -> Iterator[str]:
+    """Yields a problem for each option that only the job service could know, and does not know.
+
+    The options of Flink and Spark are known to their job services alone; Beam drops without a word what nobody knows.
+    """
+    unknown = options.get_all_options(retain_unknown_options=True).keys() - options.get_all_options().keys()
+    if not unknown:
+        return
+    endpoint = options.view_as(PortableOptions).job_endpoint
+    known = _described_options(endpoint)
+    for name in sorted(unknown - set(known)):
+        near = difflib.get_close_matches(name, known, 1, 0.75)
+        remedy = f"did you mean --{near[0]}?" if near else "see batchverify --help."
+        yield f"there is no option --{name}, and the job service at {endpoint} knows none of that name; {remedy}"
+
+
+def _described_options(endpoint: str) -> list[str]:
+    """Returns the names of the options of a job service's engine."""
+    if endpoint == "embed":
+        return []
+    with grpc.insecure_channel(endpoint) as channel:
+        stub = beam_job_api_pb2_grpc.JobServiceStub(channel)
+        request = beam_job_api_pb2.DescribePipelineOptionsRequest()
+        try:
+            return [option.name for option in stub.DescribePipelineOptions(request, timeout=_ANSWER_S).options]
+        except grpc.RpcError as error:
+            raise PreflightError(f"--job_endpoint {endpoint} is not a job service ({error.code().name.lower()}).") from None
 
 
 def _find_missing_server(options: PipelineOptions) -> Iterator[str]:
