@@ -303,7 +303,9 @@ class FlinkCluster(Cluster):
             runner = [f"{main}.taskexecutor.TaskManagerRunner", "--configDir", str(settings), f"-Dtaskmanager.host={host}"]
             heap = ["-Xmx512m", "-XX:MaxDirectMemorySize=640m"]
             self._add(f"task-manager-{number}", [*java[:1], *heap, *java[1:], *runner], where, number)
-        self._add_job_server(f"--flink-master={self.address}:{self._rest}", {})
+        master = f"{self.address}:{self._rest}"
+        self._add_job_server(f"--flink-master={master}", {})
+        self.arguments.append(f"--flink_master={master}")
 
     def _write_settings(self) -> Path:
         memory = {

@@ -7,6 +7,7 @@ A job on Dataflow does not need this process, so it is cancelled when this proce
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 import re
 import tempfile
@@ -25,7 +26,7 @@ from batchverify import shutdown
 from batchverify.errors import WORKER_DIED, JobDetachedError, PreflightError, RunError
 from batchverify.pipeline.dataflow import is_dataflow, job_link
 from batchverify.pipeline.plan import IN_PROCESS_RUNNER
-from batchverify.pipeline.portable import job_address
+from batchverify.pipeline.portable import Engine, find_engine
 from batchverify.temporary_folder import temporary_folder
 
 _LOG = logging.getLogger(__name__)
@@ -42,8 +43,8 @@ _POLL_INTERVAL_S = 0.25
 # A runner that is connected to a worker notices its end at once. A runner that waits for a worker to connect never does.
 _NOTICE_WITHIN_S = 10.0
 _CANCEL_WITHIN_S = 20.0
-# The jobs on Dataflow and on job services that are not known to have ended, by where they can be looked at.
-_running_jobs: dict[str, PipelineResult] = {}
+# What cancels the jobs on Dataflow and on other engines that are not known to have ended, by where they can be looked at.
+_running_jobs: dict[str, Callable[[], None]] = {}
 
 
 class Watcher(Protocol):
@@ -124,9 +125,9 @@ def cancel_jobs() -> list[str]:
 shutdown.register_cancellation(cancel_jobs)
 
 
-def _cancel(result: Any, cancelled: Future[None]) -> None:
+def _cancel(cancel: Callable[[], None], cancelled: Future[None]) -> None:
     try:
-        result.cancel()
+        cancel()
         cancelled.set_result(None)
     except BaseException as error:
         cancelled.set_exception(error)
@@ -141,11 +142,11 @@ def _run_in_thread(pipeline: beam.Pipeline, ended: Future[PipelineResult]) -> No
 
 def _run(pipeline: beam.Pipeline) -> Any:
     """Runs a pipeline and returns its result when it has ended."""
-    address = job_address(pipeline.options)  # Beam changes the options when it runs the pipeline.
+    engine = find_engine(pipeline.options)  # Beam changes the options when it runs the pipeline.
     with _staging_folder(pipeline.options):
         result: Any = pipeline.run()
         if not is_dataflow(pipeline.options):  # A job service on this machine reads the staged files until the end.
-            _wait_beside_engine(address, result)
+            _wait_beside_engine(engine, result)
             return result
     link = job_link(pipeline.options, result)
     if link is None:
@@ -156,14 +157,14 @@ def _run(pipeline: beam.Pipeline) -> Any:
     return result
 
 
-def _wait_beside_engine(address: str | None, result: Any) -> None:
-    """Waits for the end of a job in this process, or of one that a job service runs; a signal cancels the latter."""
-    if address is None:
+def _wait_beside_engine(engine: Engine | None, result: Any) -> None:
+    """Waits for the end of a job in this process, or of one on an engine, which a signal cancels."""
+    if engine is None:
         result.wait_until_finish()
         return
-    job = f"{result._job_id}; see {address}"
+    job = f"{result._job_id}; see {engine.place}"
     _LOG.info("The job: %s", job)
-    _running_jobs[job] = result
+    _running_jobs[job] = functools.partial(engine.cancel, result)
     try:
         result.wait_until_finish()
     finally:
@@ -177,7 +178,7 @@ def _wait_for_job(link: str, result: Any) -> None:
         RunError: If it failed or was cancelled.
         JobDetachedError: If it is not known to have ended.
     """
-    _running_jobs[link] = result
+    _running_jobs[link] = result.cancel
     try:
         result.wait_until_finish()
     except Exception as error:  # The job raises it, or the client that asks for the job's state.

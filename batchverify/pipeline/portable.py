@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -26,10 +27,13 @@ from apache_beam.runners.runner import create_runner
 
 from batchverify import shutdown
 from batchverify.config import VerificationConfig
-from batchverify.errors import PreflightError, short_reason
+from batchverify.errors import PreflightError, RunError, short_reason
+from batchverify.pipeline.flink import cancel_flink_job
 from batchverify.uris import is_remote
 
+_LOG = logging.getLogger(__name__)
 _ANSWER_S = 10.0
+_CANCEL_S = 15.0
 _LONGEST_JOB_S = 30 * 86_400
 _THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")
 _REMEDIES = {
@@ -67,6 +71,9 @@ def configure_portable(options: PipelineOptions, config: VerificationConfig) -> 
         problems = [*_find_unknown_options(options)]
     if problems:
         raise PreflightError(problems)
+    engine = find_engine(options) if options.view_as(PortableOptions).job_endpoint else None
+    if engine and engine.is_flink and not engine.flink_master:
+        _LOG.warning("Name the address of Flink with --flink_master=HOST:PORT; without it a signal cannot cancel the job.")
 
 
 @contextmanager
@@ -111,16 +118,43 @@ def _start_server(runner: PortableRunner, options: PipelineOptions) -> str:
     return f"localhost:{port}"
 
 
-def job_address(options: PipelineOptions) -> str | None:
-    """Returns in words where jobs with these options can be looked at; None for runners that are not portable."""
-    if (runner := _find_runner(options)) is None:
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """The engine behind a portable runner, as far as this process knows it.
+
+    Attributes:
+        place: Where its jobs can be looked at, in words.
+        is_flink: Whether it is Flink.
+        flink_master: The URL of Flink's REST interface, or None if it is not known.
+    """
+
+    place: str
+    is_flink: bool
+    flink_master: str | None
+
+    def cancel(self, result: Any) -> None:
+        """Cancels a job, and waits for its end.
+
+        Raises:
+            RunError: If the job may go on.
+        """
+        result.cancel()
+        if self.is_flink and not self.flink_master:
+            raise RunError("the job server for Flink does not cancel jobs, and the address of Flink is not known.")
+        if self.flink_master:
+            cancel_flink_job(self.flink_master, result._job_id.rpartition("_")[0], _CANCEL_S)
+
+
+def find_engine(options: PipelineOptions) -> Engine | None:
+    """Returns the engine that a job with these options is submitted to; None for runners that are not portable."""
+    if _find_runner(options) is None:
         return None
-    name, flink, spark = type(runner).__name__, _flink_master(options), _spark_master(options)
-    if name == "FlinkRunner" and flink:
-        return f"Flink's page {flink}"
-    if name == "SparkRunner" and spark:
-        return f"the Spark cluster {spark}"
-    return f"the job service {options.view_as(PortableOptions).job_endpoint}"
+    endpoint, flink, spark = options.view_as(PortableOptions).job_endpoint, _flink_master(options), _spark_master(options)
+    known = _described_options(endpoint)
+    if "flink_master" in known:
+        return Engine(f"Flink's page {flink}" if flink else f"the job service {endpoint}", True, flink)
+    is_elsewhere = "spark_master_url" in known and spark
+    return Engine(f"the Spark cluster {spark}" if is_elsewhere else f"the job service {endpoint}", False, None)
 
 
 def _stop_servers() -> list[str]:
