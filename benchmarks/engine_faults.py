@@ -1,0 +1,193 @@
+"""Kills parts of a cluster while a run is on it, at random moments, and accounts for every row.
+
+    python -m benchmarks.engine_faults --engine flink --tries 5
+
+A worker pool, a task manager (in Spark, an executor) or the launcher is killed with SIGKILL. Pools and task managers are started
+again a moment later, as a supervisor would. A run that the engine can finish must hold every row once; a run that fails must
+fail in a sentence and leave nothing that looks finished; a killed launcher's job may go on, and then it must finish whole. The
+next run must be whole in any case. The exit code is 1 if it is not so. What a cluster takes is said in `benchmarks/clusters.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.clusters import CLUSTERS, Cluster, running
+from benchmarks.faults import DEMO, FAILED, FINISHED, names, read
+
+_LONGEST_S, _RESTART_S = 600, 2.0
+_KEYS = ["manifest_file", "manifest_row"]
+
+
+@dataclasses.dataclass
+class Outcome:
+    """One line of the table.
+
+    Attributes:
+        engine: Name of the engine.
+        killed: What was killed.
+        tries: Number of tries.
+        finished: Number of runs that the engine finished all the same.
+        failed: Number of runs that failed in a sentence and left nothing, or whose launcher and job ended without `_SUCCESS`.
+        lost: Number of rows that are missing in finished runs.
+        doubled: Number of rows that finished runs hold more than once.
+        wrong: Number of runs with other values, other exit codes, a traceback, or files left behind.
+        seconds: Seconds of the finished runs.
+    """
+
+    engine: str
+    killed: str
+    tries: int = 0
+    finished: int = 0
+    failed: int = 0
+    lost: int = 0
+    doubled: int = 0
+    wrong: int = 0
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    def account(self, output: Path, expected: pd.DataFrame) -> None:
+        """Adds the rows of a finished run."""
+        rows = read(output)
+        self.lost += len(expected) - len(rows[_KEYS].drop_duplicates())
+        self.doubled += int(rows[_KEYS].duplicated().sum())
+        same = [name for name in rows.columns if name not in ("score", "identity_left", "identity_right")]
+        self.wrong += not rows[same].equals(expected[same]) or bool((rows["score"] - expected["score"]).abs().max() > 1e-6)
+
+    def line(self) -> str:
+        seconds = f"{min(self.seconds):.0f} to {max(self.seconds):.0f}" if self.seconds else ""
+        counts = [self.tries, self.finished, self.failed, self.lost, self.doubled, self.wrong]
+        return f"| {self.engine} | {self.killed} | {' | '.join(map(str, counts))} | {seconds} |"
+
+
+class Campaign:
+    """Runs on one cluster, each with something killed."""
+
+    def __init__(self, cluster: Cluster, folder: Path, tries: int):
+        self.cluster, self.folder, self.tries, self.random = cluster, folder, tries, random.Random(0)
+        demo = pd.read_csv(DEMO / "demo.csv", dtype=str, keep_default_na=False)
+        for side in ("left", "right"):
+            demo[side] = [f"{DEMO}/{name}" if name else "" for name in demo[side]]
+        self.manifest = folder / "pairs.csv"
+        pd.concat([demo] * 20).to_csv(self.manifest, index=False)
+        subprocess.run(self._command(folder / "local"), check=True, capture_output=True)
+        self.expected = read(folder / "local")
+        process, submitted = self._submit()
+        process.communicate()
+        self.seconds = time.monotonic() - submitted
+        print(f"undisturbed: {self.seconds:.0f} s from the submission on", file=sys.stderr, flush=True)
+
+    def run(self, killed: str) -> Outcome:
+        """Returns the line of the table for one part of the cluster."""
+        outcome = Outcome(self.cluster.engine, killed)
+        for _ in range(self.tries):
+            outcome.tries += 1
+            process, submitted = self._submit("--overwrite")
+            time.sleep(self.random.uniform(0, self.seconds))
+            if killed == "launcher":
+                self._kill_launcher(process, outcome)
+            else:
+                self._kill_part(killed, process, submitted, outcome)
+            print(outcome.line(), file=sys.stderr, flush=True)
+        return outcome
+
+    def _kill_part(self, killed: str, process: subprocess.Popen[str], submitted: float, outcome: Outcome) -> None:
+        machine = self.random.randrange(2)
+        kill, restart = self._ways(killed, machine)
+        kill()
+        time.sleep(_RESTART_S)
+        restart()
+        try:
+            _, said = process.communicate(timeout=_LONGEST_S)
+        except subprocess.TimeoutExpired:  # It has neither recovered nor failed.
+            process.kill()
+            outcome.wrong += 1
+            return
+        if process.returncode == FINISHED:
+            outcome.finished += 1
+            outcome.seconds.append(time.monotonic() - submitted)
+            outcome.account(self._output, self.expected)
+        else:
+            outcome.failed += 1
+            outcome.wrong += process.returncode != FAILED or "Traceback" in said or bool(names(self._output))
+            print(said[-600:], file=sys.stderr)
+            self._run_again(outcome)
+
+    def _kill_launcher(self, process: subprocess.Popen[str], outcome: Outcome) -> None:
+        process.kill()
+        process.communicate()
+        deadline = time.monotonic() + _LONGEST_S
+        while self.cluster.active_jobs() and time.monotonic() < deadline:
+            time.sleep(0.5)
+        if "_SUCCESS" in names(self._output):
+            outcome.finished += 1
+            outcome.account(self._output, self.expected)
+        else:
+            outcome.failed += 1
+        self._run_again(outcome)
+
+    def _run_again(self, outcome: Outcome) -> None:
+        """Runs the same command again: it must be whole."""
+        process, _ = self._submit("--overwrite")
+        _, said = process.communicate()
+        outcome.wrong += process.returncode != FINISHED
+        if process.returncode == FINISHED:
+            outcome.account(self._output, self.expected)
+        else:
+            print(said[-600:], file=sys.stderr)
+
+    def _ways(self, killed: str, machine: int) -> tuple[Callable[[], None], Callable[[], None]]:
+        cluster = self.cluster
+        if killed == "task manager":
+            return lambda: cluster.kill_machine(machine), lambda: cluster.restart_machine(machine)
+        return lambda: cluster.kill(f"pool-{machine}"), lambda: cluster.start(f"pool-{machine}")
+
+    @property
+    def _output(self) -> Path:
+        return self.folder / "out"
+
+    def _command(self, output: Path, *more: str) -> list[str]:
+        words = ["--manifest", str(self.manifest), "--output", str(output), "--block-rows", "500"]
+        return [sys.executable, "-m", "batchverify", *words, *more]
+
+    def _submit(self, *more: str) -> tuple[subprocess.Popen[str], float]:
+        """Starts a run on the cluster, and returns it with the time at which its job was there."""
+        command = self._command(self._output, *self.cluster.arguments, "--parallelism=2", *more)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and not self.cluster.active_jobs():
+            time.sleep(0.1)
+        return process, time.monotonic()
+
+
+def main() -> int:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=sorted(CLUSTERS), required=True)
+    parser.add_argument("--tries", type=int, default=5)
+    parser.add_argument("--kill", choices=["worker pool", "task manager", "launcher"], action="append")
+    options = parser.parse_args()
+    columns = ["engine", "killed", "tries", "finished", "failed", "lost", "doubled", "wrong", "seconds"]
+    lines, is_right = [], True
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "cluster").mkdir()
+        with running(options.engine, Path(folder) / "cluster", [Path(sys.executable)] * 2) as cluster:
+            campaign = Campaign(cluster, Path(folder), options.tries)
+            for killed in options.kill or ["worker pool", "task manager", "launcher"]:
+                outcome = campaign.run(killed)
+                lines.append(outcome.line())
+                is_right = is_right and not (outcome.lost or outcome.doubled or outcome.wrong)
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", *lines, sep="\n")
+    return 0 if is_right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
