@@ -2,10 +2,10 @@
 
     python -m benchmarks.engine_faults --engine flink --tries 5
 
-A worker pool, a task manager (in Spark, an executor) or the launcher is killed with SIGKILL. Pools and task managers are started
-again a moment later, as a supervisor would. A run that the engine can finish must hold every row once; a run that fails must
-fail in a sentence and leave nothing that looks finished; a killed launcher's job may go on, and then it must finish whole. The
-next run must be whole in any case. The exit code is 1 if it is not so. What a cluster takes is said in `benchmarks/clusters.py`.
+A worker pool, a task manager (in Spark, an executor) or the launcher is killed with SIGKILL. Pools and task managers are
+started again a moment later, as a supervisor would. A run that the engine can finish must hold every row once; a run that fails
+must fail in a sentence and leave nothing that looks finished; a killed launcher's job may go on, and then it must finish whole.
+The next run must be whole in any case. The exit code is 1 if it is not so. `benchmarks/clusters.py` says what a cluster takes.
 """
 
 from __future__ import annotations
@@ -89,10 +89,12 @@ class Campaign:
     def run(self, killed: str) -> Outcome:
         """Returns the line of the table for one part of the cluster."""
         outcome = Outcome(self.cluster.engine, killed)
-        for _ in range(self.tries):
-            outcome.tries += 1
+        while outcome.tries < self.tries:
             process, submitted = self._submit("--overwrite")
             time.sleep(self.random.uniform(0, self.seconds))
+            if process.poll() is not None:  # It was faster than the undisturbed run, and has ended.
+                continue
+            outcome.tries += 1
             if killed == "launcher":
                 self._kill_launcher(process, outcome)
             else:

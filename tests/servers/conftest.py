@@ -1,13 +1,17 @@
-"""What the tests of engines share: Prism's program."""
+"""What the tests of workers and engines share: Prism's program, and the source distribution."""
 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import apache_beam as beam
 import pytest
 
+import batchverify
+
+REPOSITORY = Path(batchverify.__file__).parents[1]
 PRISM = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{beam.__version__}"
 BUILD_S = 600
 
@@ -27,3 +31,12 @@ def prism() -> str:
         if built.returncode:
             pytest.skip(f"Prism cannot be built: {built.stderr.strip().splitlines()[-1]}")
     return str(cache / "prism")
+
+
+@pytest.fixture(scope="session")
+def sdist(tmp_path_factory) -> Path:
+    """The source distribution that setup.py makes."""
+    folder = tmp_path_factory.mktemp("sdist")
+    steps = ["-q", "egg_info", "--egg-base", str(folder), "sdist", "--dist-dir", str(folder)]
+    subprocess.run([sys.executable, "setup.py", *steps], cwd=REPOSITORY, check=True, capture_output=True)
+    return next(folder.glob("*.tar.gz"))

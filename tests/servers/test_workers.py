@@ -1,49 +1,23 @@
 """Workers elsewhere: in environments of their own, made from the source distribution, with an object store and nothing else."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import time
-import venv
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
 
-import batchverify
+from tests.servers.conftest import REPOSITORY
 from tests.support.object_stores import s3_store
+from tests.support.workers_elsewhere import assert_as_local, make_environment, start_launcher, write_input
 
 pytestmark = pytest.mark.workers
-REPOSITORY = Path(batchverify.__file__).parents[1]
-# Imported by each interpreter of a pool: whatever is the launcher's is not there, and every look at it is written down.
-ELSEWHERE = """
-import os, sys
-seen = open({log!r}, "a", buffering=1)
-def watch(event, args):
-    if event == "exec" and getattr(args[0], "co_filename", "").endswith("/batchverify/__init__.py"):
-        seen.write(f"import {{args[0].co_filename}}\\n")
-    if event == "open" and isinstance(args[0], (str, bytes)) and os.fsdecode(args[0]).startswith({theirs!r}):
-        seen.write(f"open {{os.fsdecode(args[0])}}\\n")
-        raise FileNotFoundError(2, "it is on another machine", args[0])
-sys.addaudithook(watch)
-"""
-
-
-@pytest.fixture(scope="module")
-def sdist(tmp_path_factory) -> Path:
-    """The source distribution that setup.py makes."""
-    folder = tmp_path_factory.mktemp("sdist")
-    steps = ["-q", "egg_info", "--egg-base", str(folder), "sdist", "--dist-dir", str(folder)]
-    subprocess.run([sys.executable, "setup.py", *steps], cwd=REPOSITORY, check=True, capture_output=True)
-    return next(folder.glob("*.tar.gz"))
 
 
 class Pool:
@@ -57,15 +31,7 @@ class Pool:
 
     def __init__(self, folder: Path, sdist: Path, theirs: tuple[str, ...]):
         self.folder, self.seen = folder, folder / "seen"
-        venv.create(folder / "venv", with_pip=False, symlinks=True)
-        self.packages = next((folder / "venv" / "lib").glob("python*/site-packages"))
-        libraries = Path(np.__file__).parents[1]
-        (self.packages / "libraries.pth").write_text(f"{libraries}\nimport elsewhere\n")
-        (self.packages / "elsewhere.py").write_text(ELSEWHERE.format(log=str(self.seen), theirs=theirs))
-        shutil.copy(sdist, folder)
-        pip = [sys.executable, "-m", "pip", "--python", str(folder / "venv" / "bin" / "python"), "install", "--quiet"]
-        offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--ignore-installed"]
-        subprocess.run([*pip, *offline, str(folder / sdist.name)], check=True, cwd=folder)
+        self.packages = make_environment(folder, sdist, theirs)
         with socket.socket() as free:
             free.bind(("localhost", 0))
             self.address = f"localhost:{free.getsockname()[1]}"
@@ -109,14 +75,7 @@ class Pool:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, small_model):
     """A store with thirty pictures, 300 pairs of them and a model."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(9)
-    for number in range(30):
-        Image.fromarray(rng.integers(0, 256, (18, 16, 3), np.uint8)).save(folder / f"p{number}.png")
-    names = [*(f"p{number}.png" for number in range(30)), "none.png"]
-    pairs = pd.DataFrame({side: [names[i] for i in rng.integers(len(names), size=300)] for side in ("left", "right")})
-    pairs.to_csv(folder / "pairs.csv", index=False)
-    shutil.copy(small_model, folder / "model.keras")
+    folder = write_input(tmp_path_factory.mktemp("pictures"), small_model)
     with s3_store(folder) as store:
         store.upload(folder, "in")
         yield store
@@ -157,18 +116,6 @@ def cluster(pools, launcher, tmp_path_factory) -> Iterator[list[str]]:
     process.wait()
 
 
-def start(store, launcher, *words: str) -> subprocess.Popen:
-    """Starts the command; what says how the store is reached is in its arguments alone, for workers to be told of."""
-    names = {"--manifest": "in/pairs.csv", "--output": "out", "--model": "in/model.keras"}
-    given = [word for option, name in names.items() for word in (option, store.uri(name))]
-    keys = ["--s3_access_key_id=test", "--s3_secret_access_key=test", "--s3_region_name=eu-central-1"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(launcher), "AWS_EC2_METADATA_DISABLED": "true"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "batchverify", *given, *store.arguments, *keys, "--block-rows", "50", *words],
-        cwd=launcher, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
 def wait_for_work(store, pools, process) -> None:
     """Waits until workers fetch images, after the few that the launcher looks at."""
     before = None
@@ -193,7 +140,7 @@ def test_workers_elsewhere_give_what_a_local_run_gives(store, pools, cluster, la
         stack.callback(store.clear, "out")
         # A worker is killed in mid-run, and a whole pool: the run fails in a sentence and leaves nothing.
         store.proxy.delay_s = 0.5
-        process = start(store, launcher, *cluster, "--fetch-threads", "2")
+        process = start_launcher(store, launcher, *cluster, "--fetch-threads", "2")
         wait_for_work(store, pools, process)
         os.kill(max(pools[0].workers()), signal.SIGKILL)
         pools[1].kill()
@@ -203,7 +150,7 @@ def test_workers_elsewhere_give_what_a_local_run_gives(store, pools, cluster, la
         assert store.names("out") == [] and store.uploads() == []
         pools[1].start()
         store.proxy.clear()
-        process = start(store, launcher, *cluster)
+        process = start_launcher(store, launcher, *cluster)
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
         scores = read_scores(store.download("out", tmp_path / "out"))
@@ -242,7 +189,7 @@ def test_prism_with_workers_elsewhere_gives_what_a_local_run_gives(prism, store,
         pools[0].start()
         with running(prism, tmp_path, pools[0]) as arguments:
             store.proxy.delay_s = 0.5
-            process = start(store, launcher, *arguments, "--fetch-threads", "2")
+            process = start_launcher(store, launcher, *arguments, "--fetch-threads", "2")
             wait_for_work(store, pools[:1], process)
             for worker in pools[0].workers():
                 os.kill(worker, signal.SIGKILL)
@@ -252,28 +199,16 @@ def test_prism_with_workers_elsewhere_gives_what_a_local_run_gives(prism, store,
         assert store.names("out") == [] and store.uploads() == []
         store.proxy.clear()
         with running(prism, tmp_path, pools[0]) as arguments:
-            process = start(store, launcher, *arguments)
+            process = start_launcher(store, launcher, *arguments)
             _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
         scores = read_scores(store.download("out", tmp_path / "out"))
     assert_as_local(scores, store, tmp_path, read_scores)
 
 
-def assert_as_local(scores, store, tmp_path, read_scores) -> None:
-    """Compares scores with those of a run in this process, row by row."""
-    config = batchverify.VerificationConfig(
-        manifests=(str(store.download("in", tmp_path / "in") / "pairs.csv"),),
-        output=str(tmp_path / "local"),
-        model=str(tmp_path / "in" / "model.keras"),
-    )
-    batchverify.run(config)
-    same = [column for column in scores.columns if column not in ("manifest_file", "error")]
-    pd.testing.assert_frame_equal(scores[same], read_scores(tmp_path / "local")[same], rtol=0, atol=1e-6)
-
-
 def test_a_pool_that_is_not_there_fails_the_run_in_a_sentence(store, cluster, launcher):
     nowhere = [*cluster[:2], "--environment_type=EXTERNAL", "--environment_config=localhost:9"]
-    process = start(store, launcher, *nowhere)
+    process = start_launcher(store, launcher, *nowhere)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "a part of the runner does not answer (" in said and "Traceback" not in said

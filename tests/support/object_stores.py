@@ -60,12 +60,13 @@ class Proxy(ThreadingHTTPServer):
     Args:
         port: of the store.
         serial: whether the store takes one request at a time.
+        host: The address to listen at.
     """
 
     daemon_threads = True
 
-    def __init__(self, port: int, serial: bool):
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, port: int, serial: bool, host: str):
+        super().__init__((host, 0), _Handler)
         self.store_port = port
         self.gate: contextlib.AbstractContextManager = threading.Lock() if serial else contextlib.nullcontext()
         self.lock, self.stopped, self.hanging = threading.Lock(), threading.Event(), threading.Event()
@@ -73,7 +74,7 @@ class Proxy(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        return f"http://{self.server_address[0]!s}:{self.server_port}"
 
     def clear(self) -> None:
         """Forgets what was asked and what is to go wrong."""
@@ -250,8 +251,8 @@ class Store:
 
 
 @contextlib.contextmanager
-def _proxied(port: int, serial: bool) -> Iterator[Proxy]:
-    proxy = Proxy(port, serial)
+def _proxied(port: int, serial: bool, host: str = "127.0.0.1") -> Iterator[Proxy]:
+    proxy = Proxy(port, serial, host)
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     try:
         yield proxy
@@ -301,8 +302,8 @@ def _descriptions_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def s3_store(_: Path) -> Iterator[Store]:
-    """Gives an empty bucket of Amazon's kind."""
+def s3_store(_: Path, host: str = "127.0.0.1") -> Iterator[Store]:
+    """Gives an empty bucket of Amazon's kind, which is reached at the address `host`."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
@@ -310,7 +311,7 @@ def s3_store(_: Path) -> Iterator[Store]:
     port = server.get_host_and_port()[1]
     # Its buckets are the process's, and outlive the server.
     urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/moto-api/reset", method="POST"))
-    with _descriptions_kept(), _proxied(port, serial=False) as proxy:
+    with _descriptions_kept(), _proxied(port, serial=False, host=host) as proxy:
         store = Store("s3", proxy, [f"--s3_endpoint_url={proxy.url}"], keys)
         who = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "eu-central-1"}
         client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **who)

@@ -1,0 +1,140 @@
+"""Clusters of Flink and Spark whose machines share nothing but an object store: they lose parts, and the rows are all there."""
+
+import json
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import batchverify
+from benchmarks.clusters import MissingPartError, fetch_job_server, running
+from tests.servers.conftest import REPOSITORY
+from tests.support.object_stores import s3_store
+from tests.support.workers_elsewhere import assert_as_local, make_environment, start_launcher, write_input
+
+pytestmark = pytest.mark.engines
+END_S = 400
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory) -> Path:
+    """The folder that the launcher works in and has its temporary files in."""
+    return tmp_path_factory.mktemp("launcher")
+
+
+@pytest.fixture(scope="module", params=["flink", "spark"])
+def cluster(request, tmp_path_factory, sdist, launcher):
+    """Two machines with a task manager and a worker pool each."""
+    folder = tmp_path_factory.mktemp(request.param)
+    pythons = []
+    for number in range(2):
+        (folder / str(number)).mkdir()
+        make_environment(folder / str(number), sdist, (str(launcher), str(REPOSITORY)))
+        pythons.append(folder / str(number) / "venv" / "bin" / "python")
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(running(request.param, folder, pythons))
+        except MissingPartError as missing:
+            pytest.skip(str(missing))
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def store(cluster, tmp_path_factory, small_model):
+    folder = write_input(tmp_path_factory.mktemp("pictures"), small_model)
+    with s3_store(folder, cluster.address) as store:
+        store.upload(folder, "in")
+        yield store
+
+
+@pytest.fixture
+def slow_run(cluster, store, launcher):
+    """Starts a run that fetches its images slowly, and returns it as soon as workers fetch them."""
+    started = []
+
+    def start(*words: str):
+        store.proxy.clear()
+        store.proxy.delay_s = 1
+        process = start_launcher(store, launcher, *cluster.arguments, "--parallelism=2", "--fetch-threads=2", *words)
+        started.append(process)
+        deadline = time.monotonic() + END_S
+        while not cluster.active_jobs() or not (cluster.workers(0) and cluster.workers(1)):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        asked = store.proxy.images_asked()  # The launcher has looked at a few.
+        while store.proxy.images_asked() < asked + 3:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+    deadline = time.monotonic() + END_S
+    while cluster.active_jobs() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for folder in ("out", "embeddings"):
+        store.clear(folder)
+
+
+def test_a_run_that_loses_a_worker_pool_and_a_task_manager_is_whole(cluster, store, slow_run, tmp_path, read_scores):
+    """The engine does the lost work again: every row is written once, and the store of embeddings is published once."""
+    process = slow_run("--embeddings", store.uri("embeddings"))
+    cluster.kill("pool-0")
+    cluster.start("pool-0")
+    time.sleep(2)
+    cluster.kill_machine(1)
+    cluster.restart_machine(1)
+    store.proxy.delay_s = 0
+    _, said = process.communicate(timeout=END_S)
+    assert process.returncode == 0, said
+    assert "The job: " in said
+    scores = read_scores(store.download("out", tmp_path / "out"))
+    assert len(scores) == 300
+    assert_as_local(scores, store, tmp_path, read_scores)
+    summary = json.loads((tmp_path / "out" / "_summary.json").read_text())
+    assert summary["embeddings"]["encoded"] == 30
+    stored = store.download("embeddings", tmp_path / "embeddings").rglob("*.parquet")
+    uris = pd.concat([pd.read_parquet(path, columns=["uri"]) for path in stored])["uri"]
+    assert uris.is_unique and len(uris) == 30
+
+
+def test_a_signal_cancels_the_job(cluster, store, slow_run):
+    process = slow_run()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "no unfinished output is left" in said
+    assert cluster.active_jobs() == 0
+    time.sleep(3)  # A task that still ran would write by then.
+    assert store.names("out") == []
+
+
+@pytest.mark.parametrize("engine", ["flink", "spark"])
+def test_the_runner_of_an_engine_needs_one_command(engine, small_model, pictures, tmp_path, read_scores):
+    """The job server brings a small engine along, and workers are threads of the launcher."""
+    try:
+        archive = fetch_job_server(engine)
+    except MissingPartError as missing:
+        pytest.skip(str(missing))
+    names = [f"p{number}.png" for number in range(10)]
+    pairs = pd.DataFrame({"left": names * 3, "right": [*names[1:], *names[:21]][:30]})
+    pairs.to_csv(tmp_path / "pairs.csv", index=False)
+    config = batchverify.VerificationConfig(
+        manifests=(str(tmp_path / "pairs.csv"),), image_root=str(pictures), model=small_model, output=str(tmp_path / "out")
+    )
+    runner = [f"--runner={engine.title()}Runner", f"--{engine}_job_server_jar={archive}"]
+    result = batchverify.run(config, runner)
+    assert result.counters["rows_scored"] == 30
+    batchverify.run(
+        batchverify.VerificationConfig(
+            manifests=config.manifests, image_root=str(pictures), model=small_model, output=str(tmp_path / "local")
+        )
+    )
+    found, expected = read_scores(tmp_path / "out"), read_scores(tmp_path / "local")
+    pd.testing.assert_frame_equal(found, expected, rtol=0, atol=1e-6)
