@@ -34,6 +34,7 @@ from batchverify.uris import is_remote
 _LOG = logging.getLogger(__name__)
 _ANSWER_S = 10.0
 _CANCEL_S = 15.0
+_KEEP_WORKERS_MS = 60_000
 _LONGEST_JOB_S = 30 * 86_400
 _THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")
 _REMEDIES = {
@@ -59,19 +60,22 @@ def _absolute(path: str) -> str:
 
 
 def configure_portable(options: PipelineOptions, config: VerificationConfig) -> None:
-    """Refuses what would keep a job on a portable runner from running; does nothing for other runners.
+    """Refuses what would keep a job on a portable runner from running, and has its workers kept; does nothing for other runners.
 
     Raises:
         PreflightError: With everything that is wrong.
     """
     if _find_runner(options) is None:
         return
+    portable = options.view_as(PortableOptions)
     problems = [*_find_local_paths(options, config), *_find_missing_server(options)]
-    if not problems and options.view_as(PortableOptions).job_endpoint:
+    if not problems and portable.job_endpoint:
         problems = [*_find_unknown_options(options)]
     if problems:
         raise PreflightError(problems)
-    engine = find_engine(options) if options.view_as(PortableOptions).job_endpoint else None
+    # Flink and Spark would end their workers after each step, and start others, which import and load everything again.
+    portable.environment_cache_millis = portable.environment_cache_millis or _KEEP_WORKERS_MS
+    engine = find_engine(options) if portable.job_endpoint else None
     if engine and engine.is_flink and not engine.flink_master:
         _LOG.warning("Name the address of Flink with --flink_master=HOST:PORT; without it a signal cannot cancel the job.")
 
