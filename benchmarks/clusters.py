@@ -184,6 +184,7 @@ class Cluster:
     Args:
         folder: A folder for settings, logs and temporary files.
         pythons: For each machine, the interpreter of the worker pool. Its folder comes first in the pool's PATH.
+        modules: A folder with modules that workers import beside those of their interpreter.
 
     Attributes:
         arguments: Beam's arguments for a run on the cluster.
@@ -192,8 +193,8 @@ class Cluster:
 
     engine = ""
 
-    def __init__(self, folder: Path, pythons: Sequence[Path]):
-        self.folder, self._pythons = folder, pythons
+    def __init__(self, folder: Path, pythons: Sequence[Path], modules: str = ""):
+        self.folder, self._pythons, self._modules = folder, pythons, modules
         self._commands: dict[str, tuple[list[str], dict[str, str], Path]] = {}
         self.processes: dict[str, subprocess.Popen] = {}
         self._job_server = fetch_job_server(self.engine)
@@ -279,7 +280,7 @@ class Cluster:
         folder.mkdir()
         module = ["-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={_POOL_PORT}"]
         path = f"{python.parent}:{os.environ['PATH']}"
-        surroundings = {"PATH": path, "HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": ""}
+        surroundings = {"PATH": path, "HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": self._modules}
         self._add(f"pool-{number}", [str(python), *module], surroundings, number, folder)
 
 
@@ -420,11 +421,11 @@ def _wait_until(is_true: Callable[[], bool], what: str) -> None:
 
 
 @contextlib.contextmanager
-def running(engine: str, folder: Path, pythons: Sequence[Path]) -> Iterator[Cluster]:
-    """Starts a cluster, and stops it at the end.
+def running(engine: str, folder: Path, pythons: Sequence[Path], modules: str = "") -> Iterator[Cluster]:
+    """Starts a cluster, and stops it at the end; see `Cluster`.
 
     Raises:
         MissingPartError: If one of its programs cannot be had.
     """
-    with CLUSTERS[engine](folder, pythons) as cluster:
+    with CLUSTERS[engine](folder, pythons, modules) as cluster:
         yield cluster

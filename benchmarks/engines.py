@@ -1,11 +1,12 @@
 """The shuffles of a job on Beam's engines: seconds and memory beside the in-process runner's, and whether rows are the same.
 
-    python -m benchmarks.engines --prism PATH
+    python -m benchmarks.engines --prism PATH --cluster flink --cluster spark
     python -m benchmarks.engines --prism PATH --pairs 1000000 --images 50000 --block-rows 100000
 
 A null network takes the place of the model, so that the figures are the engine's: what the shuffles carry through it, and what
-it holds. Each run has a process of its own. Peak memory is that of the launcher, in which the workers are threads, and of the
-engine's own process. The exit code is 1 if the rows of an engine are not those of the in-process runner.
+it holds. Each run has a process of its own. On Prism the workers are threads of the launcher; a cluster of two machines (see
+`benchmarks/clusters.py`) has worker processes. Peak memory is that of the launcher, of the largest process of the engine and of
+the largest worker. The exit code is 1 if an engine fails, or its rows are not those of the in-process runner.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
@@ -25,12 +27,13 @@ from pathlib import Path
 import pandas as pd
 
 from batchverify.config import VerificationConfig
+from benchmarks.clusters import CLUSTERS, children, running
 from benchmarks.shuffle import run_null, write_manifest
 from benchmarks.skew import CASES
 
 _HEAD = (
-    "| engine | seconds | rows/s | peak GiB, launcher and workers | peak GiB, engine | rows | largest difference |\n|"
-    + " --- |" * 7
+    "| engine | seconds | rows/s | peak GiB, launcher | peak GiB, engine | peak GiB, worker | rows | largest difference |\n|"
+    + " --- |" * 8
 )
 
 
@@ -41,43 +44,56 @@ class Measured:
     Attributes:
         seconds: Seconds from planning the manifest to the finished run.
         launcher_gib: Peak memory of the launcher, in GiB.
-        engine_gib: Peak memory of the largest process that the launcher started, in GiB; 0 without one.
+        engine_gib: Peak memory of the engine's largest process, in GiB; 0 without one.
+        worker_gib: Peak memory of the largest worker process, in GiB; 0 without one.
     """
 
     seconds: float
     launcher_gib: float
     engine_gib: float
+    worker_gib: float
 
 
-def measure(config: VerificationConfig, beam_args: list[str]) -> Measured:
-    """Runs the shuffles once in this process."""
-    peak = _ChildMemory()
+def measure(config: VerificationConfig, beam_args: list[str], engine: list[int], pools: list[int]) -> Measured:
+    """Runs the shuffles once in this process.
+
+    Args:
+        config: The configuration.
+        beam_args: Beam's arguments.
+        engine: The ids of the engine's processes, if it runs already.
+        pools: The ids of the processes that start workers.
+    """
+    peak = _PeakMemory(engine, pools)
     started = time.perf_counter()
     run_null(config, shared=not beam_args, beam_args=beam_args or ["--runner=FnApiRunner"])
     seconds = time.perf_counter() - started
-    return Measured(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, peak.stop())
+    return Measured(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, *peak.stop())
 
 
-class _ChildMemory:
-    """Watches the peak memory of the processes that this one has started."""
+class _PeakMemory:
+    """Watches the peak memory of an engine's processes, among them those that this process starts, and of workers."""
 
-    def __init__(self) -> None:
-        self._peak, self._stopped = 0, threading.Event()
+    def __init__(self, engine: list[int], pools: list[int]) -> None:
+        self._engine, self._pools, self._stopped = engine, pools, threading.Event()
+        self._engine_kib = self._worker_kib = 0
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def stop(self) -> float:
-        """Returns the highest peak, in GiB."""
+    def stop(self) -> tuple[float, float]:
+        """Returns the highest peaks, of the engine and of a worker, in GiB."""
         self._stopped.set()
-        return self._peak / 2**20
+        return self._engine_kib / 2**20, self._worker_kib / 2**20
 
     def _watch(self) -> None:
         while not self._stopped.wait(0.2):
-            for tasks in Path("/proc/self/task").iterdir():
-                with suppress(OSError):  # The thread has ended.
-                    self._peak = max([self._peak, *map(_peak_kib, (tasks / "children").read_text().split())])
+            with suppress(OSError):  # A process or a thread has ended.
+                executors = [child for process in self._engine for child in children(process)]
+                ours = [*self._engine, *executors, *children(os.getpid())]
+                self._engine_kib = max([self._engine_kib, *map(_peak_kib, ours)])
+                workers = [worker for pool in self._pools for worker in children(pool)]
+                self._worker_kib = max([self._worker_kib, *map(_peak_kib, workers)])
 
 
-def _peak_kib(process: str) -> int:
+def _peak_kib(process: int) -> int:
     with suppress(OSError, IndexError):  # It has ended.
         status = Path(f"/proc/{process}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0])
@@ -97,36 +113,64 @@ def _difference(found: pd.DataFrame, expected: pd.DataFrame) -> float:
     return float((found["score"] - expected["score"]).abs().max())
 
 
+class Comparison:
+    """Runs of the same manifest on one engine after another, each a line of the table."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace):
+        self._folder, self._options = folder, options
+        self._manifests = write_manifest(folder, CASES["uniform"](options.pairs, options.images))
+        self._expected: pd.DataFrame | None = None
+        self.is_right = True
+
+    def run(self, name: str, beam_args: list[str], engine: list[int], pools: list[int]) -> None:
+        """Runs the manifest on an engine, and prints its line."""
+        output = f"{self._folder}/{name}"
+        config = VerificationConfig(manifests=self._manifests, output=output, block_rows=self._options.block_rows)
+        try:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                measured = process.submit(measure, config, beam_args, engine, pools).result()
+        except Exception as error:
+            self.is_right = False
+            print(f"| {name} | failed: {str(error)[:300]} |", flush=True)
+            return
+        found = _read(output)
+        self._expected = found if self._expected is None else self._expected
+        difference = _difference(found, self._expected)
+        self.is_right = self.is_right and difference <= 1e-6
+        print(
+            f"| {name} | {measured.seconds:.1f} | {self._options.pairs / measured.seconds:,.0f} | {measured.launcher_gib:.2f} "
+            f"| {measured.engine_gib:.2f} | {measured.worker_gib:.2f} | {len(found):,} | {difference:.0e} |",
+            flush=True,
+        )
+
+    def run_on_cluster(self, engine: str) -> None:
+        """Starts a cluster for one run."""
+        folder = self._folder / f"{engine}-cluster"
+        folder.mkdir()
+        with running(engine, folder, [Path(sys.executable)] * 2, str(Path(__file__).resolve().parents[1])) as cluster:
+            pools = [process.pid for name, process in cluster.processes.items() if name.startswith("pool")]
+            others = [process.pid for name, process in cluster.processes.items() if not name.startswith("pool")]
+            self.run(engine.title(), [*cluster.arguments, "--parallelism=4", "--environment_cache_millis=60000"], others, pools)
+
+
 def main() -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prism", metavar="PATH", help="Prism's program; without it, only the in-process runner is measured")
+    parser.add_argument("--prism", metavar="PATH", help="Prism's program")
+    parser.add_argument("--cluster", choices=sorted(CLUSTERS), action="append", default=[])
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--block-rows", type=int, default=100_000)
     options = parser.parse_args()
-    engines: dict[str, list[str]] = {"in process": []}
-    if options.prism:
-        engines["Prism"] = ["--runner=PrismRunner", f"--prism_location={options.prism}"]
     print(_HEAD, flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        manifests = write_manifest(Path(folder), CASES["uniform"](options.pairs, options.images))
-        expected, is_same = None, True
-        for name, beam_args in engines.items():
-            output = f"{folder}/{name}"
-            config = VerificationConfig(manifests=manifests, output=output, block_rows=options.block_rows)
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                measured = process.submit(measure, config, beam_args).result()
-            found = _read(output)
-            expected = found if expected is None else expected
-            difference = _difference(found, expected)
-            is_same = is_same and difference <= 1e-6
-            print(
-                f"| {name} | {measured.seconds:.1f} | {options.pairs / measured.seconds:,.0f} | {measured.launcher_gib:.2f} "
-                f"| {measured.engine_gib:.2f} | {len(found):,} | {difference:.0e} |",
-                flush=True,
-            )
-    return 0 if is_same else 1
+        comparison = Comparison(Path(folder), options)
+        comparison.run("in process", [], [], [])
+        if options.prism:
+            comparison.run("Prism", ["--runner=PrismRunner", f"--prism_location={options.prism}"], [], [])
+        for engine in options.cluster:
+            comparison.run_on_cluster(engine)
+    return 0 if comparison.is_right else 1
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def _absolute(path: str) -> str:
 
 
 def configure_portable(options: PipelineOptions, config: VerificationConfig) -> None:
-    """Refuses what would keep a job on a portable runner from running, and has its workers kept; does nothing for other runners.
+    """Refuses what would keep a job on a portable runner from running; does nothing for other runners.
 
     Raises:
         PreflightError: With everything that is wrong.

@@ -18,7 +18,7 @@ def test_the_in_process_runner_is_measured():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("| in process"))
-    seconds, rows = (line.split("|")[column].strip() for column in (2, 6))
+    seconds, rows = (line.split("|")[column].strip() for column in (2, 7))
     assert float(seconds) > 0 and rows == "3,000"
 
 

@@ -104,6 +104,14 @@ def test_a_run_that_loses_a_worker_pool_and_a_task_manager_is_whole(cluster, sto
     assert uris.is_unique and len(uris) == 30
 
 
+def test_flink_s_address_is_asked_for(cluster, store, launcher):
+    if cluster.engine != "flink":
+        pytest.skip("only the job server for Flink does not cancel jobs")
+    arguments = [argument for argument in cluster.arguments if not argument.startswith("--flink_master")]
+    _, said = start_launcher(store, launcher, *arguments, "--check").communicate(timeout=END_S)
+    assert "Name the address of Flink with --flink_master=HOST:PORT; without it a signal cannot cancel the job." in said
+
+
 def test_a_signal_cancels_the_job(cluster, store, slow_run):
     process = slow_run()
     process.send_signal(signal.SIGTERM)
@@ -117,7 +125,7 @@ def test_a_signal_cancels_the_job(cluster, store, slow_run):
 
 @pytest.mark.parametrize("engine", ["flink", "spark"])
 def test_the_runner_of_an_engine_needs_one_command(engine, small_model, pictures, tmp_path, read_scores):
-    """The job server brings a small engine along, and workers are threads of the launcher."""
+    """The job server brings a small engine along, and alone knows its options; workers are threads of the launcher."""
     try:
         archive = fetch_job_server(engine)
     except MissingPartError as missing:
@@ -129,6 +137,7 @@ def test_the_runner_of_an_engine_needs_one_command(engine, small_model, pictures
         manifests=(str(tmp_path / "pairs.csv"),), image_root=str(pictures), model=small_model, output=str(tmp_path / "out")
     )
     runner = [f"--runner={engine.title()}Runner", f"--{engine}_job_server_jar={archive}"]
+    runner.append({"flink": "--execution_mode_for_batch=BATCH_FORCED", "spark": "--bundle_size=1000"}[engine])
     result = batchverify.run(config, runner)
     assert result.counters["rows_scored"] == 38
     batchverify.run(

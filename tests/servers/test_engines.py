@@ -18,6 +18,7 @@ import batchverify
 from batchverify.cli.main import main
 from batchverify.errors import PreflightError
 from batchverify.pipeline.keras_network import keras_loader
+from tests.support.processes import SUBPROCESS_WORKERS
 
 pytestmark = pytest.mark.engines
 
@@ -140,6 +141,42 @@ def test_paths_that_workers_cannot_reach_are_refused(beam_args, place, refusal, 
     for option, path in (("--manifest", pairs), ("--model", small_model)):
         assert f"{option} {path} lies on this machine, and {place}" in said
     assert "--output" in said
+
+
+def test_workers_of_a_cluster_are_in_containers_if_nothing_is_said(refusal, pairs):
+    said = refusal("--runner=FlinkRunner", "--flink_master=flink.example.org:8081")
+    assert f"--manifest {pairs} lies on this machine, and a worker in a container" in said
+
+
+def test_an_option_that_the_job_service_does_not_know_is_refused(refusal):
+    said = refusal("--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK", "--no_such_option=3")
+    assert "there is no option --no_such_option, and the job service at embed knows none of that name" in said
+
+
+def test_what_is_no_job_service_is_refused(refusal):
+    with socket.create_server(("localhost", 0)) as deaf:
+        endpoint = f"localhost:{deaf.getsockname()[1]}"
+        said = refusal("--runner=PortableRunner", f"--job_endpoint={endpoint}", "--environment_type=LOOPBACK")
+    assert f"--job_endpoint {endpoint} is not a job service (" in said
+
+
+def test_a_misspelt_option_is_no_option_of_an_engine(pairs, capsys):
+    job = ["--manifest", str(pairs), "--runner=PortableRunner", "--job_endpoint=embed"]
+    assert main([*job, "--outptu", "out"]) == 2
+    assert "there is no option --outptu; did you mean --output?" in capsys.readouterr().err
+
+
+def test_workers_in_another_folder_find_relative_paths(pairs, small_model, tmp_path, monkeypatch, read_scores):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(small_model, tmp_path / "model.keras")
+    config = batchverify.VerificationConfig(manifests=("pairs.csv",), model="model.keras", output="out")
+    *arguments, command = SUBPROCESS_WORKERS
+    command = command.replace("=", "=cd / && ", 1)
+    batchverify.run(config, [*arguments, command])
+    batchverify.run(dataclasses.replace(config, output="local"))
+    same = [column for column in read_scores("local").columns if column != "manifest_file"]
+    found, expected = read_scores(tmp_path / "out"), read_scores(tmp_path / "local")
+    pd.testing.assert_frame_equal(found[same], expected[same], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "version"), [("apache-beam", "2.60.0"), ("Python", "3.9"), ("batchverify", "0.0.1")])

@@ -150,7 +150,9 @@ def test_workers_elsewhere_give_what_a_local_run_gives(store, pools, cluster, la
         assert store.names("out") == [] and store.uploads() == []
         pools[1].start()
         store.proxy.clear()
-        process = start_launcher(store, launcher, *cluster)
+        store.proxy.delay_s = 0.5
+        # The job takes longer than a job service may take to answer.
+        process = start_launcher(store, launcher, *cluster, "--fetch-threads=2", "--job_server_timeout=3")
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
         scores = read_scores(store.download("out", tmp_path / "out"))
@@ -198,8 +200,10 @@ def test_prism_with_workers_elsewhere_gives_what_a_local_run_gives(prism, store,
         assert "the run failed: a " in said and "Traceback" not in said
         assert store.names("out") == [] and store.uploads() == []
         store.proxy.clear()
+        store.proxy.delay_s = 0.5
         with running(prism, tmp_path, pools[0]) as arguments:
-            process = start_launcher(store, launcher, *arguments)
+            # The job takes longer than a job server may take to answer.
+            process = start_launcher(store, launcher, *arguments, "--fetch-threads=2", "--job_server_timeout=3")
             _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
         scores = read_scores(store.download("out", tmp_path / "out"))
