@@ -189,9 +189,13 @@ def test_cloud_schedulers_request_launches_the_night(metadata):
     assert again.output == f"gs://BUCKET/scores/dt={FIRST}" and again.overwrite
 
 
-def test_the_image_has_pinned_versions_that_the_package_allows():
-    lines = (DEPLOY / "constraints.txt").read_text().splitlines()
-    pins = dict(line.split("==") for line in lines)
+@pytest.fixture(scope="module")
+def pins() -> dict[str, str]:
+    """The versions of the image's packages."""
+    return dict(line.split("==") for line in (DEPLOY / "constraints.txt").read_text().splitlines())
+
+
+def test_the_image_has_pinned_versions_that_the_package_allows(pins):
     assert all(pins.values()) and pins.keys() >= {"tensorflow", "nvidia-cudnn-cu12", "google-cloud-dataflow-client"}
     bounds = map(Requirement, importlib.metadata.requires("batchverify") or [])
     needed = [bound for bound in bounds if bound.marker is None or bound.marker.evaluate({"extra": "gcp"})]
@@ -207,9 +211,45 @@ def test_hadolint_finds_nothing_in_the_dockerfile():
     assert done.returncode == 0, done.stdout
 
 
+@pytest.fixture(scope="module", params=["kubernetes", "flink"])
+def cron_job(request) -> dict[str, Any]:
+    return dict(yaml.safe_load((DEPLOY / request.param / "cronjob.yaml").read_text()))
+
+
 @pytest.fixture(scope="module")
-def cron_job() -> dict[str, Any]:
-    return dict(yaml.safe_load((DEPLOY / "kubernetes" / "cronjob.yaml").read_text()))
+def flink_cluster() -> list[dict[str, Any]]:
+    """The Flink deployment, the job server's deployment, and its service."""
+    return list(yaml.safe_load_all((DEPLOY / "flink" / "cluster.yaml").read_text()))
+
+
+@pytest.mark.parametrize("version", ["1.31", "1.36"])
+def test_kubernetes_schema_takes_the_flink_cluster(version, flink_cluster):
+    """The schema of a Flink deployment is its operator's; the pod within it is Kubernetes' own."""
+    flink, *others = flink_cluster
+    template = flink["spec"]["taskManager"]["podTemplate"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "task-manager"}, **template}
+    for document in (pod, *others):
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_parts_of_the_flink_cluster_know_each_other(flink_cluster, pins):
+    flink, server, service = flink_cluster
+    night = yaml.safe_load((DEPLOY / "flink" / "cronjob.yaml").read_text())
+    (container,) = night["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    arguments = dict(argument.removeprefix("--").split("=", 1) for argument in container["args"])
+    rest = f"{flink['metadata']['name']}-rest:8081"
+    (job_server,) = server["spec"]["template"]["spec"]["containers"]
+    assert arguments["flink_master"] == rest and f"--flink-master={rest}" in job_server["args"]
+    assert server["spec"]["template"]["metadata"]["labels"] == service["spec"]["selector"]
+    ports = [f"{service['metadata']['name']}:{port['port']}" for port in service["spec"]["ports"]]
+    assert [arguments["job_endpoint"], arguments["artifact_endpoint"]] == ports
+    _, pool = flink["spec"]["taskManager"]["podTemplate"]["spec"]["containers"]
+    port = arguments["environment_config"].removeprefix("localhost:")
+    assert f"--service_port={port}" in pool["command"]
+    # The job server is of Beam's and of Flink's version.
+    version = flink["spec"]["flinkVersion"].removeprefix("v").replace("_", ".")
+    assert job_server["image"] == f"apache/beam_flink{version}_job_server:{pins['apache-beam']}"
+    assert flink["spec"]["image"].startswith(f"flink:{version}-")
 
 
 @pytest.mark.parametrize("version", ["1.31", "1.36"])
