@@ -5,7 +5,8 @@
 A worker pool, a task manager (in Spark, an executor) or the launcher is killed with SIGKILL. Pools and task managers are
 started again a moment later, as a supervisor would. A run that the engine can finish must hold every row once; a run that fails
 must fail in a sentence and leave nothing that looks finished; a killed launcher's job may go on, and then it must finish whole.
-The next run must be whole in any case. The exit code is 1 if it is not so. `benchmarks/clusters.py` says what a cluster takes.
+A run that neither ends nor goes on is stopped with SIGINT, which must cancel its job and leave nothing. The next run must be whole
+in any case. The exit code is 1 if it is not so. `benchmarks/clusters.py` says what a cluster takes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,7 @@ import pandas as pd
 from benchmarks.clusters import CLUSTERS, Cluster, running
 from benchmarks.faults import DEMO, FAILED, FINISHED, names, read
 
-_LONGEST_S, _RESTART_S = 600, 2.0
+_LONGEST_S, _RESTART_S = 270, 2.0
 _KEYS = ["manifest_file", "manifest_row"]
 
 
@@ -39,6 +41,7 @@ class Outcome:
         tries: Number of tries.
         finished: Number of runs that the engine finished all the same.
         failed: Number of runs that failed in a sentence and left nothing, or whose launcher and job ended without `_SUCCESS`.
+        hung: Number of runs that had not ended after a long time, and were stopped.
         lost: Number of rows that are missing in finished runs.
         doubled: Number of rows that finished runs hold more than once.
         wrong: Number of runs with other values, other exit codes, a traceback, or files left behind.
@@ -50,6 +53,7 @@ class Outcome:
     tries: int = 0
     finished: int = 0
     failed: int = 0
+    hung: int = 0
     lost: int = 0
     doubled: int = 0
     wrong: int = 0
@@ -65,7 +69,7 @@ class Outcome:
 
     def line(self) -> str:
         seconds = f"{min(self.seconds):.0f} to {max(self.seconds):.0f}" if self.seconds else ""
-        counts = [self.tries, self.finished, self.failed, self.lost, self.doubled, self.wrong]
+        counts = [self.tries, self.finished, self.failed, self.hung, self.lost, self.doubled, self.wrong]
         return f"| {self.engine} | {self.killed} | {' | '.join(map(str, counts))} | {seconds} |"
 
 
@@ -110,9 +114,9 @@ class Campaign:
         restart()
         try:
             _, said = process.communicate(timeout=_LONGEST_S)
-        except subprocess.TimeoutExpired:  # It has neither recovered nor failed.
-            process.kill()
-            outcome.wrong += 1
+        except subprocess.TimeoutExpired:
+            outcome.hung += 1
+            self._stop(process, outcome)
             return
         if process.returncode == FINISHED:
             outcome.finished += 1
@@ -123,6 +127,13 @@ class Campaign:
             outcome.wrong += process.returncode != FAILED or "Traceback" in said or bool(names(self._output))
             print(said[-600:], file=sys.stderr)
             self._run_again(outcome)
+
+    def _stop(self, process: subprocess.Popen[str], outcome: Outcome) -> None:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        outcome.wrong += process.returncode != 128 + signal.SIGINT or bool(names(self._output) or self.cluster.active_jobs())
+        print(said[-600:], file=sys.stderr)
+        self._run_again(outcome)
 
     def _kill_launcher(self, process: subprocess.Popen[str], outcome: Outcome) -> None:
         process.kill()
