@@ -5,8 +5,8 @@
 A worker pool, a task manager (in Spark, an executor) or the launcher is killed with SIGKILL. Pools and task managers are
 started again a moment later, as a supervisor would. A run that the engine can finish must hold every row once; a run that fails
 must fail in a sentence and leave nothing that looks finished; a killed launcher's job may go on, and then it must finish whole.
-A run that neither ends nor goes on is stopped with SIGINT, which must cancel its job and leave nothing. The next run must be whole
-in any case. The exit code is 1 if it is not so. `benchmarks/clusters.py` says what a cluster takes.
+A run that neither ends nor goes on is stopped with SIGINT, which must cancel its job and leave nothing. The next run must be
+whole in any case. The exit code is 1 if it is not so. `benchmarks/clusters.py` says what a cluster takes.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class Campaign:
 
     def __init__(self, cluster: Cluster, folder: Path, tries: int):
         self.cluster, self.folder, self.tries, self.random = cluster, folder, tries, random.Random(0)
+        self._number = 0
         demo = pd.read_csv(DEMO / "demo.csv", dtype=str, keep_default_na=False)
         for side in ("left", "right"):
             demo[side] = [f"{DEMO}/{name}" if name else "" for name in demo[side]]
@@ -94,7 +95,8 @@ class Campaign:
         """Returns the line of the table for one part of the cluster."""
         outcome = Outcome(self.cluster.engine, killed)
         while outcome.tries < self.tries:
-            process, submitted = self._submit("--overwrite")
+            self._number += 1
+            process, submitted = self._submit()
             time.sleep(self.random.uniform(0, self.seconds))
             if process.poll() is not None:  # It was faster than the undisturbed run, and has ended.
                 continue
@@ -166,7 +168,7 @@ class Campaign:
 
     @property
     def _output(self) -> Path:
-        return self.folder / "out"
+        return self.folder / f"out-{self._number}"
 
     def _command(self, output: Path, *more: str) -> list[str]:
         words = ["--manifest", str(self.manifest), "--output", str(output), "--block-rows", "500"]
@@ -188,7 +190,7 @@ def main() -> int:
     parser.add_argument("--tries", type=int, default=5)
     parser.add_argument("--kill", choices=["worker pool", "task manager", "launcher"], action="append")
     options = parser.parse_args()
-    columns = ["engine", "killed", "tries", "finished", "failed", "lost", "doubled", "wrong", "seconds"]
+    columns = ["engine", "killed", "tries", "finished", "failed", "hung", "lost", "doubled", "wrong", "seconds"]
     lines, is_right = [], True
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "cluster").mkdir()
