@@ -140,11 +140,10 @@ def profile_message(profile: dict[str, Any]) -> str:
     longest = sorted(((seconds[name], name) for name in seconds if name not in _IN_THREADS), reverse=True)
     shares = ", ".join(f"{name} {spent / wall:.0%}" for spent, name in longest if spent >= wall / 200)
     threads = ", ".join(f"{name} {seconds[name]:,.1f} s" for name in _IN_THREADS)
-    idle = profile["device_idle_share"]
-    return (
-        f"{wall:,.1f} s, {profile['images_per_second']:,.0f} images/s, {profile['rows_per_second']:,.0f} rows/s: {shares}\n"
-        f"          in threads meanwhile: {threads}" + (f"; the device was idle for {idle:.0%}" if idle is not None else "")
-    )
+    rates = f"{profile['images_per_second']:,.0f} images/s, {profile['rows_per_second']:,.0f} rows/s"
+    idle = f"; the device was idle for {profile['device_idle_share']:.0%}" if profile["device_idle_share"] is not None else ""
+    first = f"{wall:,.1f} s, {rates}" + (f": {shares}" if shares else "")
+    return f"{first}\n          in threads meanwhile: {threads}{idle}"
 
 
 def identity_message(summary: dict[str, Any]) -> str:

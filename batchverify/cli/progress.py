@@ -60,7 +60,7 @@ class _LogLines:
     def __call__(self, totals: dict[str, float], images: int, rows: int) -> None:
         encoded, scored = _progress_counts(totals)
         rate = self._rate.update(encoded)
-        if time.monotonic() < self._next:
+        if time.monotonic() < self._next or not encoded + scored:  # Workers elsewhere count nothing here.
             return
         self._next += _LOG_EVERY_S
         _LOG.info("%s", format_progress(totals, max(images, encoded), max(rows, scored), rate))

@@ -8,12 +8,14 @@ import pty
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
 import batchverify
 from batchverify.cli.main import main
-from batchverify.cli.progress import format_progress
+from batchverify.cli.messages import profile_message
+from batchverify.cli.progress import format_progress, watcher
 from batchverify.temporary_folder import temporary_folder
 from batchverify.worker_stats import COUNTS, SECONDS, WorkerStats, read_totals
 
@@ -106,3 +108,23 @@ def test_a_line_says_how_far_and_how_long():
     said = format_progress(totals, images=10_000, rows=20_000, rate=50.0)
     assert "1,000 of 10,000 (10%), 100 failed, 50/s, about 3 min left" in said
     assert "50 of 20,000 (0%)" in said
+
+
+def test_a_log_has_no_lines_while_no_worker_on_this_machine_has_counted_anything(monkeypatch, caplog):
+    monkeypatch.setattr("batchverify.cli.progress._LOG_EVERY_S", 0.0)
+    caplog.set_level(logging.INFO, logger="batchverify")
+    with ExitStack() as stack:
+        watch = watcher(stack)
+        nothing = dict.fromkeys((*COUNTS, *SECONDS), 0.0)
+        watch(nothing, 100, 200)
+        assert caplog.messages == []
+        watch(nothing | {"images_encoded": 10.0}, 100, 200)
+    assert caplog.messages[0].startswith("Images encoded: 10 of 100 (10%)")
+
+
+def test_times_that_nobody_measured_are_left_out():
+    profile = {
+        "wall_seconds": 46.1, "seconds": dict.fromkeys(SECONDS, 0.0), "images_per_second": 2.0, "rows_per_second": 3.0,
+        "device_idle_share": None,
+    }  # fmt: skip
+    assert profile_message(profile).splitlines()[0] == "46.1 s, 2 images/s, 3 rows/s"

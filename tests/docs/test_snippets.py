@@ -25,7 +25,7 @@ PAGES = [*TOP_LEVEL, "deploy/README.md", "benchmarks/README.md", "benchmarks/SCA
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 SUBCOMMANDS = ("doctor", "report", "convert", "train")
 # The example of CONTRIBUTING.md, which does not exist.
-FOREIGN = {"--max-match-rate"}
+FOREIGN = {"--max-match-rate", "--number-of-execution-retries"}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 
 
@@ -213,7 +213,7 @@ def options() -> set[str]:
 @pytest.mark.parametrize("page", [page for page in PAGES if "benchmarks/" not in page])
 def test_each_option_in_the_text_exists(page, options):
     prose = re.sub(r"^```.*?^```$", "", read(page), flags=re.M | re.S)
-    others = re.compile(r"python -m benchmarks|pip |mkdocs |pytest|systemctl ")
+    others = re.compile(r"python -m (benchmarks|apache_beam)|pip |mkdocs |pytest|systemctl ")
     code = [text for text in re.findall(r"`([^`]+)`", prose) if not others.match(text)]
     named = {option for text in code for option in OPTION.findall(text)}
     assert not {option for option in named if option.replace("_", "-") not in options}
