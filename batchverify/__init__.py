@@ -19,6 +19,7 @@ _EXPORTS = {
     "BatchverifyError": "errors",
     "JobDetachedError": "errors",
     "Limit": "config",
+    "ManifestMissingError": "errors",
     "PreflightError": "errors",
     "RunError": "errors",
     "RunResult": "pipeline.run",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # The same names for type checkers, which cannot follow the t
     from batchverify.config import VerificationConfig as VerificationConfig
     from batchverify.errors import BatchverifyError as BatchverifyError
     from batchverify.errors import JobDetachedError as JobDetachedError
+    from batchverify.errors import ManifestMissingError as ManifestMissingError
     from batchverify.errors import PreflightError as PreflightError
     from batchverify.errors import RunError as RunError
     from batchverify.pipeline.run import RunResult as RunResult

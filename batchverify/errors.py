@@ -32,6 +32,10 @@ class PreflightError(BatchverifyError, ValueError):
         super().__init__("\n".join(self.problems))
 
 
+class ManifestMissingError(PreflightError):
+    """A manifest is not there, and nothing else is wrong; where others write it, it may be late."""
+
+
 class UnsuitableModelError(PreflightError):
     """The model is none of image pairs, whatever the user may say about it."""
 

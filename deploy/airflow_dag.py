@@ -43,7 +43,8 @@ def batchverify():
         if done.returncode in FINAL:
             raise AirflowFailException(f"exit code {done.returncode}: {FINAL[done.returncode]}")
         if done.returncode:
-            raise RuntimeError(f"exit code {done.returncode}: the run failed, and left nothing; Airflow tries again")
+            why = "the manifest is not there yet" if done.returncode == 75 else "the run failed, and left nothing"
+            raise RuntimeError(f"exit code {done.returncode}: {why}; Airflow tries again")
 
     score("{{ ds }}")
 

@@ -13,4 +13,5 @@ class ExitCode(enum.IntEnum):
     REFUSED = 2
     GATE_NOT_MET = 3
     NOT_SANE = 3
+    MANIFEST_MISSING = 75  # EX_TEMPFAIL of sysexits.h: try again later.
     INTERRUPTED = 130

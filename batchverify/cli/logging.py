@@ -31,6 +31,8 @@ def quieten_libraries() -> None:
 
 def _is_unreported(record: logging.LogRecord) -> bool:
     """Returns False for a traceback that Beam logs for a failure which the program reports in a sentence of its own."""
+    if record.module == "portable_runner":  # The messages of a job service, such as traces of Java; the last one is reported.
+        return False
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, (RunError, PreflightError, OSError)) and not _REPORTED_FAILURE.search(record.getMessage())
 

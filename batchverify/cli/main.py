@@ -14,7 +14,7 @@ from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.logging import quieten_libraries
 from batchverify.cli.streams import configure_streams, flush_streams, print_text
 from batchverify.cli.subcommands import JOB, SUBCOMMANDS, load_subcommand
-from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError, RunError
+from batchverify.errors import ManifestMissingError, OpenQuestion, OpenQuestionError, PreflightError, RunError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_error(problem)
         if isinstance(error, OpenQuestionError):
             print_text(_completed_commands(name, arguments, error.questions), to_stderr=True)
-        return ExitCode.REFUSED
+        is_late = name == JOB and isinstance(error, ManifestMissingError)
+        return ExitCode.MANIFEST_MISSING if is_late else ExitCode.REFUSED
     except RunError as error:
         _print_error(f"the run failed: {error}" if name == JOB else str(error))
         return ExitCode.FAILED
@@ -48,7 +49,7 @@ def run_as_process() -> NoReturn:
         signal.signal(number, _stop)
     code = main()
     flush_streams()
-    if code in (ExitCode.FAILED, ExitCode.REFUSED):
+    if code in (ExitCode.FAILED, ExitCode.REFUSED, ExitCode.MANIFEST_MISSING):
         # The runner may have threads that wait for ever for a worker that is gone, and Arrow one that still reads a manifest.
         os._exit(code)
     sys.exit(code)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchverify.config import VerificationConfig
-from batchverify.errors import PreflightError, short_reason
+from batchverify.errors import ManifestMissingError, PreflightError, short_reason
 from batchverify.io.filesystem import list_files, walk_folders
 from batchverify.manifest.columns import (
     SEPARATORS,
@@ -41,14 +41,17 @@ def plan_manifest(config: VerificationConfig, sample: int = 12) -> Manifest:
     With `config.limit`, only the columns are read of files and row groups beyond the limit.
 
     Raises:
+        ManifestMissingError: If files are missing, and there is no other mistake.
         PreflightError: With one sentence for each mistake.
     """
-    paths, problems = _match(config)
+    paths, missing, problems = _match(config)
     files, file_problems = _inspect_files(paths, config)
     schema, disagreements = unify_schemas(files)
     label_column, (spellings, differing) = find_label_column(schema.names, config), unify_spellings(files)
     if problems := [*problems, *file_problems, *disagreements, *differing]:
-        raise PreflightError(problems)
+        raise PreflightError([*missing, *problems])
+    if missing:
+        raise ManifestMissingError(missing)
     _warn_of_names(schema.names)
     if label_column and spellings[0] != COMMON_SPELLING:
         _LOG.info("Labels: in column '%s', %s.", label_column, spellings[0])
@@ -111,14 +114,14 @@ def _sample_uris(files: list[FileInspection], config: VerificationConfig, count:
     return tuple(uris[:count].to_pylist())
 
 
-def _match(config: VerificationConfig) -> tuple[list[str], list[str]]:
-    """Returns the paths that the patterns match, each file once, and a sentence for each pattern that matches none.
+def _match(config: VerificationConfig) -> tuple[list[str], list[str], list[str]]:
+    """Returns the paths that the patterns match, each file once, sentences for patterns that match none, and other problems.
 
     A folder stands for the manifest files in it and in its folders. Spark and Hive write such folders, with files of their own
     whose names begin with an underscore or a dot.
     """
     paths: dict[str, str] = {}  # By what each path leads to: a file may be named twice, in two spellings or by a link.
-    problems = []
+    missing, problems = [], []
     for pattern in config.manifests:
         try:
             matches = [] if os.path.isdir(pattern) else list_files(pattern)
@@ -130,12 +133,12 @@ def _match(config: VerificationConfig) -> tuple[list[str], list[str]]:
             )
             continue
         if not matches and os.path.isdir(pattern):
-            problems.append(f"--manifest {pattern}: the folder has no file that ends in {_ENDINGS_IN_WORDS}; name its files.")
+            missing.append(f"--manifest {pattern}: the folder has no file that ends in {_ENDINGS_IN_WORDS}; name its files.")
         elif not matches:
-            problems.append(f"--manifest {pattern}: there is no such file; check the path.")
+            missing.append(f"--manifest {pattern}: there is no such file; check the path.")
         for path in sorted(matches):
             paths.setdefault(_target_of(path), path)
-    return list(paths.values()), problems + _not_utf8(paths.values())
+    return list(paths.values()), missing, problems + _not_utf8(paths.values())
 
 
 def _manifests_in(folders: str, config: VerificationConfig) -> list[str]:

@@ -36,8 +36,14 @@ _WORKER_EXITED = "Worker subprocess exited"
 _POLLING_THREAD = "poll_for_job_completion"
 # The name of Beam's thread that reads the messages of a job service; the run itself reports that the service has gone.
 _READING_THREAD = "wait_until_finish_read"
-# Prism's words for a worker that died.
-_PRISM_LOST_WORKER = "SDK worker disconnected"
+# The words of Prism, and of Flink and Spark, for a worker that died.
+_LOST_WORKER_WORDS = (
+    WORKER_DIED,
+    "SDK worker disconnected",
+    "CANCELLED: call already cancelled",
+    "CANCELLED: client cancelled",
+    "No client connected within timeout",
+)
 _LOST_WORKER = "a worker process died, killed or out of memory; its own log says why, and the run can be started again."
 _POLL_INTERVAL_S = 0.25
 # A runner that is connected to a worker notices its end at once. A runner that waits for a worker to connect never does.
@@ -241,7 +247,8 @@ def _root_cause(error: BaseException) -> str:
     text = re.sub(r" \[while running.*", "", text, flags=re.S)
     if match := _last(rf"(?:{RunError.__name__}|{PreflightError.__name__}): (.+)", text):
         return match
-    if WORKER_DIED in text or _PRISM_LOST_WORKER in text:
+    text = re.sub(r"^Pipeline \S+ failed in state FAILED: ", "", text)
+    if any(words in text for words in _LOST_WORKER_WORDS):
         return _LOST_WORKER
     if match := _last(r"\[Errno \d+\] (.+)", text):
         return f"{match}; check --output, its free space, and the space for temporary files."

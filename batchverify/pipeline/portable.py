@@ -34,7 +34,6 @@ from batchverify.uris import is_remote
 _LOG = logging.getLogger(__name__)
 _ANSWER_S = 10.0
 _CANCEL_S = 15.0
-_KEEP_WORKERS_MS = 60_000
 _LONGEST_JOB_S = 30 * 86_400
 _THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")
 _REMEDIES = {
@@ -73,8 +72,6 @@ def configure_portable(options: PipelineOptions, config: VerificationConfig) -> 
         problems = [*_find_unknown_options(options)]
     if problems:
         raise PreflightError(problems)
-    # Flink and Spark would end their workers after each step, and start others, which import and load everything again.
-    portable.environment_cache_millis = portable.environment_cache_millis or _KEEP_WORKERS_MS
     engine = find_engine(options) if portable.job_endpoint else None
     if engine and engine.is_flink and not engine.flink_master:
         _LOG.warning("Name the address of Flink with --flink_master=HOST:PORT; without it a signal cannot cancel the job.")

@@ -44,7 +44,6 @@ def test_a_run_says_what_it_did(demo, tmp_path, command):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--manifest", "none.csv", "--output", "{out}"], "none.csv: there is no such file"),
         (["--manifest", "x", "--outptu", "{out}"], "no option --outptu; did you mean --output?"),
         (["--manifest", "x", "--output", "{out}", "--runer=y"], "no option --runer; did you mean --runner?"),
         (["--manifest", "x"], "--output is missing"),
@@ -62,6 +61,26 @@ def test_a_mistake_is_a_sentence_and_writes_nothing(arguments, told, demo, tmp_p
     code, _, err = command(*(argument.format(out=output, demo=demo / "demo.csv") for argument in arguments))
     assert code == 2 and told in err and "Traceback" not in err
     assert not output.exists()
+
+
+@pytest.mark.parametrize("names", [["none.csv"], ["empty"], ["none.csv", "empty"], ["pairs.csv", "none*.csv"]])
+def test_a_manifest_that_is_not_there_ends_with_a_code_of_its_own(names, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pairs.csv").write_text("left,right\na.png,b.png\n")
+    code, _, err = command(*(word for name in names for word in ("--manifest", name)), "--output", "out")
+    assert code == 75 and "Traceback" not in err
+    assert ("there is no such file" in err) == any("none" in name for name in names)
+    assert ("the folder has no file that ends in" in err) == ("empty" in names)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_that_is_not_there_is_not_waited_for_where_another_mistake_was_made(tmp_path, command):
+    (tmp_path / "bad.csv").write_text("left,wrong\na.png,b.png\n")
+    code, _, err = command(
+        "--manifest", tmp_path / "bad.csv", "--manifest", tmp_path / "none.csv", "--output", tmp_path / "out"
+    )  # fmt: skip
+    assert code == 2 and "there is no such file" in err and "bad.csv" in err
 
 
 @pytest.mark.slow
