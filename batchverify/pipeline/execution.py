@@ -44,6 +44,13 @@ _LOST_WORKER_WORDS = (
     "CANCELLED: client cancelled",
     "No client connected within timeout",
 )
+# The words of Flink and Spark for a worker pool that does not answer.
+_NO_POOL_WORDS = ("StatusRuntimeException: UNAVAILABLE", "java.net.ConnectException")
+_NO_POOL = (
+    "a worker pool does not answer; check that one runs beside each task manager, at the address in --environment_config."
+)
+# What Java puts before the words of an error, such as `java.io.IOException: `.
+_JAVA_CLASS = re.compile(r"\b(?:[a-z]\w*\.)+[A-Z]\w*(?:Exception|Error): ")
 _LOST_WORKER = "a worker process died, killed or out of memory; its own log says why, and the run can be started again."
 _POLL_INTERVAL_S = 0.25
 # A runner that is connected to a worker notices its end at once. A runner that waits for a worker to connect never does.
@@ -250,6 +257,9 @@ def _root_cause(error: BaseException) -> str:
     text = re.sub(r"^Pipeline \S+ failed in state FAILED: ", "", text)
     if any(words in text for words in _LOST_WORKER_WORDS):
         return _LOST_WORKER
+    if any(words in text for words in _NO_POOL_WORDS):
+        return _NO_POOL
+    text = _JAVA_CLASS.sub("", text)
     if match := _last(r"\[Errno \d+\] (.+)", text):
         return f"{match}; check --output, its free space, and the space for temporary files."
     if match := _last(r'details = "(.+?)"', text):

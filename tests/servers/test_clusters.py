@@ -104,6 +104,21 @@ def test_a_run_that_loses_a_worker_pool_and_a_task_manager_is_whole(cluster, sto
     assert uris.is_unique and len(uris) == 30
 
 
+def test_a_run_whose_worker_pools_are_gone_fails_in_a_sentence(cluster, store, slow_run):
+    process = slow_run()
+    for number in range(2):
+        cluster.kill(f"pool-{number}")
+    _, said = process.communicate(timeout=END_S)
+    for number in range(2):
+        cluster.start(f"pool-{number}")
+    assert process.returncode == 1, said
+    (failure,) = (line for line in said.splitlines() if line.startswith("batchverify: "))
+    words = ("a worker pool does not answer; check that one runs", "a worker process died")
+    assert any(failure.startswith(f"batchverify: the run failed: {cause}") for cause in words)
+    assert "Traceback" not in said and "\tat " not in said
+    assert cluster.active_jobs() == 0 and store.names("out") == []
+
+
 def test_flink_s_address_is_asked_for(cluster, store, launcher):
     if cluster.engine != "flink":
         pytest.skip("only the job server for Flink does not cancel jobs")
