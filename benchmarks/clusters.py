@@ -195,6 +195,10 @@ class Cluster:
 
     def __init__(self, folder: Path, pythons: Sequence[Path], modules: str = ""):
         self.folder, self._pythons, self._modules = folder, pythons, modules
+        temporary = folder / "tmp"
+        temporary.mkdir()
+        # Java does not look at TMPDIR.
+        self._surroundings = {"JAVA_TOOL_OPTIONS": f"-Djava.io.tmpdir={temporary}", "SPARK_LOCAL_DIRS": str(temporary)}
         self._commands: dict[str, tuple[list[str], dict[str, str], Path]] = {}
         self.processes: dict[str, subprocess.Popen] = {}
         self._job_server = fetch_job_server(self.engine)
@@ -233,7 +237,12 @@ class Cluster:
         command, environment, folder = self._commands[name]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command, env=os.environ | environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=os.environ | self._surroundings | environment,
+                cwd=folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def workers(self, number: int) -> list[int]:
@@ -325,14 +334,13 @@ class FlinkCluster(Cluster):
             "io.tmp.dirs": f"{self.folder}/tmp",
             "cluster.evenly-spread-out-slots": "true",
             "restart-strategy.type": "fixed-delay",
-            "restart-strategy.fixed-delay.attempts": 10,
+            "restart-strategy.fixed-delay.attempts": 30,
             "restart-strategy.fixed-delay.delay": "2 s",
             "heartbeat.timeout": "20000",
             **{f"taskmanager.memory.{name}.{bound}": f"{size}m" for name, size in memory.items() for bound in bounds[name]},
         }
         folder = self.folder / "conf"
         folder.mkdir()
-        (self.folder / "tmp").mkdir()
         (folder / "config.yaml").write_text("".join(f"{name}: {value}\n" for name, value in settings.items()))
         (folder / "log4j.properties").write_text(
             "rootLogger.level = INFO\nrootLogger.appenderRef.console.ref = C\nappender.console.name = C\n"

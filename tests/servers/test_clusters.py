@@ -139,12 +139,13 @@ def test_a_signal_cancels_the_job(cluster, store, slow_run):
 
 
 @pytest.mark.parametrize("engine", ["flink", "spark"])
-def test_the_runner_of_an_engine_needs_one_command(engine, small_model, pictures, tmp_path, read_scores):
+def test_the_runner_of_an_engine_needs_one_command(engine, small_model, pictures, tmp_path, monkeypatch, read_scores):
     """The job server brings a small engine along, and alone knows its options; workers are threads of the launcher."""
     try:
         archive = fetch_job_server(engine)
     except MissingPartError as missing:
         pytest.skip(str(missing))
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", f"-Djava.io.tmpdir={tmp_path}")  # Java does not look at TMPDIR.
     names = [f"p{number}.png" for number in range(10)]
     pairs = pd.DataFrame({"left": [*names, *names, *names, *names][:38], "right": (names[1:] + names) * 2})
     pairs.to_csv(tmp_path / "pairs.csv", index=False)
