@@ -28,9 +28,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts files with slow tests first, so that at the end no worker waits long for another one."""
-    marks = {"servers", "workers", "benchmarks", "processes", "slow"}
-    slow = {item.path for item in items if marks & {mark.name for mark in item.iter_markers()}}
-    items.sort(key=lambda item: item.path not in slow)
+    slow = {"servers", "workers", "benchmarks", "processes", "slow"}
+    ranks = {item.path: 2 for item in items}
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        ranks[item.path] = min(ranks[item.path], 0 if "engines" in marks else 1 if marks & slow else 2)
+    items.sort(key=lambda item: ranks[item.path])
 
 
 @pytest.fixture(scope="session")
