@@ -282,7 +282,9 @@ class Cluster:
     def _add_job_server(self, argument: str, environment: dict[str, str]) -> None:
         ports = [f"--job-port={self._port}", f"--artifact-port={_free_port()}", f"--expansion-port={_free_port()}"]
         where = ["--job-host=localhost", *ports, f"--artifacts-dir={self.folder}/artifacts"]
-        self._add("job-server", ["java", "-Xmx768m", "-jar", str(self._job_server), *where, argument], environment)
+        # Spark's own four failures of a task are soon over where a worker pool is not there for half a minute.
+        java = ["java", "-Xmx768m", "-Dspark.task.maxFailures=200"]
+        self._add("job-server", [*java, "-jar", str(self._job_server), *where, argument], environment)
 
     def _start_pool(self, number: int, python: Path) -> None:
         folder = self.folder / f"pool-{number}"
