@@ -22,7 +22,7 @@ import sys
 import time
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ _OPENED = [
 ]
 _JAVA = ["java", *(f"--add-opens={package}=ALL-UNNAMED" for package in _OPENED)]
 _POOL_PORT = 50000
-_FETCH_S, _START_S = 900, 120
+_FETCH_S, _START_S, _END_S = 900, 120, 10
+_BRIDGES = itertools.count()  # Numbers that make the names of networks unique.
 
 
 class MissingPartError(Exception):
@@ -142,8 +143,8 @@ class Bridge:
     def __init__(self, hosts: int):
         if shutil.which("ip") is None or os.geteuid() != 0:
             raise MissingPartError("network namespaces take Linux' ip command and root")
-        number = os.getpid() % 250
-        self._name, subnet = f"bv{os.getpid()}", f"10.{number}.{int(time.monotonic() * 10) % 250}"
+        number = next(_BRIDGES)
+        self._name, subnet = f"bv{os.getpid()}x{number}", f"10.{os.getpid() % 250}.{number % 250}"
         self.address, self.hosts = f"{subnet}.1", [f"{subnet}.{host + 2}" for host in range(hosts)]
         try:
             self._make()
@@ -173,13 +174,18 @@ class Bridge:
         return ["ip", "netns", "exec", f"{self._name}-{number}"]
 
     def close(self) -> None:
+        """Deletes the network; a namespace can be deleted when the last process that saw it has ended."""
         for number in range(len(self.hosts)):
-            subprocess.run(["ip", "netns", "del", f"{self._name}-{number}"], capture_output=True)
+            space = f"{self._name}-{number}"
+            deadline = time.monotonic() + _END_S
+            while Path("/run/netns", space).exists() and time.monotonic() < deadline:
+                if subprocess.run(["ip", "netns", "del", space], capture_output=True).returncode:
+                    time.sleep(0.2)
         subprocess.run(["ip", "link", "del", self._name], capture_output=True)
 
 
 class Cluster:
-    """An engine's processes, each of which can be killed and started again.
+    """An engine's processes, each of which can be killed and started again; a context that starts and stops them.
 
     Args:
         folder: A folder for settings, logs and temporary files.
@@ -189,6 +195,9 @@ class Cluster:
     Attributes:
         arguments: Beam's arguments for a run on the cluster.
         address: The address that all machines reach; a store for them listens there.
+
+    Raises:
+        MissingPartError: If a program or a right that the cluster needs cannot be had, here or where the context begins.
     """
 
     engine = ""
@@ -249,12 +258,12 @@ class Cluster:
         """Returns the process ids of the Python workers of a machine."""
         return children(self.processes[f"pool-{number}"].pid)
 
-    def kill_machine(self, number: int) -> None:
+    def kill_task_manager(self, number: int) -> None:
         """Kills what does the engine's work on a machine; Spark starts it again by itself."""
         self.kill(f"task-manager-{number}")
 
-    def restart_machine(self, number: int) -> None:
-        """Starts what `kill_machine` has killed, as the machine's own supervisor would."""
+    def restart_task_manager(self, number: int) -> None:
+        """Starts what `kill_task_manager` has killed, as the machine's own supervisor would."""
         self.start(f"task-manager-{number}")
 
     def active_jobs(self) -> int:
@@ -279,12 +288,10 @@ class Cluster:
         self._commands[name] = ([*within, *command], environment, folder or self.folder)
         self.start(name)
 
-    def _add_job_server(self, argument: str, environment: dict[str, str]) -> None:
+    def _add_job_server(self, argument: str, environment: dict[str, str], *java: str) -> None:
         ports = [f"--job-port={self._port}", f"--artifact-port={_free_port()}", f"--expansion-port={_free_port()}"]
         where = ["--job-host=localhost", *ports, f"--artifacts-dir={self.folder}/artifacts"]
-        # Spark's own four failures of a task are soon over where a worker pool is not there for half a minute.
-        java = ["java", "-Xmx768m", "-Dspark.task.maxFailures=200"]
-        self._add("job-server", [*java, "-jar", str(self._job_server), *where, argument], environment)
+        self._add("job-server", ["java", "-Xmx768m", *java, "-jar", str(self._job_server), *where, argument], environment)
 
     def _start_pool(self, number: int, python: Path) -> None:
         folder = self.folder / f"pool-{number}"
@@ -310,11 +317,11 @@ class FlinkCluster(Cluster):
         java = [*_JAVA, f"-Dlog4j.configurationFile={settings}/log4j.properties", "-cp", f"{archives}/*"]
         main = "org.apache.flink.runtime"
         manager = [f"{main}.entrypoint.StandaloneSessionClusterEntrypoint", "--configDir", str(settings)]
-        self._add("job-manager", [*java[:1], "-Xmx512m", *java[1:], *manager], where)
+        self._add("job-manager", [*java, "-Xmx512m", *manager], where)
         for number, host in enumerate(self._bridge.hosts):
             runner = [f"{main}.taskexecutor.TaskManagerRunner", "--configDir", str(settings), f"-Dtaskmanager.host={host}"]
             heap = ["-Xmx512m", "-XX:MaxDirectMemorySize=640m"]
-            self._add(f"task-manager-{number}", [*java[:1], *heap, *java[1:], *runner], where, number)
+            self._add(f"task-manager-{number}", [*java, *heap, *runner], where, number)
         master = f"{self.address}:{self._rest}"
         self._add_job_server(f"--flink-master={master}", {})
         self.arguments.append(f"--flink_master={master}")
@@ -377,7 +384,8 @@ class SparkCluster(Cluster):
             worker = ["org.apache.spark.deploy.worker.Worker", "--host", host, "--cores", "2", "--memory", "1500m"]
             place = ["--work-dir", str(self.folder / f"work-{number}"), master]
             self._add(f"task-manager-{number}", [*java, *worker, *place], local | {"SPARK_LOCAL_IP": host}, number)
-        self._add_job_server(f"--spark-master-url={master}", local)
+        # Spark gives a job up after four failures of a task, which are soon over while a worker pool starts again.
+        self._add_job_server(f"--spark-master-url={master}", local, "-Dspark.task.maxFailures=200")
 
     def _is_ready(self) -> bool:
         workers = _ask(f"http://{self.address}:{self._web}/json/").get("workers", [])
@@ -386,11 +394,11 @@ class SparkCluster(Cluster):
     def active_jobs(self) -> int:
         return len(_ask(f"http://{self.address}:{self._web}/json/")["activeapps"])
 
-    def kill_machine(self, number: int) -> None:
+    def kill_task_manager(self, number: int) -> None:
         for executor in children(self.processes[f"task-manager-{number}"].pid):
             os.kill(executor, signal.SIGKILL)
 
-    def restart_machine(self, number: int) -> None:
+    def restart_task_manager(self, number: int) -> None:
         pass  # The worker has started another executor.
 
 
@@ -428,14 +436,3 @@ def _wait_until(is_true: Callable[[], bool], what: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"after {_START_S} s it is still not so that {what}")
         time.sleep(0.2)
-
-
-@contextlib.contextmanager
-def running(engine: str, folder: Path, pythons: Sequence[Path], modules: str = "") -> Iterator[Cluster]:
-    """Starts a cluster, and stops it at the end; see `Cluster`.
-
-    Raises:
-        MissingPartError: If one of its programs cannot be had.
-    """
-    with CLUSTERS[engine](folder, pythons, modules) as cluster:
-        yield cluster

@@ -19,13 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.clusters import CLUSTERS, Cluster, running
-from benchmarks.faults import DEMO, FAILED, FINISHED, names, read
+from benchmarks.clusters import CLUSTERS, Cluster
+from benchmarks.faults import FAILED, FINISHED, names, read, write_pairs
 
 _LONGEST_S, _RESTART_S = 270, 2.0
 _KEYS = ["manifest_file", "manifest_row"]
@@ -79,11 +78,8 @@ class Campaign:
     def __init__(self, cluster: Cluster, folder: Path, tries: int):
         self.cluster, self.folder, self.tries, self.random = cluster, folder, tries, random.Random(0)
         self._number = 0
-        demo = pd.read_csv(DEMO / "demo.csv", dtype=str, keep_default_na=False)
-        for side in ("left", "right"):
-            demo[side] = [f"{DEMO}/{name}" if name else "" for name in demo[side]]
         self.manifest = folder / "pairs.csv"
-        pd.concat([demo] * 20).to_csv(self.manifest, index=False)
+        write_pairs(self.manifest)
         subprocess.run(self._command(folder / "local"), check=True, capture_output=True)
         self.expected = read(folder / "local")
         process, submitted = self._submit()
@@ -110,10 +106,14 @@ class Campaign:
 
     def _kill_part(self, killed: str, process: subprocess.Popen[str], submitted: float, outcome: Outcome) -> None:
         machine = self.random.randrange(2)
-        kill, restart = self._ways(killed, machine)
-        kill()
-        time.sleep(_RESTART_S)
-        restart()
+        if killed == "task manager":
+            self.cluster.kill_task_manager(machine)
+            time.sleep(_RESTART_S)
+            self.cluster.restart_task_manager(machine)
+        else:
+            self.cluster.kill(f"pool-{machine}")
+            time.sleep(_RESTART_S)
+            self.cluster.start(f"pool-{machine}")
         try:
             _, said = process.communicate(timeout=_LONGEST_S)
         except subprocess.TimeoutExpired:
@@ -160,12 +160,6 @@ class Campaign:
         else:
             print(said[-600:], file=sys.stderr)
 
-    def _ways(self, killed: str, machine: int) -> tuple[Callable[[], None], Callable[[], None]]:
-        cluster = self.cluster
-        if killed == "task manager":
-            return lambda: cluster.kill_machine(machine), lambda: cluster.restart_machine(machine)
-        return lambda: cluster.kill(f"pool-{machine}"), lambda: cluster.start(f"pool-{machine}")
-
     @property
     def _output(self) -> Path:
         return self.folder / f"out-{self._number}"
@@ -194,7 +188,7 @@ def main() -> int:
     lines, is_right = [], True
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "cluster").mkdir()
-        with running(options.engine, Path(folder) / "cluster", [Path(sys.executable)] * 2) as cluster:
+        with CLUSTERS[options.engine](Path(folder) / "cluster", [Path(sys.executable)] * 2) as cluster:
             campaign = Campaign(cluster, Path(folder), options.tries)
             for killed in options.kill or ["worker pool", "task manager", "launcher"]:
                 outcome = campaign.run(killed)

@@ -27,7 +27,7 @@ from pathlib import Path
 import pandas as pd
 
 from batchverify.config import VerificationConfig
-from benchmarks.clusters import CLUSTERS, children, running
+from benchmarks.clusters import CLUSTERS, children
 from benchmarks.shuffle import run_null, write_manifest
 from benchmarks.skew import CASES
 
@@ -147,7 +147,7 @@ class Comparison:
         """Starts a cluster for one run."""
         folder = self._folder / f"{engine}-cluster"
         folder.mkdir()
-        with running(engine, folder, [Path(sys.executable)] * 2, str(Path(__file__).resolve().parents[1])) as cluster:
+        with CLUSTERS[engine](folder, [Path(sys.executable)] * 2, str(Path(__file__).resolve().parents[1])) as cluster:
             pools = [process.pid for name, process in cluster.processes.items() if name.startswith("pool")]
             others = [process.pid for name, process in cluster.processes.items() if not name.startswith("pool")]
             self.run(engine.title(), [*cluster.arguments, "--parallelism=4", "--environment_cache_millis=60000"], others, pools)

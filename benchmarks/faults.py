@@ -94,11 +94,8 @@ class Campaign:
     def __init__(self, folder: Path, tries: int):
         self.folder, self.tries = folder, tries
         self.random = random.Random(0)
-        demo = pd.read_csv(DEMO / "demo.csv", dtype=str, keep_default_na=False)
-        self.manifest, self.rows = folder / "pairs.csv", 20 * len(demo)
-        for side in ("left", "right"):
-            demo[side] = [f"{DEMO}/{name}" if name else "" for name in demo[side]]
-        pd.concat([demo] * 20).to_csv(self.manifest, index=False)
+        self.manifest = folder / "pairs.csv"
+        self.rows = write_pairs(self.manifest)
         started = time.monotonic()
         self.run(folder / "undisturbed")
         self.seconds = time.monotonic() - started
@@ -307,6 +304,16 @@ class Campaign:
         for number in range(count):
             outcome.tries += 1
             yield number
+
+
+def write_pairs(manifest: Path) -> int:
+    """Writes the demo's pairs twenty times, with absolute paths, and returns the number of rows."""
+    demo = pd.read_csv(DEMO / "demo.csv", dtype=str, keep_default_na=False)
+    for side in ("left", "right"):
+        demo[side] = [f"{DEMO}/{name}" if name else "" for name in demo[side]]
+    pairs = pd.concat([demo] * 20)
+    pairs.to_csv(manifest, index=False)
+    return len(pairs)
 
 
 def names(output: Path) -> set[str]:

@@ -14,7 +14,8 @@ from batchverify.errors import PreflightError
 
 _FILE_URI = re.compile("file://(localhost(?=/))?", re.IGNORECASE)
 
-_PORTABLE_RUNNER = re.compile(r"^(--runner=)?(Portable|Flink|Spark)Runner$", re.IGNORECASE)
+# The runners whose job services have options that Beam does not know.
+_PORTABLE_RUNNER = re.compile(r"(--runner=)?(Portable|Flink|Spark)Runner", re.IGNORECASE)
 
 # No option of ours begins like that.
 _DASHED_VALUE = re.compile(r"-[\d.]")
@@ -65,7 +66,8 @@ class Parser(argparse.ArgumentParser):
             PreflightError: if an option is neither ours nor Beam's nor may be the runner's, or a value is wrong.
         """
         beams = _beam_option_names() if self._unknown(argv) else []
-        self._refuse_unknown([word for word in argv if not self._may_be_runners(word, argv)], beams)
+        is_portable = any(map(_PORTABLE_RUNNER.fullmatch, argv))
+        self._refuse_unknown([word for word in argv if not is_portable or self._is_like_ours(word)], beams)
         options, rest = self.parse_known_args(argv)
         self._refuse_rest(rest)
         return options, _respell(rest, beams)
@@ -113,10 +115,9 @@ class Parser(argparse.ArgumentParser):
         if unknown := self._unknown(argv, beams):
             raise PreflightError([self._unknown_option(name, beams) for name in unknown])
 
-    def _may_be_runners(self, argument: str, argv: Sequence[str]) -> bool:
-        name = argument.partition("=")[0]
-        is_portable = any(_PORTABLE_RUNNER.search(word) for word in argv)
-        return is_portable and not difflib.get_close_matches(_hyphenate(name), self.option_names(), 1, 0.75)
+    def _is_like_ours(self, argument: str) -> bool:
+        """Returns whether an argument is one of our options, or may be one that is misspelt."""
+        return bool(difflib.get_close_matches(_hyphenate(argument.partition("=")[0]), self.option_names(), 1, 0.75))
 
     def _unknown_option(self, name: str, beams: Sequence[str]) -> str:
         ours = self.option_names()

@@ -193,8 +193,7 @@ def _find_local_paths(options: PipelineOptions, config: VerificationConfig) -> I
 def _place_of_workers(options: PipelineOptions) -> str | None:
     """Returns where the workers are, if they do not share this machine's files, or None."""
     portable = options.view_as(PortableOptions)
-    kind, where = portable.environment_type, portable.environment_config
-    kind = kind or _default_environment(options)
+    kind, where = portable.environment_type or _default_environment(options), portable.environment_config
     if kind == "DOCKER":
         return "a worker in a container (--environment_type=DOCKER)"
     if kind == "EXTERNAL" and where and where.rpartition(":")[0] not in _THIS_MACHINE:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import batchverify
-from benchmarks.clusters import MissingPartError, fetch_job_server, running
+from benchmarks.clusters import CLUSTERS, MissingPartError, fetch_job_server
 from tests.servers.conftest import REPOSITORY
 from tests.support.object_stores import s3_store
 from tests.support.workers_elsewhere import assert_as_local, make_environment, start_launcher, write_input
@@ -36,7 +36,7 @@ def cluster(request, tmp_path_factory, sdist, launcher):
         pythons.append(folder / str(number) / "venv" / "bin" / "python")
     with ExitStack() as stack:
         try:
-            cluster = stack.enter_context(running(request.param, folder, pythons))
+            cluster = stack.enter_context(CLUSTERS[request.param](folder, pythons))
         except MissingPartError as missing:
             pytest.skip(str(missing))
         yield cluster
@@ -88,8 +88,8 @@ def test_a_run_that_loses_a_worker_pool_and_a_task_manager_is_whole(cluster, sto
     cluster.kill("pool-0")
     cluster.start("pool-0")
     time.sleep(2)
-    cluster.kill_machine(1)
-    cluster.restart_machine(1)
+    cluster.kill_task_manager(1)
+    cluster.restart_task_manager(1)
     store.proxy.delay_s = 0
     _, said = process.communicate(timeout=END_S)
     assert process.returncode == 0, said
