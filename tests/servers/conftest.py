@@ -9,9 +9,9 @@ from pathlib import Path
 import apache_beam as beam
 import pytest
 
-import batchverify
+from benchmarks.clusters import cache_folder
+from tests.support.workers_elsewhere import REPOSITORY
 
-REPOSITORY = Path(batchverify.__file__).parents[1]
 PRISM = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{beam.__version__}"
 BUILD_S = 600
 
@@ -19,7 +19,7 @@ BUILD_S = 600
 @pytest.fixture(scope="session")
 def prism() -> str:
     """Prism's program of Beam's version, built once for each machine; skips where Go or its modules cannot be had."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "batchverify-tests" / f"prism-{beam.__version__}"
+    cache = cache_folder() / f"prism-{beam.__version__}"
     if not (cache / "prism").exists():
         if shutil.which("go") is None:
             pytest.skip("Prism is built with Go, which is not installed")

@@ -11,9 +11,8 @@ import pytest
 
 import batchverify
 from benchmarks.clusters import CLUSTERS, MissingPartError, fetch_job_server
-from tests.servers.conftest import REPOSITORY
 from tests.support.object_stores import s3_store
-from tests.support.workers_elsewhere import assert_as_local, make_environment, start_launcher, write_input
+from tests.support.workers_elsewhere import REPOSITORY, assert_as_local, make_environment, start_launcher, write_input
 
 pytestmark = pytest.mark.engines
 END_S = 400
