@@ -36,7 +36,12 @@ def prism() -> str:
 @pytest.fixture(scope="session")
 def sdist(tmp_path_factory) -> Path:
     """The source distribution that setup.py makes."""
-    folder = tmp_path_factory.mktemp("sdist")
+    folder, source = tmp_path_factory.mktemp("sdist"), tmp_path_factory.mktemp("source")
+    # setup.py writes beside itself, so that two that run at once in one folder fail: each has a copy.
+    for path in REPOSITORY.iterdir():
+        if path.is_file():
+            shutil.copy(path, source)
+    shutil.copytree(REPOSITORY / "batchverify", source / "batchverify", ignore=shutil.ignore_patterns("__pycache__"))
     steps = ["-q", "egg_info", "--egg-base", str(folder), "sdist", "--dist-dir", str(folder)]
-    subprocess.run([sys.executable, "setup.py", *steps], cwd=REPOSITORY, check=True, capture_output=True)
+    subprocess.run([sys.executable, "setup.py", *steps], cwd=source, check=True, capture_output=True)
     return next(folder.glob("*.tar.gz"))
