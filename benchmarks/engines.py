@@ -1,12 +1,14 @@
-"""The shuffles of a job on Beam's engines: seconds and memory beside the in-process runner's, and whether rows are the same.
+"""A job on Beam's engines: seconds and memory beside the in-process runner's, and whether rows are the same.
 
     python -m benchmarks.engines --prism PATH --cluster flink --cluster spark
     python -m benchmarks.engines --prism PATH --pairs 1000000 --images 50000 --block-rows 100000
+    python -m benchmarks.engines --prism PATH --cluster flink --cluster spark --photos --pairs 6000
 
 A null network takes the place of the model, so that the figures are the engine's: what the shuffles carry through it, and what
-it holds. Each run has a process of its own. On Prism the workers are threads of the launcher; a cluster of two machines (see
-`benchmarks/clusters.py`) has worker processes. Peak memory is that of the launcher, of the largest process of the engine and of
-the largest worker. The exit code is 1 if an engine fails, or its rows are not those of the in-process runner.
+it holds. With `--photos` the whole job runs instead: JPEG photos of 250×250, in pairs shaped as those of the LFW protocol,
+through the embedded network. Each run has a process of its own. On Prism the workers are threads of the launcher; a cluster of
+two machines (see `benchmarks/clusters.py`) has worker processes. Peak memory is that of the launcher, of the largest process of
+the engine and of the largest worker. The exit code is 1 if an engine fails, or its rows are not those of the in-process runner.
 """
 
 from __future__ import annotations
@@ -26,10 +28,13 @@ from pathlib import Path
 
 import pandas as pd
 
+import batchverify
 from batchverify.config import VerificationConfig
 from benchmarks.clusters import CLUSTERS, children
 from benchmarks.shuffle import run_null, write_manifest
 from benchmarks.skew import CASES
+from benchmarks.speed.images import ensure_images
+from benchmarks.speed.manifests import PAIRS, build_pairs
 
 _HEAD = (
     "| engine | seconds | rows/s | peak GiB, launcher | peak GiB, engine | peak GiB, worker | rows | largest difference |\n|"
@@ -54,18 +59,22 @@ class Measured:
     worker_gib: float
 
 
-def measure(config: VerificationConfig, beam_args: list[str], engine: list[int], pools: list[int]) -> Measured:
-    """Runs the shuffles once in this process.
+def measure(config: VerificationConfig, is_null: bool, beam_args: list[str], engine: list[int], pools: list[int]) -> Measured:
+    """Runs the job once in this process.
 
     Args:
         config: The configuration.
+        is_null: Whether a null network takes the place of the model.
         beam_args: Beam's arguments.
         engine: The ids of the engine's processes, if it runs already.
         pools: The ids of the processes that start workers.
     """
     peak = _PeakMemory(engine, pools)
     started = time.perf_counter()
-    run_null(config, shared=not beam_args, beam_args=beam_args or ["--runner=FnApiRunner"])
+    if is_null:
+        run_null(config, shared=not beam_args, beam_args=beam_args or ["--runner=FnApiRunner"])
+    else:
+        batchverify.run(config, beam_args)
     seconds = time.perf_counter() - started
     return Measured(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, *peak.stop())
 
@@ -100,6 +109,14 @@ def _peak_kib(process: int) -> int:
     return 0
 
 
+def _write_photos(folder: Path, count: int) -> tuple[str, ...]:
+    """Writes photos and a manifest shaped as that of the LFW protocol, and returns its path."""
+    pairs = build_pairs("lfw", count / PAIRS, seed=0)
+    manifest = folder / "photos.parquet"
+    pairs.write(manifest, ensure_images(folder, (250, 250), pairs.images, seed=0))
+    return (str(manifest),)
+
+
 def _read(output: str) -> pd.DataFrame:
     rows = pd.read_parquet(output, columns=["manifest_file", "manifest_row", "score"])
     return rows.sort_values(["manifest_file", "manifest_row"], ignore_index=True)
@@ -118,7 +135,11 @@ class Comparison:
 
     def __init__(self, folder: Path, options: argparse.Namespace):
         self._folder, self._options = folder, options
-        self._manifests = write_manifest(folder, CASES["uniform"](options.pairs, options.images))
+        self._manifests = (
+            _write_photos(folder, options.pairs)
+            if options.photos
+            else write_manifest(folder, CASES["uniform"](options.pairs, options.images))
+        )
         self._expected: pd.DataFrame | None = None
         self.is_right = True
 
@@ -128,7 +149,7 @@ class Comparison:
         config = VerificationConfig(manifests=self._manifests, output=output, block_rows=self._options.block_rows)
         try:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                measured = process.submit(measure, config, beam_args, engine, pools).result()
+                measured = process.submit(measure, config, not self._options.photos, beam_args, engine, pools).result()
         except Exception as error:
             self.is_right = False
             print(f"| {name} | failed: {str(error)[:300]} |", flush=True)
@@ -158,6 +179,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prism", metavar="PATH", help="Prism's program")
     parser.add_argument("--cluster", choices=sorted(CLUSTERS), action="append", default=[])
+    parser.add_argument("--photos", action="store_true", help="the whole job, with photos and the embedded network")
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--block-rows", type=int, default=100_000)
