@@ -227,6 +227,8 @@ class ScoringConfig(ModelConfig):
             `unavailable`.
         fetch_threads: The number of images that one worker process fetches and decodes at the same time; None means one for
             each core, or 16 where images lie in a store, because those threads wait more than they work.
+        stranger_pairs: The number of pairs of images that are drawn at random from the run and compared; 0 for none.
+        subject_columns: The columns that name the subject of the left and of the right image, such as a person; None without.
         accelerator: The GPU of each Dataflow worker that encodes: a type, or a whole resource hint (see `accelerator_hint`).
     """
 
@@ -242,11 +244,14 @@ class ScoringConfig(ModelConfig):
     on_nan: str = "fail"
     image_timeout: float = 60.0
     fetch_threads: int | None = None
+    stranger_pairs: int = 100_000
+    subject_columns: tuple[str, str] | None = None
     accelerator: str | None = None
 
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
         yield from self._problems_of_limits()
+        yield from self._problems_of_strangers()
         yield from self._problems_of_accelerator()
         yield from self._problems_of_columns()
 
@@ -260,6 +265,13 @@ class ScoringConfig(ModelConfig):
                 yield f"{_option(name)} is {getattr(self, name)}; give at least 1."
         if (self.fetch_threads or 0) > _MAX_FETCH_THREADS:
             yield f"--fetch-threads is {self.fetch_threads}; give {_MAX_FETCH_THREADS} at most."
+
+    def _problems_of_strangers(self) -> Iterator[str]:
+        if not 0 <= self.stranger_pairs <= _MAX_STRANGER_PAIRS:
+            yield f"--stranger-pairs is {self.stranger_pairs}; give a number from 0, for none, to {_MAX_STRANGER_PAIRS:,}."
+        if self.subject_columns is not None and (len(self.subject_columns) != 2 or not all(self.subject_columns)):
+            names = " ".join(f"'{name}'" for name in self.subject_columns)
+            yield f"--subject-columns is {names}; name two columns, of the left and of the right image's subject."
 
     def _problems_of_accelerator(self) -> Iterator[str]:
         if self.accelerator is None:
@@ -297,6 +309,7 @@ class VerificationConfig(ScoringConfig):
         limit: The number of rows to score, from the start of the manifest in the order of its files; None scores all.
         baseline: The run directory, or the `_summary.json`, of an earlier run to compare this run with.
         baseline_optional: Whether to continue without a baseline where `baseline` holds no finished run.
+        max_stranger_matches: The limit on matches among pairs drawn at random; above it the exit code is 3.
         max_drift: The limit on the population stability index of the scores against the baseline's; above it the exit code
             is 3.
         embeddings: The directory of an embedding store; an image that it holds and that has not changed is not encoded again.
@@ -318,6 +331,7 @@ class VerificationConfig(ScoringConfig):
     limit: int | None = None
     baseline: str | None = None
     baseline_optional: bool = False
+    max_stranger_matches: Limit | None = None
     max_drift: float | None = None
     embeddings: str | None = None
     embeddings_version: str = "stat"
@@ -330,6 +344,11 @@ class VerificationConfig(ScoringConfig):
         yield from self._problems_of_rows()
         yield from self._problems_of_baseline()
         yield from self._problems_of_embeddings()
+
+    def _problems_of_strangers(self) -> Iterator[str]:
+        yield from super()._problems_of_strangers()
+        if self.max_stranger_matches is not None and self.stranger_pairs == 0:
+            yield "--max-stranger-matches needs strangers, and --stranger-pairs is 0; leave one of them out."
 
     def _problems_of_paths(self) -> Iterator[str]:
         if isinstance(self.manifests, str) or not self.manifests:
@@ -388,6 +407,7 @@ def _is_scale(pixels: str) -> bool:
 
 # One model runs on one GPU, so a run with more GPUs has more workers.
 _MAX_FETCH_THREADS = 1024
+_MAX_STRANGER_PAIRS = 1_000_000  # Half of the pairs that the drawn images can make.
 _ACCELERATOR = re.compile(r"[a-z][a-z0-9-]*|type:[a-z][a-z0-9-]*;count:1(;[A-Za-z0-9:._-]+)*")
 
 

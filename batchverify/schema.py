@@ -80,6 +80,11 @@ def output_schema(manifest: pa.Schema, metadata: Mapping[str, str] | None = None
     return pa.schema(fields, {f"batchverify.{key}": value for key, value in (metadata or {}).items()})
 
 
+def is_match(scores: np.ndarray, threshold: float) -> np.ndarray:
+    """Returns which float32 `scores` are matches, bool `(n,)`. No other place defines what a match is."""
+    return scores >= np.float32(threshold)
+
+
 def category(codes: np.ndarray, names: tuple[enum.StrEnum, ...]) -> pa.DictionaryArray:
     """Returns `dictionary<string>` for `codes`, int8 positions in `names`."""
     return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), pa.array([str(name) for name in names]))

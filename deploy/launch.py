@@ -1,8 +1,8 @@
 """What the launcher of the Flex Template runs: it turns the template's parameters into batchverify's arguments.
 
-A parameter has a value even where batchverify's option is a flag. Cloud Scheduler sends the same parameters every night, so
-{day} stands for the day of the parameter `day`, or today in UTC, and {day_before} for the day before it. The workers get the
-same image as the launcher.
+A parameter has one value, even where batchverify's option is a flag or takes two values, which a comma separates. Cloud
+Scheduler sends the same parameters every night, so {day} stands for the day of the parameter `day`, or today in UTC, and
+{day_before} for the day before it. The workers get the same image as the launcher.
 """
 
 import datetime
@@ -24,9 +24,12 @@ def arguments(parameters: Sequence[str], image: str | None, today: datetime.date
     days = {"{day}": str(day), "{day_before}": str(day - datetime.timedelta(1))}
     if image:
         values.setdefault("--sdk_container_image", image)
-    flags = {option for action in make_parser()._actions if action.nargs == 0 for option in action.option_strings}
+    number_of_values = {option: action.nargs for action in make_parser()._actions for option in action.option_strings}
     for name, value in values.items():
-        if name.replace("_", "-") not in flags:
+        number = number_of_values.get(name.replace("_", "-"))
+        if number == 2:
+            converted += [name.replace("_", "-"), *value.split(",", 1)]
+        elif number != 0:
             converted.append(f"{name}={re.sub('|'.join(days), lambda word: days[word[0]], value)}")
         elif value == "true":
             converted.append(name)

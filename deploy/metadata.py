@@ -19,6 +19,7 @@ _REGEXES = {
     "max_failed_rows": r"[0-9]+|[0-9]*\.?[0-9]+%", "max_identity_faults": r"[0-9]+|[0-9]*\.?[0-9]+%",
     "image_size": r"[0-9]+(x[0-9]+)?", "match_column": "[01]", "custom_object": ".+=.+",
     "accelerator": r"[a-z][a-z0-9-]*|type:[a-z][a-z0-9-]*;count:1(;[A-Za-z0-9:._-]+)*",
+    "max_stranger_matches": r"[0-9]+|[0-9]*\.?[0-9]+%", "subject_columns": "[^,]+,[^,]+",
     "label_column": ".*", "fold_column": ".*",
 }  # fmt: skip
 _DAY = {
@@ -46,7 +47,7 @@ def _describe(action: argparse.Action) -> dict[str, Any]:
     return {
         "name": name,
         "label": name.replace("_", " ").capitalize(),
-        "helpText": _sentence((action.help or "") % vars(action)),
+        "helpText": _sentence((action.help or "") % vars(action) + (", separated by a comma" if action.nargs == 2 else "")),
         "isOptional": name not in ("manifest", "output"),
         "regexes": [f"^({_regex(name, action)})$"],
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from batchverify.cli.streams import print_text
 from batchverify.errors import printable
+from batchverify.evaluation.strangers import CAUSES, FEW_MATCH, MANY_MATCH, REMEDY, describe_mates, describe_rate
 from batchverify.evaluation.traits import describe_traits
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from batchverify.training.history import Epoch, History
     from batchverify.training.session import TrainingPlan
 
+_INDENT = 10 * " "
 # The parts of a run that other threads do while the run waits for them.
 _IN_THREADS = ("fetch", "decode", "encode")
 # The impostor pairs that it takes to show a false match rate, times that rate: 3 for less than it, 30 for the rate itself.
@@ -33,9 +36,9 @@ def print_run(message: str) -> None:
     from rich.text import Text
 
     text = Text(message)
-    text.highlight_regex(r"(?m)^[A-Z][a-z]+(?=  )", "bold")
+    text.highlight_regex(r"(?m)^[A-Z][a-z]+(?= )", "bold")
     text.highlight_words(["SANE."], "bold green")
-    text.highlight_words(["FAULT.", "NOT CHECKED."], "bold red")
+    text.highlight_words(["FAULT.", "NOT CHECKED.", "NOT TRUSTWORTHY:"], "bold red")
     console = Console(soft_wrap=True, highlight=False)
     with console.capture() as capture:  # On a stream that nobody reads, rich would end the program with exit code 1.
         console.print(text)
@@ -57,6 +60,8 @@ def run_message(output: str, summary: dict[str, Any]) -> str:
         lines.append("Baseline  " + baseline_message(baseline))
     if profile := summary.get("profile"):
         lines.append("Time      " + profile_message(profile))
+    if strangers := summary["strangers"]:
+        lines.append("Strangers " + strangers_message(strangers))
     lines.append("Identity  " + identity_message(summary))
     lines.append(f"Files     {output}/scores-*.parquet, {output}/_summary.json, {output}/_report.html")
     return "\n".join(lines)
@@ -124,12 +129,14 @@ def baseline_message(baseline: dict[str, Any]) -> str:
 
     match_rates = [f"{rate:.2%}" if rate is not None else "none" for rate in baseline["match_rate"]]
     failures = [f"{now - before:+,} {status}" for status, (before, now) in baseline["failures"].items() if now != before]
+    strangers = [f"{rate:.2%}" for rate in baseline["strangers_match_rate"] if rate is not None]
+    drawn = f"; of strangers {strangers[0]} before, {strangers[1]} now" if len(strangers) == 2 else ""
     model = "ANOTHER MODEL" if baseline["model_changed"] else "the same model"
     threshold_before, threshold_now = baseline["threshold"]
     threshold = f"; threshold {threshold_before:g} before, {threshold_now:g} now" if threshold_before != threshold_now else ""
     message = (
         f"against {baseline['path']}: {describe_shift(baseline['psi'])}, with {model}{threshold};\n"
-        f"          matches {match_rates[0]} before, {match_rates[1]} now; failures {', '.join(failures) or 'as before'}"
+        f"          matches {match_rates[0]} before, {match_rates[1]} now{drawn}; failures {', '.join(failures) or 'as before'}"
     )
     return printable(message, keep="\n")  # Another program may have written the earlier summary.
 
@@ -155,10 +162,40 @@ def identity_message(summary: dict[str, Any]) -> str:
     scores = low if low == high else f"{low} to {high}"
     if identity["images_below_threshold"] or identity["outscored"]:
         return _identity_fault_message(summary, scores)
+    if (summary["strangers"] or {}).get("verdict") == MANY_MATCH:
+        return (
+            f"Each of {compared:,} images was compared with itself and scored {scores}, as it should;\n"
+            "          but that makes no score trustworthy while strangers match."
+        )
     return (
         f"SANE. Each of {compared:,} images was compared with itself and scored {scores};\n"
         "          none fell below the threshold, and no pair scored higher than its own images do."
     )
+
+
+def strangers_message(strangers: dict[str, Any]) -> str:
+    """Returns how many images that were drawn at random match, and what that means."""
+    rate = describe_rate(strangers)
+    if strangers["verdict"] == MANY_MATCH:
+        return "\n".join(
+            [
+                f"NOT TRUSTWORTHY: {rate}.",
+                _paragraph(
+                    "Seen:",
+                    "images that have nothing to do with each other pass as the same. "
+                    f"The limit is {strangers['limit']}; --max-stranger-matches sets another.",
+                ),
+                _paragraph("Why:", CAUSES),
+                _paragraph("Do:", REMEDY),
+            ]
+        )
+    if strangers["verdict"] == FEW_MATCH:
+        return f"{rate}.\n" + textwrap.fill(describe_mates(strangers), 110, initial_indent=_INDENT, subsequent_indent=_INDENT)
+    return f"Not judged: there are too few images. {rate[0].upper()}{rate[1:]}."
+
+
+def _paragraph(title: str, text: str) -> str:
+    return textwrap.fill(text, 110, initial_indent=f"{_INDENT}{title:<7}", subsequent_indent=f"{_INDENT}       ")
 
 
 def _identity_fault_message(summary: dict[str, Any], scores: str) -> str:

@@ -134,6 +134,10 @@ def add_decision_options(parser: argparse.ArgumentParser) -> None:
         group, "--on-nan", choices=ON_NAN,
         help="a score that is not a number fails the run, or the row is kept without a score",
     )  # fmt: skip
+    add_option(
+        group, "--stranger-pairs", type=int, metavar="N",
+        help="number of pairs of images that are drawn at random and compared; 0 for none",
+    )  # fmt: skip
 
 
 def add_threshold_option(group: Any) -> None:
@@ -150,6 +154,7 @@ def add_gate_options(parser: argparse.ArgumentParser) -> None:
     for option, text in (
         ("--max-failed-rows", "rows without a score"),
         ("--max-identity-faults", "scored rows whose identity check is not sane"),
+        ("--max-stranger-matches", "matches among images drawn at random; the verdict takes 10%% where this is not given"),
     ):
         add_option(group, option, type=_limit, metavar="N|P%", help=f"{text}: a count, or a percentage such as 0.5%%")
     add_option(group, "--allow-empty", action="store_true", help="a run in which no row has a score is no failure")
@@ -181,6 +186,10 @@ def add_column_options(parser: argparse.ArgumentParser) -> None:
     add_option(
         group, "--fold-column", metavar="NAME",
         help="column with a benchmark's fold, for the accuracy of LFW's protocol; '' for none (default: fold, if there is one)",
+    )  # fmt: skip
+    add_option(
+        group, "--subject-columns", nargs=2, metavar=("LEFT", "RIGHT"),
+        help="columns with the subject of each image, such as a person: images of one subject are no strangers",
     )  # fmt: skip
     add_option(
         group, "--separator", type=separator_option, metavar="CHARACTER",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,8 @@ class RunStatistics:
         failures: Counts by status, without `ok`: distinct images, but for `no_uri` sides of rows, for `bad_row` rows.
         identity: `score_min`, `score_mean` and `score_max` of the identity scores, None where there is no such score;
             numbers of rows that are `below_threshold` and `outscored`.
+        strangers: Histogram of the scores of images drawn at random; empty where the run drew none.
+        stranger_match_rate: Share of them that match; None where there are none.
     """
 
     run_id: str
@@ -99,6 +101,8 @@ class RunStatistics:
     scores: np.ndarray
     failures: Mapping[str, int]
     identity: Mapping[str, float | None]
+    strangers: np.ndarray
+    stranger_match_rate: float | None
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, Any]) -> RunStatistics:
@@ -108,7 +112,7 @@ class RunStatistics:
             KeyError, TypeError, ValueError, AttributeError, ArithmeticError: if an entry is missing or impossible.
         """
         run, rows, identity = summary["run"], summary["rows"], summary["identity"]
-        scores = _total_histogram(summary["score_histograms"])
+        scores = _histogram(summary["score_histograms"], _KINDS)
         scored, matches = _count(rows.get("scored", 0)), _count(rows.get("matches", 0))
         if scores.sum() != scored or matches > scored:
             raise ValueError(f"its {scored} scored rows, {matches} matches and {scores.sum()} scores do not agree")
@@ -124,6 +128,8 @@ class RunStatistics:
                 **{name: _number(identity[name]) for name in ("score_min", "score_mean", "score_max")},
                 **{name: _count(identity.get(name, 0)) for name in ("below_threshold", "outscored")},
             },
+            strangers=_histogram(summary["score_histograms"], ("strangers",)),
+            stranger_match_rate=_number((summary.get("strangers") or {}).get("match_rate")),
         )
 
     def match_rate(self) -> float | None:
@@ -139,12 +145,15 @@ class RunStatistics:
 def compare_runs(before: RunStatistics, now: RunStatistics) -> dict[str, Any]:
     """Returns the section `baseline` of `_summary.json`, without its path. Lists are `[before, now]`; None means no score."""
     psi, ks = population_stability_index(before.scores, now.scores), kolmogorov_smirnov(before.scores, now.scores)
+    strangers_psi = population_stability_index(before.strangers, now.strangers)
     statuses = sorted({*before.failures, *now.failures})
     return {
         "run_id": before.run_id,
         "psi": None if np.isnan(psi) else psi,
         "ks": None if np.isnan(ks) else ks,
         "match_rate": [before.match_rate(), now.match_rate()],
+        "strangers_psi": None if np.isnan(strangers_psi) else strangers_psi,
+        "strangers_match_rate": [before.stranger_match_rate, now.stranger_match_rate],
         "score_mean": [before.score_mean(), now.score_mean()],
         "failures": {status: [before.failures.get(status, 0), now.failures.get(status, 0)] for status in statuses},
         "identity": {name: [before.identity[name], now.identity[name]] for name in now.identity},
@@ -179,12 +188,13 @@ def _smoothed_shares(counts: np.ndarray) -> np.ndarray:
     return shares
 
 
-def _total_histogram(histograms: Mapping[str, Any]) -> np.ndarray:
+def _histogram(histograms: Mapping[str, Any], kinds: Sequence[str]) -> np.ndarray:
+    """Returns the sum of the histograms of some kinds of scores; a summary of an older version has none of strangers."""
     if histograms["bins"] != metrics.BINS:
         raise ValueError(f"its histograms have {histograms['bins']!r} bins, not {metrics.BINS}")
     scores = np.zeros(metrics.BINS, np.int64)
-    for kind in _KINDS:
-        for position, count in histograms[kind]:
+    for kind in kinds:
+        for position, count in histograms[kind] if kind in _KINDS else histograms.get(kind, []):
             if not 0 <= _count(position) < metrics.BINS:
                 raise ValueError(f"its histograms have a bin {position}")
             scores[position] += _count(count)

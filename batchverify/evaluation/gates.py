@@ -7,7 +7,7 @@ from typing import Any
 
 from batchverify.config import Limit, VerificationConfig
 
-_DRIFT = "--max-drift"
+_DRIFT, STRANGERS = "--max-drift", "--max-stranger-matches"
 EMPTY = "--allow-empty"
 
 
@@ -18,9 +18,9 @@ class Gate:
     Attributes:
         option: The option that set the limit.
         limit: The limit as the user wrote it.
-        found: The number of rows at fault, or without a score; for `--max-drift`, the population stability index, None where
-            there is none.
-        rows: The number of rows that the limit applies to; for `--max-drift`, the number of scores.
+        found: The number of rows at fault, or without a score, or of strangers that match; for `--max-drift`, the population
+            stability index. None where there is none.
+        rows: The number of rows, or pairs of strangers, that the limit applies to; for `--max-drift`, the number of scores.
         met: Whether the value is within the limit.
     """
 
@@ -37,6 +37,10 @@ class Gate:
         if self.option == _DRIFT:
             index = "no index, as a run has no scores" if self.found is None else f"an index of {self.found:.3g}"
             return f"the drift of {self.rows:,} scores from the baseline's has {index}, where {_DRIFT} allows {self.limit}"
+        if self.option == STRANGERS and not self.rows:
+            return f"no two images could be drawn at random, so nobody knows whether {STRANGERS} {self.limit} is met"
+        if self.option == STRANGERS:
+            return f"{self.found:,} of {self.rows:,} pairs drawn at random match, where {STRANGERS} allows {self.limit}"
         return f"{self.found:,} of {self.rows:,} rows, where {self.option} allows {self.limit}"
 
 
@@ -54,6 +58,11 @@ def evaluate_gates(config: VerificationConfig, summary: dict[str, Any]) -> list[
         _evaluate_limit("--max-failed-rows", config.max_failed_rows, rows.get("failed", 0), total),
         _evaluate_limit("--max-identity-faults", config.max_identity_faults, faults, scored),
     ]
+    if config.max_stranger_matches is not None and (strangers := summary["strangers"]):
+        pairs, matches = strangers["pairs"], strangers["matches"]
+        # Without a pair, nobody knows. Such a run must not pass the gate.
+        met = pairs > 0 and config.max_stranger_matches.allows(matches, pairs)
+        gates.append(Gate(STRANGERS, str(config.max_stranger_matches), matches if pairs else None, pairs, met))
     if config.max_drift is not None and summary.get("baseline"):
         psi = summary["baseline"]["psi"]
         # Without an index, nobody knows whether the scores have drifted. A run without scores must not pass the gate.

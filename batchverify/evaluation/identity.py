@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from batchverify.schema import VERDICTS, IdentityCheck
+from batchverify.schema import VERDICTS, IdentityCheck, is_match
 
 _CODE = {verdict: code for code, verdict in enumerate(VERDICTS)}
-
-
-def is_match(scores: np.ndarray, threshold: float) -> np.ndarray:
-    """Returns which float32 `scores` are matches, bool `(n,)`. No other place defines what a match is."""
-    return scores >= np.float32(threshold)
 
 
 def check_identity(scores: np.ndarray, left: np.ndarray, right: np.ndarray, threshold: float, tolerance: float) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 
 BINS = 10_000
 FMR_TARGETS = (1e-2, 1e-3, 1e-4)
-# Scores and thresholds are compared in float32, as `identity.is_match` does.
+# Scores and thresholds are compared in float32, as `schema.is_match` does.
 _EDGES = (np.arange(BINS + 1) / BINS).astype(np.float32)
 _Z95 = 1.959963984540054  # The 97.5% quantile of the normal distribution.
 
@@ -193,8 +193,8 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
-def wilson_interval(errors: int, trials: int) -> tuple[float, float]:
-    """Returns Wilson's 95% score interval of a share."""
+def wilson_interval(errors: float, trials: float) -> tuple[float, float]:
+    """Returns Wilson's 95% score interval of a share; effective numbers of errors and trials need not be whole."""
     share, z2 = errors / trials, _Z95 * _Z95
     middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     reach = _Z95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from batchverify.config import ScoringConfig
 from batchverify.evaluation import metrics
 from batchverify.evaluation.extremes import Extremes, find_extremes
-from batchverify.evaluation.identity import is_match
+from batchverify.evaluation.strangers import Strangers
 from batchverify.manifest.labels import parse_labels
-from batchverify.schema import STATUSES, IdentityCheck, ImageStatus, ImageTraits
+from batchverify.schema import STATUSES, IdentityCheck, ImageStatus, ImageTraits, is_match
 
 SUMMARY_VERSION = 2
 KINDS = ("unlabelled", "impostor", "genuine")
@@ -49,6 +49,7 @@ class Summary:
         identity_sum: Sum of all identity scores.
         folds: Histograms of impostor and genuine pairs by fold, int64 `(2, BINS)` each; None where there are too many folds.
         extremes: The most extreme pairs of each kind.
+        strangers: The comparisons of images drawn at random; None where this part has none.
     """
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -59,6 +60,7 @@ class Summary:
     identity_sum: float = 0.0
     folds: Folds | None = dataclasses.field(default_factory=dict)
     extremes: Extremes = dataclasses.field(default_factory=Extremes)
+    strangers: Strangers | None = None
 
     @classmethod
     def merge(cls, parts: Iterable[Summary]) -> Summary:
@@ -76,6 +78,7 @@ class Summary:
             identity_sum=sum(part.identity_sum for part in parts),
             folds=_merge_folds(part.folds for part in parts),
             extremes=Extremes.merge(part.extremes for part in parts),
+            strangers=next((part.strangers for part in parts if part.strangers), None),
             **sums,
         )
 
@@ -87,6 +90,7 @@ class Summary:
             "images": self._counts_below("images"),
             "image_traits": {_trait_name(trait): self.counts[f"image_traits.{_trait_name(trait)}"] for trait in ImageTraits},
             "identity": self._identity(),
+            "strangers": self.strangers and dict(self.strangers.section),
             "failure_to_acquire": {"rate": failed.value, "interval": failed.interval},
             "error_rates": self._error_rates(threshold),
             "score_histograms": self._score_histograms(),
@@ -125,6 +129,7 @@ class Summary:
             **{kind: metrics.sparse(counts) for kind, counts in zip(KINDS, self.scores, strict=True)},
             "identity_faults": metrics.sparse(self.identity_faults),
             "identity": metrics.sparse(self.identity_scores),
+            "strangers": metrics.sparse(self.strangers.histogram) if self.strangers else [],
             "folds": self.folds
             and {
                 name: {"impostor": metrics.sparse(impostor), "genuine": metrics.sparse(genuine)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
 from apache_beam.pvalue import PCollection
 
 from batchverify.config import ScoringConfig
@@ -13,7 +12,7 @@ from batchverify.evaluation.summary import Summary, summarise_images, summarise_
 
 
 class Summarise(beam.PTransform[Any, Any]):
-    """Reduces `{"scores": tables, "images": tables}` to one `Summary`.
+    """Reduces `{"scores": tables, "images": tables, "strangers": Strangers}` to one `Summary`; `strangers` may be missing.
 
     Args:
         config: The settings of the run.
@@ -25,9 +24,12 @@ class Summarise(beam.PTransform[Any, Any]):
         super().__init__()
         self._config, self._label_column, self._fold_column = config, label_column, fold_column
 
-    def expand(self, pcolls: dict[str, PCollection[pa.Table]]) -> PCollection[Summary]:
+    def expand(self, pcolls: dict[str, PCollection[Any]]) -> PCollection[Summary]:
         columns = (self._config, self._label_column, self._fold_column)
         rows = pcolls["scores"] | "Rows" >> beam.Map(summarise_rows, *columns)
         images = pcolls["images"] | "Images" >> beam.Map(summarise_images, self._config.match_threshold())
-        summary: PCollection[Summary] = (rows, images) | beam.Flatten() | beam.CombineGlobally(Summary.merge)
+        parts = [rows, images]
+        if "strangers" in pcolls:
+            parts.append(pcolls["strangers"] | "Strangers" >> beam.Map(lambda strangers: Summary(strangers=strangers)))
+        summary: PCollection[Summary] = parts | beam.Flatten() | beam.CombineGlobally(Summary.merge)
         return summary

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchverify.config import VerificationConfig
+from batchverify.config import ScoringConfig, VerificationConfig
 from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, RESERVED_COLUMNS, is_text
 from batchverify.uris import URI_PATTERN, is_remote
 
@@ -98,6 +98,7 @@ def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) ->
         used.append(("--label-column", config.label_column))
     if config.fold_column:
         used.append(("--fold-column", config.fold_column))
+    used += [("--subject-columns", name) for name in dict.fromkeys(config.subject_columns or ())]
     for option, name in used:
         if name not in names:
             yield f"{path}: there is no column '{name}', only {quote_names(names)}; name the right one with {option}."
@@ -150,7 +151,7 @@ def _holds_labels(kind: pa.DataType) -> bool:
     return numeric or is_text(kind) or pa.types.is_null(kind)
 
 
-def find_label_column(names: list[str], config: VerificationConfig) -> str | None:
+def find_label_column(names: list[str], config: ScoringConfig) -> str | None:
     """Returns the column with labels, or None if the manifest has none."""
     if config.label_column is None:
         return DEFAULT_LABEL if DEFAULT_LABEL in names else None

@@ -12,6 +12,7 @@ import numpy as np
 
 from batchverify.config import ModelConfig, VerificationConfig
 from batchverify.errors import PreflightError
+from batchverify.schema import is_match
 
 if TYPE_CHECKING:
     from batchverify.model.identity_bound import IdentityBound
@@ -22,6 +23,8 @@ _PROBE_IMAGES = 96
 _TOLERANCE = 1e-4
 _MAX_DIFFERENCE = 1e-3
 _COLLAPSED, _NEARLY_ALL = 1e-3, 0.98
+# Strangers are judged as in a run: 20 images at least, and no more than a tenth may match.
+_STRANGERS_OF_AN_IMAGE, _LEAST_STRANGERS, _MANY_STRANGERS = 16, 20, 0.1
 _SHIFTS = (1, 2, 3, 5, 8, 13, 21)
 
 
@@ -66,6 +69,7 @@ def examine(config: ModelConfig, images: str | None = None, manifest: str | None
         "identity": {"images": source, **_measure_identity(model, embeddings)},
         "certificate": _describe_bound(bound),
         "behaviour": _measure_behaviour(model, pixels, embeddings),
+        "strangers": _measure_strangers(model, embeddings, config.match_threshold()) if uris else {},
         "embedding": _measure_saturation(embeddings) if model.facts.encodings_per_pair == 0 else {},
         "loaders": _compare_loaders(model, config, uris),
         "notes": {str(number): note for number, note in enumerate(model.facts.notes, 1)},
@@ -164,6 +168,16 @@ def _measure_behaviour(model: PairModel, pixels: np.ndarray, embeddings: np.ndar
     }
 
 
+def _measure_strangers(model: PairModel, embeddings: np.ndarray, threshold: float) -> dict[str, Any]:
+    """Compares images in a random order with those behind them; images that lie together may show the same subject."""
+    shuffled = np.random.default_rng(0).permutation(embeddings)
+    most = _STRANGERS_OF_AN_IMAGE if model.facts.encodings_per_pair == 0 else 1
+    shifts = range(1, min(most, (len(shuffled) - 1) // 2) + 1)
+    scores = np.concatenate([model.compare(shuffled, np.roll(shuffled, shift, axis=0)) for shift in shifts or [1]])
+    matches = int(np.count_nonzero(is_match(scores, threshold)))
+    return {"pairs": len(scores), "matches": matches, "match_rate": matches / len(scores)}
+
+
 def _measure_saturation(embeddings: np.ndarray) -> dict[str, Any]:
     deviation = embeddings.std(axis=0)
     return {
@@ -223,6 +237,7 @@ def _find_faults(findings: dict[str, dict[str, Any]], bound: IdentityBound, conf
             f"Every pair of different images scores within {_COLLAPSED:g} of an identity score, so the network cannot tell "
             "images apart. Check the scale of the pixels (--pixels), then the training."
         )
+    yield from _find_strangers(findings["strangers"], config.match_threshold())
     yield from _find_identity_faults(findings["identity"], behaviour, bound, config)
     yield from _find_inconsistencies(behaviour)
     constant, dimensions = (findings["embedding"].get(name, 0) for name in ("constant_dimensions", "dimensions"))
@@ -230,6 +245,15 @@ def _find_faults(findings: dict[str, dict[str, Any]], bound: IdentityBound, conf
         yield (
             f"{constant} of {dimensions} embedding dimensions have the same value for every image, so most of the embedding is "
             "unused. Check the scale of the pixels (--pixels), then the training."
+        )
+
+
+def _find_strangers(strangers: dict[str, Any], threshold: float) -> Iterator[str]:
+    if strangers and strangers["pairs"] >= _LEAST_STRANGERS and strangers["match_rate"] > _MANY_STRANGERS:
+        yield (
+            f"{strangers['matches']:,} of {strangers['pairs']:,} pairs of images drawn at random match at the threshold "
+            f"{threshold:g}. Check that the model was trained on images of this kind, the scale of the pixels (--pixels), and "
+            "the threshold; if most of these images show the same subject, give images of many."
         )
 
 

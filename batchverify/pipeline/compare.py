@@ -13,7 +13,7 @@ from apache_beam.metrics.metric import Metrics
 
 from batchverify.config import ScoringConfig
 from batchverify.errors import RunError
-from batchverify.evaluation.identity import check_identity, is_match
+from batchverify.evaluation.identity import check_identity
 from batchverify.manifest.columns import pair_uris
 from batchverify.pipeline.buckets import distinct_uris
 from batchverify.pipeline.encoded_images import OK_CODE, embedding_matrix, no_encoded_images
@@ -28,6 +28,7 @@ from batchverify.schema import (
     VERDICTS,
     ImageStatus,
     category,
+    is_match,
 )
 from batchverify.worker_stats import WorkerStats
 
@@ -179,11 +180,27 @@ def _score(left: _PairSide, right: _PairSide, images: pa.Table, network: Network
     """Returns float32 `(n,)`, NaN where an image of the pair has no embedding."""
     scores = np.full(len(left.image_row), np.nan, np.float32)
     rows = np.flatnonzero(left.is_ok() & right.is_ok())
-    embeddings = embedding_matrix(images)
+    scores[rows] = compare_in_slices(embedding_matrix(images), left.image_row[rows], right.image_row[rows], network)
+    return scores
+
+
+def compare_in_slices(embeddings: np.ndarray, left: np.ndarray, right: np.ndarray, network: Network) -> np.ndarray:
+    """Compares embeddings with each other, some thousands of pairs at a time.
+
+    Args:
+        embeddings: The embeddings, `(n, d)`.
+        left: Their positions on the left, int64 `(m,)`.
+        right: Their positions on the right, int64 `(m,)`.
+        network: The network that compares them.
+
+    Returns:
+        The scores, float32 `(m,)`.
+    """
+    scores = np.empty(len(left), np.float32)
     slice_size = max(1, min(_MAX_PAIRS_PER_SLICE, _BYTES_PER_SLICE // max(1, embeddings.itemsize * embeddings.shape[1])))
-    for start in range(0, len(rows), slice_size):
-        chosen = rows[start : start + slice_size]
-        scores[chosen] = network.compare(embeddings[left.image_row[chosen]], embeddings[right.image_row[chosen]])
+    for start in range(0, len(left), slice_size):
+        chosen = slice(start, start + slice_size)
+        scores[chosen] = network.compare(embeddings[left[chosen]], embeddings[right[chosen]])
     return scores
 
 

@@ -22,10 +22,11 @@ from batchverify.pipeline.inference_metrics import InferenceMetrics
 from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE
 from batchverify.pipeline.network import EmbeddingLookupNetwork, NetworkLoader
 from batchverify.pipeline.stored_embeddings import NextGeneration, encode_changed
+from batchverify.pipeline.strangers import DrawnImages
 from batchverify.worker_stats import WorkerStats
 
 # The tags of the outputs of `EncodeImages` beside its main output, the answers to blocks.
-IMAGES_OUTPUT, STORED_ROWS_OUTPUT = "images", "stored_rows"
+IMAGES_OUTPUT, STORED_ROWS_OUTPUT, DRAWN_OUTPUT = "images", "stored_rows", "drawn"
 # Columns of encoded images that `ComparePairs` does not need.
 _NOT_SENT = ("version", "reused", "traits")
 
@@ -39,9 +40,12 @@ class EncodeImages(beam.DoFn):
     With a store of embeddings, some of the tables of the input hold stored rows instead of URIs; they have no block. The output
     `STORED_ROWS_OUTPUT` then has the rows of the next generation of the store.
 
+    The output `DRAWN_OUTPUT` has images to compare with strangers, a `DrawnImages` for each bucket.
+
     Args:
         loader: The loader of the network.
         config: The configuration, completed by the model's sidecar.
+        buckets: The number of buckets.
         table: The table that takes the images; then the answers are empty. None to send the images in the answers.
         session: The use of a store of embeddings in this run, or None.
         stats: The counts and times of this process.
@@ -51,12 +55,14 @@ class EncodeImages(beam.DoFn):
         self,
         loader: NetworkLoader,
         config: ScoringConfig,
+        buckets: int,
         table: ImageTableLoader | None = None,
         session: EmbeddingStoreSession | None = None,
         stats: WorkerStats | None = None,
     ):
         self._loader, self._on_nan, self._table_loader = loader, config.on_nan, table
         self._session, self._stats = session, stats or WorkerStats()
+        self._buckets, self._are_drawn = buckets, config.stranger_pairs > 0
         self._encoded = Metrics.counter("batchverify", "images_encoded")
         self._reused = Metrics.counter("batchverify", "images_reused")
         self._failed = Metrics.counter("batchverify", "images_failed")
@@ -72,12 +78,15 @@ class EncodeImages(beam.DoFn):
         requests, stored = split_requests(tables)
         generation = None if self._session is None else NextGeneration(self._session, stored)
         encoded: list[pa.Table] = []
+        drawn: list[DrawnImages] = []
         chunk_size = max(1, EMBEDDING_BYTES_AT_ONCE // self._network.embedding_bytes)
         for start in range(0, len(requests.uris), chunk_size):
             images = self._encode(requests.uris.slice(start, chunk_size), stored)
             yield beam.pvalue.TaggedOutput(IMAGES_OUTPUT, images.drop_columns(["embedding"]))
             if generation is not None:
                 yield from _to_store(generation.add(images))
+            if self._are_drawn:
+                drawn.append(DrawnImages.draw(images, self._network.embedding_bytes, self._buckets))
             images = images.drop_columns([name for name in _NOT_SENT if name in images.column_names])
             if self._table is None:
                 yield from requests.answers(images, start)
@@ -86,6 +95,8 @@ class EncodeImages(beam.DoFn):
         if self._table is not None and requests.keys:
             self._table.put(bucket, encoded)
             yield from ((key, no_encoded_images()) for key in requests.keys)
+        if drawn:
+            yield beam.pvalue.TaggedOutput(DRAWN_OUTPUT, DrawnImages.merge(drawn))
         if generation is not None:
             yield from _to_store(generation.finish())
 

@@ -9,16 +9,18 @@ import pyarrow as pa
 from apache_beam.pvalue import PCollection
 
 from batchverify.config import ScoringConfig, accelerator_hint
+from batchverify.evaluation.strangers import Strangers
 from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
 from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import StoredFile
 from batchverify.pipeline.buckets import bucket_count, request_images
 from batchverify.pipeline.compare import BLOCK_TABLE, IMAGES_TABLE, ComparePairs
-from batchverify.pipeline.encode import IMAGES_OUTPUT, STORED_ROWS_OUTPUT, EncodeImages
+from batchverify.pipeline.encode import DRAWN_OUTPUT, IMAGES_OUTPUT, STORED_ROWS_OUTPUT, EncodeImages
 from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.keras_network import keras_loader
 from batchverify.pipeline.network import NetworkLoader
 from batchverify.pipeline.stored_embeddings import read_stored, write_stored
+from batchverify.pipeline.strangers import CompareStrangers, DrawnImages
 from batchverify.worker_stats import WorkerStats
 
 # The least memory of a worker that encodes on a GPU: an estimate with room to spare, not measured on Dataflow.
@@ -35,6 +37,8 @@ class Verified(NamedTuple):
         images: Tables with one row for each distinct image and the columns `uri`, `status`, `error`, `digest`, `identity`
             and `traits` (a `schema.ImageTraits`); with a store of embeddings also `version` and `reused`.
         stored_files: The files written to the store of embeddings; None without a store.
+        strangers: One element, what images drawn at random come to when they are compared; None where
+            `ScoringConfig.stranger_pairs` is 0.
 
     Examples:
         Both tables are Arrow tables, so they go to any sink that Beam has for Arrow or Parquet.
@@ -51,6 +55,7 @@ class Verified(NamedTuple):
     scores: PCollection[pa.Table]
     images: PCollection[pa.Table]
     stored_files: PCollection[StoredFile] | None = None
+    strangers: PCollection[Strangers] | None = None
 
 
 class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
@@ -116,7 +121,11 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
         if self._session is not None:
             rows = encoded[STORED_ROWS_OUTPUT]
             stored_files = rows | "WriteEmbeddings" >> beam.FlatMap(write_stored, self._session, self._stats)
-        return Verified(scores, encoded[IMAGES_OUTPUT], stored_files)
+        strangers = None
+        if config.stranger_pairs:
+            pcolls = {"drawn": encoded[DRAWN_OUTPUT], "blocks": blocks}
+            strangers = pcolls | "CompareStrangers" >> CompareStrangers(loader, config, self._stats)
+        return Verified(scores, encoded[IMAGES_OUTPUT], stored_files, strangers)
 
     def _request(self, blocks: PCollection[tuple[str, pa.Table]], config: ScoringConfig) -> PCollection[_BY_BUCKET]:
         """Returns the requests of the blocks by bucket, with the stored rows of each bucket beside them."""
@@ -138,8 +147,8 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
 
     def _encode(self, loader: NetworkLoader, config: ScoringConfig) -> Any:
         """Returns the step that encodes; what it is applied to gives the outputs of `EncodeImages` by tag."""
-        encode = beam.ParDo(EncodeImages(loader, config, self._table, self._session, self._stats))
-        outputs = {IMAGES_OUTPUT: pa.Table, STORED_ROWS_OUTPUT: pa.Table}
+        encode = beam.ParDo(EncodeImages(loader, config, self._buckets, self._table, self._session, self._stats))
+        outputs = {IMAGES_OUTPUT: pa.Table, STORED_ROWS_OUTPUT: pa.Table, DRAWN_OUTPUT: DrawnImages}
         return (
             _on_accelerator(encode, config.accelerator)
             .with_outputs(*outputs, main="answers")

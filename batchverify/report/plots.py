@@ -59,19 +59,30 @@ def score_plot(histograms: dict[str, np.ndarray], threshold: float) -> str:
 
 
 def identity_plot(
-    identity: np.ndarray, pairs: np.ndarray, faults: np.ndarray, span: tuple[float, float], threshold: float
+    identity: np.ndarray,
+    strangers: np.ndarray,
+    pairs: np.ndarray,
+    faults: np.ndarray,
+    span: tuple[float, float],
+    threshold: float,
 ) -> str:
-    """Draws a histogram of identity scores above a histogram of pair scores, in which pairs at fault are hatched.
+    """Draws histograms of the scores of images with themselves, of strangers, and of pairs; pairs at fault are hatched.
 
     Args:
         identity: Histogram of the distinct images' identity scores.
+        strangers: Histogram of the scores of images drawn at random; without any, the plot has no panel for them.
         pairs: Histogram of the scores of all pairs.
         faults: Histogram of the scores of pairs whose identity check is not sane.
         span: Lowest and highest identity score.
         threshold: The lowest score that is a match.
     """
-    with _figure(3.1) as (figure, finish):
-        above, below = figure.subplots(2, 1, sharex=True)
+    panels = 2 + bool(strangers.sum())
+    with _figure(0.3 + 1.4 * panels) as (figure, finish):
+        above, *between, below = figure.subplots(panels, 1, sharex=True)
+        for axes in between:
+            _bars(axes, strangers, IMPOSTOR)
+            title = f"Strangers: images drawn at random ({strangers.sum():,} pairs)"
+            axes.set_title(title, fontweight="bold", color=IMPOSTOR)
         _bars(above, identity, INK)
         above.set_title(f"Images compared with themselves ({identity.sum():,})", fontweight="bold")
         _bars(below, pairs, NEUTRAL)
@@ -80,15 +91,16 @@ def identity_plot(
             _bars(below, faults, FAULT, hatch="///")
             title += f", hatched: at fault ({faults.sum():,})"
         below.set_title(title, fontweight="bold", color=FAULT if faults.sum() else INK)
-        for axes in (above, below):
+        for axes in (above, *between, below):
             axes.axvline(threshold, color=INK, linestyle="--", linewidth=1.2)
             axes.axvspan(*span, color=INK, alpha=0.12, linewidth=1.5)
         _label_line(above, threshold, f"threshold {threshold:g}")
         below.set_xlabel("score")
         return finish(
             "identity",
-            f"Histogram of {int(identity.sum())} identity scores, from {span[0]:.4f} to {span[1]:.4f}, above a histogram of "
-            f"{int(pairs.sum())} pair scores, {int(faults.sum())} of them at fault.",
+            f"Histogram of {int(identity.sum())} identity scores, from {span[0]:.4f} to {span[1]:.4f}, above "
+            + (f"a histogram of the scores of {int(strangers.sum())} pairs of strangers and " if strangers.sum() else "")
+            + f"a histogram of {int(pairs.sum())} pair scores, {int(faults.sum())} of them at fault.",
         )
 
 

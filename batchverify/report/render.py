@@ -16,6 +16,7 @@ from markupsafe import Markup
 from batchverify.errors import PreflightError, RunError, printable, short_reason
 from batchverify.evaluation import metrics
 from batchverify.evaluation.drift import describe_shift
+from batchverify.evaluation.strangers import describe_mates
 from batchverify.evaluation.traits import describe_traits
 from batchverify.output.run_directory import RunDirectory
 from batchverify.report.command import format_command
@@ -23,6 +24,7 @@ from batchverify.report.verdict import format_value, judge_model, judge_run
 
 _LOG = logging.getLogger(__name__)
 _NEWEST_VERSION = 2
+_DRIFTING = ("match_rate", "strangers_match_rate", "score_mean")
 _PAIRS_PER_KIND = 10  # Three kinds are shown, so a report has at most 60 thumbnails.
 _KINDS_WITH_LABELS = ("identity_faults", "highest_impostors", "lowest_genuines")
 _KINDS_WITHOUT_LABELS = ("identity_faults", "highest_unlabelled", "lowest_unlabelled")
@@ -99,6 +101,7 @@ def render(summary: dict[str, Any]) -> str:
         "baseline": None,
         "embeddings": None,
         "image_traits": {},
+        "strangers": None,
         **summary,
     }  # Not every run has these sections.
     template = importlib.resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
@@ -117,6 +120,7 @@ def render(summary: dict[str, Any]) -> str:
         command=format_command(run),
         statuses=_statuses(summary),
         traits=describe_traits(summary["image_traits"]),
+        mates=describe_mates(summary["strangers"]) if summary["strangers"] else "",
     )  # fmt: skip
 
 
@@ -125,9 +129,9 @@ def _plots(summary: dict[str, Any]) -> dict[str, str]:
     from batchverify.report import plots
 
     rates, histograms = summary["error_rates"], summary["score_histograms"]
-    genuine, impostor, unlabelled, identity, faults = (
+    genuine, impostor, unlabelled, identity, strangers, faults = (
         metrics.dense(histograms.get(kind) or [])
-        for kind in ("genuine", "impostor", "unlabelled", "identity", "identity_faults")
+        for kind in ("genuine", "impostor", "unlabelled", "identity", "strangers", "identity_faults")
     )
     threshold, all_pairs = summary["run"]["threshold"], genuine + impostor + unlabelled
     drawn = dict.fromkeys(("scores", "identity", "det", "roc", "time"), "")
@@ -136,7 +140,7 @@ def _plots(summary: dict[str, Any]) -> dict[str, str]:
         drawn["scores"] = plots.score_plot(kinds, threshold)
     if identity.sum():
         span = summary["identity"]["score_min"], summary["identity"]["score_max"]
-        drawn["identity"] = plots.identity_plot(identity, all_pairs, faults, span, threshold)
+        drawn["identity"] = plots.identity_plot(identity, strangers, all_pairs, faults, span, threshold)
     if rates and rates["genuine"] and rates["impostor"]:
         _, fmr, fnmr = metrics.det_points(genuine, impostor)
         operating_point, pairs = (rates["fmr"], rates["fnmr"]), (rates["impostor"], rates["genuine"])
@@ -219,7 +223,7 @@ def _operating_points(rates: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _drift(baseline: dict[str, Any]) -> dict[str, Any]:
     """Returns the comparison with the baseline; each of its rows has a name, the earlier value and the present one."""
-    rows = [(name.replace("_", " "), *baseline[name]) for name in ("match_rate", "score_mean") if baseline.get(name)]
+    rows = [(name.replace("_", " "), *baseline[name]) for name in _DRIFTING if baseline.get(name)]
     for group, title in (("failures", "failed"), ("identity", "identity")):
         rows += [(f"{title}: {name.replace('_', ' ')}", *pair) for name, pair in (baseline.get(group) or {}).items()]
     return {

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from batchverify.evaluation.drift import Shift, describe_shift
-from batchverify.evaluation.gates import EMPTY, Gate
+from batchverify.evaluation.gates import EMPTY, STRANGERS, Gate
+from batchverify.evaluation.strangers import CAUSES, FEW_MATCH, MANY_MATCH, REMEDY, describe_mates, describe_rate, percent
 
 _MARKS = {"good": "✓", "warn": "!", "bad": "✗", "plain": "–"}
 _SHIFTS = {Shift.LITTLE: "good", Shift.SOME: "warn", Shift.LARGE: "bad"}
@@ -60,6 +61,7 @@ def judge_run(summary: dict[str, Any]) -> Verdict:
     identity = _judge_identity(summary)
     findings = (
         identity,
+        *_judge_strangers(summary),
         *_judge_certificate(summary),
         *_judge_gates(summary),
         *_judge_rows(summary),
@@ -72,7 +74,7 @@ def _level(summary: dict[str, Any], findings: tuple[Finding, ...]) -> str:
     levels = {finding.level for finding in findings}
     if not summary["rows"].get("total", 0):
         return "warn"
-    if findings[0].level == "bad" or not _gates_met(summary):
+    if findings[0].level == "bad" or _too_many_match(summary) or not _gates_met(summary):
         return "bad"
     return "warn" if levels & {"warn", "bad"} else "good"
 
@@ -84,6 +86,8 @@ def _headline(summary: dict[str, Any], identity: Finding) -> str:
         return "Don’t trust these scores: the model fails the identity check."
     if identity.level == "warn":
         return "Nothing could be judged: no image could be read."
+    if _too_many_match(summary):
+        return f"Don’t trust these scores: {percent(summary['strangers']['match_rate'])} of strangers match."
     if not _gates_met(summary):
         return "The model is sane, but a limit that you set is not met."
     if failed := summary["rows"].get("failed", 0):
@@ -123,6 +127,27 @@ def _judge_identity(summary: dict[str, Any]) -> Finding:
     )
 
 
+def _too_many_match(summary: dict[str, Any]) -> bool:
+    return (summary.get("strangers") or {}).get("verdict") == MANY_MATCH
+
+
+def _judge_strangers(summary: dict[str, Any]) -> Iterator[Finding]:
+    strangers = summary.get("strangers")
+    if not strangers:
+        return
+    rate, mates = describe_rate(strangers), describe_mates(strangers)
+    if strangers["verdict"] == MANY_MATCH:
+        yield Finding(
+            "bad",
+            f"Too many strangers match: {rate}. The limit is {strangers['limit']}. Likely causes: {CAUSES} "
+            f"What to do: {REMEDY}",
+        )
+    elif strangers["verdict"] == FEW_MATCH:
+        yield Finding("good", f"Few strangers match: {rate}. Without labels, this estimates the false match rate. {mates}")
+    else:
+        yield Finding("plain", f"Strangers were not judged, because there are too few images: {rate}.")
+
+
 def _judge_certificate(summary: dict[str, Any]) -> Iterator[Finding]:
     certificate = summary["run"].get("certificate")
     if certificate and certificate["holds"] is False and not summary["identity"]["outscored"]:
@@ -142,6 +167,8 @@ def judge_model(summary: dict[str, Any]) -> Finding:
     identity, certificate = _judge_identity(summary), summary["run"].get("certificate")
     if identity.level == "warn":
         return Finding("warn", "Unknown: no image could be encoded.")
+    if identity.level == "good" and _too_many_match(summary):
+        return Finding("bad", "Not trustworthy on these images: images that were drawn at random match each other.")
     if identity.level == "bad" or (certificate and certificate["holds"] is False):
         return Finding(
             "bad",
@@ -160,7 +187,8 @@ def _judge_gates(summary: dict[str, Any]) -> Iterator[Finding]:
             yield Finding("bad", f"Gate not met: {Gate(**gate)}.")
             continue
         measured = f"{gate['option']} {gate['limit']}: found {format_value(gate['found'])}"
-        measured += f" of {gate['rows']:,} rows" if gate.get("rows") and isinstance(gate["found"], int) else ""
+        kind = "pairs of strangers" if gate["option"] == STRANGERS else "rows"
+        measured += f" of {gate['rows']:,} {kind}" if gate.get("rows") and isinstance(gate["found"], int) else ""
         yield Finding("good" if gate["met"] else "bad", f"Gate {'met' if gate['met'] else 'not met'}: {measured}.")
 
 
@@ -185,6 +213,12 @@ def _judge_drift(summary: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("warn", "The model differs from the model of the earlier run.")
     psi = baseline.get("psi")
     yield Finding("warn" if psi is None else _SHIFTS[Shift.from_psi(psi)], f"Against the earlier run, {describe_shift(psi)}.")
+    strangers_psi = baseline.get("strangers_psi")
+    if strangers_psi is not None and Shift.from_psi(strangers_psi) is not Shift.LITTLE:
+        yield Finding(
+            _SHIFTS[Shift.from_psi(strangers_psi)],
+            f"Among images drawn at random, too, {describe_shift(strangers_psi)}: the images or the model have changed.",
+        )
 
 
 def format_value(value: Any) -> str:

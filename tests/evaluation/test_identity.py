@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from batchverify.evaluation import metrics
-from batchverify.evaluation.identity import check_identity, is_match
-from batchverify.schema import VERDICTS
+from batchverify.evaluation.identity import check_identity
+from batchverify.schema import VERDICTS, is_match
 
 
 @pytest.mark.parametrize(

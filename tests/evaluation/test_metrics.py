@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import det_curve, roc_curve
 
 from batchverify.evaluation import metrics
-from batchverify.evaluation.identity import is_match
+from batchverify.schema import is_match
 
 # By hand: of four genuine pairs one, of five impostors one lies on the wrong side of 0.5.
 GENUINE, IMPOSTOR = [0.45, 0.6, 0.8, 0.9], [0.1, 0.2, 0.3, 0.4, 0.7]

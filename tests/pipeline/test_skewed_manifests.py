@@ -107,7 +107,9 @@ def test_a_hot_bucket_is_encoded_in_parts(shared, tmp_path, read_scores):
 
 def test_a_part_is_sent_before_the_next_one_is_encoded(tmp_path):
     names = [f"/images/{number}.jpg" for number in range(600)]
-    encode = EncodeImages(NetworkLoader(functools.partial(LoggingNetwork, tmp_path, WIDE)), ScoringConfig())
+    encode = EncodeImages(
+        NetworkLoader(functools.partial(LoggingNetwork, tmp_path, WIDE)), ScoringConfig(stranger_pairs=0), buckets=1
+    )
     encode.setup()
     asked = [("all", pa.table({"uri": names})), ("last", pa.table({"uri": names[::-300]}))]
     found, logged = [], []

@@ -1,0 +1,188 @@
+"""Strangers: images of one run, drawn at random and compared. The share that matches estimates the FMR without labels.
+
+ISO/IEC 19795-1 calls the comparison of two people who have nothing to do with each other a zero-effort impostor comparison.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from batchverify.config import Limit
+from batchverify.evaluation import metrics
+from batchverify.schema import is_match
+
+# Matches above this share make a run untrustworthy, where `--max-stranger-matches` names no other limit.
+DEFAULT_LIMIT = Limit(10, is_percentage=True)
+# Fewer say nothing about a model: the pairs of the manifest, which may be mates, are a large share of what they can make.
+_LEAST_IMAGES, _LEAST_PAIRS = 20, 100
+_QUANTILES = (0.5, 0.9, 0.99, 0.999, 1.0)
+FEW_MATCH, MANY_MATCH, TOO_FEW = "few_match", "many_match", "too_few_images"
+
+
+@dataclasses.dataclass(frozen=True)
+class Strangers:
+    """The comparisons of a run's strangers.
+
+    Attributes:
+        section: The section `strangers` of `_summary.json`.
+        histogram: Histogram of their scores, int64 `(metrics.BINS,)`.
+    """
+
+    section: Mapping[str, Any]
+    histogram: np.ndarray
+
+
+def draw_pairs(images: int, pairs: int, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which images to compare: each with the next in a ring, then each with the next but one, and so on.
+
+    As the images are in a random order, the pairs are a random draw, and all images are in about as many of them.
+
+    Args:
+        images: The number of images.
+        pairs: The number of pairs to draw; fewer are drawn if there are no more.
+        left_out: Pairs that are not to be drawn: the lower position times `images`, plus the higher one; int64, in any order.
+
+    Returns:
+        Positions of the left and of the right images, int64 `(n,)` each; the left one is the lower.
+    """
+    ring, lefts, rights, drawn = np.arange(images), [], [], 0
+    for step in range(1, images // 2 + 1):
+        if drawn >= pairs:
+            break
+        first = ring[: images // 2] if 2 * step == images else ring
+        second = (first + step) % images
+        left, right = np.minimum(first, second), np.maximum(first, second)
+        kept = ~np.isin(left * images + right, left_out)
+        lefts.append(left[kept])
+        rights.append(right[kept])
+        drawn += int(kept.sum())
+    none = np.zeros(0, np.int64)
+    return np.concatenate([none, *lefts])[:pairs], np.concatenate([none, *rights])[:pairs]
+
+
+def match_interval(matches: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[float, float] | None:
+    """Returns the 95% interval of the share of matches; None without pairs.
+
+    Pairs that share an image are not independent. The variance is the dyadic-cluster-robust one of Aronow, Samii and Assenova,
+    "Cluster-Robust Variance Estimation for Dyadic Data" (Political Analysis, 2015); Wilson's interval is taken for the number
+    of independent pairs that have this variance. Where all pairs decide alike, the variance says nothing, and only as many
+    pairs count as could be drawn without using an image twice.
+
+    Args:
+        matches: Which pairs match, bool `(n,)`.
+        left: Positions of the left images, int64 `(n,)`.
+        right: Positions of the right images, int64 `(n,)`.
+    """
+    pairs, count = len(matches), int(np.count_nonzero(matches))
+    if not pairs:
+        return None
+    share = count / pairs
+    if count in (0, pairs):
+        independent = max(1.0, len(np.union1d(left, right)) / 2)
+    else:
+        residuals = matches - share
+        images = int(max(left.max(), right.max())) + 1
+        by_image = np.bincount(left, residuals, images) + np.bincount(right, residuals, images)
+        variance = (np.sum(by_image**2) - np.sum(residuals**2)) / pairs**2
+        independent = min(pairs, share * (1 - share) / variance) if variance > 0 else pairs
+    return metrics.wilson_interval(share * independent, independent)
+
+
+def describe_strangers(
+    scores: np.ndarray,
+    left: np.ndarray,
+    right: np.ndarray,
+    run_images: int,
+    mates_known_by: str | None,
+    left_out: Mapping[str, int],
+    threshold: float,
+    limit: Limit | None,
+) -> Strangers:
+    """Describes the scores of strangers.
+
+    Args:
+        scores: Their scores, float32 `(n,)`; NaN where the model gave none.
+        left: Positions of the left images, int64 `(n,)`.
+        right: Positions of the right images, int64 `(n,)`.
+        run_images: The number of distinct images of the run that have an embedding.
+        mates_known_by: What says which images show the same subject: `subjects`, `labels`, or None.
+        left_out: Numbers of pairs of the drawn images that are no strangers, by reason.
+        threshold: The lowest score that is a match.
+        limit: The limit on matches that the user has set, or None.
+    """
+    is_number = ~np.isnan(scores)
+    scores, left, right = scores[is_number], left[is_number], right[is_number]
+    matches = is_match(scores, threshold)
+    rate = metrics.Rate(int(np.count_nonzero(matches)), len(scores))
+    images = len(np.union1d(left, right))
+    section = {
+        "images": images,
+        "pairs": rate.trials,
+        "matches": rate.errors,
+        "match_rate": rate.value,
+        "match_rate_interval": match_interval(matches, left, right),
+        "score_quantiles": _quantiles(scores),
+        "left_out": dict(left_out),
+        "mates_known_by": mates_known_by,
+        "share_of_one_mate": 1 / (run_images - 1) if run_images > 1 else None,
+        "limit": str(limit or DEFAULT_LIMIT),
+        "verdict": _verdict(rate, images, limit or DEFAULT_LIMIT),
+    }
+    return Strangers(section, metrics.histogram(scores))
+
+
+def _verdict(rate: metrics.Rate, images: int, limit: Limit) -> str:
+    if images < _LEAST_IMAGES or rate.trials < _LEAST_PAIRS:
+        return TOO_FEW
+    return FEW_MATCH if limit.allows(rate.errors, rate.trials) else MANY_MATCH
+
+
+def _quantiles(scores: np.ndarray) -> dict[str, float] | None:
+    if not len(scores):
+        return None
+    # A score that occurs, not one between two of them.
+    return {f"{share:g}": float(np.quantile(scores, share, method="lower")) for share in _QUANTILES}
+
+
+# What is likely where too many strangers match, and what to do about it; the terminal and the report say the same.
+CAUSES = (
+    "the images are of another kind than those that the model was trained on; or their pixels have another scale (--pixels); "
+    "or the encoder has collapsed and gives all images nearly the same embedding; or the threshold is too low. If most images "
+    "show the same subject, they are no strangers: name the columns with the subjects (--subject-columns)."
+)
+REMEDY = (
+    "don’t use these matches. Examine the model on these images (batchverify doctor --manifest), compare its preprocessing "
+    "with that of its training, and take a threshold from labelled pairs of this kind."
+)
+
+
+def describe_rate(section: Mapping[str, Any]) -> str:
+    """Returns the share of strangers that match, with its counts and its interval, in words."""
+    if not section["pairs"]:
+        return "no two images could be drawn at random"
+    low, high = map(percent, section["match_rate_interval"])
+    drawn = f"{section['matches']:,} of {section['pairs']:,} pairs of images drawn at random"
+    return f"{percent(section['match_rate'])} of strangers match: {drawn} (95% interval {low} to {high})"
+
+
+def describe_mates(section: Mapping[str, Any]) -> str:
+    """Returns in words which images of the same subject are among the strangers, and what they do to the rate."""
+    known_by, share = section["mates_known_by"], section["share_of_one_mate"]
+    if known_by == "subjects":
+        return "Images of one subject are left out."
+    kept = "Pairs labelled genuine are left out, but other" if known_by == "labels" else "Other"
+    effect = "" if share is None else f": each one that an image has raises the rate by {percent(share)} at most"
+    return f"{kept} images of the same subject may be among them{effect} (--subject-columns leaves them out)."
+
+
+def percent(rate: float) -> str:
+    """Returns a rate in percent with one digit behind the point, or as many as a rate near 0 or 1 needs."""
+    if rate in (0, 1):
+        return f"{rate:.0%}"
+    digits = max(1, -math.floor(math.log10(min(rate, 1 - rate))) - 2)
+    return f"{rate:.{min(digits, 6)}%}"
