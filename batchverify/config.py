@@ -228,6 +228,8 @@ class ScoringConfig(ModelConfig):
         fetch_threads: The number of images that one worker process fetches and decodes at the same time; None means one for
             each core, or 16 where images lie in a store, because those threads wait more than they work.
         stranger_pairs: The number of pairs of images that are drawn at random from the run and compared; 0 for none.
+        steadiness_images: The number of images that are encoded again after small changes, at most 1% of a run's images or
+            20; 0 for none.
         subject_columns: The columns that name the subject of the left and of the right image, such as a person; None without.
         accelerator: The GPU of each Dataflow worker that encodes: a type, or a whole resource hint (see `accelerator_hint`).
     """
@@ -245,6 +247,7 @@ class ScoringConfig(ModelConfig):
     image_timeout: float = 60.0
     fetch_threads: int | None = None
     stranger_pairs: int = 100_000
+    steadiness_images: int = 200
     subject_columns: tuple[str, str] | None = None
     accelerator: str | None = None
 
@@ -269,6 +272,8 @@ class ScoringConfig(ModelConfig):
     def _problems_of_strangers(self) -> Iterator[str]:
         if not 0 <= self.stranger_pairs <= _MAX_STRANGER_PAIRS:
             yield f"--stranger-pairs is {self.stranger_pairs}; give a number from 0, for none, to {_MAX_STRANGER_PAIRS:,}."
+        if not 0 <= self.steadiness_images <= _MAX_STEADINESS_IMAGES:
+            yield f"--steadiness-images is {self.steadiness_images}; give 0, for none, to {_MAX_STEADINESS_IMAGES:,}."
         if self.subject_columns is not None and (len(self.subject_columns) != 2 or not all(self.subject_columns)):
             names = " ".join(f"'{name}'" for name in self.subject_columns)
             yield f"--subject-columns is {names}; name two columns, of the left and of the right image's subject."
@@ -407,6 +412,7 @@ def _is_scale(pixels: str) -> bool:
 
 # One model runs on one GPU, so a run with more GPUs has more workers.
 _MAX_FETCH_THREADS = 1024
+_MAX_STEADINESS_IMAGES = 2_000
 _MAX_STRANGER_PAIRS = 1_000_000  # Half of the pairs that the drawn images can make.
 _ACCELERATOR = re.compile(r"[a-z][a-z0-9-]*|type:[a-z][a-z0-9-]*;count:1(;[A-Za-z0-9:._-]+)*")
 

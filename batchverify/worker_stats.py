@@ -16,8 +16,9 @@ from pathlib import Path
 COUNTS = ("images_encoded", "images_reused", "images_failed", "rows_scored", "rows_failed")
 # Kinds of work whose seconds are summed over all threads. `read`: the manifest and stored embeddings. `fetch`: images, or only
 # their versions. `decode`: images. `wait`: for images to be fetched, decoded and encoded. `compare`: pairs, with the identity
-# check. `write`: scores and the summary. `encode`: seconds in which at least one thread used the encoder.
-SECONDS = ("read", "fetch", "decode", "wait", "encode", "compare", "write")
+# check. `examine`: strangers and steadiness. `write`: scores and the summary. `encode`: seconds in which at least one thread
+# used the encoder.
+SECONDS = ("read", "fetch", "decode", "wait", "encode", "compare", "examine", "write")
 _FIELDS = COUNTS + SECONDS
 _RECORD = struct.Struct(f"{len(_FIELDS)}d")
 
@@ -122,7 +123,7 @@ def profile_run(folder: str, seconds: float, in_process: bool) -> dict[str, obje
     totals = read_totals(folder)
     spent = {name: totals[name] for name in SECONDS}
     if in_process:
-        alone = sum(spent[name] for name in ("read", "wait", "compare", "write"))
+        alone = sum(spent[name] for name in ("read", "wait", "compare", "examine", "write"))
         spent["shuffle"] = max(0.0, seconds - alone)
     images, rows = images_done(totals), totals["rows_scored"] + totals["rows_failed"]
     return {

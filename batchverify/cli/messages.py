@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchverify.cli.streams import print_text
 from batchverify.errors import printable
+from batchverify.evaluation.steadiness import UNSTEADY, describe_rejections
 from batchverify.evaluation.strangers import CAUSES, FEW_MATCH, MANY_MATCH, REMEDY, describe_mates, describe_rate
 from batchverify.evaluation.traits import describe_traits
 
@@ -38,7 +39,7 @@ def print_run(message: str) -> None:
     text = Text(message)
     text.highlight_regex(r"(?m)^[A-Z][a-z]+(?= )", "bold")
     text.highlight_words(["SANE."], "bold green")
-    text.highlight_words(["FAULT.", "NOT CHECKED.", "NOT TRUSTWORTHY:"], "bold red")
+    text.highlight_words(["FAULT.", "NOT CHECKED.", "NOT TRUSTWORTHY:", "NOT STEADY."], "bold red")
     console = Console(soft_wrap=True, highlight=False)
     with console.capture() as capture:  # On a stream that nobody reads, rich would end the program with exit code 1.
         console.print(text)
@@ -62,6 +63,8 @@ def run_message(output: str, summary: dict[str, Any]) -> str:
         lines.append("Time      " + profile_message(profile))
     if strangers := summary["strangers"]:
         lines.append("Strangers " + strangers_message(strangers))
+    if (steadiness := summary["steadiness"]) and steadiness["verdict"]:
+        lines.append("Steady    " + steadiness_message(steadiness))
     lines.append("Identity  " + identity_message(summary))
     lines.append(f"Files     {output}/scores-*.parquet, {output}/_summary.json, {output}/_report.html")
     return "\n".join(lines)
@@ -190,12 +193,24 @@ def strangers_message(strangers: dict[str, Any]) -> str:
             ]
         )
     if strangers["verdict"] == FEW_MATCH:
-        return f"{rate}.\n" + textwrap.fill(describe_mates(strangers), 110, initial_indent=_INDENT, subsequent_indent=_INDENT)
+        return f"{rate}.\n" + _fill(describe_mates(strangers), _INDENT, _INDENT)
     return f"Not judged: there are too few images. {rate[0].upper()}{rate[1:]}."
 
 
+def steadiness_message(steadiness: dict[str, Any]) -> str:
+    """Returns how many images the model rejects after a small change of them."""
+    counts = describe_rejections(steadiness)
+    if steadiness["verdict"] == UNSTEADY:
+        return _fill(f"NOT STEADY. Changes that people don't see decide: {counts}.", "", _INDENT)
+    return _fill(f"{counts}.", "", _INDENT)
+
+
 def _paragraph(title: str, text: str) -> str:
-    return textwrap.fill(text, 110, initial_indent=f"{_INDENT}{title:<7}", subsequent_indent=f"{_INDENT}       ")
+    return _fill(text, f"{_INDENT}{title:<7}", f"{_INDENT}       ")
+
+
+def _fill(text: str, first_indent: str, indent: str) -> str:
+    return textwrap.fill(text, 110, initial_indent=first_indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _identity_fault_message(summary: dict[str, Any], scores: str) -> str:

@@ -138,6 +138,10 @@ def add_decision_options(parser: argparse.ArgumentParser) -> None:
         group, "--stranger-pairs", type=int, metavar="N",
         help="number of pairs of images that are drawn at random and compared; 0 for none",
     )  # fmt: skip
+    add_option(
+        group, "--steadiness-images", type=int, metavar="N",
+        help="number of images that are compared with themselves after small changes, at most 1%% of them or 20; 0 for none",
+    )  # fmt: skip
 
 
 def add_threshold_option(group: Any) -> None:

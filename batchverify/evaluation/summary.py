@@ -50,6 +50,7 @@ class Summary:
         folds: Histograms of impostor and genuine pairs by fold, int64 `(2, BINS)` each; None where there are too many folds.
         extremes: The most extreme pairs of each kind.
         strangers: The comparisons of images drawn at random; None where this part has none.
+        steadiness: The section `steadiness` of `_summary.json`; None where this part has none.
     """
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -61,6 +62,7 @@ class Summary:
     folds: Folds | None = dataclasses.field(default_factory=dict)
     extremes: Extremes = dataclasses.field(default_factory=Extremes)
     strangers: Strangers | None = None
+    steadiness: dict[str, Any] | None = None
 
     @classmethod
     def merge(cls, parts: Iterable[Summary]) -> Summary:
@@ -79,6 +81,7 @@ class Summary:
             folds=_merge_folds(part.folds for part in parts),
             extremes=Extremes.merge(part.extremes for part in parts),
             strangers=next((part.strangers for part in parts if part.strangers), None),
+            steadiness=next((part.steadiness for part in parts if part.steadiness), None),
             **sums,
         )
 
@@ -91,6 +94,7 @@ class Summary:
             "image_traits": {_trait_name(trait): self.counts[f"image_traits.{_trait_name(trait)}"] for trait in ImageTraits},
             "identity": self._identity(),
             "strangers": self.strangers and dict(self.strangers.section),
+            "steadiness": self.steadiness,
             "failure_to_acquire": {"rate": failed.value, "interval": failed.interval},
             "error_rates": self._error_rates(threshold),
             "score_histograms": self._score_histograms(),

@@ -8,11 +8,12 @@ import apache_beam as beam
 from apache_beam.pvalue import PCollection
 
 from batchverify.config import ScoringConfig
+from batchverify.evaluation.strangers import Strangers
 from batchverify.evaluation.summary import Summary, summarise_images, summarise_rows
 
 
 class Summarise(beam.PTransform[Any, Any]):
-    """Reduces `{"scores": tables, "images": tables, "strangers": Strangers}` to one `Summary`; `strangers` may be missing.
+    """Reduces `{"scores": tables, "images": tables, "examined": Examined}` to one `Summary`; `examined` may be missing.
 
     Args:
         config: The settings of the run.
@@ -29,7 +30,11 @@ class Summarise(beam.PTransform[Any, Any]):
         rows = pcolls["scores"] | "Rows" >> beam.Map(summarise_rows, *columns)
         images = pcolls["images"] | "Images" >> beam.Map(summarise_images, self._config.match_threshold())
         parts = [rows, images]
-        if "strangers" in pcolls:
-            parts.append(pcolls["strangers"] | "Strangers" >> beam.Map(lambda strangers: Summary(strangers=strangers)))
+        if "examined" in pcolls:
+            parts.append(pcolls["examined"] | "Examined" >> beam.MapTuple(_summarise_examined))
         summary: PCollection[Summary] = parts | beam.Flatten() | beam.CombineGlobally(Summary.merge)
         return summary
+
+
+def _summarise_examined(strangers: Strangers | None, steadiness: dict[str, Any] | None) -> Summary:
+    return Summary(strangers=strangers, steadiness=steadiness)

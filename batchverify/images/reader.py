@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from batchverify.images.decode import UndecodedImage, decode_or_defer
+from batchverify.images.decode import UndecodedImage, decode, decode_or_defer
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import FetchedFile, fetch_file
 from batchverify.images.layout import Layout
 from batchverify.images.pixel_budget import PixelBudget
+from batchverify.images.variants import make_variants
 from batchverify.schema import ImageTraits
 from batchverify.worker_stats import WorkerStats
 
@@ -85,6 +86,24 @@ class ImageReader:
         decoded = decode_or_defer(file.data, self.layout, self.max_pixels, defer, self.budget)
         self.stats.collect("decode", time.perf_counter() - fetched)
         return ReadResult(decoded.image, _digest(file.data), file.version, decoded.traits)
+
+    def read_changed(self, uri: str, max_pixels: int) -> tuple[int, dict[str, np.ndarray]] | None:
+        """Reads an image after each of the changes of `variants.VARIANTS`.
+
+        Args:
+            uri: The image's path or URI.
+            max_pixels: The largest number of pixels of the picture.
+
+        Returns:
+            The number of its pixels, and for each change pixels `(height, width, channels)`; None if that cannot be done.
+        """
+        file = self._fetch(uri, with_version=False)
+        changed = None if isinstance(file, ImageFailure) else make_variants(file.data, min(max_pixels, self.max_pixels))
+        if changed is None:
+            return None
+        images = {name: decode(data, self.layout, self.max_pixels) for name, data in changed[1].items()}
+        pixels = {name: image for name, image in images.items() if isinstance(image, np.ndarray)}
+        return (changed[0], pixels) if len(pixels) == len(images) else None
 
     def look_up(self, uri: str) -> ReadResult:
         """Finds the version or the digest that shows whether an image has changed, and decodes nothing."""

@@ -15,6 +15,7 @@ from batchverify.errors import PreflightError
 from batchverify.schema import is_match
 
 if TYPE_CHECKING:
+    from batchverify.images.reader import ImageReader
     from batchverify.model.identity_bound import IdentityBound
     from batchverify.model.pair_model import PairModel
 
@@ -25,6 +26,12 @@ _MAX_DIFFERENCE = 1e-3
 _COLLAPSED, _NEARLY_ALL = 1e-3, 0.98
 # Strangers are judged as in a run: 20 images at least, and no more than a tenth may match.
 _STRANGERS_OF_AN_IMAGE, _LEAST_STRANGERS, _MANY_STRANGERS = 16, 20, 0.1
+_STEADINESS_IMAGES, _MAX_CHANGED_PIXELS, _MANY_REJECTED = 40, 25_000_000, 0.1
+_JUDGED_CHANGES = {
+    "jpeg": "saved as JPEG of quality 75",
+    "shift": "shifted by one pixel",
+    "brighten": "brightened by 5%",
+}
 _SHIFTS = (1, 2, 3, 5, 8, 13, 21)
 
 
@@ -70,6 +77,7 @@ def examine(config: ModelConfig, images: str | None = None, manifest: str | None
         "certificate": _describe_bound(bound),
         "behaviour": _measure_behaviour(model, pixels, embeddings),
         "strangers": _measure_strangers(model, embeddings, config.match_threshold()) if uris else {},
+        "steadiness": _measure_steadiness(model, uris, config.match_threshold()),
         "embedding": _measure_saturation(embeddings) if model.facts.encodings_per_pair == 0 else {},
         "loaders": _compare_loaders(model, config, uris),
         "notes": {str(number): note for number, note in enumerate(model.facts.notes, 1)},
@@ -113,13 +121,17 @@ def _list_manifest(manifest: str) -> list[str]:
 
 def _read_images(model: PairModel, uris: list[str]) -> np.ndarray:
     from batchverify.images.failure import ImageFailure
-    from batchverify.images.reader import ImageReader
 
-    reader = ImageReader(model.preprocessing.layout(), 64_000_000, 64 * 2**20)
-    images = [image for image, _ in map(reader.read, uris) if not isinstance(image, ImageFailure)]
+    images = [image for image, _ in map(_reader(model).read, uris) if not isinstance(image, ImageFailure)]
     if len(images) < 2:
         raise PreflightError(f"only {len(images)} of {len(uris)} images can be read; give two or more.")
     return np.stack(images)
+
+
+def _reader(model: PairModel) -> ImageReader:
+    from batchverify.images.reader import ImageReader
+
+    return ImageReader(model.preprocessing.layout(), 64_000_000, 64 * 2**20)
 
 
 # Findings
@@ -176,6 +188,27 @@ def _measure_strangers(model: PairModel, embeddings: np.ndarray, threshold: floa
     scores = np.concatenate([model.compare(shuffled, np.roll(shuffled, shift, axis=0)) for shift in shifts or [1]])
     matches = int(np.count_nonzero(is_match(scores, threshold)))
     return {"pairs": len(scores), "matches": matches, "match_rate": matches / len(scores)}
+
+
+def _measure_steadiness(model: PairModel, uris: list[str], threshold: float) -> dict[str, Any]:
+    """Compares images with themselves after small changes. Made-up images have no files that could be changed."""
+    from batchverify.images.variants import VARIANTS
+
+    reader = _reader(model)
+    scores: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    for uri in uris[:: max(1, len(uris) // _STEADINESS_IMAGES)][:_STEADINESS_IMAGES]:
+        image, _ = reader.read(uri)
+        changed = reader.read_changed(uri, _MAX_CHANGED_PIXELS)
+        if changed is not None and isinstance(image, np.ndarray):
+            embeddings = model.encode(np.stack([image, *changed[1].values()]))
+            compared = model.compare(np.repeat(embeddings[:1], len(VARIANTS), axis=0), embeddings[1:])
+            for name, score in zip(VARIANTS, compared, strict=True):
+                scores[name].append(float(score))
+    count = len(scores["jpeg"])
+    rejected = {
+        name: int(np.count_nonzero(~is_match(np.array(found, np.float32), threshold))) for name, found in scores.items()
+    }
+    return {"images": count, **{f"rejected_after_{name}": number for name, number in rejected.items()}} if count else {}
 
 
 def _measure_saturation(embeddings: np.ndarray) -> dict[str, Any]:
@@ -238,6 +271,7 @@ def _find_faults(findings: dict[str, dict[str, Any]], bound: IdentityBound, conf
             "images apart. Check the scale of the pixels (--pixels), then the training."
         )
     yield from _find_strangers(findings["strangers"], config.match_threshold())
+    yield from _find_unsteadiness(findings["steadiness"])
     yield from _find_identity_faults(findings["identity"], behaviour, bound, config)
     yield from _find_inconsistencies(behaviour)
     constant, dimensions = (findings["embedding"].get(name, 0) for name in ("constant_dimensions", "dimensions"))
@@ -255,6 +289,16 @@ def _find_strangers(strangers: dict[str, Any], threshold: float) -> Iterator[str
             f"{threshold:g}. Check that the model was trained on images of this kind, the scale of the pixels (--pixels), and "
             "the threshold; if most of these images show the same subject, give images of many."
         )
+
+
+def _find_unsteadiness(steadiness: dict[str, Any]) -> Iterator[str]:
+    for name, change in _JUDGED_CHANGES.items():
+        rejected = steadiness.get(f"rejected_after_{name}", 0)
+        if rejected > _MANY_REJECTED * steadiness.get("images", 0):
+            yield (
+                f"{rejected} of {steadiness['images']} images are rejected as themselves when they are {change}. "
+                "Train with such changes, or lower the threshold."
+            )
 
 
 def _find_identity_faults(

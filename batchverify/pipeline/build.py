@@ -52,9 +52,9 @@ def _verify_pairs(plan: RunPlan) -> VerifyPairs:
 
 def _summarise(verified: Verified, plan: RunPlan) -> PCollection[dict[str, Any]]:
     """Returns the one element that becomes `_summary.json`."""
-    strangers = {} if verified.strangers is None else {"strangers": verified.strangers}
+    examined = {} if verified.examined is None else {"examined": verified.examined}
     summary: PCollection[dict[str, Any]] = (
-        {"scores": verified.scores, "images": verified.images, **strangers}
+        {"scores": verified.scores, "images": verified.images, **examined}
         | "Summarise" >> Summarise(plan.config, plan.manifest.label_column, plan.manifest.fold_column)
         | "WriteSummary" >> beam.ParDo(CompleteSummary(plan))
     )

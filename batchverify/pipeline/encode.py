@@ -16,13 +16,12 @@ from batchverify.config import ScoringConfig
 from batchverify.errors import RunError
 from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.pipeline.compare import NOT_A_NUMBER
+from batchverify.pipeline.drawn_images import DrawnImages
 from batchverify.pipeline.encoded_images import OK_CODE, no_encoded_images
 from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.inference_metrics import InferenceMetrics
-from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE
 from batchverify.pipeline.network import EmbeddingLookupNetwork, NetworkLoader
 from batchverify.pipeline.stored_embeddings import NextGeneration, encode_changed
-from batchverify.pipeline.strangers import DrawnImages
 from batchverify.worker_stats import WorkerStats
 
 # The tags of the outputs of `EncodeImages` beside its main output, the answers to blocks.
@@ -46,6 +45,7 @@ class EncodeImages(beam.DoFn):
         loader: The loader of the network.
         config: The configuration, completed by the model's sidecar.
         buckets: The number of buckets.
+        chunk_bytes: The most embeddings that are encoded before they are sent, in bytes.
         table: The table that takes the images; then the answers are empty. None to send the images in the answers.
         session: The use of a store of embeddings in this run, or None.
         stats: The counts and times of this process.
@@ -56,13 +56,15 @@ class EncodeImages(beam.DoFn):
         loader: NetworkLoader,
         config: ScoringConfig,
         buckets: int,
+        chunk_bytes: int,
         table: ImageTableLoader | None = None,
         session: EmbeddingStoreSession | None = None,
         stats: WorkerStats | None = None,
     ):
         self._loader, self._on_nan, self._table_loader = loader, config.on_nan, table
         self._session, self._stats = session, stats or WorkerStats()
-        self._buckets, self._are_drawn = buckets, config.stranger_pairs > 0
+        self._chunk_bytes = chunk_bytes
+        self._buckets, self._are_drawn = buckets, config.stranger_pairs + config.steadiness_images > 0
         self._encoded = Metrics.counter("batchverify", "images_encoded")
         self._reused = Metrics.counter("batchverify", "images_reused")
         self._failed = Metrics.counter("batchverify", "images_failed")
@@ -79,7 +81,7 @@ class EncodeImages(beam.DoFn):
         generation = None if self._session is None else NextGeneration(self._session, stored)
         encoded: list[pa.Table] = []
         drawn: list[DrawnImages] = []
-        chunk_size = max(1, EMBEDDING_BYTES_AT_ONCE // self._network.embedding_bytes)
+        chunk_size = max(1, self._chunk_bytes // self._network.embedding_bytes)
         for start in range(0, len(requests.uris), chunk_size):
             images = self._encode(requests.uris.slice(start, chunk_size), stored)
             yield beam.pvalue.TaggedOutput(IMAGES_OUTPUT, images.drop_columns(["embedding"]))

@@ -6,6 +6,7 @@ import collections
 import functools
 import logging
 import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -20,6 +21,7 @@ from batchverify.images.failure import ImageFailure
 from batchverify.images.pixel_budget import BYTES_PER_PIXEL, PixelBudget
 from batchverify.images.prefetch import Prefetcher
 from batchverify.images.reader import ImageReader, ReadResult
+from batchverify.images.variants import VARIANTS
 from batchverify.io.storage_options import with_storage_options
 from batchverify.model.sidecar import GoldenPair
 from batchverify.pipeline.encoded_images import OK_CODE, encoded_images
@@ -43,6 +45,8 @@ _MAX_PARALLEL_BATCHES = 4
 # read and encoded 1,124 images a second, and eight threads 760.
 _REMOTE_FETCH_THREADS = 16
 _LOOKUP_BATCH_SIZE = 1024
+# Large photos take long to change and to decode again, so that fewer of them are.
+_MAX_CHANGED_PIXELS = 100_000_000
 _LOG = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 
@@ -117,6 +121,27 @@ class KerasNetwork:
         """See `Network.compare`."""
         return self._model.compare(left, right)
 
+    def encode_changed(self, uris: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Encodes images after small changes; see `ChangingNetwork.encode_changed`."""
+        positions: list[int] = []
+        pixels: dict[str, list[np.ndarray]] = {name: [] for name in VARIANTS}
+        left = _MAX_CHANGED_PIXELS
+        for position, uri in enumerate(uris):
+            changed = self._reader.read_changed(uri, left)
+            if changed is not None:
+                positions.append(position)
+                left -= changed[0]
+                for name, image in changed[1].items():
+                    pixels[name].append(image)
+        embeddings = {name: self._encode_in_batches(images) for name, images in pixels.items() if images}
+        return np.array(positions, np.int64), embeddings
+
+    def _encode_in_batches(self, images: list[np.ndarray]) -> np.ndarray:
+        size = self._config.batch_size
+        return np.concatenate(
+            [self._model.encode(np.stack(images[start : start + size])) for start in range(0, len(images), size)]
+        )
+
     def look_up(self, uris: pa.Array) -> pa.Table:
         """Finds out whether images exist, and their versions or digests; see `EmbeddingLookupNetwork.look_up`."""
         names: list[str] = uris.to_pylist()
@@ -175,7 +200,8 @@ class KerasNetwork:
             if not abs(score - pair.score) <= pair.tolerance:
                 raise PreflightError(
                     f"--model {self.facts.path}: the golden pair {pair.left}, {pair.right} should score {pair.score:g}, "
-                    f"but scores {score:.6g}; check --pixels, --color, --resize, --fit, and that it is the same model."
+                    f"but scores {score:.6g} on {platform.node()}; check --pixels, --color, --resize, --fit, and that it is "
+                    "the same model; if only some workers say so, check their device and libraries."
                 )
 
     def _encode_golden(self, uri: str) -> np.ndarray:
@@ -273,9 +299,24 @@ def load_network(config: ScoringConfig, stats: WorkerStats | None = None, versio
     return KerasNetwork(model, reader, model.preprocessing.batch_decoder(config.max_image_pixels), config, stats, inferences)
 
 
-def keras_loader(config: ScoringConfig, stats: WorkerStats | None = None, versions: str | None = None) -> NetworkLoader:
-    """Returns the loader that calls `load_network` with these arguments in each worker process."""
-    return NetworkLoader(functools.partial(with_storage_options(load_network), config, stats, versions))
+def keras_loader(
+    config: ScoringConfig,
+    golden_pairs: Sequence[GoldenPair] = (),
+    stats: WorkerStats | None = None,
+    versions: str | None = None,
+) -> NetworkLoader:
+    """Returns the loader that calls `load_network` in each worker process, and then scores the golden pairs there."""
+    load = with_storage_options(_load_and_check)
+    return NetworkLoader(functools.partial(load, config, tuple(golden_pairs), stats, versions))
+
+
+def _load_and_check(
+    config: ScoringConfig, golden_pairs: Sequence[GoldenPair], stats: WorkerStats | None, versions: str | None
+) -> KerasNetwork:
+    """Loads the network of a process. A worker may have another device, or other libraries, than the launcher."""
+    network = load_network(config, stats, versions)
+    network.check_golden_pairs(golden_pairs)
+    return network
 
 
 def _stack(images: list[np.ndarray]) -> np.ndarray:

@@ -19,6 +19,10 @@ _OTHER_BYTES_PER_IMAGE = 120
 _DECODING_PIXELS_IF_UNKNOWN = 128_000_000
 # The most embeddings that are sent to one block, and the most that are encoded before they are sent.
 EMBEDDING_BYTES_AT_ONCE = 256 * 2**20
+# The largest element that is sent on Flink, Spark and other portable runners. Flink sorts elements in a buffer of its managed
+# memory, and fails if one is larger than the buffer. With 512 MiB for a task manager of two slots, a block of 14 MB passed, and
+# one of 28 MB did not (`python -m benchmarks.engines --cluster flink --block-rows 524288`).
+PORTABLE_ELEMENT_BYTES = 16 * 2**20
 
 
 def process_bytes(row_bytes: int, images: int, embedding_bytes: int) -> int:

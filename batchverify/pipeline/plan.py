@@ -30,7 +30,7 @@ from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.keras_network import KerasNetwork, keras_loader
 from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes, worker_bytes
 from batchverify.pipeline.network import Network, NetworkLoader
-from batchverify.pipeline.portable import absolute_paths, configure_portable
+from batchverify.pipeline.portable import absolute_paths, configure_portable, max_element_bytes
 from batchverify.pipeline.provenance import describe_run
 from batchverify.worker_stats import WorkerStats
 
@@ -109,12 +109,14 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
     if is_dataflow(options):
         refuse_local_images(manifest.sample)
     stats = stats or WorkerStats()
-    loader = keras_loader(config, stats, config.embeddings_version if config.embeddings else None)
-    network = _load_checked(loader, sidecar, manifest)
+    loader = keras_loader(config, sidecar.golden_pairs, stats, config.embeddings_version if config.embeddings else None)
+    network = _load_checked(loader, manifest)
     session = _plan_session(config, network, *store) if store else None
     table = image_table(options, manifest, session.rows if session else 0)
     if table is None:
-        config = dataclasses.replace(config, block_rows=bounded_block_rows(config.block_rows, network.embedding_bytes))
+        row_bytes = manifest.expected_bytes / max(1, manifest.expected_rows)
+        rows = bounded_block_rows(config.block_rows, network.embedding_bytes, row_bytes, max_element_bytes(options))
+        config = dataclasses.replace(config, block_rows=rows)
     return RunPlan(
         config=config,
         sidecar=sidecar,
@@ -171,9 +173,19 @@ def image_table(options: PipelineOptions, manifest: Manifest, stored_embeddings:
     return ImageTableLoader(bucket_count(max(manifest.expected_images, stored_embeddings)))
 
 
-def bounded_block_rows(block_rows: int, embedding_bytes: int) -> int:
-    """Returns how many rows a block may have so that the embeddings that are sent to it, two a row at most, stay in bounds."""
-    return max(1, min(block_rows, EMBEDDING_BYTES_AT_ONCE // (2 * embedding_bytes)))
+def bounded_block_rows(
+    block_rows: int, embedding_bytes: int, row_bytes: float = 0, element_bytes: int = EMBEDDING_BYTES_AT_ONCE
+) -> int:
+    """Returns how many rows a block may have so that itself, and the embeddings that are sent to it, stay in bounds.
+
+    Args:
+        block_rows: The number of rows that was asked for.
+        embedding_bytes: The size of one embedding; a row has two at most.
+        row_bytes: The size of one row of the manifest, as an Arrow table.
+        element_bytes: The size of the largest element that the runner takes.
+    """
+    by_rows = int(element_bytes / max(1, row_bytes))
+    return max(1, min(block_rows, by_rows, EMBEDDING_BYTES_AT_ONCE // (2 * embedding_bytes)))
 
 
 def pipeline_options(beam_args: Sequence[str]) -> PipelineOptions:
@@ -202,10 +214,9 @@ def _named_paths(config: VerificationConfig) -> Iterator[tuple[str, str | None]]
     yield from (("--embeddings", config.embeddings), ("--output", config.output))
 
 
-def _load_checked(loader: NetworkLoader, sidecar: Sidecar, manifest: Manifest) -> KerasNetwork:
+def _load_checked(loader: NetworkLoader, manifest: Manifest) -> KerasNetwork:
     network = loader.get()
     assert isinstance(network, KerasNetwork)
-    network.check_golden_pairs(sidecar.golden_pairs)
     network.check_split(manifest.sample)
     return network
 

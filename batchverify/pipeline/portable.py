@@ -29,6 +29,7 @@ from batchverify import shutdown
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.pipeline.flink import cancel_flink_job
+from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, PORTABLE_ELEMENT_BYTES
 from batchverify.uris import is_remote
 
 _LOG = logging.getLogger(__name__)
@@ -144,6 +145,11 @@ class Engine:
             raise RunError("the job server for Flink does not cancel jobs, and the address of Flink is not known.")
         if self.flink_master:
             cancel_flink_job(self.flink_master, result._job_id.rpartition("_")[0], _CANCEL_S)
+
+
+def max_element_bytes(options: PipelineOptions) -> int:
+    """Returns the size of the largest element that may be sent between the steps of a job."""
+    return EMBEDDING_BYTES_AT_ONCE if _find_runner(options) is None else PORTABLE_ELEMENT_BYTES
 
 
 def find_engine(options: PipelineOptions) -> Engine | None:

@@ -1,85 +1,29 @@
-"""Strangers in a job: draws images of the run at random, and compares them with each other.
-
-The images with the lowest hashes of their URIs are drawn. That makes a random sample which depends on nothing but the URIs: not
-on blocks, buckets, batches or the runner. It can be merged in any order, and takes a few megabytes through one small shuffle.
-"""
+"""Strangers in a job: compares the drawn images with each other, without those that show the same subject."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
-import apache_beam as beam
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.metrics.metric import Metrics
-from apache_beam.pvalue import AsSingleton, PCollection
 
 from batchverify.config import ScoringConfig
 from batchverify.evaluation.strangers import Strangers, describe_strangers, draw_pairs
 from batchverify.manifest.columns import find_label_column, pair_uris
 from batchverify.manifest.labels import parse_labels
 from batchverify.pipeline.compare import compare_in_slices
-from batchverify.pipeline.encoded_images import OK_CODE, embedding_matrix
-from batchverify.pipeline.network import Network, NetworkLoader
-from batchverify.worker_stats import WorkerStats
+from batchverify.pipeline.drawn_images import DrawnImages, hash_text
+from batchverify.pipeline.encoded_images import embedding_matrix
+from batchverify.pipeline.network import Network
 
-_MAX_IMAGES = 2048
-_MAX_BYTES = 32 * 2**20
 # A network that runs whole encodes both images of each pair again: about 2% of the images, and a few in a small run.
 _IMAGES_PER_WHOLE_PAIR, _LEAST_WHOLE_PAIRS = 50, 100
 # What is known about images that are not drawn is dropped as soon as it cannot matter any more.
 _MAX_GENUINE, _MAX_SUBJECTS = 2**17, 2**15
 _ALL = np.uint64(2**64 - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class DrawnImages:
-    """Some images of a run, those whose URIs have the lowest hashes.
-
-    Attributes:
-        total: Number of images that they were drawn from.
-        most: Number of images that the run draws at most.
-        rows: Columns `hash` (uint64, ascending), `digest` and `embedding`; None for no images.
-    """
-
-    total: int
-    most: int
-    rows: pa.Table | None
-
-    @classmethod
-    def draw(cls, images: pa.Table, embedding_bytes: int, buckets: int) -> DrawnImages:
-        """Draws images from a table of encoded images; those without an embedding are not drawn.
-
-        Args:
-            images: Encoded images of one bucket.
-            embedding_bytes: The size of one embedding.
-            buckets: The number of buckets.
-        """
-        most = max(2, min(_MAX_IMAGES, _MAX_BYTES // max(1, embedding_bytes)))
-        # A bucket holds a binomial number of the images that the run draws. Six standard deviations above its mean are as good
-        # as certain to hold them all.
-        mean = most / buckets
-        count = min(most, math.ceil(mean + 6 * math.sqrt(mean) + 8))
-        images = images.filter(pa.array(images["status"].to_numpy() == OK_CODE))
-        hashes = hash_text(images["uri"].combine_chunks())
-        chosen = np.argsort(hashes)[:count]
-        rows = images.select(["digest", "embedding"]).take(pa.array(chosen))
-        return cls(images.num_rows, most, rows.add_column(0, "hash", pa.array(hashes[chosen], pa.uint64())))
-
-    @classmethod
-    def merge(cls, parts: Iterable[DrawnImages]) -> DrawnImages:
-        """Draws again from images that have been drawn."""
-        parts = list(parts)
-        total, most = sum(part.total for part in parts), min((part.most for part in parts), default=_MAX_IMAGES)
-        tables = [part.rows for part in parts if part.rows is not None and part.rows.num_rows]
-        if not tables:
-            return cls(total, most, None)
-        return cls(total, most, pa.concat_tables(tables).sort_by("hash").slice(0, most).combine_chunks())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,12 +101,6 @@ def _hash_column(column: pa.ChunkedArray) -> np.ndarray:
     return hashes
 
 
-def hash_text(values: pa.Array) -> np.ndarray:
-    """Returns a 64-bit hash of each text, the same in every process; uint64 `(n,)`."""
-    hashes: np.ndarray = pd.util.hash_array(values.to_numpy(zero_copy_only=False), categorize=False)
-    return hashes
-
-
 def compare_strangers(drawn: DrawnImages, mates: KnownMates, network: Network, config: ScoringConfig) -> Strangers:
     """Compares the drawn images with each other, without pairs that are known to be mates.
 
@@ -228,47 +166,3 @@ def _codes_of_groups(positions: np.ndarray, groups: np.ndarray, count: int) -> n
     pairs = pairs[pairs["position_x"] < pairs["position_y"]]
     codes: np.ndarray = pairs["position_x"].to_numpy(np.int64) * count + pairs["position_y"].to_numpy(np.int64)
     return codes
-
-
-class CompareStrangers(beam.PTransform[Any, Any]):
-    """Turns `{"drawn": DrawnImages of buckets, "blocks": blocks of the manifest}` into one `Strangers`.
-
-    Args:
-        loader: The loader of the network.
-        config: The configuration, completed by the model's sidecar.
-        stats: The counts and times of this process.
-    """
-
-    def __init__(self, loader: NetworkLoader, config: ScoringConfig, stats: WorkerStats):
-        super().__init__()
-        self._loader, self._config, self._stats = loader, config, stats
-
-    def expand(self, pcolls: dict[str, PCollection[Any]]) -> PCollection[Strangers]:
-        drawn = pcolls["drawn"] | "Draw" >> beam.CombineGlobally(DrawnImages.merge)
-        mates = (
-            pcolls["blocks"]
-            | "ReadMates" >> beam.Map(_read_mates, self._config)
-            | "MergeMates" >> beam.CombineGlobally(KnownMates.merge)
-        )
-        compare = beam.ParDo(_Compare(self._loader, self._config, self._stats), AsSingleton(drawn), AsSingleton(mates))
-        strangers: PCollection[Strangers] = drawn.pipeline | "Once" >> beam.Create([None], reshuffle=False) | compare
-        return strangers
-
-
-def _read_mates(element: tuple[str, pa.Table], config: ScoringConfig) -> KnownMates:
-    return KnownMates.read(element[1], config)
-
-
-class _Compare(beam.DoFn):
-    def __init__(self, loader: NetworkLoader, config: ScoringConfig, stats: WorkerStats):
-        self._loader, self._config, self._stats = loader, config, stats
-        self._encodings = Metrics.counter("batchverify", "encodings")
-
-    def setup(self) -> None:
-        self._network = self._loader.get()
-
-    def process(self, _: None, drawn: DrawnImages, mates: KnownMates) -> Iterator[Strangers]:
-        with self._stats.timed("compare"):
-            strangers = compare_strangers(drawn, mates, self._network, self._config)
-        self._encodings.inc(strangers.section["pairs"] * self._network.encodings_per_pair)
-        yield strangers

@@ -9,18 +9,19 @@ import pyarrow as pa
 from apache_beam.pvalue import PCollection
 
 from batchverify.config import ScoringConfig, accelerator_hint
-from batchverify.evaluation.strangers import Strangers
 from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
 from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import StoredFile
 from batchverify.pipeline.buckets import bucket_count, request_images
 from batchverify.pipeline.compare import BLOCK_TABLE, IMAGES_TABLE, ComparePairs
+from batchverify.pipeline.drawn_images import DrawnImages
 from batchverify.pipeline.encode import DRAWN_OUTPUT, IMAGES_OUTPUT, STORED_ROWS_OUTPUT, EncodeImages
+from batchverify.pipeline.examine import Examined, ExamineDrawn
 from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.keras_network import keras_loader
 from batchverify.pipeline.network import NetworkLoader
+from batchverify.pipeline.portable import max_element_bytes
 from batchverify.pipeline.stored_embeddings import read_stored, write_stored
-from batchverify.pipeline.strangers import CompareStrangers, DrawnImages
 from batchverify.worker_stats import WorkerStats
 
 # The least memory of a worker that encodes on a GPU: an estimate with room to spare, not measured on Dataflow.
@@ -37,8 +38,8 @@ class Verified(NamedTuple):
         images: Tables with one row for each distinct image and the columns `uri`, `status`, `error`, `digest`, `identity`
             and `traits` (a `schema.ImageTraits`); with a store of embeddings also `version` and `reused`.
         stored_files: The files written to the store of embeddings; None without a store.
-        strangers: One element, what images drawn at random come to when they are compared; None where
-            `ScoringConfig.stranger_pairs` is 0.
+        examined: One element, what images drawn at random say about the model: how many strangers match, and whether images
+            still match themselves after small changes. None where `ScoringConfig` turns off both.
 
     Examples:
         Both tables are Arrow tables, so they go to any sink that Beam has for Arrow or Parquet.
@@ -55,7 +56,7 @@ class Verified(NamedTuple):
     scores: PCollection[pa.Table]
     images: PCollection[pa.Table]
     stored_files: PCollection[StoredFile] | None = None
-    strangers: PCollection[Strangers] | None = None
+    examined: PCollection[Examined] | None = None
 
 
 class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
@@ -110,8 +111,8 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
     def expand(self, blocks: PCollection[tuple[str, pa.Table]]) -> Verified:
         sidecar = read_sidecar(self._config.model) if self._sidecar is None else self._sidecar
         config = apply_sidecar(self._config, sidecar)
-        loader = self._loader or keras_loader(config)
-        encoded = self._request(blocks, config) | "EncodeImages" >> self._encode(loader, config)
+        loader = self._loader or keras_loader(config, sidecar.golden_pairs)
+        encoded = self._request(blocks, config) | "EncodeImages" >> self._encode(loader, config, blocks.pipeline)
         scores = (
             _by_block(blocks, encoded.answers)
             | "GroupByBlock" >> beam.GroupByKey()
@@ -121,11 +122,11 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
         if self._session is not None:
             rows = encoded[STORED_ROWS_OUTPUT]
             stored_files = rows | "WriteEmbeddings" >> beam.FlatMap(write_stored, self._session, self._stats)
-        strangers = None
-        if config.stranger_pairs:
+        examined = None
+        if config.stranger_pairs or config.steadiness_images:
             pcolls = {"drawn": encoded[DRAWN_OUTPUT], "blocks": blocks}
-            strangers = pcolls | "CompareStrangers" >> CompareStrangers(loader, config, self._stats)
-        return Verified(scores, encoded[IMAGES_OUTPUT], stored_files, strangers)
+            examined = pcolls | "ExamineDrawn" >> ExamineDrawn(loader, config, self._stats)
+        return Verified(scores, encoded[IMAGES_OUTPUT], stored_files, examined)
 
     def _request(self, blocks: PCollection[tuple[str, pa.Table]], config: ScoringConfig) -> PCollection[_BY_BUCKET]:
         """Returns the requests of the blocks by bucket, with the stored rows of each bucket beside them."""
@@ -145,9 +146,11 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
         )
         return stored
 
-    def _encode(self, loader: NetworkLoader, config: ScoringConfig) -> Any:
+    def _encode(self, loader: NetworkLoader, config: ScoringConfig, pipeline: beam.Pipeline) -> Any:
         """Returns the step that encodes; what it is applied to gives the outputs of `EncodeImages` by tag."""
-        encode = beam.ParDo(EncodeImages(loader, config, self._buckets, self._table, self._session, self._stats))
+        chunk_bytes = max_element_bytes(pipeline.options)
+        shared = self._table, self._session, self._stats
+        encode = beam.ParDo(EncodeImages(loader, config, self._buckets, chunk_bytes, *shared))
         outputs = {IMAGES_OUTPUT: pa.Table, STORED_ROWS_OUTPUT: pa.Table, DRAWN_OUTPUT: DrawnImages}
         return (
             _on_accelerator(encode, config.accelerator)

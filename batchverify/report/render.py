@@ -16,6 +16,7 @@ from markupsafe import Markup
 from batchverify.errors import PreflightError, RunError, printable, short_reason
 from batchverify.evaluation import metrics
 from batchverify.evaluation.drift import describe_shift
+from batchverify.evaluation.steadiness import CHANGES
 from batchverify.evaluation.strangers import describe_mates
 from batchverify.evaluation.traits import describe_traits
 from batchverify.output.run_directory import RunDirectory
@@ -102,6 +103,7 @@ def render(summary: dict[str, Any]) -> str:
         "embeddings": None,
         "image_traits": {},
         "strangers": None,
+        "steadiness": None,
         **summary,
     }  # Not every run has these sections.
     template = importlib.resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
@@ -120,6 +122,7 @@ def render(summary: dict[str, Any]) -> str:
         command=format_command(run),
         statuses=_statuses(summary),
         traits=describe_traits(summary["image_traits"]),
+        change_names=CHANGES,
         mates=describe_mates(summary["strangers"]) if summary["strangers"] else "",
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from batchverify.evaluation.drift import Shift, describe_shift
 from batchverify.evaluation.gates import EMPTY, STRANGERS, Gate
+from batchverify.evaluation.steadiness import UNSTEADY, describe_rejections
 from batchverify.evaluation.strangers import CAUSES, FEW_MATCH, MANY_MATCH, REMEDY, describe_mates, describe_rate, percent
 
 _MARKS = {"good": "✓", "warn": "!", "bad": "✗", "plain": "–"}
@@ -62,6 +63,7 @@ def judge_run(summary: dict[str, Any]) -> Verdict:
     findings = (
         identity,
         *_judge_strangers(summary),
+        *_judge_steadiness(summary),
         *_judge_certificate(summary),
         *_judge_gates(summary),
         *_judge_rows(summary),
@@ -146,6 +148,17 @@ def _judge_strangers(summary: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("good", f"Few strangers match: {rate}. Without labels, this estimates the false match rate. {mates}")
     else:
         yield Finding("plain", f"Strangers were not judged, because there are too few images: {rate}.")
+
+
+def _judge_steadiness(summary: dict[str, Any]) -> Iterator[Finding]:
+    steadiness = summary.get("steadiness")
+    if not steadiness or not steadiness["verdict"]:
+        return
+    counts = describe_rejections(steadiness)
+    if steadiness["verdict"] == UNSTEADY:
+        yield Finding("warn", f"The model is not steady. Changes that people don’t see decide: {counts}.")
+    else:
+        yield Finding("good", f"The model is steady: {counts}.")
 
 
 def _judge_certificate(summary: dict[str, Any]) -> Iterator[Finding]:

@@ -108,7 +108,10 @@ def test_a_hot_bucket_is_encoded_in_parts(shared, tmp_path, read_scores):
 def test_a_part_is_sent_before_the_next_one_is_encoded(tmp_path):
     names = [f"/images/{number}.jpg" for number in range(600)]
     encode = EncodeImages(
-        NetworkLoader(functools.partial(LoggingNetwork, tmp_path, WIDE)), ScoringConfig(stranger_pairs=0), buckets=1
+        NetworkLoader(functools.partial(LoggingNetwork, tmp_path, WIDE)),
+        ScoringConfig(stranger_pairs=0),
+        1,
+        EMBEDDING_BYTES_AT_ONCE,
     )
     encode.setup()
     asked = [("all", pa.table({"uri": names})), ("last", pa.table({"uri": names[::-300]}))]
@@ -131,7 +134,7 @@ def test_parts_change_no_score(small_model, pictures, tmp_path, read_scores, mon
     frame.to_csv(tmp_path / "pairs.csv", index=False)
     found = []
     for bound in (EMBEDDING_BYTES_AT_ONCE, 3 * 4 * 12):  # the model's embeddings are twelve numbers
-        monkeypatch.setattr("batchverify.pipeline.encode.EMBEDDING_BYTES_AT_ONCE", bound)
+        monkeypatch.setattr("batchverify.pipeline.portable.EMBEDDING_BYTES_AT_ONCE", bound)
         config = VerificationConfig(
             manifests=(str(tmp_path / "pairs.csv"),), output=str(tmp_path / str(bound)), model=small_model
         )

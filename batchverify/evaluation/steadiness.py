@@ -1,0 +1,54 @@
+"""Steadiness: whether images still match themselves after a small change that people would not see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from batchverify.schema import is_match
+
+# How each change is named in words. A mirrored image need not match: many things look different in a mirror.
+CHANGES = {
+    "jpeg": "saved as JPEG of quality 75",
+    "shift": "shifted by one pixel",
+    "brighten": "brightened by 5%",
+    "mirror": "mirrored",
+}
+_NOT_JUDGED = ("mirror",)
+STEADY, UNSTEADY = "steady", "unsteady"
+
+
+def describe_steadiness(scores: Mapping[str, np.ndarray], threshold: float) -> dict[str, Any]:
+    """Returns the section `steadiness` of `_summary.json`.
+
+    Args:
+        scores: For each of `CHANGES`, the scores of images against their changed selves, float32 `(n,)`.
+        threshold: The lowest score that is a match.
+    """
+    changes = {name: _describe_change(scores[name], threshold) for name in CHANGES}
+    judged = [change["rejected"] for name, change in changes.items() if name not in _NOT_JUDGED]
+    images = len(scores["jpeg"])
+    return {
+        "images": images,
+        "changes": changes,
+        "verdict": None if not images else UNSTEADY if any(judged) else STEADY,
+    }
+
+
+def _describe_change(scores: np.ndarray, threshold: float) -> dict[str, Any]:
+    if not len(scores):
+        return {"rejected": 0, "score_min": None, "score_mean": None}
+    # A score that is not a number is no match.
+    rejected = int(np.count_nonzero(~is_match(scores, threshold)))
+    lowest, mean = (None if np.isnan(value) else float(value) for value in (np.min(scores), np.mean(scores, dtype=np.float64)))
+    return {"rejected": rejected, "score_min": lowest, "score_mean": mean}
+
+
+def describe_rejections(section: Mapping[str, Any]) -> str:
+    """Returns in words how many images the model rejects as themselves after each change."""
+    (first, change), *others = section["changes"].items()
+    counts = [f"{change['rejected']:,} of {section['images']:,} images are rejected as themselves when {CHANGES[first]}"]
+    counts += [f"{change['rejected']:,} when {CHANGES[name]}" for name, change in others]
+    return f"{', '.join(counts)} (not judged)"

@@ -1,0 +1,68 @@
+"""Small changes of a picture that a steady model should not mind: each gives an image file like the first."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from batchverify.images.formats import open_image
+
+JPEG_QUALITY = 75
+_BRIGHTER = 1.05
+
+
+def _reencoded(picture: Image.Image) -> bytes:
+    return _as_file(picture, "JPEG", quality=JPEG_QUALITY)
+
+
+def _shifted(picture: Image.Image) -> bytes:
+    """Moves the picture by a pixel to the right and downwards; its first row and column are repeated."""
+    pixels = np.asarray(picture)
+    padding = ((1, 0), (1, 0), *((0, 0),) * (pixels.ndim - 2))
+    moved = np.pad(pixels, padding, mode="edge")[: pixels.shape[0], : pixels.shape[1]]
+    return _as_file(Image.fromarray(moved), "BMP")
+
+
+def _brightened(picture: Image.Image) -> bytes:
+    return _as_file(picture.point(lambda value: min(255, round(value * _BRIGHTER))), "BMP")
+
+
+def _mirrored(picture: Image.Image) -> bytes:
+    return _as_file(ImageOps.mirror(picture), "BMP")
+
+
+VARIANTS: dict[str, Callable[[Image.Image], bytes]] = {
+    "jpeg": _reencoded,
+    "shift": _shifted,
+    "brighten": _brightened,
+    "mirror": _mirrored,
+}
+
+
+def make_variants(data: bytes, max_pixels: int) -> tuple[int, dict[str, bytes]] | None:
+    """Returns the number of pixels of a picture, and a changed file for each of `VARIANTS`.
+
+    Args:
+        data: The bytes of an image file.
+        max_pixels: The largest number of pixels.
+
+    Returns:
+        None for a picture that has more pixels, or more than 8 bits a channel, or that cannot be decoded.
+    """
+    try:
+        with open_image(data) as image:
+            if image.mode not in ("1", "L", "P", "RGB", "CMYK") or image.width * image.height > max_pixels:
+                return None
+            picture = image.convert("L" if image.mode in ("1", "L") else "RGB")
+    except Exception:  # Pillow's decoders raise any exception on a broken file, which the run itself reports.
+        return None
+    return picture.width * picture.height, {name: change(picture) for name, change in VARIANTS.items()}
+
+
+def _as_file(picture: Image.Image, format_name: str, **settings: int) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format_name, **settings)
+    return file.getvalue()

@@ -1,0 +1,72 @@
+"""A random sample of a run's images: those with the lowest hashes of their URIs.
+
+The sample depends on nothing but the URIs: not on blocks, buckets, batches or the runner. It can be merged in any order, and
+takes a few megabytes through one small shuffle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from batchverify.pipeline.encoded_images import OK_CODE
+from batchverify.pipeline.memory import PORTABLE_ELEMENT_BYTES
+
+_MAX_IMAGES = 2048
+_MAX_BYTES = PORTABLE_ELEMENT_BYTES
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnImages:
+    """Some images of a run, those whose URIs have the lowest hashes.
+
+    Attributes:
+        total: Number of images that they were drawn from.
+        most: Number of images that the run draws at most.
+        rows: Columns `hash` (uint64, ascending), `uri`, `digest`, `traits` and `embedding`; None for no images.
+    """
+
+    total: int
+    most: int
+    rows: pa.Table | None
+
+    @classmethod
+    def draw(cls, images: pa.Table, embedding_bytes: int, buckets: int) -> DrawnImages:
+        """Draws images from a table of encoded images; those without an embedding are not drawn.
+
+        Args:
+            images: Encoded images of one bucket.
+            embedding_bytes: The size of one embedding.
+            buckets: The number of buckets.
+        """
+        most = max(2, min(_MAX_IMAGES, _MAX_BYTES // max(1, embedding_bytes)))
+        # A bucket holds a binomial number of the images that the run draws. Six standard deviations above its mean are as good
+        # as certain to hold them all.
+        mean = most / buckets
+        count = min(most, math.ceil(mean + 6 * math.sqrt(mean) + 8))
+        images = images.filter(pa.array(images["status"].to_numpy() == OK_CODE))
+        hashes = hash_text(images["uri"].combine_chunks())
+        chosen = np.argsort(hashes)[:count]
+        rows = images.select(["uri", "digest", "traits", "embedding"]).take(pa.array(chosen))
+        return cls(images.num_rows, most, rows.add_column(0, "hash", pa.array(hashes[chosen], pa.uint64())))
+
+    @classmethod
+    def merge(cls, parts: Iterable[DrawnImages]) -> DrawnImages:
+        """Draws again from images that have been drawn."""
+        parts = list(parts)
+        total, most = sum(part.total for part in parts), min((part.most for part in parts), default=_MAX_IMAGES)
+        tables = [part.rows for part in parts if part.rows is not None and part.rows.num_rows]
+        if not tables:
+            return cls(total, most, None)
+        return cls(total, most, pa.concat_tables(tables).sort_by("hash").slice(0, most).combine_chunks())
+
+
+def hash_text(values: pa.Array) -> np.ndarray:
+    """Returns a 64-bit hash of each text, the same in every process; uint64 `(n,)`."""
+    hashes: np.ndarray = pd.util.hash_array(values.to_numpy(zero_copy_only=False), categorize=False)
+    return hashes
