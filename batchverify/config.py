@@ -308,6 +308,8 @@ class VerificationConfig(ScoringConfig):
         separator: The character between the columns of CSV files; None takes the comma, or what the header shows.
         bad_rows: The treatment of CSV rows with too few or too many fields, or with bytes that are not UTF-8, one of
             `BAD_ROWS`: the manifest is refused, or the rows are kept with the status `bad_row`.
+        fmr: The false match rates, beside 1%, 0.1% and 0.01%, for which a run with labels names thresholds.
+        threshold_from: An earlier run whose labels decide the threshold, and the FMR to keep there, as `RUN:fmr=RATE`.
         max_failed_rows: The limit on rows without a score; above it the exit code is 3.
         max_identity_faults: The limit on scored rows whose identity check is not `sane`; above it the exit code is 3.
         allow_empty: Whether a run in which no row has a score ends with exit code 0; without it the exit code is 3.
@@ -330,6 +332,8 @@ class VerificationConfig(ScoringConfig):
     block_rows: int = 1_048_576
     separator: str | None = None
     bad_rows: str = "refuse"
+    fmr: tuple[float, ...] = ()
+    threshold_from: str | None = None
     max_failed_rows: Limit | None = None
     max_identity_faults: Limit | None = None
     allow_empty: bool = False
@@ -347,6 +351,7 @@ class VerificationConfig(ScoringConfig):
         yield from super()._problems()
         yield from self._problems_of_paths()
         yield from self._problems_of_rows()
+        yield from self._problems_of_thresholds()
         yield from self._problems_of_baseline()
         yield from self._problems_of_embeddings()
 
@@ -372,6 +377,18 @@ class VerificationConfig(ScoringConfig):
         if self.limit is not None and self.limit < 1:
             yield f"--limit is {self.limit}; give at least 1."
 
+    def _problems_of_thresholds(self) -> Iterator[str]:
+        for rate in self.fmr:
+            if not 0 < rate < 1:
+                yield f"--fmr is {rate:g}; give a false match rate between 0 and 1, such as 1e-5."
+        if self.threshold_from is not None:
+            if self.threshold is not None:
+                yield "--threshold and --threshold-from are both given; leave one of them out."
+            try:
+                split_threshold_source(self.threshold_from)
+            except ValueError:
+                yield f"--threshold-from is '{self.threshold_from}'; give RUN:fmr=RATE, such as scores/dt=2026-11-24:fmr=1e-3."
+
     def _problems_of_baseline(self) -> Iterator[str]:
         if self.baseline == "":
             yield "--baseline is empty; name a run directory or a _summary.json."
@@ -394,6 +411,18 @@ class VerificationConfig(ScoringConfig):
         for name in ("embeddings_version", "embeddings_rebuild", "embeddings_days"):
             if self.embeddings is None and getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 yield f"{_option(name)} needs an embedding store, and none is given; add --embeddings DIR."
+
+
+def split_threshold_source(text: str) -> tuple[str, float]:
+    """Returns the run and the FMR that `RUN:fmr=RATE` names.
+
+    Raises:
+        ValueError: If the text is no such thing.
+    """
+    run, separator, rate = text.rpartition(":fmr=")
+    if not (run and separator and 0 < float(rate) < 1):
+        raise ValueError(text)
+    return run, float(rate)
 
 
 def split_pixels(pixels: str) -> tuple[str, float | None]:

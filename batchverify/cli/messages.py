@@ -51,7 +51,7 @@ def run_message(output: str, summary: dict[str, Any]) -> str:
     lines = ["", _rows_message(summary), _images_message(summary)]
     if traits := describe_traits(summary["image_traits"]):
         lines.append("Traits    " + traits)
-    lines.append(f"Matches   {summary['rows'].get('matches', 0):,} at threshold {summary['run']['threshold']:g}")
+    lines.append(_matches_message(summary))
     if rates := summary["error_rates"]:
         lines.append(_labels_message(rates))
         lines += [f"Suggest   {threshold}" for threshold in threshold_messages(rates)]
@@ -83,6 +83,12 @@ def _images_message(summary: dict[str, Any]) -> str:
     reused = f", {embeddings['reused']:,} from the store" if embeddings else ""
     kinds = ", ".join(f"{number} {kind}" for kind, number in images.items() if kind not in ("total", "ok"))
     return f"Images    {total:,} distinct: {encoded}{reused}, {total - readable:,} failed" + (f" ({kinds})" if kinds else "")
+
+
+def _matches_message(summary: dict[str, Any]) -> str:
+    source = summary["run"].get("threshold_from")
+    message = f"Matches   {summary['rows'].get('matches', 0):,} at threshold {summary['run']['threshold']:g}"
+    return printable(message + (f" (from {source})" if source else ""))
 
 
 def _labels_message(rates: dict[str, Any]) -> str:
@@ -132,7 +138,7 @@ def baseline_message(baseline: dict[str, Any]) -> str:
 
     match_rates = [f"{rate:.2%}" if rate is not None else "none" for rate in baseline["match_rate"]]
     failures = [f"{now - before:+,} {status}" for status, (before, now) in baseline["failures"].items() if now != before]
-    strangers = [f"{rate:.2%}" for rate in baseline["strangers_match_rate"] if rate is not None]
+    strangers = [f"{rate:.2%}" for rate in baseline.get("strangers_match_rate") or () if rate is not None]
     drawn = f"; of strangers {strangers[0]} before, {strangers[1]} now" if len(strangers) == 2 else ""
     model = "ANOTHER MODEL" if baseline["model_changed"] else "the same model"
     threshold_before, threshold_now = baseline["threshold"]

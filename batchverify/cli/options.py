@@ -127,6 +127,14 @@ def add_decision_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the decisions")
     add_threshold_option(group)
     add_option(
+        group, "--threshold-from", metavar="RUN:fmr=RATE",
+        help="the threshold that keeps an FMR on the labels of an earlier run, such as scores/dt=2026-11-24:fmr=1e-3",
+    )  # fmt: skip
+    group.add_argument(
+        "--fmr", type=float, metavar="RATE", action="append", default=[],
+        help="an FMR to name a threshold for, beside 0.01, 0.001 and 0.0001; may be given several times",
+    )  # fmt: skip
+    add_option(
         group, "--identity-tolerance", type=float, metavar="T",
         help="by how much a pair may outscore its own images before it is a fault",
     )  # fmt: skip

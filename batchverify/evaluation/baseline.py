@@ -1,15 +1,18 @@
-"""The baseline: the earlier run that a run is compared with. It is read and validated before the run starts."""
+"""The baseline: the earlier run that a run is compared with, or takes its threshold from. It is read before the run starts."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from apache_beam.io.filesystems import FileSystems
 
-from batchverify.config import VerificationConfig
+from batchverify.config import VerificationConfig, split_threshold_source
 from batchverify.errors import PreflightError, short_reason
+from batchverify.evaluation import metrics
 from batchverify.evaluation.drift import RunStatistics
 from batchverify.io.filesystem import read_bytes
 from batchverify.output.run_directory import RunDirectory
@@ -31,7 +34,7 @@ def read_baseline(config: VerificationConfig) -> RunStatistics | None:
     path = config.baseline
     if path is None:
         return None
-    if problem := _why_absent(path):
+    if problem := _why_absent("--baseline", path):
         if not config.baseline_optional:
             raise PreflightError(
                 f"--baseline {path} {problem}; name an earlier run, or add --baseline-optional for the first run."
@@ -41,19 +44,46 @@ def read_baseline(config: VerificationConfig) -> RunStatistics | None:
             path, problem, "" if config.max_drift is None else ", and --max-drift is not checked",
         )  # fmt: skip
         return None
-    summary = _read_summary(_summary_path(path))
-    version = summary.get("summary_version")
-    if version not in _READABLE_VERSIONS:
+    with _refusing_other_files("--baseline", path):
+        return RunStatistics.from_summary(_read_summary("--baseline", path))
+
+
+def read_threshold(source: str) -> metrics.OperatingPoint:
+    """Returns the operating point of an earlier run that `--threshold-from` names.
+
+    Args:
+        source: A run and the FMR to keep, as `RUN:fmr=RATE`.
+
+    Raises:
+        PreflightError: If there is no such run, it has no labels, or no threshold keeps such an FMR.
+    """
+    path, rate = split_threshold_source(source)
+    option = "--threshold-from"
+    if problem := _why_absent(option, path):
+        raise PreflightError(f"{option} {path} {problem}; name an earlier run, or give --threshold.")
+    summary = _read_summary(option, path)
+    with _refusing_other_files(option, path):
+        histograms = summary["score_histograms"]
+        genuine, impostor = (metrics.dense(histograms[kind]) for kind in ("genuine", "impostor"))
+    if not impostor.sum():
+        raise PreflightError(f"{option} {path}: that run has no impostor pairs, so no FMR; name one with labels.")
+    point = metrics.operating_point(genuine, impostor, rate)
+    if point.threshold is None:
         raise PreflightError(
-            f"--baseline {path}: its summary has version {version!r:.40}, and this program reads "
-            f"{' and '.join(map(str, _READABLE_VERSIONS))}; update batchverify, or name another run."
+            f"{option} {path}: no threshold has an FMR of {rate:g} there; too many impostor pairs score 1. Name a higher rate."
         )
+    return point
+
+
+@contextmanager
+def _refusing_other_files(option: str, path: str) -> Iterator[None]:
+    """Refuses a file that is no summary where its content does not fit."""
     try:
-        return RunStatistics.from_summary(summary)
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise PreflightError(
-            f"--baseline {path}: it is not the summary of a finished run ({reason:.200}); name another run."
+            f"{option} {path}: it is not the summary of a finished run ({reason:.200}); name another run."
         ) from None
 
 
@@ -61,7 +91,7 @@ def _summary_path(path: str) -> str:
     return path if path.endswith(".json") else FileSystems.join(path, "_summary.json")
 
 
-def _why_absent(path: str) -> str | None:
+def _why_absent(option: str, path: str) -> str | None:
     """Returns why there is no finished run at `path`; None if there is one.
 
     A path that ends in `.json` names a summary, which only a finished run has.
@@ -73,18 +103,26 @@ def _why_absent(path: str) -> str | None:
             return None
         return "holds no finished run" if FileSystems.exists(path) else "does not exist"
     except Exception as error:  # Beam wraps any exception of the store's client.
-        raise PreflightError(f"--baseline {path} cannot be looked up ({short_reason(error)}); check the path.") from None
+        raise PreflightError(f"{option} {path} cannot be looked up ({short_reason(error)}); check the path.") from None
 
 
-def _read_summary(path: str) -> dict[str, Any]:
+def _read_summary(option: str, path: str) -> dict[str, Any]:
+    """Returns the summary of a run, of a version that this program reads."""
+    file = _summary_path(path)
     try:
-        summary = json.loads(read_bytes(path, _MAX_SUMMARY_BYTES))
+        summary = json.loads(read_bytes(file, _MAX_SUMMARY_BYTES))
     except RecursionError:
-        raise PreflightError(f"--baseline {path} cannot be read (it is nested too deeply); name another run.") from None
+        raise PreflightError(f"{option} {file} cannot be read (it is nested too deeply); name another run.") from None
     except Exception as error:  # Beam wraps any exception of the store's client, and JSON has errors of its own.
         raise PreflightError(
-            f"--baseline {path} cannot be read ({short_reason(error)}); it may be truncated: name another run."
+            f"{option} {file} cannot be read ({short_reason(error)}); it may be truncated: name another run."
         ) from None
     if not isinstance(summary, dict):
-        raise PreflightError(f"--baseline {path} does not hold a JSON object; name a run directory or its _summary.json.")
+        raise PreflightError(f"{option} {file} does not hold a JSON object; name a run directory or its _summary.json.")
+    version = summary.get("summary_version")
+    if version not in _READABLE_VERSIONS:
+        raise PreflightError(
+            f"{option} {path}: its summary has version {version!r:.40}, and this program reads "
+            f"{' and '.join(map(str, _READABLE_VERSIONS))}; update batchverify, or name another run."
+        )
     return summary

@@ -214,7 +214,12 @@ def generalised_rate(rate: Rate, failed: int, failures_are_errors: bool) -> Rate
 
 
 def describe_error_rates(
-    genuine: np.ndarray, impostor: np.ndarray, threshold: float, matches: tuple[int, int], failed: tuple[int, int]
+    genuine: np.ndarray,
+    impostor: np.ndarray,
+    threshold: float,
+    matches: tuple[int, int],
+    failed: tuple[int, int],
+    more_targets: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Returns the section `error_rates` of `_summary.json`, without its folds.
 
@@ -224,13 +229,14 @@ def describe_error_rates(
         threshold: The threshold in force, which need not be a bin's edge.
         matches: Numbers of genuine and of impostor pairs that match at this threshold.
         failed: Numbers of genuine and of impostor pairs without a score.
+        more_targets: False match rates beside `FMR_TARGETS` to name a threshold for.
     """
     genuine_pairs, impostor_pairs = int(genuine.sum()), int(impostor.sum())
     genuine_matches, impostor_matches = matches
     genuine_failed, impostor_failed = failed
     fmr, fnmr = Rate(impostor_matches, impostor_pairs), Rate(genuine_pairs - genuine_matches, genuine_pairs)
     accuracy = Rate(genuine_matches + impostor_pairs - impostor_matches, genuine_pairs + impostor_pairs)
-    targets = FMR_TARGETS if impostor_pairs else ()
+    targets = sorted({*FMR_TARGETS, *more_targets}, reverse=True) if impostor_pairs else []
     return {
         "threshold": threshold,
         "genuine": genuine_pairs,

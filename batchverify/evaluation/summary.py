@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,8 +85,13 @@ class Summary:
             **sums,
         )
 
-    def to_json(self, threshold: float) -> dict[str, Any]:
-        """Returns the sections of `_summary.json` about rows and images."""
+    def to_json(self, threshold: float, fmr: Sequence[float] = ()) -> dict[str, Any]:
+        """Returns the sections of `_summary.json` about rows and images.
+
+        Args:
+            threshold: The threshold in force.
+            fmr: False match rates, beside those that every run has, to name a threshold for.
+        """
         failed = metrics.Rate(self.counts["images.total"] - self.counts["images.ok"], self.counts["images.total"])
         return {
             "rows": self._counts_below("rows"),
@@ -96,7 +101,7 @@ class Summary:
             "strangers": self.strangers and dict(self.strangers.section),
             "steadiness": self.steadiness,
             "failure_to_acquire": {"rate": failed.value, "interval": failed.interval},
-            "error_rates": self._error_rates(threshold),
+            "error_rates": self._error_rates(threshold, fmr),
             "score_histograms": self._score_histograms(),
             "extremes": self.extremes.to_json(),
             "embeddings": None,
@@ -117,14 +122,14 @@ class Summary:
             "score_max": high if images else None,
         }
 
-    def _error_rates(self, threshold: float) -> dict[str, Any] | None:
+    def _error_rates(self, threshold: float, fmr: Sequence[float]) -> dict[str, Any] | None:
         _, impostor, genuine = self.scores
         if not genuine.sum() and not impostor.sum():
             return None
         failed = self.counts["pairs.genuine_failed"], self.counts["pairs.impostor_failed"]
         matches = self.counts["pairs.genuine_matches"], self.counts["pairs.impostor_matches"]
         folds = {name: (genuine, impostor) for name, (impostor, genuine) in (self.folds or {}).items()}
-        rates = metrics.describe_error_rates(genuine, impostor, threshold, matches, failed)
+        rates = metrics.describe_error_rates(genuine, impostor, threshold, matches, failed, fmr)
         return rates | {"folds": metrics.describe_folds(folds)}
 
     def _score_histograms(self) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class CompleteSummary(beam.DoFn):
         summary: dict[str, Any] = {
             "summary_version": SUMMARY_VERSION,
             "run": self._provenance,
-            **element.to_json(self._provenance["threshold"]),
+            **element.to_json(self._provenance["threshold"], self._config.fmr),
         }
         summary["baseline"] = self._compare_with_baseline(summary)
         if self._session is not None:

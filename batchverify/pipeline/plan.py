@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
-from batchverify.evaluation.baseline import read_baseline
+from batchverify.evaluation.baseline import read_baseline, read_threshold
 from batchverify.evaluation.drift import RunStatistics
 from batchverify.io.object_store import refuse_unreachable
 from batchverify.io.storage_options import set_storage_options
@@ -104,7 +104,8 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
     baseline = read_baseline(config)
     store = open_store(config.embeddings, config.embeddings_rebuild) if config.embeddings else None
     sidecar = read_sidecar(config.model)
-    config = apply_sidecar(config, sidecar)
+    threshold_from = config.threshold_from
+    config = apply_sidecar(_with_threshold(config), sidecar)
     manifest = plan_manifest(config)
     if is_dataflow(options):
         refuse_local_images(manifest.sample)
@@ -124,7 +125,7 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
         model=network.facts,
         loader=loader,
         network=network,
-        provenance=describe_run(config, manifest, network.facts, network.identity_bound()),
+        provenance=describe_run(config, manifest, network.facts, network.identity_bound(), threshold_from),
         baseline=baseline,
         options=options,
         table=table,
@@ -205,6 +206,20 @@ def _checked_options(config: VerificationConfig, beam_args: Sequence[str]) -> Pi
     set_storage_options(options)
     refuse_unreachable(_named_paths(config), config.output)
     return options
+
+
+def _with_threshold(config: VerificationConfig) -> VerificationConfig:
+    """Returns the configuration with the threshold of the earlier run that it names, which is then like one that was given."""
+    if config.threshold_from is None:
+        return config
+    point = read_threshold(config.threshold_from)
+    assert point.threshold is not None
+    evidence = {"enough": "enough to trust it", "rough": "so few that it is rough"}.get(point.evidence, "too few to show it")
+    _LOG.info(
+        "Threshold %g from %s: FMR %.3g there, among %s impostor pairs, which are %s.",
+        point.threshold, config.threshold_from, point.fmr.value, f"{point.fmr.trials:,}", evidence,
+    )  # fmt: skip
+    return dataclasses.replace(config, threshold=point.threshold, threshold_from=None)
 
 
 def _named_paths(config: VerificationConfig) -> Iterator[tuple[str, str | None]]:

@@ -25,7 +25,11 @@ _SUMMARY_ONLY = ("label_column", "fold_column", "working_directory", "options", 
 
 
 def describe_run(
-    config: VerificationConfig, manifest: Manifest, model: ModelFacts, bound: IdentityBound | None
+    config: VerificationConfig,
+    manifest: Manifest,
+    model: ModelFacts,
+    bound: IdentityBound | None,
+    threshold_from: str | None = None,
 ) -> dict[str, Any]:
     """Returns the section `run` of `_summary.json`.
 
@@ -34,6 +38,7 @@ def describe_run(
         manifest: The manifest.
         model: The facts about the model.
         bound: What the weights of the head prove; None where the model could not be split.
+        threshold_from: The earlier run that the threshold was taken from, as `--threshold-from` names it; None if it was not.
     """
     return {
         "version": VERSION,
@@ -44,6 +49,7 @@ def describe_run(
         "model": model.path,
         "model_digest": f"sha256:{model.digest}",
         "threshold": config.match_threshold(),
+        "threshold_from": threshold_from,
         "identity_tolerance": config.identity_tolerance,
         "model_structure": model.structure,
         "model_notes": list(model.notes),

@@ -141,11 +141,11 @@ def _judge_strangers(summary: dict[str, Any]) -> Iterator[Finding]:
     if strangers["verdict"] == MANY_MATCH:
         yield Finding(
             "bad",
-            f"Too many strangers match: {rate}. The limit is {strangers['limit']}. Likely causes: {CAUSES} "
+            f"Strangers: {rate}. That is too many. The limit is {strangers['limit']}. Likely causes: {CAUSES} "
             f"What to do: {REMEDY}",
         )
     elif strangers["verdict"] == FEW_MATCH:
-        yield Finding("good", f"Few strangers match: {rate}. Without labels, this estimates the false match rate. {mates}")
+        yield Finding("good", f"Strangers: {rate}. Without labels, this estimates the false match rate. {mates}")
     else:
         yield Finding("plain", f"Strangers were not judged, because there are too few images: {rate}.")
 

@@ -1,0 +1,107 @@
+"""Thresholds for an FMR: further targets, and those of an earlier run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import batchverify
+from batchverify.cli.main import main
+from batchverify.output.run_directory import RunDirectory
+
+pytestmark = pytest.mark.slow
+COUNT = 80
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures of one colour each, and pairs of them that are genuine where the colours are near each other."""
+    rng = np.random.default_rng(11)
+    folder = tmp_path_factory.mktemp("thresholds")
+    shades = rng.integers(0, 256, (COUNT, 3))
+    for number, shade in enumerate(shades):
+        noise = rng.integers(-20, 21, (16, 16, 3))
+        Image.fromarray(np.clip(shade + noise, 0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    left, right = rng.integers(0, COUNT, (2, 600))
+    genuine = (np.abs(shades[left] - shades[right]).sum(axis=1) < 150).astype(int)
+    frame = pd.DataFrame({"left": [f"{n}.png" for n in left], "right": [f"{n}.png" for n in right], "genuine": genuine})
+    frame.to_csv(folder / "pairs.csv", index=False)
+    frame.drop(columns="genuine").to_csv(folder / "tonight.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(folder, small_model, tmp_path_factory):
+    """A finished run with labels."""
+    output = str(tmp_path_factory.mktemp("labelled") / "run")
+    manifests = (str(folder / "pairs.csv"),)
+    batchverify.run(batchverify.VerificationConfig(manifests=manifests, output=output, model=small_model, fmr=(0.2, 0.05)))
+    return output
+
+
+def lowest_threshold(scores, rate):
+    """The lowest multiple of 0.0001 at which at most a share `rate` of impostor pairs match, the plain way."""
+    impostors = scores.loc[scores["genuine"].astype(str) == "0", "score"].to_numpy(np.float32)
+    for step in range(10_000):
+        if np.mean(impostors >= np.float32(step / 10_000)) <= rate:
+            return step / 10_000
+    raise AssertionError
+
+
+def test_further_targets_stand_beside_the_three_by_falling_rate(labelled, read_scores):
+    points = RunDirectory(labelled).read_summary()["error_rates"]["at_fmr"]
+    assert [point["target"] for point in points] == [0.2, 0.05, 0.01, 0.001, 0.0001]
+    scores = read_scores(labelled)
+    for point in points[:2]:
+        assert point["threshold"] == lowest_threshold(scores, point["target"])
+
+
+def test_tonights_threshold_is_that_of_the_earlier_run(folder, labelled, small_model, read_scores, tmp_path, capsys):
+    words = ["--manifest", str(folder / "tonight.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
+    source = f"{labelled}:fmr=0.1"
+    assert main([*words, "--threshold-from", source]) == 0
+    expected = lowest_threshold(read_scores(labelled), 0.1)
+    run = json.loads((tmp_path / "out" / "_summary.json").read_text())["run"]
+    assert (run["threshold"], run["threshold_from"]) == (expected, source)
+    assert f"at threshold {expected:g} (from {source})" in capsys.readouterr().out
+    scores = read_scores(tmp_path / "out")
+    assert (scores["match"] == (scores["score"] >= np.float32(expected))).all()
+
+
+def test_it_counts_more_than_the_threshold_of_a_sidecar(folder, labelled, small_model, read_scores, tmp_path):
+    model = tmp_path / "model.keras"
+    model.write_bytes(Path(small_model).read_bytes())
+    (tmp_path / "model.keras.batchverify.json").write_text('{"threshold": 0.123}')
+    words = ["--manifest", str(folder / "tonight.csv"), "--model", str(model), "--output", str(tmp_path / "out")]
+    assert main([*words, "--threshold-from", f"{labelled}:fmr=0.1"]) == 0
+    threshold = json.loads((tmp_path / "out" / "_summary.json").read_text())["run"]["threshold"]
+    assert threshold == lowest_threshold(read_scores(labelled), 0.1) != 0.123
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--threshold-from", "{run}"], "give RUN:fmr=RATE"),
+        (["--threshold-from", "{run}:fmr=2"], "give RUN:fmr=RATE"),
+        (["--threshold-from", "{run}:fmr=x"], "give RUN:fmr=RATE"),
+        (["--threshold-from", "{run}:fmr=0.1", "--threshold", "0.5"], "--threshold and --threshold-from are both given"),
+        (["--threshold-from", "/nowhere:fmr=0.1"], "--threshold-from /nowhere does not exist; name an earlier run"),
+        (["--fmr", "0"], "--fmr is 0; give a false match rate between 0 and 1"),
+        (["--fmr", "1e-3", "--fmr", "1"], "--fmr is 1; give a false match rate between 0 and 1"),
+    ],
+    ids=["no rate", "above 1", "no number", "two thresholds", "no run", "zero", "one"],
+)
+def test_what_cannot_be_is_refused(words, message, folder, labelled, small_model, tmp_path, capsys):
+    where = ["--manifest", str(folder / "tonight.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
+    assert main([*where, *(word.format(run=labelled) for word in words)]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_run_without_labels_gives_no_threshold(folder, labelled, small_model, tmp_path, capsys):
+    words = ["--manifest", str(folder / "tonight.csv"), "--model", small_model]
+    assert main([*words, "--output", str(tmp_path / "first")]) == 0
+    assert main([*words, "--output", str(tmp_path / "out"), "--threshold-from", f"{tmp_path / 'first'}:fmr=0.1"]) == 2
+    assert "that run has no impostor pairs, so no FMR; name one with labels." in capsys.readouterr().err
