@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from batchverify.cli.streams import print_text
 from batchverify.errors import printable
-from batchverify.evaluation.steadiness import UNSTEADY, describe_rejections
-from batchverify.evaluation.strangers import CAUSES, FEW_MATCH, MANY_MATCH, REMEDY, describe_mates, describe_rate
 from batchverify.evaluation.traits import describe_traits
 
 if TYPE_CHECKING:
@@ -61,9 +59,9 @@ def run_message(output: str, summary: dict[str, Any]) -> str:
         lines.append("Baseline  " + baseline_message(baseline))
     if profile := summary.get("profile"):
         lines.append("Time      " + profile_message(profile))
-    if strangers := summary["strangers"]:
+    if strangers := summary.get("strangers"):
         lines.append("Strangers " + strangers_message(strangers))
-    if (steadiness := summary["steadiness"]) and steadiness["verdict"]:
+    if (steadiness := summary.get("steadiness")) and steadiness["verdict"]:
         lines.append("Steady    " + steadiness_message(steadiness))
     lines.append("Identity  " + identity_message(summary))
     lines.append(f"Files     {output}/scores-*.parquet, {output}/_summary.json, {output}/_report.html")
@@ -164,6 +162,8 @@ def profile_message(profile: dict[str, Any]) -> str:
 
 def identity_message(summary: dict[str, Any]) -> str:
     """Returns the identity verdict of a run, with an explanation for somebody who never heard of it."""
+    from batchverify.evaluation.strangers import MANY_MATCH
+
     identity, compared = summary["identity"], summary["images"].get("ok", 0)
     if not compared:
         return "NOT CHECKED. No image could be encoded, so none was compared with itself."
@@ -171,7 +171,7 @@ def identity_message(summary: dict[str, Any]) -> str:
     scores = low if low == high else f"{low} to {high}"
     if identity["images_below_threshold"] or identity["outscored"]:
         return _identity_fault_message(summary, scores)
-    if (summary["strangers"] or {}).get("verdict") == MANY_MATCH:
+    if (summary.get("strangers") or {}).get("verdict") == MANY_MATCH:
         return (
             f"Each of {compared:,} images was compared with itself and scored {scores}, as it should;\n"
             "          but that makes no score trustworthy while strangers match."
@@ -184,6 +184,8 @@ def identity_message(summary: dict[str, Any]) -> str:
 
 def strangers_message(strangers: dict[str, Any]) -> str:
     """Returns how many images that were drawn at random match, and what that means."""
+    from batchverify.evaluation.strangers import CAUSES, FEW_MATCH, MANY_MATCH, REMEDY, describe_mates, describe_rate
+
     rate = describe_rate(strangers)
     if strangers["verdict"] == MANY_MATCH:
         return "\n".join(
@@ -205,6 +207,8 @@ def strangers_message(strangers: dict[str, Any]) -> str:
 
 def steadiness_message(steadiness: dict[str, Any]) -> str:
     """Returns how many images the model rejects after a small change of them."""
+    from batchverify.evaluation.steadiness import UNSTEADY, describe_rejections
+
     counts = describe_rejections(steadiness)
     if steadiness["verdict"] == UNSTEADY:
         return _fill(f"NOT STEADY. Changes that people don't see decide: {counts}.", "", _INDENT)

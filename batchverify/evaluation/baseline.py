@@ -44,8 +44,9 @@ def read_baseline(config: VerificationConfig) -> RunStatistics | None:
             path, problem, "" if config.max_drift is None else ", and --max-drift is not checked",
         )  # fmt: skip
         return None
+    summary = _read_summary("--baseline", path)
     with _refusing_other_files("--baseline", path):
-        return RunStatistics.from_summary(_read_summary("--baseline", path))
+        return RunStatistics.from_summary(summary)
 
 
 def read_threshold(source: str) -> metrics.OperatingPoint:

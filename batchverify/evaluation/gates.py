@@ -58,7 +58,7 @@ def evaluate_gates(config: VerificationConfig, summary: dict[str, Any]) -> list[
         _evaluate_limit("--max-failed-rows", config.max_failed_rows, rows.get("failed", 0), total),
         _evaluate_limit("--max-identity-faults", config.max_identity_faults, faults, scored),
     ]
-    if config.max_stranger_matches is not None and (strangers := summary["strangers"]):
+    if config.max_stranger_matches is not None and (strangers := summary.get("strangers")):
         pairs, matches = strangers["pairs"], strangers["matches"]
         # Without a pair, nobody knows. Such a run must not pass the gate.
         met = pairs > 0 and config.max_stranger_matches.allows(matches, pairs)

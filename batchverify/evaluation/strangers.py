@@ -142,11 +142,9 @@ def _verdict(rate: metrics.Rate, images: int, limit: Limit) -> str:
     return FEW_MATCH if limit.allows(rate.errors, rate.trials) else MANY_MATCH
 
 
-def _quantiles(scores: np.ndarray) -> dict[str, float] | None:
-    if not len(scores):
-        return None
+def _quantiles(scores: np.ndarray) -> list[list[float]]:
     # A score that occurs, not one between two of them.
-    return {f"{share:g}": float(np.quantile(scores, share, method="lower")) for share in _QUANTILES}
+    return [[share, float(np.quantile(scores, share, method="lower"))] for share in _QUANTILES if len(scores)]
 
 
 # What is likely where too many strangers match, and what to do about it; the terminal and the report say the same.

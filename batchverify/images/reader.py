@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import threading
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,37 @@ from batchverify.worker_stats import WorkerStats
 
 # A larger file is decoded at once, because hundreds of undecoded files wait in memory.
 _MAX_DEFERRED_BYTES = 512 * 2**10
+_MAX_KEPT_BYTES = 64 * 2**20
+
+
+class KeptFiles:
+    """The bytes of some files that are read, kept so that they need not be fetched again; 64 MiB at most.
+
+    Attributes:
+        wanted: The URIs of the files to keep when they are read.
+    """
+
+    def __init__(self) -> None:
+        self.wanted: frozenset[str] = frozenset()
+        self._files: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    def want(self, uris: Iterable[str]) -> None:
+        """Keeps these files from now on, and drops all others."""
+        with self._lock:
+            self.wanted = frozenset(uris)
+            self._files = {uri: data for uri, data in self._files.items() if uri in self.wanted}
+
+    def offer(self, uri: str, data: bytes) -> None:
+        """Keeps a file that has been read, if it is wanted and there is room."""
+        if uri in self.wanted:
+            with self._lock:
+                if sum(map(len, self._files.values())) + len(data) <= _MAX_KEPT_BYTES:
+                    self._files[uri] = data
+
+    def get(self, uri: str) -> bytes | None:
+        """Returns the bytes of a file that was kept."""
+        return self._files.get(uri)
 
 
 class ReadResult(NamedTuple):
@@ -54,6 +87,7 @@ class ImageReader:
         versions: The kind of version that `look_up` finds, one of `config.EMBEDDING_VERSIONS`; None where nothing is looked
             up.
         budget: The pixels that all threads may decode at the same time; None sets no bound.
+        kept: The files to keep for `read_changed`.
     """
 
     layout: Layout
@@ -64,6 +98,7 @@ class ImageReader:
     stats: WorkerStats = dataclasses.field(default_factory=WorkerStats)
     versions: str | None = None
     budget: PixelBudget | None = None
+    kept: KeptFiles = dataclasses.field(default_factory=KeptFiles)
 
     def read(self, uri: str) -> tuple[np.ndarray | ImageFailure, bytes | None]:
         """Returns uint8 pixels `(height, width, channels)` or a failure, and the 16-byte digest of the file's bytes."""
@@ -81,6 +116,7 @@ class ImageReader:
         file = self._fetch(uri, with_version=self.versions == "stat")
         if isinstance(file, ImageFailure):
             return ReadResult(file)
+        self.kept.offer(uri, file.data)
         fetched = time.perf_counter()
         defer = defer and len(file.data) <= _MAX_DEFERRED_BYTES
         decoded = decode_or_defer(file.data, self.layout, self.max_pixels, defer, self.budget)
@@ -97,9 +133,11 @@ class ImageReader:
         Returns:
             The number of its pixels, and for each change pixels `(height, width, channels)`; None if that cannot be done.
         """
-        file = self._fetch(uri, with_version=False)
-        changed = None if isinstance(file, ImageFailure) else make_variants(file.data, min(max_pixels, self.max_pixels))
-        if changed is None:
+        data = self.kept.get(uri) or self._fetch(uri, with_version=False)
+        if isinstance(data, ImageFailure):
+            return None
+        data = data if isinstance(data, bytes) else data.data
+        if (changed := make_variants(data, min(max_pixels, self.max_pixels))) is None:
             return None
         images = {name: decode(data, self.layout, self.max_pixels) for name, data in changed[1].items()}
         pixels = {name: image for name, image in images.items() if isinstance(image, np.ndarray)}

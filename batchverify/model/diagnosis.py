@@ -24,8 +24,8 @@ _PROBE_IMAGES = 96
 _TOLERANCE = 1e-4
 _MAX_DIFFERENCE = 1e-3
 _COLLAPSED, _NEARLY_ALL = 1e-3, 0.98
-# Strangers are judged as in a run: 20 images at least, and no more than a tenth may match.
-_STRANGERS_OF_AN_IMAGE, _LEAST_STRANGERS, _MANY_STRANGERS = 16, 20, 0.1
+# A folder may hold few subjects, and has no labels: strangers are judged among 50 images or more. A tenth may match.
+_STRANGERS_OF_AN_IMAGE, _LEAST_IMAGES, _MANY_STRANGERS = 16, 50, 0.1
 _STEADINESS_IMAGES, _MAX_CHANGED_PIXELS, _MANY_REJECTED = 40, 25_000_000, 0.1
 _JUDGED_CHANGES = {
     "jpeg": "saved as JPEG of quality 75",
@@ -187,7 +187,7 @@ def _measure_strangers(model: PairModel, embeddings: np.ndarray, threshold: floa
     shifts = range(1, min(most, (len(shuffled) - 1) // 2) + 1)
     scores = np.concatenate([model.compare(shuffled, np.roll(shuffled, shift, axis=0)) for shift in shifts or [1]])
     matches = int(np.count_nonzero(is_match(scores, threshold)))
-    return {"pairs": len(scores), "matches": matches, "match_rate": matches / len(scores)}
+    return {"images": len(embeddings), "pairs": len(scores), "matches": matches, "match_rate": matches / len(scores)}
 
 
 def _measure_steadiness(model: PairModel, uris: list[str], threshold: float) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _find_faults(findings: dict[str, dict[str, Any]], bound: IdentityBound, conf
 
 
 def _find_strangers(strangers: dict[str, Any], threshold: float) -> Iterator[str]:
-    if strangers and strangers["pairs"] >= _LEAST_STRANGERS and strangers["match_rate"] > _MANY_STRANGERS:
+    if strangers and strangers["images"] >= _LEAST_IMAGES and strangers["match_rate"] > _MANY_STRANGERS:
         yield (
             f"{strangers['matches']:,} of {strangers['pairs']:,} pairs of images drawn at random match at the threshold "
             f"{threshold:g}. Check that the model was trained on images of this kind, the scale of the pixels (--pixels), and "

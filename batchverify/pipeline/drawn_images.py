@@ -13,7 +13,10 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from batchverify.config import ScoringConfig
+from batchverify.manifest.columns import parent_folder
 from batchverify.pipeline.encoded_images import OK_CODE
 from batchverify.pipeline.memory import PORTABLE_ELEMENT_BYTES
 
@@ -36,13 +39,14 @@ class DrawnImages:
     rows: pa.Table | None
 
     @classmethod
-    def draw(cls, images: pa.Table, embedding_bytes: int, buckets: int) -> DrawnImages:
+    def draw(cls, images: pa.Table, embedding_bytes: int, buckets: int, base: str) -> DrawnImages:
         """Draws images from a table of encoded images; those without an embedding are not drawn.
 
         Args:
             images: Encoded images of one bucket.
             embedding_bytes: The size of one embedding.
             buckets: The number of buckets.
+            base: The result of `base_of_draw`.
         """
         most = max(2, min(_MAX_IMAGES, _MAX_BYTES // max(1, embedding_bytes)))
         # A bucket holds a binomial number of the images that the run draws. Six standard deviations above its mean are as good
@@ -50,7 +54,7 @@ class DrawnImages:
         mean = most / buckets
         count = min(most, math.ceil(mean + 6 * math.sqrt(mean) + 8))
         images = images.filter(pa.array(images["status"].to_numpy() == OK_CODE))
-        hashes = hash_text(images["uri"].combine_chunks())
+        hashes = hash_uris(images["uri"].combine_chunks(), base)
         chosen = np.argsort(hashes)[:count]
         rows = images.select(["uri", "digest", "traits", "embedding"]).take(pa.array(chosen))
         return cls(images.num_rows, most, rows.add_column(0, "hash", pa.array(hashes[chosen], pa.uint64())))
@@ -64,6 +68,25 @@ class DrawnImages:
         if not tables:
             return cls(total, most, None)
         return cls(total, most, pa.concat_tables(tables).sort_by("hash").slice(0, most).combine_chunks())
+
+
+def base_of_draw(config: ScoringConfig) -> str:
+    """Returns the folder that URIs are hashed relative to, so that a run draws the same images wherever its folder lies.
+
+    It is found once, by the launcher, because a relative path has another meaning where workers are.
+    """
+    if config.image_root:
+        return config.image_root.rstrip("/") + "/"
+    manifests = getattr(config, "manifests", ())  # `VerifyPairs` need not have any.
+    return parent_folder(manifests[0]).rstrip("/") + "/" if manifests else ""
+
+
+def hash_uris(uris: pa.Array, base: str) -> np.ndarray:
+    """Returns a 64-bit hash of each URI, without `base` where it begins with that; uint64 `(n,)`."""
+    if base and len(uris):
+        relative = pc.utf8_slice_codeunits(uris, len(base))
+        uris = pc.if_else(pc.starts_with(uris, base), relative, uris)
+    return hash_text(uris)
 
 
 def hash_text(values: pa.Array) -> np.ndarray:

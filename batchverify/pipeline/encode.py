@@ -45,6 +45,7 @@ class EncodeImages(beam.DoFn):
         loader: The loader of the network.
         config: The configuration, completed by the model's sidecar.
         buckets: The number of buckets.
+        base: The result of `base_of_draw`.
         chunk_bytes: The most embeddings that are encoded before they are sent, in bytes.
         table: The table that takes the images; then the answers are empty. None to send the images in the answers.
         session: The use of a store of embeddings in this run, or None.
@@ -56,6 +57,7 @@ class EncodeImages(beam.DoFn):
         loader: NetworkLoader,
         config: ScoringConfig,
         buckets: int,
+        base: str,
         chunk_bytes: int,
         table: ImageTableLoader | None = None,
         session: EmbeddingStoreSession | None = None,
@@ -63,7 +65,7 @@ class EncodeImages(beam.DoFn):
     ):
         self._loader, self._on_nan, self._table_loader = loader, config.on_nan, table
         self._session, self._stats = session, stats or WorkerStats()
-        self._chunk_bytes = chunk_bytes
+        self._base, self._chunk_bytes = base, chunk_bytes
         self._buckets, self._are_drawn = buckets, config.stranger_pairs + config.steadiness_images > 0
         self._encoded = Metrics.counter("batchverify", "images_encoded")
         self._reused = Metrics.counter("batchverify", "images_reused")
@@ -88,7 +90,7 @@ class EncodeImages(beam.DoFn):
             if generation is not None:
                 yield from _to_store(generation.add(images))
             if self._are_drawn:
-                drawn.append(DrawnImages.draw(images, self._network.embedding_bytes, self._buckets))
+                drawn.append(DrawnImages.draw(images, self._network.embedding_bytes, self._buckets, self._base))
             images = images.drop_columns([name for name in _NOT_SENT if name in images.column_names])
             if self._table is None:
                 yield from requests.answers(images, start)

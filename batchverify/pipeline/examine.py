@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import AsSingleton, PCollection
 
 from batchverify.config import ScoringConfig
@@ -37,18 +36,19 @@ class ExamineDrawn(beam.PTransform[Any, Any]):
     Args:
         loader: The loader of the network.
         config: The configuration, completed by the model's sidecar.
+        base: The result of `base_of_draw`.
         stats: The counts and times of this process.
     """
 
-    def __init__(self, loader: NetworkLoader, config: ScoringConfig, stats: WorkerStats):
+    def __init__(self, loader: NetworkLoader, config: ScoringConfig, base: str, stats: WorkerStats):
         super().__init__()
-        self._loader, self._config, self._stats = loader, config, stats
+        self._loader, self._config, self._base, self._stats = loader, config, base, stats
 
     def expand(self, pcolls: dict[str, PCollection[Any]]) -> PCollection[Examined]:
         drawn = pcolls["drawn"] | "Draw" >> beam.CombineGlobally(DrawnImages.merge)
         mates = (
             pcolls["blocks"]
-            | "ReadMates" >> beam.Map(_read_mates, self._config)
+            | "ReadMates" >> beam.Map(_read_mates, self._config, self._base)
             | "MergeMates" >> beam.CombineGlobally(KnownMates.merge)
         )
         examine = beam.ParDo(_Examine(self._loader, self._config, self._stats), AsSingleton(drawn), AsSingleton(mates))
@@ -56,14 +56,13 @@ class ExamineDrawn(beam.PTransform[Any, Any]):
         return examined
 
 
-def _read_mates(element: tuple[str, pa.Table], config: ScoringConfig) -> KnownMates:
-    return KnownMates.read(element[1], config)
+def _read_mates(element: tuple[str, pa.Table], config: ScoringConfig, base: str) -> KnownMates:
+    return KnownMates.read(element[1], config, base)
 
 
 class _Examine(beam.DoFn):
     def __init__(self, loader: NetworkLoader, config: ScoringConfig, stats: WorkerStats):
         self._loader, self._config, self._stats = loader, config, stats
-        self._encodings = Metrics.counter("batchverify", "encodings")
 
     def setup(self) -> None:
         self._network = self._loader.get()
@@ -76,5 +75,4 @@ class _Examine(beam.DoFn):
                 strangers = compare_strangers(drawn, mates, network, config)
             if config.steadiness_images:
                 steadiness = measure_steadiness(drawn, network, config)
-        self._encodings.inc(strangers.section["pairs"] * network.encodings_per_pair if strangers else 0)
         yield Examined(strangers, steadiness)

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -24,6 +25,7 @@ from batchverify.images.reader import ImageReader, ReadResult
 from batchverify.images.variants import VARIANTS
 from batchverify.io.storage_options import with_storage_options
 from batchverify.model.sidecar import GoldenPair
+from batchverify.pipeline.drawn_images import base_of_draw, hash_uris
 from batchverify.pipeline.encoded_images import OK_CODE, encoded_images
 from batchverify.pipeline.inference_metrics import InferenceLog
 from batchverify.pipeline.memory import default_decoding_pixels
@@ -102,9 +104,12 @@ class KerasNetwork:
         self._max_submitted = _parallel_batches() + 1
         self._encoders = ThreadPoolExecutor(self._max_submitted, "encode-images")
         self._prefetcher: Prefetcher[ReadResult] | None = None
+        self._lowest: dict[int, str] = {}
+        self._lowest_lock = threading.Lock()
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Fetches, decodes and encodes `uris`; see `Network.encode`."""
+        self._keep_lowest(uris)
         reads: list[ReadResult] = []
         embeddings: list[np.ndarray] = []
         batches = self._encode_batches(uris.to_pylist())
@@ -135,6 +140,19 @@ class KerasNetwork:
                     pixels[name].append(image)
         embeddings = {name: self._encode_in_batches(images) for name, images in pixels.items() if images}
         return np.array(positions, np.int64), embeddings
+
+    def _keep_lowest(self, uris: pa.Array) -> None:
+        """Has the files kept that `measure_steadiness` may ask for, those with the lowest hashes of all so far.
+
+        Where all workers share one process, no image is fetched twice then.
+        """
+        if self._config.steadiness_images:
+            hashes = hash_uris(uris, base_of_draw(self._config))
+            with self._lowest_lock:
+                self._lowest.update(zip(hashes.tolist(), uris.to_pylist(), strict=True))
+                lowest = sorted(self._lowest)[: self._config.steadiness_images]
+                self._lowest = {key: self._lowest[key] for key in lowest}
+                self._reader.kept.want(self._lowest.values())
 
     def _encode_in_batches(self, images: list[np.ndarray]) -> np.ndarray:
         size = self._config.batch_size

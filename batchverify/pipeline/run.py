@@ -32,7 +32,7 @@ class RunResult:
         output: The run directory.
         summary: The content of its `_summary.json`.
         counters: Beam's counters of the run, by name: `images_encoded`, `images_reused`, `images_failed`, `rows_scored`, and
-            `encodings`, the number of times that a tower of the network saw an image.
+            `encodings`, the number of times that a tower of the network saw an image, but for strangers and steadiness.
 
     Examples:
         >>> import batchverify

@@ -15,7 +15,7 @@ from batchverify.evaluation.strangers import Strangers, describe_strangers, draw
 from batchverify.manifest.columns import find_label_column, pair_uris
 from batchverify.manifest.labels import parse_labels
 from batchverify.pipeline.compare import compare_in_slices
-from batchverify.pipeline.drawn_images import DrawnImages, hash_text
+from batchverify.pipeline.drawn_images import DrawnImages, hash_uris
 from batchverify.pipeline.encoded_images import embedding_matrix
 from batchverify.pipeline.network import Network
 
@@ -43,8 +43,8 @@ class KnownMates:
     complete_to: np.uint64 = _ALL
 
     @classmethod
-    def read(cls, block: pa.Table, config: ScoringConfig) -> KnownMates:
-        """Reads a block of the manifest."""
+    def read(cls, block: pa.Table, config: ScoringConfig, base: str) -> KnownMates:
+        """Reads a block of the manifest; `base` is the result of `base_of_draw`."""
         label_column = find_label_column(block.column_names, config)
         if not label_column and not config.subject_columns:
             return cls(_no_hashes(), _no_hashes())
@@ -53,11 +53,11 @@ class KnownMates:
         genuine, subjects = _no_hashes(), _no_hashes()
         if label_column:
             chosen = pa.array(has_both & (parse_labels(block[label_column])[0] == 1))
-            pairs = np.stack([_hash_column(side.filter(chosen)) for side in (left, right)], axis=1)
+            pairs = np.stack([_hash_column(side.filter(chosen), base) for side in (left, right)], axis=1)
             genuine = np.sort(pairs, axis=1)
         if config.subject_columns:
             sides = zip((left, right), config.subject_columns, strict=True)
-            subjects = np.concatenate([_subjects_of(uris, block[column]) for uris, column in sides])
+            subjects = np.concatenate([_subjects_of(uris, block[column], base) for uris, column in sides])
         return cls.merge([cls(genuine, subjects, label_column is not None)])
 
     @classmethod
@@ -87,17 +87,17 @@ def _no_hashes() -> np.ndarray:
     return np.zeros((0, 2), np.uint64)
 
 
-def _subjects_of(uris: pa.ChunkedArray, subjects: pa.ChunkedArray) -> np.ndarray:
+def _subjects_of(uris: pa.ChunkedArray, subjects: pa.ChunkedArray, base: str) -> np.ndarray:
     """Returns the hashes of images and of their subjects, uint64 `(n, 2)`; rows without one of both are left out."""
     names = subjects.cast(pa.string())
     is_known = pc.and_(pc.is_valid(uris), pc.fill_null(pc.not_equal(names, ""), False))
-    return np.stack([_hash_column(column.filter(is_known)) for column in (uris, names)], axis=1)
+    return np.stack([_hash_column(uris.filter(is_known), base), _hash_column(names.filter(is_known), "")], axis=1)
 
 
-def _hash_column(column: pa.ChunkedArray) -> np.ndarray:
+def _hash_column(column: pa.ChunkedArray, base: str) -> np.ndarray:
     """Returns the hashes of a column in which most values occur again and again, uint64 `(n,)`."""
     values = pa.chunked_array(column.chunks, pa.string()).combine_chunks().dictionary_encode()
-    hashes: np.ndarray = hash_text(values.dictionary)[values.indices.to_numpy()]
+    hashes: np.ndarray = hash_uris(values.dictionary, base)[values.indices.to_numpy()]
     return hashes
 
 

@@ -14,7 +14,7 @@ from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import StoredFile
 from batchverify.pipeline.buckets import bucket_count, request_images
 from batchverify.pipeline.compare import BLOCK_TABLE, IMAGES_TABLE, ComparePairs
-from batchverify.pipeline.drawn_images import DrawnImages
+from batchverify.pipeline.drawn_images import DrawnImages, base_of_draw
 from batchverify.pipeline.encode import DRAWN_OUTPUT, IMAGES_OUTPUT, STORED_ROWS_OUTPUT, EncodeImages
 from batchverify.pipeline.examine import Examined, ExamineDrawn
 from batchverify.pipeline.image_table import ImageTableLoader
@@ -125,7 +125,7 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
         examined = None
         if config.stranger_pairs or config.steadiness_images:
             pcolls = {"drawn": encoded[DRAWN_OUTPUT], "blocks": blocks}
-            examined = pcolls | "ExamineDrawn" >> ExamineDrawn(loader, config, self._stats)
+            examined = pcolls | "ExamineDrawn" >> ExamineDrawn(loader, config, base_of_draw(config), self._stats)
         return Verified(scores, encoded[IMAGES_OUTPUT], stored_files, examined)
 
     def _request(self, blocks: PCollection[tuple[str, pa.Table]], config: ScoringConfig) -> PCollection[_BY_BUCKET]:
@@ -150,7 +150,7 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
         """Returns the step that encodes; what it is applied to gives the outputs of `EncodeImages` by tag."""
         chunk_bytes = max_element_bytes(pipeline.options)
         shared = self._table, self._session, self._stats
-        encode = beam.ParDo(EncodeImages(loader, config, self._buckets, chunk_bytes, *shared))
+        encode = beam.ParDo(EncodeImages(loader, config, self._buckets, base_of_draw(config), chunk_bytes, *shared))
         outputs = {IMAGES_OUTPUT: pa.Table, STORED_ROWS_OUTPUT: pa.Table, DRAWN_OUTPUT: DrawnImages}
         return (
             _on_accelerator(encode, config.accelerator)

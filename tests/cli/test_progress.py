@@ -48,7 +48,7 @@ def test_a_terminal_shows_a_bar(arguments):
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert code == 0
     assert "Images encoded" in plain and "Rows scored" in plain and "/87" in plain and "/125" in plain
-    assert "SANE" in plain
+    assert "Identity  " in plain
 
 
 @pytest.mark.processes

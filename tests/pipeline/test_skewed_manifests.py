@@ -107,12 +107,8 @@ def test_a_hot_bucket_is_encoded_in_parts(shared, tmp_path, read_scores):
 
 def test_a_part_is_sent_before_the_next_one_is_encoded(tmp_path):
     names = [f"/images/{number}.jpg" for number in range(600)]
-    encode = EncodeImages(
-        NetworkLoader(functools.partial(LoggingNetwork, tmp_path, WIDE)),
-        ScoringConfig(stranger_pairs=0),
-        1,
-        EMBEDDING_BYTES_AT_ONCE,
-    )
+    loader = NetworkLoader(functools.partial(LoggingNetwork, tmp_path, WIDE))
+    encode = EncodeImages(loader, ScoringConfig(stranger_pairs=0, steadiness_images=0), 1, "", EMBEDDING_BYTES_AT_ONCE)
     encode.setup()
     asked = [("all", pa.table({"uri": names})), ("last", pa.table({"uri": names[::-300]}))]
     found, logged = [], []
