@@ -1,6 +1,7 @@
 """The sidecar is read once a launch, and to make a transform reads no file."""
 
 import json
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import batchverify
 from batchverify.model.sidecar import GoldenPair, Sidecar, apply_sidecar, read_sidecar
 from batchverify.pipeline.check import check_run
+from batchverify.pipeline.keras_network import KerasNetwork
+from tests.support.processes import SUBPROCESS_WORKERS
 
 _opened: list[str] = []
 
@@ -83,3 +86,31 @@ def test_a_transform_with_a_damaged_sidecar_is_refused_when_it_is_applied(tmp_pa
     with pytest.raises(batchverify.PreflightError, match="cannot be read"):
         _ = pipeline | beam.Create([]) | transform
     shutil.rmtree(pipeline.local_tempdir)  # Beam deletes it only after a run.
+
+
+def spoil_golden_pair(model):
+    path = Path(f"{model}.batchverify.json")
+    content = json.loads(path.read_text())
+    content["golden"][0]["score"] = 0.2
+    path.write_text(json.dumps(content))
+
+
+def test_each_worker_scores_the_golden_pairs(model, pictures):
+    """A transform of one's own has no launcher that scores them first."""
+    spoil_golden_pair(model)
+    pairs = pa.table({"left": [str(pictures / "p0.png")], "right": [str(pictures / "p1.png")]})
+    transform = batchverify.VerifyPairs(batchverify.ScoringConfig(model=model), expected_images=2)
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    _ = pipeline | beam.Create([("only", pairs)]) | transform
+    with pytest.raises(Exception, match=rf"should score 0\.2, but scores 0\.88.* on {platform.node()}"):
+        pipeline.run()
+
+
+def test_a_worker_whose_scores_differ_fails_the_run_in_a_sentence(model, tmp_path, monkeypatch):
+    """The launcher passes here, as if its own device were in order; the workers are other processes."""
+    spoil_golden_pair(model)
+    monkeypatch.setattr(KerasNetwork, "check_golden_pairs", lambda *_: None)
+    config = batchverify.VerificationConfig(manifests=(str(tmp_path / "pairs.csv"),), output=str(tmp_path / "out"), model=model)
+    with pytest.raises(batchverify.RunError, match=r"should score 0\.2, but scores 0\.88.* some workers say so"):
+        batchverify.run(config, SUBPROCESS_WORKERS)
+    assert not list((tmp_path / "out").glob("scores-*"))

@@ -6,6 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -98,6 +99,9 @@ def test_a_run_that_loses_a_worker_pool_and_a_task_manager_is_whole(cluster, sto
     assert_as_local(scores, store, tmp_path, read_scores)
     summary = json.loads((tmp_path / "out" / "_summary.json").read_text())
     assert summary["embeddings"]["encoded"] == 30
+    local = json.loads((tmp_path / "local" / "_summary.json").read_text())
+    for section in ("strangers", "steadiness"):
+        assert_nearly_equal(summary[section], local[section])
     stored = store.download("embeddings", tmp_path / "embeddings").rglob("*.parquet")
     uris = pd.concat([pd.read_parquet(path, columns=["uri"]) for path in stored])["uri"]
     assert uris.is_unique and len(uris) == 30
@@ -135,6 +139,18 @@ def test_a_signal_cancels_the_job(cluster, store, slow_run):
     assert cluster.active_jobs() == 0
     time.sleep(3)  # A task that still ran would write by then.
     assert store.names("out") == []
+
+
+def assert_nearly_equal(found, expected):
+    """Compares two values of a summary, numbers within 1e-6."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            assert_nearly_equal(found[name], expected[name])
+    elif isinstance(expected, list):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    else:
+        assert found == (pytest.approx(expected, abs=1e-6) if isinstance(expected, float) else expected)
 
 
 @pytest.mark.parametrize("engine", ["flink", "spark"])
