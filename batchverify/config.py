@@ -227,6 +227,7 @@ class ScoringConfig(ModelConfig):
             `unavailable`.
         fetch_threads: The number of images that one worker process fetches and decodes at the same time; None means one for
             each core, or 16 where images lie in a store, because those threads wait more than they work.
+        group_columns: The columns whose values are groups, such as a region, to compute error rates for.
         stranger_pairs: The number of pairs of images that are drawn at random from the run and compared; 0 for none.
         steadiness_images: The number of images that are encoded again after small changes, at most 1% of a run's images or
             20; 0 for none.
@@ -246,6 +247,7 @@ class ScoringConfig(ModelConfig):
     on_nan: str = "fail"
     image_timeout: float = 60.0
     fetch_threads: int | None = None
+    group_columns: tuple[str, ...] = ()
     stranger_pairs: int = 100_000
     steadiness_images: int = 200
     subject_columns: tuple[str, str] | None = None
@@ -317,6 +319,7 @@ class VerificationConfig(ScoringConfig):
         baseline: The run directory, or the `_summary.json`, of an earlier run to compare this run with.
         baseline_optional: Whether to continue without a baseline where `baseline` holds no finished run.
         max_stranger_matches: The limit on matches among pairs drawn at random; above it the exit code is 3.
+        max_group_ratio: The limit on the ratio of a group's highest FMR or FNMR to the lowest; above it the exit code is 3.
         max_drift: The limit on the population stability index of the scores against the baseline's; above it the exit code
             is 3.
         embeddings: The directory of an embedding store; an image that it holds and that has not changed is not encoded again.
@@ -341,6 +344,7 @@ class VerificationConfig(ScoringConfig):
     baseline: str | None = None
     baseline_optional: bool = False
     max_stranger_matches: Limit | None = None
+    max_group_ratio: float | None = None
     max_drift: float | None = None
     embeddings: str | None = None
     embeddings_version: str = "stat"
@@ -378,6 +382,10 @@ class VerificationConfig(ScoringConfig):
             yield f"--limit is {self.limit}; give at least 1."
 
     def _problems_of_thresholds(self) -> Iterator[str]:
+        if self.max_group_ratio is not None and not 1 <= self.max_group_ratio < math.inf:
+            yield f"--max-group-ratio is {self.max_group_ratio:g}; give a ratio of at least 1, such as 2."
+        if self.max_group_ratio is not None and not self.group_columns:
+            yield "--max-group-ratio needs groups, and none are named; add --group-column NAME."
         for rate in self.fmr:
             if not 0 < rate < 1:
                 yield f"--fmr is {rate:g}; give a false match rate between 0 and 1, such as 1e-5."

@@ -46,6 +46,8 @@ class IdentityCheck(enum.StrEnum):
 STATUSES = tuple(ImageStatus)
 VERDICTS = tuple(IdentityCheck)
 
+# A column with more values does not name groups.
+MAX_GROUPS = 1_000
 # A column that blocks have between workers: the reason why a row that is kept cannot be scored; null for all other rows.
 BAD_ROW_COLUMN = "batchverify.bad_row"
 MANIFEST_FILE, MANIFEST_ROW = "manifest_file", "manifest_row"

@@ -59,6 +59,8 @@ def run_message(output: str, summary: dict[str, Any]) -> str:
         lines.append("Baseline  " + baseline_message(baseline))
     if profile := summary.get("profile"):
         lines.append("Time      " + profile_message(profile))
+    if groups := summary.get("groups"):
+        lines += groups_messages(groups)
     if strangers := summary.get("strangers"):
         lines.append("Strangers " + strangers_message(strangers))
     if (steadiness := summary.get("steadiness")) and steadiness["verdict"]:
@@ -180,6 +182,13 @@ def identity_message(summary: dict[str, Any]) -> str:
         f"SANE. Each of {compared:,} images was compared with itself and scored {scores};\n"
         "          none fell below the threshold, and no pair scored higher than its own images do."
     )
+
+
+def groups_messages(groups: dict[str, Any]) -> list[str]:
+    """Returns a line for each column of groups: how far the worst group lies from the best."""
+    from batchverify.evaluation.groups import describe_differential
+
+    return [f"Groups    {printable(describe_differential(column, section))}" for column, section in groups.items()]
 
 
 def strangers_message(strangers: dict[str, Any]) -> str:

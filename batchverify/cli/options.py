@@ -171,6 +171,10 @@ def add_gate_options(parser: argparse.ArgumentParser) -> None:
         add_option(group, option, type=_limit, metavar="N|P%", help=f"{text}: a count, or a percentage such as 0.5%%")
     add_option(group, "--allow-empty", action="store_true", help="a run in which no row has a score is no failure")
     add_option(
+        group, "--max-group-ratio", type=float, metavar="R",
+        help="ratio of the highest to the lowest FMR or FNMR of the groups of --group-column",
+    )  # fmt: skip
+    add_option(
         group, "--max-drift", type=float, metavar="PSI", help="population stability index of the scores against --baseline"
     )
 
@@ -199,6 +203,9 @@ def add_column_options(parser: argparse.ArgumentParser) -> None:
         group, "--fold-column", metavar="NAME",
         help="column with a benchmark's fold, for the accuracy of LFW's protocol; '' for none (default: fold, if there is one)",
     )  # fmt: skip
+    _add_repeated(
+        group, "--group-column", "group_columns", "NAME", "column whose values are groups, to compute error rates for each"
+    )
     add_option(
         group, "--subject-columns", nargs=2, metavar=("LEFT", "RIGHT"),
         help="columns with the subject of each image, such as a person: images of one subject are no strangers",

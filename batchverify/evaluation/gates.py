@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any
 
 from batchverify.config import Limit, VerificationConfig
+from batchverify.evaluation.groups import largest_ratio
 
-_DRIFT, STRANGERS = "--max-drift", "--max-stranger-matches"
+_DRIFT, _GROUPS, STRANGERS = "--max-drift", "--max-group-ratio", "--max-stranger-matches"
 EMPTY = "--allow-empty"
 
 
@@ -19,7 +20,7 @@ class Gate:
         option: The option that set the limit.
         limit: The limit as the user wrote it.
         found: The number of rows at fault, or without a score, or of strangers that match; for `--max-drift`, the population
-            stability index. None where there is none.
+            stability index; for `--max-group-ratio`, the ratio. None where there is none.
         rows: The number of rows, or pairs of strangers, that the limit applies to; for `--max-drift`, the number of scores.
         met: Whether the value is within the limit.
     """
@@ -37,6 +38,9 @@ class Gate:
         if self.option == _DRIFT:
             index = "no index, as a run has no scores" if self.found is None else f"an index of {self.found:.3g}"
             return f"the drift of {self.rows:,} scores from the baseline's has {index}, where {_DRIFT} allows {self.limit}"
+        if self.option == _GROUPS:
+            found = "cannot be told, as pairs or labels are too few," if self.found is None else f"is {self.found:.3g}"
+            return f"the ratio of the worst group to the best {found} where {_GROUPS} allows {self.limit}"
         if self.option == STRANGERS and not self.rows:
             return f"no two images could be drawn at random, so nobody knows whether {STRANGERS} {self.limit} is met"
         if self.option == STRANGERS:
@@ -63,6 +67,11 @@ def evaluate_gates(config: VerificationConfig, summary: dict[str, Any]) -> list[
         # Without a pair, nobody knows. Such a run must not pass the gate.
         met = pairs > 0 and config.max_stranger_matches.allows(matches, pairs)
         gates.append(Gate(STRANGERS, str(config.max_stranger_matches), matches if pairs else None, pairs, met))
+    if config.max_group_ratio is not None:
+        ratio = largest_ratio(summary.get("groups"))
+        # Where no group can be told, nobody knows that one is much worse; but a run without labels must not pass the gate.
+        met = ratio is not None and ratio <= config.max_group_ratio
+        gates.append(Gate(_GROUPS, f"{config.max_group_ratio:g}", ratio, scored, met))
     if config.max_drift is not None and summary.get("baseline"):
         psi = summary["baseline"]["psi"]
         # Without an index, nobody knows whether the scores have drifted. A run without scores must not pass the gate.

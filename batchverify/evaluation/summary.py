@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from batchverify.config import ScoringConfig
 from batchverify.evaluation import metrics
 from batchverify.evaluation.extremes import Extremes, find_extremes
+from batchverify.evaluation.groups import Groups, count_groups, describe_groups, merge_groups
 from batchverify.evaluation.strangers import Strangers
 from batchverify.manifest.labels import parse_labels
 from batchverify.schema import STATUSES, IdentityCheck, ImageStatus, ImageTraits, is_match
@@ -49,6 +50,7 @@ class Summary:
         identity_sum: Sum of all identity scores.
         folds: Histograms of impostor and genuine pairs by fold, int64 `(2, BINS)` each; None where there are too many folds.
         extremes: The most extreme pairs of each kind.
+        groups: The counts of rows by group.
         strangers: The comparisons of images drawn at random; None where this part has none.
         steadiness: The section `steadiness` of `_summary.json`; None where this part has none.
     """
@@ -61,6 +63,7 @@ class Summary:
     identity_sum: float = 0.0
     folds: Folds | None = dataclasses.field(default_factory=dict)
     extremes: Extremes = dataclasses.field(default_factory=Extremes)
+    groups: Groups = dataclasses.field(default_factory=dict)
     strangers: Strangers | None = None
     steadiness: dict[str, Any] | None = None
 
@@ -80,6 +83,7 @@ class Summary:
             identity_sum=sum(part.identity_sum for part in parts),
             folds=_merge_folds(part.folds for part in parts),
             extremes=Extremes.merge(part.extremes for part in parts),
+            groups=merge_groups(part.groups for part in parts),
             strangers=next((part.strangers for part in parts if part.strangers), None),
             steadiness=next((part.steadiness for part in parts if part.steadiness), None),
             **sums,
@@ -98,6 +102,7 @@ class Summary:
             "images": self._counts_below("images"),
             "image_traits": {_trait_name(trait): self.counts[f"image_traits.{_trait_name(trait)}"] for trait in ImageTraits},
             "identity": self._identity(),
+            "groups": describe_groups(self.groups),
             "strangers": self.strangers and dict(self.strangers.section),
             "steadiness": self.steadiness,
             "failure_to_acquire": {"rate": failed.value, "interval": failed.interval},
@@ -160,6 +165,7 @@ def summarise_rows(table: pa.Table, config: ScoringConfig, label_column: str | N
         identity_faults=metrics.histogram(scores[scored & ~sane]),
         folds=_fold_histograms(table[fold_column], scores, scored, labels) if fold_column else {},
         extremes=find_extremes(table, labels, config),
+        groups=count_groups(table, np.where(scored, scores, np.nan), labels, config.group_columns),
     )
 
 

@@ -98,6 +98,7 @@ def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) ->
         used.append(("--label-column", config.label_column))
     if config.fold_column:
         used.append(("--fold-column", config.fold_column))
+    used += [("--group-column", name) for name in dict.fromkeys(config.group_columns)]
     used += [("--subject-columns", name) for name in dict.fromkeys(config.subject_columns or ())]
     for option, name in used:
         if name not in names:

@@ -20,6 +20,7 @@ from batchverify.manifest.parquet import ParquetFooter, read_footer
 from batchverify.manifest.partitions import partition_values
 from batchverify.manifest.read import first_rows, read_batches
 from batchverify.manifest.shard import Shard
+from batchverify.schema import MAX_GROUPS
 
 # The number of a row and the index of its file's name.
 _PROVENANCE_BYTES = 9
@@ -231,6 +232,7 @@ def _scan(file: FileInspection, config: VerificationConfig, budget: InspectionBu
     images: list[pa.Array] = []
     problems: list[str] = []
     spellings: tuple[LabelSpelling, ...] = SPELLINGS
+    groups: dict[str, set[str]] = {column: set() for column in config.group_columns}
     try:
         for batch in first_rows(batches, file.max_rows):
             if label:
@@ -239,6 +241,8 @@ def _scan(file: FileInspection, config: VerificationConfig, budget: InspectionBu
                     closest = closest_spelling(batch, label, before)
                     problems += filter(None, [find_bad_label(batch, label, file.path, rows, closest)])
                     break
+            for column, values in groups.items():
+                values.update(batch[column].cast(pa.string()).unique().to_pylist())
             rows += batch.num_rows
             if budget.bytes_left > 0:
                 rows_sampled += batch.num_rows
@@ -251,6 +255,12 @@ def _scan(file: FileInspection, config: VerificationConfig, budget: InspectionBu
                 break
     except PreflightError as error:
         problems += error.problems
+    problems += [
+        f"{file.path}: column '{column}' has {len(values):,} values in {rows:,} rows, and {MAX_GROUPS:,} groups are the most; "
+        "name a column with fewer with --group-column."
+        for column, values in groups.items()
+        if len(values) > MAX_GROUPS
+    ]
     return _Scan(
         rows, bytes_before - budget.bytes_left, text_bytes, is_complete, rows_sampled, tuple(images), tuple(problems), spellings
     )

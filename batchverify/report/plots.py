@@ -132,6 +132,35 @@ def det_plot(
         return finish("det", f"DET curve: false non-match rate against false match rate.{crossing}")
 
 
+def group_plot(column: str, groups: Sequence[dict[str, Any]], number: int) -> str:
+    """Draws FMR and FNMR of each group with their intervals, on a logarithmic axis.
+
+    Args:
+        column: The column that names the groups.
+        groups: The entries `each` of a section of `_summary.json`.
+        number: The number of the column; names of plots on a page differ.
+    """
+    with _figure(0.9 + 0.32 * len(groups), left=1.6) as (figure, finish):
+        axes = figure.subplots()
+        for rate, kind, colour, shift in (("fmr", "impostor", IMPOSTOR, -0.15), ("fnmr", "genuine", GENUINE, 0.15)):
+            places = [place for place, group in enumerate(groups) if group[kind]]
+            # A rate of 0 has no place on this axis; it is drawn as half a pair.
+            rates = [max(groups[place][rate], 0.5 / groups[place][kind]) for place in places]
+            lows = [max(groups[place][f"{rate}_interval"][0], 0.05 / groups[place][kind]) for place in places]
+            highs = [groups[place][f"{rate}_interval"][1] for place in places]
+            reach = [[max(0.0, rate - low) for rate, low in zip(rates, lows, strict=True)],
+                     [max(0.0, high - rate) for rate, high in zip(rates, highs, strict=True)]]  # fmt: skip
+            heights = [place + shift for place in places]
+            axes.errorbar(rates, heights, xerr=reach, fmt="o", color=colour, markersize=4, label=rate.upper())
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(groups)), [group["value"][:24] for group in groups])
+        axes.invert_yaxis()
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{100 * rate:g}%"))
+        axes.legend(loc="best", fontsize=8, frameon=True, facecolor=PAPER, framealpha=1, edgecolor=GRID)
+        axes.set_title(f"Error rates by {column[:40]}, with 95% intervals", fontweight="bold")
+        return finish(f"groups-{number}", f"FMR and FNMR of {len(groups)} groups of {column} with their 95% intervals.")
+
+
 def _normal_deviate(rate: float, floor: float) -> float:
     """Returns the quantile of the normal distribution at `rate`, which is first moved into [floor, 1 - floor]."""
     return NormalDist().inv_cdf(min(max(rate, floor), 1 - floor))

@@ -26,6 +26,7 @@ from batchverify.report.verdict import format_value, judge_model, judge_run
 _LOG = logging.getLogger(__name__)
 _NEWEST_VERSION = 2
 _DRIFTING = ("match_rate", "strangers_match_rate", "score_mean")
+_GROUPS_DRAWN = 40
 _PAIRS_PER_KIND = 10  # Three kinds are shown, so a report has at most 60 thumbnails.
 _KINDS_WITH_LABELS = ("identity_faults", "highest_impostors", "lowest_genuines")
 _KINDS_WITHOUT_LABELS = ("identity_faults", "highest_unlabelled", "lowest_unlabelled")
@@ -102,6 +103,7 @@ def render(summary: dict[str, Any]) -> str:
         "baseline": None,
         "embeddings": None,
         "image_traits": {},
+        "groups": None,
         "strangers": None,
         "steadiness": None,
         **summary,
@@ -149,6 +151,9 @@ def _plots(summary: dict[str, Any]) -> dict[str, str]:
         operating_point, pairs = (rates["fmr"], rates["fnmr"]), (rates["impostor"], rates["genuine"])
         drawn["det"] = plots.det_plot(fmr, fnmr, pairs, rates["eer"], operating_point)
         drawn["roc"] = plots.roc_plot(fmr, fnmr, rates["eer"], operating_point)
+    for number, (column, section) in enumerate((summary.get("groups") or {}).items()):
+        if section and any(group["impostor"] + group["genuine"] for group in section["each"]):
+            drawn[f"groups_{number}"] = plots.group_plot(column, section["each"][:_GROUPS_DRAWN], number)
     if seconds := {name: value for name, value in (summary.get("profile") or {}).get("seconds", {}).items() if value}:
         drawn["time"] = plots.time_plot(seconds)
     return {name: Markup(svg) for name, svg in drawn.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 from batchverify.evaluation.drift import Shift, describe_shift
 from batchverify.evaluation.gates import EMPTY, STRANGERS, Gate
+from batchverify.evaluation.groups import describe_differential
 from batchverify.evaluation.steadiness import UNSTEADY, describe_rejections
 from batchverify.evaluation.strangers import CAUSES, FEW_MATCH, MANY_MATCH, REMEDY, describe_mates, describe_rate, percent
 
@@ -64,6 +65,7 @@ def judge_run(summary: dict[str, Any]) -> Verdict:
         identity,
         *_judge_strangers(summary),
         *_judge_steadiness(summary),
+        *(Finding("plain", f"Groups by {describe_differential(*item)}.") for item in (summary.get("groups") or {}).items()),
         *_judge_certificate(summary),
         *_judge_gates(summary),
         *_judge_rows(summary),

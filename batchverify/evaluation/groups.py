@@ -1,0 +1,189 @@
+"""Error rates by group, and how far the worst group lies from the best and from all (differentials of ISO/IEC 19795-10)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchverify.evaluation import metrics
+from batchverify.schema import MAX_GROUPS
+
+_MAX_LENGTH = 100
+# The EER of a group needs no finer histogram: with a thousand values, ten thousand bins would take 160 MB.
+_BINS = 500
+# A group's rate can be told where as many errors are expected at the rate of all groups together.
+_LEAST_ERRORS = 10
+NO_VALUE = "(none)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Counts of the rows of one group; index 0 stands for impostor pairs and 1 for genuine pairs.
+
+    Attributes:
+        rows: Number of rows.
+        failed: Number of rows without a score.
+        pairs: Numbers of labelled pairs with a score, int64 `(2,)`.
+        matches: Numbers of these that match, int64 `(2,)`.
+        histograms: Histograms of their scores, int64 `(2, 500)`.
+    """
+
+    rows: int
+    failed: int
+    pairs: np.ndarray
+    matches: np.ndarray
+    histograms: np.ndarray
+
+    @classmethod
+    def merge(cls, parts: Iterable[Group]) -> Group:
+        """Returns the sum of groups."""
+        parts = list(parts)
+        sums = {field.name: sum(getattr(part, field.name) for part in parts) for field in dataclasses.fields(cls)}
+        return cls(**sums)
+
+
+# By column and value; None for a column that has more than `MAX_GROUPS` values.
+Groups = dict[str, dict[str, Group] | None]
+
+
+def count_groups(table: pa.Table, scores: np.ndarray, labels: np.ndarray, columns: Sequence[str]) -> Groups:
+    """Counts the rows of each group.
+
+    Args:
+        table: Scored rows.
+        scores: Their scores, float32 `(n,)`, NaN where there is none.
+        labels: 1 for genuine, 0 for impostor, -1 for unlabelled, int8 `(n,)`.
+        columns: The columns that name groups.
+    """
+    matches = pc.fill_null(table["match"], False).to_numpy()
+    return {column: _count_column(table[column], scores, labels, matches) for column in columns}
+
+
+def _count_column(
+    column: pa.ChunkedArray, scores: np.ndarray, labels: np.ndarray, matches: np.ndarray
+) -> dict[str, Group] | None:
+    text = pc.utf8_slice_codeunits(column.cast(pa.string()), 0, _MAX_LENGTH)
+    text = pc.if_else(pc.equal(pc.fill_null(text, ""), ""), NO_VALUE, text)
+    encoded = pa.chunked_array(text.chunks, pa.string()).combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    if len(names) > MAX_GROUPS:
+        return None
+    value, has_score, count = encoded.indices.to_numpy(), ~np.isnan(scores), len(names)
+    bins = np.minimum((np.nan_to_num(scores) * _BINS).astype(np.int64), _BINS - 1)
+    kinds = [has_score & (labels == label) for label in (0, 1)]
+    rows, failed = np.bincount(value, minlength=count), np.bincount(value[~has_score], minlength=count)
+    pairs = np.stack([np.bincount(value[kind], minlength=count) for kind in kinds], axis=1)
+    matched = np.stack([np.bincount(value[kind & matches], minlength=count) for kind in kinds], axis=1)
+    places = [np.bincount(value[kind] * _BINS + bins[kind], minlength=count * _BINS) for kind in kinds]
+    histograms = np.stack([place.reshape(count, _BINS) for place in places], axis=1)
+    return {
+        name: Group(int(rows[k]), int(failed[k]), pairs[k], matched[k], histograms[k]) for k, name in enumerate(names)
+    }  # fmt: skip
+
+
+def merge_groups(parts: Iterable[Groups]) -> Groups:
+    """Returns the sum of the counts of several tables."""
+    parts = [part for part in parts if part]
+    merged: Groups = {}
+    for column in dict.fromkeys(name for part in parts for name in part):
+        found = [part[column] for part in parts if column in part]
+        if any(groups is None for groups in found):
+            merged[column] = None
+            continue
+        by_value: dict[str, list[Group]] = {}
+        for groups in found:
+            for value, group in (groups or {}).items():
+                by_value.setdefault(value, []).append(group)
+        summed = {value: Group.merge(same) for value, same in by_value.items()}
+        merged[column] = summed if len(summed) <= MAX_GROUPS else None
+    return merged
+
+
+def describe_groups(groups: Groups) -> dict[str, Any] | None:
+    """Returns the section `groups` of `_summary.json`; None without a column."""
+    if not groups:
+        return None
+    return {column: None if values is None else _describe_column(values) for column, values in groups.items()}
+
+
+def _describe_column(values: Mapping[str, Group]) -> dict[str, Any]:
+    whole = Group.merge(values.values())
+    fmr, fnmr = _rates(whole)
+    each = [_describe_group(value, values[value], fmr, fnmr) for value in sorted(values)]
+    return {
+        "each": each,
+        "fmr": fmr.value,
+        "fnmr": fnmr.value,
+        "fmr_ratios": _ratios(each, "fmr", "impostor", fmr),
+        "fnmr_ratios": _ratios(each, "fnmr", "genuine", fnmr),
+    }
+
+
+def _rates(group: Group) -> tuple[metrics.Rate, metrics.Rate]:
+    (impostor, genuine), (false_matches, matches) = group.pairs.tolist(), group.matches.tolist()
+    return metrics.Rate(false_matches, impostor), metrics.Rate(genuine - matches, genuine)
+
+
+def _describe_group(value: str, group: Group, whole_fmr: metrics.Rate, whole_fnmr: metrics.Rate) -> dict[str, Any]:
+    fmr, fnmr = _rates(group)
+    impostor, genuine = group.histograms
+    eer = metrics.equal_error_rate(genuine, impostor)[0] if group.pairs.all() else None
+    return {
+        "value": value,
+        "rows": group.rows,
+        "failed": group.failed,
+        "impostor": fmr.trials,
+        "genuine": fnmr.trials,
+        "fmr": fmr.value,
+        "fmr_interval": fmr.interval,
+        "fmr_can_be_told": _can_be_told(fmr, whole_fmr),
+        "fnmr": fnmr.value,
+        "fnmr_interval": fnmr.interval,
+        "fnmr_can_be_told": _can_be_told(fnmr, whole_fnmr),
+        "eer": eer,
+    }
+
+
+def _can_be_told(rate: metrics.Rate, whole: metrics.Rate) -> bool:
+    return rate.trials * (whole.value or 0) >= _LEAST_ERRORS
+
+
+def _ratios(each: list[dict[str, Any]], rate: str, kind: str, whole: metrics.Rate) -> dict[str, Any] | None:
+    """Returns the ratio of the worst group to the best and to all; None where fewer than two groups can be told.
+
+    A group without an error counts as one with half an error, so that the ratio stays finite.
+    """
+    rates = {group["value"]: max(group[rate], 0.5 / group[kind]) for group in each if group[f"{rate}_can_be_told"]}
+    if len(rates) < 2:
+        return None
+    worst, best = max(rates, key=rates.__getitem__), min(rates, key=rates.__getitem__)
+    to_all = rates[worst] / (whole.value or float("nan"))
+    return {"worst": worst, "best": best, "worst_to_best": rates[worst] / rates[best], "worst_to_all": to_all}
+
+
+def largest_ratio(section: Mapping[str, Any] | None) -> float | None:
+    """Returns the largest ratio of a worst group to a best one, over all columns and both rates; None if none can be told."""
+    columns = [column for column in (section or {}).values() if column]
+    ratios = [column[name] for column in columns for name in ("fmr_ratios", "fnmr_ratios") if column[name]]
+    return max((ratio["worst_to_best"] for ratio in ratios), default=None)
+
+
+def describe_differential(column: str, section: Mapping[str, Any] | None) -> str:
+    """Returns in words how far the groups of one column lie apart."""
+    if section is None:
+        return f"{column}: more than {MAX_GROUPS:,} values, so these are no groups"
+    sentences = []
+    for rate in ("fmr", "fnmr"):
+        if ratios := section[f"{rate}_ratios"]:
+            by_value = {group["value"]: group[rate] for group in section["each"]}
+            worst, best = by_value[ratios["worst"]], by_value[ratios["best"]]
+            sentences.append(
+                f"{rate.upper()} {worst:.2%} for {ratios['worst']} and {best:.2%} for {ratios['best']} "
+                f"({ratios['worst_to_best']:.1f} times, {ratios['worst_to_all']:.1f} times that of all)"
+            )
+    return f"{column}: {'; '.join(sentences) if sentences else 'too few pairs to tell groups apart'}"

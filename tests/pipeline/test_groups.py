@@ -1,0 +1,146 @@
+"""Error rates by group, against pandas and scikit-learn on the scores."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_curve
+
+import batchverify
+from batchverify.cli.main import main
+from batchverify.evaluation.metrics import wilson_interval
+
+pytestmark = pytest.mark.slow
+COUNT, THRESHOLD = 60, 0.78
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pairs of three regions, in one of which the labels are often wrong, and of one region with few rows."""
+    rng = np.random.default_rng(21)
+    folder = tmp_path_factory.mktemp("groups")
+    shades = rng.integers(0, 256, (COUNT, 3))
+    for number, shade in enumerate(shades):
+        noise = rng.integers(-15, 16, (16, 16, 3))
+        Image.fromarray(np.clip(shade + noise, 0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    left, right = rng.integers(0, COUNT, (2, 3_000))
+    genuine = np.abs(shades[left] - shades[right]).sum(axis=1) < 180
+    region = rng.choice(["north", "south", "", "isle"], 3_000, p=[0.45, 0.4, 0.14, 0.01])
+    genuine ^= (region == "south") & (rng.random(3_000) < 0.3)
+    names = np.array([f"{number}.png" for number in range(COUNT)] + ["missing.png"])
+    left = np.where(rng.random(3_000) < 0.02, COUNT, left)
+    label = np.where(rng.random(3_000) < 0.05, "", genuine.astype(int).astype(str))
+    frame = pd.DataFrame({"left": names[left], "right": names[right], "genuine": label, "region": region})
+    frame["row"] = np.arange(3_000)
+    frame.to_csv(folder / "pairs.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(folder, small_model, tmp_path_factory, read_scores):
+    output = str(tmp_path_factory.mktemp("run") / "out")
+    config = batchverify.VerificationConfig(
+        manifests=(str(folder / "pairs.csv"),),
+        output=output,
+        model=small_model,
+        group_columns=("region",),
+        threshold=THRESHOLD,
+        block_rows=400,
+    )
+    return batchverify.run(config).summary["groups"]["region"], read_scores(output)
+
+
+def test_counts_and_rates_are_those_of_pandas(finished):
+    section, scores = finished
+    scores["region"] = scores["region"].replace("", "(none)").fillna("(none)")
+    assert [group["value"] for group in section["each"]] == sorted(scores["region"].unique())
+    for group in section["each"]:
+        rows = scores[scores["region"] == group["value"]]
+        scored = rows[rows["score"].notna()]
+        impostor, genuine = (scored[scored["genuine"].astype(str) == label]["match"].astype(bool) for label in "01")
+        assert (group["rows"], group["failed"]) == (len(rows), rows["score"].isna().sum())
+        assert (group["impostor"], group["genuine"]) == (len(impostor), len(genuine))
+        assert group["fmr"] == pytest.approx(impostor.mean()) and group["fnmr"] == pytest.approx(1 - genuine.mean())
+        assert group["fmr_interval"] == pytest.approx(wilson_interval(impostor.sum(), len(impostor)))
+
+
+def test_the_eer_is_that_of_scikit_learn(finished):
+    section, scores = finished
+    for group in section["each"]:
+        if group["value"] in ("north", "south"):
+            rows = scores[
+                (scores["region"] == group["value"]) & scores["score"].notna() & scores["genuine"].astype(str).isin(["0", "1"])
+            ]
+            fmr, tmr, _ = roc_curve(rows["genuine"].astype(int), rows["score"], drop_intermediate=False)
+            best = np.argmin(np.abs(fmr - (1 - tmr)))
+            assert group["eer"] == pytest.approx((fmr[best] + 1 - tmr[best]) / 2, abs=0.02)
+
+
+def test_ratios_leave_out_groups_that_are_too_small(finished):
+    section, _ = finished
+    rates = {group["value"]: group for group in section["each"]}
+    assert not rates["isle"]["fnmr_can_be_told"] and rates["south"]["fnmr_can_be_told"]
+    ratios = section["fnmr_ratios"]
+    assert ratios["worst"] == "south" and ratios["best"] != "isle"
+    best = rates[ratios["best"]]
+    lowest = max(best["fnmr"], 0.5 / best["genuine"])
+    assert ratios["worst_to_best"] == pytest.approx(rates["south"]["fnmr"] / lowest)
+    assert ratios["worst_to_all"] == pytest.approx(rates["south"]["fnmr"] / section["fnmr"])
+
+
+def test_blocks_do_not_change_a_figure(finished, folder, small_model, tmp_path):
+    config = batchverify.VerificationConfig(
+        manifests=(str(folder / "pairs.csv"),),
+        output=str(tmp_path / "out"),
+        model=small_model,
+        group_columns=("region",),
+        threshold=THRESHOLD,
+    )
+    assert batchverify.run(config).summary["groups"]["region"] == finished[0]
+
+
+def test_a_gate_on_the_ratio_gives_exit_code_3(folder, small_model, tmp_path, capsys):
+    words = [
+        "--manifest",
+        str(folder / "pairs.csv"),
+        "--model",
+        small_model,
+        "--output",
+        str(tmp_path / "out"),
+        "--threshold",
+        str(THRESHOLD),
+    ]
+    assert main([*words, "--group-column", "region", "--max-group-ratio", "1.01"]) == 3
+    caught = capsys.readouterr()
+    assert "the ratio of the worst group to the best is" in caught.err and "where --max-group-ratio allows 1.01" in caught.err
+    assert "Groups    region: " in caught.out and "for south" in caught.out
+    assert "Error rates by region" in (tmp_path / "out" / "_report.html").read_text()
+    assert main([*words, "--group-column", "region", "--max-group-ratio", "1e6", "--overwrite"]) == 0
+    assert main([*words, "--group-column", "region", "--max-group-ratio", "9", "--label-column", "", "--overwrite"]) == 3
+    assert "cannot be told" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--group-column", "row"], "column 'row' has 3,000 values in 3,000 rows, and 1,000 groups are the most"),
+        (["--group-column", "regoin"], "there is no column 'regoin', only"),
+        (["--max-group-ratio", "2"], "--max-group-ratio needs groups, and none are named; add --group-column NAME."),
+        (["--group-column", "region", "--max-group-ratio", "0.5"], "--max-group-ratio is 0.5; give a ratio of at least 1"),
+    ],
+    ids=["too many values", "no such column", "no groups", "below 1"],
+)
+def test_what_cannot_be_is_refused(words, message, folder, small_model, tmp_path, capsys):
+    where = ["--manifest", str(folder / "pairs.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
+    assert main([*where, *words]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_two_columns_have_a_section_each_and_no_column_none(folder, small_model, tmp_path):
+    words = ["--manifest", str(folder / "pairs.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
+    assert main([*words, "--group-column", "region", "--group-column", "genuine"]) == 0
+    assert list(json.loads((tmp_path / "out" / "_summary.json").read_text())["groups"]) == ["region", "genuine"]
+    assert main([*words, "--overwrite"]) == 0
+    assert json.loads((tmp_path / "out" / "_summary.json").read_text())["groups"] is None
