@@ -17,7 +17,7 @@ _MAX_LENGTH = 100
 # The EER of a group needs no finer histogram: with a thousand values, ten thousand bins would take 160 MB.
 _BINS = 500
 # A group's rate can be told where as many errors are expected at the rate of all groups together.
-_LEAST_ERRORS = 10
+_LEAST_ERRORS = 5
 NO_VALUE = "(none)"
 
 

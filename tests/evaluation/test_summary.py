@@ -26,9 +26,15 @@ def run(demo, tmp_path_factory, read_scores) -> tuple[dict, pd.DataFrame]:
     """The faulty model on the demo manifest, with five folds: its summary, and its scores."""
     folder = tmp_path_factory.mktemp("folds")
     manifest = pd.read_csv(demo / "demo.csv", dtype=str, keep_default_na=False)
-    manifest.assign(fold=np.arange(len(manifest)) % 5).to_csv(folder / "pairs.csv", index=False)
+    numbers = np.arange(len(manifest))
+    manifest.assign(fold=numbers % 5, half=numbers // 2 % 2).to_csv(folder / "pairs.csv", index=False)
     config = batchverify.VerificationConfig(
-        manifests=(str(folder / "pairs.csv"),), output=str(folder / "out"), model=FAULTY, image_root=str(demo), block_rows=20
+        manifests=(str(folder / "pairs.csv"),),
+        output=str(folder / "out"),
+        model=FAULTY,
+        image_root=str(demo),
+        block_rows=20,
+        group_columns=("half",),
     )
     batchverify.run(config)
     tonight = dataclasses.replace(
