@@ -24,6 +24,7 @@ _IMAGES_PER_WHOLE_PAIR, _LEAST_WHOLE_PAIRS = 50, 100
 # What is known about images that are not drawn is dropped as soon as it cannot matter any more.
 _MAX_GENUINE, _MAX_SUBJECTS = 2**17, 2**15
 _ALL = np.uint64(2**64 - 1)
+_MIXER = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +76,15 @@ class KnownMates:
 
 def _keep_lowest(hashes: np.ndarray, column: int, most: int) -> tuple[np.ndarray, np.uint64]:
     """Returns the distinct rows with the lowest hashes in a column, and the hash up to which they are all there."""
-    hashes = np.unique(hashes, axis=0)
-    hashes = hashes[np.argsort(hashes[:, column], kind="stable")]
-    if len(hashes) <= most:
-        return hashes, _ALL
-    first_dropped = hashes[most, column]
-    return hashes[:most], first_dropped - np.uint64(min(1, int(first_dropped)))
+    # One number for both hashes: to compare rows of two numbers takes twenty times as long.
+    mixed = hashes[:, 0] * _MIXER + hashes[:, 1]
+    hashes = hashes[~pd.Series(mixed).duplicated().to_numpy()]
+    complete_to = _ALL
+    if len(hashes) > most:
+        first_dropped = np.partition(hashes[:, column], most)[most]
+        hashes = hashes[hashes[:, column] < first_dropped]
+        complete_to = first_dropped - np.uint64(min(1, int(first_dropped)))
+    return hashes[np.argsort(hashes[:, column], kind="stable")], complete_to
 
 
 def _no_hashes() -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.pvalue import PCollection
+from apache_beam.transforms.window import GlobalWindows
 
 from batchverify.config import ScoringConfig, accelerator_hint
 from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
@@ -39,7 +40,7 @@ class Verified(NamedTuple):
             and `traits` (a `schema.ImageTraits`); with a store of embeddings also `version` and `reused`.
         stored_files: The files written to the store of embeddings; None without a store.
         examined: One element, what images drawn at random say about the model: how many strangers match, and whether images
-            still match themselves after small changes. None where `ScoringConfig` turns off both.
+            still match themselves after small changes. None where `ScoringConfig` turns off both, and for blocks in windows.
 
     Examples:
         Both tables are Arrow tables, so they go to any sink that Beam has for Arrow or Parquet.
@@ -123,7 +124,9 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
             rows = encoded[STORED_ROWS_OUTPUT]
             stored_files = rows | "WriteEmbeddings" >> beam.FlatMap(write_stored, self._session, self._stats)
         examined = None
-        if config.stranger_pairs or config.steadiness_images:
+        # In windows, each block may be the last: there is no run to draw images from.
+        is_one_run = isinstance(blocks.windowing.windowfn, GlobalWindows)
+        if is_one_run and (config.stranger_pairs or config.steadiness_images):
             pcolls = {"drawn": encoded[DRAWN_OUTPUT], "blocks": blocks}
             examined = pcolls | "ExamineDrawn" >> ExamineDrawn(loader, config, base_of_draw(config), self._stats)
         return Verified(scores, encoded[IMAGES_OUTPUT], stored_files, examined)

@@ -9,7 +9,9 @@ import keras
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from apache_beam.transforms.window import FixedWindows
 from PIL import Image, ImageDraw, ImageFilter
 
 import batchverify
@@ -132,6 +134,27 @@ def test_the_draw_does_not_depend_on_where_the_folder_lies(folder, small_model, 
         for place, name in ((folder, "here"), (elsewhere, "there"))
     )
     assert here == there and here["pairs"] == 150
+
+
+def test_blocks_in_windows_are_scored_and_draw_no_strangers(folder, small_model, tmp_path):
+    block = pa.Table.from_pandas(pd.read_csv(folder / "pairs.csv", dtype=str, keep_default_na=False))
+    config = batchverify.ScoringConfig(model=small_model, image_root=str(folder))
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        blocks = pipeline | beam.Create([("block", block)]) | beam.WindowInto(FixedWindows(60))
+        verified = blocks | batchverify.VerifyPairs(config, expected_images=60)
+        _ = verified.scores | beam.Map(lambda scores, path: pq.write_table(scores, path), str(tmp_path / "scores.parquet"))
+    assert verified.examined is None
+    assert pq.read_table(tmp_path / "scores.parquet").num_rows == COUNT + 1
+
+
+def test_a_manifest_with_more_mates_than_can_be_kept_draws_fewer_images(folder, small_model, scores, monkeypatch, tmp_path):
+    """What is drawn ends where the knowledge of mates ends, so that no mate is taken for a stranger."""
+    monkeypatch.setattr("batchverify.pipeline.strangers._MAX_GENUINE", 5)
+    found = run(folder, small_model, tmp_path / "out", threshold=0.5)["strangers"]
+    whole = COUNT * (COUNT - 1) // 2
+    assert 1 < found["images"] < COUNT and found["left_out"]["genuine"] <= 5
+    drawn = found["images"]
+    assert found["pairs"] + sum(found["left_out"].values()) == drawn * (drawn - 1) // 2 < whole
 
 
 def write_section(examined, path):
