@@ -227,6 +227,7 @@ class ScoringConfig(ModelConfig):
             `unavailable`.
         fetch_threads: The number of images that one worker process fetches and decodes at the same time; None means one for
             each core, or 16 where images lie in a store, because those threads wait more than they work.
+        review: The scores, from the first to below the second, whose rows people should look at; None marks no rows.
         group_columns: The columns whose values are groups, such as a region, to compute error rates for.
         stranger_pairs: The number of pairs of images that are drawn at random from the run and compared; 0 for none.
         steadiness_images: The number of images that are encoded again after small changes, at most 1% of a run's images or
@@ -247,6 +248,7 @@ class ScoringConfig(ModelConfig):
     on_nan: str = "fail"
     image_timeout: float = 60.0
     fetch_threads: int | None = None
+    review: tuple[float, float] | None = None
     group_columns: tuple[str, ...] = ()
     stranger_pairs: int = 100_000
     steadiness_images: int = 200
@@ -256,6 +258,7 @@ class ScoringConfig(ModelConfig):
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
         yield from self._problems_of_limits()
+        yield from self._problems_of_review()
         yield from self._problems_of_strangers()
         yield from self._problems_of_accelerator()
         yield from self._problems_of_columns()
@@ -279,6 +282,11 @@ class ScoringConfig(ModelConfig):
         if self.subject_columns is not None and (len(self.subject_columns) != 2 or not all(self.subject_columns)):
             names = " ".join(f"'{name}'" for name in self.subject_columns)
             yield f"--subject-columns is {names}; name two columns, of the left and of the right image's subject."
+
+    def _problems_of_review(self) -> Iterator[str]:
+        if self.review is not None and not (len(self.review) == 2 and 0 <= self.review[0] < self.review[1] <= 1):
+            given = " ".join(f"{score:g}" for score in self.review)
+            yield f"--review is {given}; give two scores from 0 to 1, the lower one first."
 
     def _problems_of_accelerator(self) -> Iterator[str]:
         if self.accelerator is None:

@@ -68,17 +68,20 @@ RESULT_FIELDS = (
     pa.field("right_status", _CATEGORY, nullable=False),
     pa.field("error", pa.string()),
 )
+# Only a run with --review has this column.
+REVIEW_FIELD = pa.field("review", pa.bool_())
 RESERVED_COLUMNS = frozenset(field.name for field in PROVENANCE_FIELDS + RESULT_FIELDS) | {BAD_ROW_COLUMN}
 
 
-def output_schema(manifest: pa.Schema, metadata: Mapping[str, str] | None = None) -> pa.Schema:
+def output_schema(manifest: pa.Schema, metadata: Mapping[str, str] | None = None, with_review: bool = False) -> pa.Schema:
     """Returns the schema of the scores: the columns of the manifest, then those that a run adds.
 
     Args:
         manifest: The columns of the manifest.
         metadata: The metadata to store in the files, under keys that begin with `batchverify.`.
+        with_review: Whether the rows that people should look at are marked.
     """
-    fields = [*manifest, *PROVENANCE_FIELDS, *RESULT_FIELDS]
+    fields = [*manifest, *PROVENANCE_FIELDS, *RESULT_FIELDS, *([REVIEW_FIELD] if with_review else [])]
     return pa.schema(fields, {f"batchverify.{key}": value for key, value in (metadata or {}).items()})
 
 

@@ -50,6 +50,8 @@ def run_message(output: str, summary: dict[str, Any]) -> str:
     if traits := describe_traits(summary["image_traits"]):
         lines.append("Traits    " + traits)
     lines.append(_matches_message(summary))
+    if "review" in summary["rows"]:
+        lines.append(_review_message(summary))
     if rates := summary["error_rates"]:
         lines.append(_labels_message(rates))
         lines += [f"Suggest   {threshold}" for threshold in threshold_messages(rates)]
@@ -89,6 +91,13 @@ def _matches_message(summary: dict[str, Any]) -> str:
     source = summary["run"].get("threshold_from")
     message = f"Matches   {summary['rows'].get('matches', 0):,} at threshold {summary['run']['threshold']:g}"
     return printable(message + (f" (from {source})" if source else ""))
+
+
+def _review_message(summary: dict[str, Any]) -> str:
+    count, scored = summary["rows"]["review"], summary["rows"].get("scored", 0)
+    low, high = summary["run"]["options"]["review"]
+    share = f" ({count / scored:.2%} of those with a score)" if scored else ""
+    return f"Review    {count:,} rows{share} score from {low:g} to below {high:g}"
 
 
 def _labels_message(rates: dict[str, Any]) -> str:

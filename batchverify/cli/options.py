@@ -130,6 +130,10 @@ def add_decision_options(parser: argparse.ArgumentParser) -> None:
         group, "--threshold-from", metavar="RUN:fmr=RATE",
         help="the threshold that keeps an FMR on the labels of an earlier run, such as scores/dt=2026-11-24:fmr=1e-3",
     )  # fmt: skip
+    add_option(
+        group, "--review", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="mark rows with a score from LOW to below HIGH in a column 'review', for people to look at",
+    )  # fmt: skip
     group.add_argument(
         "--fmr", type=float, metavar="RATE", action="append", default=[],
         help="an FMR to name a threshold for, beside 0.01, 0.001 and 0.0001; may be given several times",

@@ -160,7 +160,7 @@ def summarise_rows(table: pa.Table, config: ScoringConfig, label_column: str | N
     verdict = table["identity_check"].cast(pa.string())
     sane = pc.is_in(verdict, pa.array([str(IdentityCheck.SANE)])).to_numpy(zero_copy_only=False)
     return Summary(
-        counts=_count_rows(table, labels),
+        counts=_count_rows(table, labels, config),
         scores=np.stack([metrics.histogram(scores[scored & (labels == code - 1)]) for code in range(len(KINDS))]),
         identity_faults=metrics.histogram(scores[scored & ~sane]),
         folds=_fold_histograms(table[fold_column], scores, scored, labels) if fold_column else {},
@@ -169,13 +169,15 @@ def summarise_rows(table: pa.Table, config: ScoringConfig, label_column: str | N
     )
 
 
-def _count_rows(table: pa.Table, labels: np.ndarray) -> collections.Counter[str]:
+def _count_rows(table: pa.Table, labels: np.ndarray, config: ScoringConfig) -> collections.Counter[str]:
     counts = collections.Counter({"rows.total": table.num_rows, "rows.failed": table["score"].null_count})
     counts["rows.scored"] = counts["rows.total"] - counts["rows.failed"]
     counts["rows.matches"] = pc.sum(table["match"]).as_py() or 0
     both_ok = pc.and_(*(pc.equal(table[column].cast(pa.string()), "ok") for column in ("left_status", "right_status")))
     counts["rows.not_a_number"] = pc.sum(pc.and_(both_ok, table["score"].is_null())).as_py() or 0
     counts["rows.same_image"] = pc.sum(table["same_image"]).as_py() or 0
+    if config.review is not None:
+        counts["rows.review"] = pc.sum(table["review"]).as_py() or 0
     for column, name in (("identity_check", "identity"), ("left_status", "rows.left"), ("right_status", "rows.right")):
         for entry in pc.value_counts(table[column].cast(pa.string())).to_pylist():
             counts[f"{name}.{entry['values']}"] += entry["counts"]

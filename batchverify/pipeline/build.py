@@ -31,7 +31,7 @@ from batchverify.worker_stats import WorkerStats, profile_run
 def build(pipeline: beam.Pipeline, plan: RunPlan) -> None:
     """Adds the whole job to `pipeline`, after the run directory has been claimed."""
     directory = RunDirectory(plan.config.output).for_run(plan.run_id)
-    schema = output_schema(plan.manifest.schema, file_metadata(plan.provenance))
+    schema = output_schema(plan.manifest.schema, file_metadata(plan.provenance), with_review=plan.config.review is not None)
     blocks = pipeline | "ReadManifest" >> ReadManifest(plan.manifest, plan.config, plan.stats)
     verified = blocks | "VerifyPairs" >> _verify_pairs(plan)
     files = verified.scores | "WriteScores" >> WriteScores(directory, schema)

@@ -24,6 +24,7 @@ from batchverify.schema import (
     MANIFEST_FILE,
     PROVENANCE_FIELDS,
     RESULT_FIELDS,
+    REVIEW_FIELD,
     STATUSES,
     VERDICTS,
     ImageStatus,
@@ -128,7 +129,10 @@ def compare_block(block: pa.Table, images: pa.Table, network: Network, config: S
     block = _with_plain_file_names(block)
     for field, column in zip(RESULT_FIELDS, columns, strict=True):
         block = block.append_column(field, column)
-    return block
+    if config.review is None:
+        return block
+    low, high = map(np.float32, config.review)
+    return block.append_column(REVIEW_FIELD, pa.array((scores >= low) & (scores < high), mask=np.isnan(scores)))
 
 
 @dataclasses.dataclass(frozen=True)

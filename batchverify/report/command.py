@@ -19,8 +19,8 @@ def format_command(run: dict[str, Any]) -> str:
         option = f"--{_OPTIONS.get(name, name).replace('_', '-')}"
         if value is True:
             arguments.append(option)
-        elif name == "subject_columns":
-            arguments.append(shlex.join([option, *value]))
+        elif name in ("subject_columns", "review"):
+            arguments.append(shlex.join([option, *map(str, value)]))
         elif name == "image_size":
             arguments.append(f"{option} {value[0]}x{value[1]}")
         else:

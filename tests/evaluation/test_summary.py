@@ -35,6 +35,7 @@ def run(demo, tmp_path_factory, read_scores) -> tuple[dict, pd.DataFrame]:
         image_root=str(demo),
         block_rows=20,
         group_columns=("half",),
+        review=(0.4, 0.6),
     )
     batchverify.run(config)
     tonight = dataclasses.replace(
