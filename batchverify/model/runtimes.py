@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import importlib.util
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,8 +58,7 @@ class OpenVinoFunction:
         except IndexError:  # Each thread that calls at the same time needs a request of its own.
             request = call.model.create_infer_request()
         try:
-            # The inputs are shared: once, two threads waited for each other for ever where OpenVINO copied them. The output is
-            # copied, because the next call writes to the same memory.
+            # The output is copied, because the next call writes to the same memory.
             return np.array(request.infer(inputs, share_inputs=True)[0])
         finally:
             call.idle_requests.append(request)
@@ -71,6 +71,7 @@ class OpenVinoFunction:
         """
         import openvino
 
+        _fill_type_tables()
         frozen = freeze(concrete)
         core = openvino.Core()
         with temporary_folder() as folder:
@@ -80,6 +81,25 @@ class OpenVinoFunction:
             model = core.read_model(path)
         compiled = core.compile_model(model, "CPU", self._settings)
         return _OpenVinoCall([tensor.name for tensor in frozen.inputs], compiled, collections.deque())
+
+
+_type_tables = threading.Lock()
+
+
+def _fill_type_tables() -> None:
+    """Has OpenVINO fill its tables of types now, in one thread.
+
+    It fills them at their first use, holds a lock of C++ meanwhile, and waits for Python's lock. A second thread that holds
+    Python's lock and wants the same table then waits for the first one for ever.
+    """
+    import openvino
+
+    with _type_tables:
+        for dtype in (np.float32, np.uint8):
+            for is_shared in (False, True):
+                tensor = openvino.Tensor(np.zeros(1, dtype), shared_memory=is_shared)
+                tensor.get_element_type().to_dtype()
+                tensor.data.sum()
 
 
 class _OpenVinoCall(NamedTuple):

@@ -106,3 +106,29 @@ def test_what_is_frozen_no_longer_reads_its_weights():
     assert call(np.ones(1, np.float32)).item() == 2.0
     weight.assign(3.0)
     assert call(np.ones(1, np.float32)).item() == 2.0
+
+
+_FIRST_CALLS = """
+import os, sys, threading
+import numpy as np, tensorflow as tf
+from batchverify.model.runtimes import OpenVinoFunction
+call = OpenVinoFunction(tf.function(lambda x: tf.nn.relu(x), autograph=False), "float32")
+sys.setswitchinterval(1e-6)
+barrier = threading.Barrier(2)
+def first_call():
+    barrier.wait()
+    call(np.zeros((1, 4), np.float32))
+threads = [threading.Thread(target=first_call, daemon=True) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join(60)
+os._exit(any(thread.is_alive() for thread in threads))
+"""
+
+
+@pytest.mark.processes
+def test_the_first_calls_of_two_threads_do_not_wait_for_each_other(tmp_path):
+    """OpenVINO fills its tables of types at its first inference; two threads that did so at once waited for ever."""
+    pytest.importorskip("openvino")
+    for _ in range(4):
+        done = subprocess.run([sys.executable, "-c", _FIRST_CALLS], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-500:]
