@@ -7,16 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from batchverify.images.variants import CHANGES, JUDGED_CHANGES
 from batchverify.schema import is_match
 
-# How each change is named in words. A mirrored image need not match: many things look different in a mirror.
-CHANGES = {
-    "jpeg": "saved as JPEG of quality 75",
-    "shift": "shifted by one pixel",
-    "brighten": "brightened by 5%",
-    "mirror": "mirrored",
-}
-_NOT_JUDGED = ("mirror",)
 STEADY, UNSTEADY = "steady", "unsteady"
 
 
@@ -28,7 +21,7 @@ def describe_steadiness(scores: Mapping[str, np.ndarray], threshold: float) -> d
         threshold: The lowest score that is a match.
     """
     changes = {name: _describe_change(scores[name], threshold) for name in CHANGES}
-    judged = [change["rejected"] for name, change in changes.items() if name not in _NOT_JUDGED]
+    judged = [changes[name]["rejected"] for name in JUDGED_CHANGES]
     images = len(scores["jpeg"])
     return {
         "images": images,

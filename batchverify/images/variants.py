@@ -34,6 +34,14 @@ def _mirrored(picture: Image.Image) -> bytes:
     return _as_file(ImageOps.mirror(picture), "BMP")
 
 
+# How each change is named in words. A mirrored image need not match: many things look different in a mirror.
+CHANGES = {
+    "jpeg": f"saved as JPEG of quality {JPEG_QUALITY}",
+    "shift": "shifted by one pixel",
+    "brighten": "brightened by 5%",
+    "mirror": "mirrored",
+}
+JUDGED_CHANGES = ("jpeg", "shift", "brighten")
 VARIANTS: dict[str, Callable[[Image.Image], bytes]] = {
     "jpeg": _reencoded,
     "shift": _shifted,

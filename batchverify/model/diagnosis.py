@@ -27,11 +27,6 @@ _COLLAPSED, _NEARLY_ALL = 1e-3, 0.98
 # A folder may hold few subjects, and has no labels: strangers are judged among 50 images or more. A tenth may match.
 _STRANGERS_OF_AN_IMAGE, _LEAST_IMAGES, _MANY_STRANGERS = 16, 50, 0.1
 _STEADINESS_IMAGES, _MAX_CHANGED_PIXELS, _MANY_REJECTED = 40, 25_000_000, 0.1
-_JUDGED_CHANGES = {
-    "jpeg": "saved as JPEG of quality 75",
-    "shift": "shifted by one pixel",
-    "brighten": "brightened by 5%",
-}
 _SHIFTS = (1, 2, 3, 5, 8, 13, 21)
 
 
@@ -292,11 +287,13 @@ def _find_strangers(strangers: dict[str, Any], threshold: float) -> Iterator[str
 
 
 def _find_unsteadiness(steadiness: dict[str, Any]) -> Iterator[str]:
-    for name, change in _JUDGED_CHANGES.items():
+    from batchverify.images.variants import CHANGES, JUDGED_CHANGES
+
+    for name in JUDGED_CHANGES:
         rejected = steadiness.get(f"rejected_after_{name}", 0)
         if rejected > _MANY_REJECTED * steadiness.get("images", 0):
             yield (
-                f"{rejected} of {steadiness['images']} images are rejected as themselves when they are {change}. "
+                f"{rejected} of {steadiness['images']} images are rejected as themselves when they are {CHANGES[name]}. "
                 "Train with such changes, or lower the threshold."
             )
 

@@ -53,11 +53,11 @@ class DrawnImages:
         # as certain to hold them all.
         mean = most / buckets
         count = min(most, math.ceil(mean + 6 * math.sqrt(mean) + 8))
-        images = images.filter(pa.array(images["status"].to_numpy() == OK_CODE))
-        hashes = hash_uris(images["uri"].combine_chunks(), base)
+        encoded = np.flatnonzero(images["status"].to_numpy() == OK_CODE)
+        hashes = hash_uris(images["uri"].combine_chunks().take(pa.array(encoded)), base)
         chosen = np.argsort(hashes)[:count]
-        rows = images.select(["uri", "digest", "traits", "embedding"]).take(pa.array(chosen))
-        return cls(images.num_rows, most, rows.add_column(0, "hash", pa.array(hashes[chosen], pa.uint64())))
+        rows = images.select(["uri", "digest", "traits", "embedding"]).take(pa.array(encoded[chosen]))
+        return cls(len(encoded), most, rows.add_column(0, "hash", pa.array(hashes[chosen], pa.uint64())))
 
     @classmethod
     def merge(cls, parts: Iterable[DrawnImages]) -> DrawnImages:

@@ -7,7 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from batchverify.config import ScoringConfig
-from batchverify.evaluation.steadiness import CHANGES, describe_steadiness
+from batchverify.evaluation.steadiness import describe_steadiness
+from batchverify.images.variants import CHANGES
 from batchverify.pipeline.drawn_images import DrawnImages
 from batchverify.pipeline.encoded_images import embedding_matrix
 from batchverify.pipeline.network import Network

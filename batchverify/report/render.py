@@ -16,9 +16,9 @@ from markupsafe import Markup
 from batchverify.errors import PreflightError, RunError, printable, short_reason
 from batchverify.evaluation import metrics
 from batchverify.evaluation.drift import describe_shift
-from batchverify.evaluation.steadiness import CHANGES
 from batchverify.evaluation.strangers import describe_mates
 from batchverify.evaluation.traits import describe_traits
+from batchverify.images.variants import CHANGES
 from batchverify.output.run_directory import RunDirectory
 from batchverify.report.command import format_command
 from batchverify.report.verdict import format_value, judge_model, judge_run

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from batchverify.evaluation.steadiness import CHANGES, describe_rejections, describe_steadiness
+from batchverify.evaluation.steadiness import describe_rejections, describe_steadiness
+from batchverify.images.variants import CHANGES
 
 
 def describe(**rejected):

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 from sklearn.metrics import roc_curve
 
 import batchverify
 from batchverify.cli.main import main
 from batchverify.evaluation.metrics import wilson_interval
+from tests.support.manifests import draw_shades
 
 pytestmark = pytest.mark.slow
 COUNT, THRESHOLD = 60, 0.78
@@ -21,10 +21,7 @@ def folder(tmp_path_factory):
     """Pairs of three regions, in one of which the labels are often wrong, and of one region with few rows."""
     rng = np.random.default_rng(21)
     folder = tmp_path_factory.mktemp("groups")
-    shades = rng.integers(0, 256, (COUNT, 3))
-    for number, shade in enumerate(shades):
-        noise = rng.integers(-15, 16, (16, 16, 3))
-        Image.fromarray(np.clip(shade + noise, 0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    shades = draw_shades(folder, rng, COUNT, noise=15)
     left, right = rng.integers(0, COUNT, (2, 3_000))
     genuine = np.abs(shades[left] - shades[right]).sum(axis=1) < 180
     region = rng.choice(["north", "south", "", "isle"], 3_000, p=[0.45, 0.4, 0.14, 0.01])

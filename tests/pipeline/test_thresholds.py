@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 import batchverify
 from batchverify.cli.main import main
 from batchverify.output.run_directory import RunDirectory
+from tests.support.manifests import draw_shades
 
 pytestmark = pytest.mark.slow
 COUNT = 80
@@ -21,10 +21,7 @@ def folder(tmp_path_factory):
     """Pictures of one colour each, and pairs of them that are genuine where the colours are near each other."""
     rng = np.random.default_rng(11)
     folder = tmp_path_factory.mktemp("thresholds")
-    shades = rng.integers(0, 256, (COUNT, 3))
-    for number, shade in enumerate(shades):
-        noise = rng.integers(-20, 21, (16, 16, 3))
-        Image.fromarray(np.clip(shade + noise, 0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    shades = draw_shades(folder, rng, COUNT, noise=20)
     left, right = rng.integers(0, COUNT, (2, 600))
     genuine = (np.abs(shades[left] - shades[right]).sum(axis=1) < 150).astype(int)
     frame = pd.DataFrame({"left": [f"{n}.png" for n in left], "right": [f"{n}.png" for n in right], "genuine": genuine})

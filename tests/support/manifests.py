@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 
 def write_pairs(folder: Path, pictures: Path, count: int = 57) -> Path:
@@ -13,3 +14,12 @@ def write_pairs(folder: Path, pictures: Path, count: int = 57) -> Path:
     frame = pd.DataFrame({side: [names[i] for i in rng.integers(10, size=count)] for side in ("left", "right")})
     frame.to_csv(folder / "pairs.csv", index=False)
     return folder / "pairs.csv"
+
+
+def draw_shades(folder: Path, rng: np.random.Generator, count: int, noise: int) -> np.ndarray:
+    """Writes `0.png` and so on, pictures of 16×16 pixels with one noisy colour each, and returns the colours, `(count, 3)`."""
+    shades = rng.integers(0, 256, (count, 3))
+    for number, shade in enumerate(shades):
+        grain = rng.integers(-noise, noise + 1, (16, 16, 3))
+        Image.fromarray(np.clip(shade + grain, 0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    return shades
