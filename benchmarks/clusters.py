@@ -26,6 +26,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
+
 FLINK, SPARK, BEAM_LIBRARIES = "1.19.3", "3.5.9", "2.62.0"
 _JOB_SERVERS = {
     "flink": ("beam-runners-flink-1.19", "org.apache.beam.runners.flink.FlinkJobServerDriver"),
@@ -90,6 +92,27 @@ def fetch_job_server(engine: str) -> Path:
     return _keep(f"{artifact}-{BEAM_LIBRARIES}", fetch) / "job-server.jar"
 
 
+def fetch_prism() -> Path:
+    """Returns Beam's engine Prism, built with Go."""
+    return _fetch_program("go/cmd/prism")
+
+
+def fetch_boot() -> Path:
+    """Returns the program that starts a worker in Beam's containers, built with Go; it serves without them, too."""
+    return _fetch_program("python/container")
+
+
+def _fetch_program(package: str) -> Path:
+    """Returns a program of Beam's version out of Beam's Go module."""
+    name = package.rpartition("/")[2]
+
+    def fetch(folder: Path) -> None:
+        module = f"github.com/apache/beam/sdks/v2/{package}@v{beam.__version__}"
+        _run(["go", "install", module], {"GOBIN": str(folder)})
+
+    return _keep(f"{name}-{beam.__version__}", fetch) / name
+
+
 def _fetch_distribution(name: str, version: str) -> Path:
     def fetch(folder: Path) -> None:
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]
@@ -114,10 +137,11 @@ def _keep(name: str, fetch: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
     if shutil.which(command[0]) is None:
         raise MissingPartError(f"{command[0]} is not installed")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_S)
+    surroundings = os.environ | (environment or {})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_FETCH_S, env=surroundings)
     if done.returncode:
         said = (done.stderr + done.stdout).strip().splitlines() or ["no reason given"]
         raise MissingPartError(f"{command[0]} cannot fetch {command[-1]}: {said[0]}")
@@ -189,11 +213,10 @@ class Cluster:
 
     Args:
         folder: A folder for settings, logs and temporary files.
-        pythons: For each machine, the interpreter of the worker pool. Its folder comes first in the pool's PATH.
+        pythons: For each machine, the interpreter of its workers. Its folder comes first in the machine's PATH.
         modules: A folder with modules that workers import beside those of their interpreter.
 
     Attributes:
-        arguments: Beam's arguments for a run on the cluster.
         address: The address that all machines reach; a store for them listens there.
 
     Raises:
@@ -203,21 +226,19 @@ class Cluster:
     engine = ""
 
     def __init__(self, folder: Path, pythons: Sequence[Path], modules: str = ""):
-        self.folder, self._pythons, self._modules = folder, pythons, modules
+        self.folder, self._pythons = folder, pythons
         temporary = folder / "tmp"
         temporary.mkdir()
         # Java does not look at TMPDIR.
         self._surroundings = {"JAVA_TOOL_OPTIONS": f"-Djava.io.tmpdir={temporary}", "SPARK_LOCAL_DIRS": str(temporary)}
+        self._paths = [{"PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": modules} for python in pythons]
         self._commands: dict[str, tuple[list[str], dict[str, str], Path]] = {}
         self.processes: dict[str, subprocess.Popen] = {}
         self._job_server = fetch_job_server(self.engine)
         self._bridge = Bridge(len(pythons))
         self.address = self._bridge.address
         self._port = _free_port()
-        self.arguments = [
-            "--runner=PortableRunner", f"--job_endpoint=localhost:{self._port}",
-            "--environment_type=EXTERNAL", f"--environment_config=localhost:{_POOL_PORT}",
-        ]  # fmt: skip
+        self._job_service = ["--runner=PortableRunner", f"--job_endpoint=localhost:{self._port}"]
 
     def __enter__(self) -> Cluster:
         try:
@@ -229,6 +250,27 @@ class Cluster:
             self.__exit__()
             raise
         return self
+
+    @property
+    def arguments(self) -> list[str]:
+        """Beam's arguments for a run whose workers the pools start."""
+        return [*self._job_service, "--environment_type=EXTERNAL", f"--environment_config=localhost:{_POOL_PORT}"]
+
+    def process_arguments(self, boot: Path) -> list[str]:
+        """Returns Beam's arguments for a run whose workers the task managers start themselves.
+
+        Args:
+            boot: Beam's program that starts a worker (`fetch_boot`).
+        """
+        command, files = self.folder / "start-worker", self.folder / "tmp"
+        # Without a container there is no virtual environment for it to make: the machine's own is the worker's.
+        command.write_text(
+            f"#!/bin/sh\nexport RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1 TMPDIR={files}\n"
+            f'exec {boot} --semi_persist_dir={files}/$$ "$@"\n'
+        )
+        command.chmod(0o755)
+        config = json.dumps({"command": str(command)})
+        return [*self._job_service, "--environment_type=PROCESS", f"--environment_config={config}"]
 
     def __exit__(self, *_: Any) -> None:
         for name in list(self.processes):
@@ -297,8 +339,7 @@ class Cluster:
         folder = self.folder / f"pool-{number}"
         folder.mkdir()
         module = ["-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={_POOL_PORT}"]
-        path = f"{python.parent}:{os.environ['PATH']}"
-        surroundings = {"PATH": path, "HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": self._modules}
+        surroundings = self._paths[number] | {"HOME": str(folder), "TMPDIR": str(folder)}
         self._add(f"pool-{number}", [str(python), *module], surroundings, number, folder)
 
 
@@ -321,10 +362,10 @@ class FlinkCluster(Cluster):
         for number, host in enumerate(self._bridge.hosts):
             runner = [f"{main}.taskexecutor.TaskManagerRunner", "--configDir", str(settings), f"-Dtaskmanager.host={host}"]
             heap = ["-Xmx512m", "-XX:MaxDirectMemorySize=640m"]
-            self._add(f"task-manager-{number}", [*java, *heap, *runner], where, number)
+            self._add(f"task-manager-{number}", [*java, *heap, *runner], where | self._paths[number], number)
         master = f"{self.address}:{self._rest}"
         self._add_job_server(f"--flink-master={master}", {})
-        self.arguments.append(f"--flink_master={master}")
+        self._job_service.append(f"--flink_master={master}")
 
     def _write_settings(self) -> Path:
         memory = {
@@ -383,7 +424,8 @@ class SparkCluster(Cluster):
         for number, host in enumerate(self._bridge.hosts):
             worker = ["org.apache.spark.deploy.worker.Worker", "--host", host, "--cores", "2", "--memory", "1500m"]
             place = ["--work-dir", str(self.folder / f"work-{number}"), master]
-            self._add(f"task-manager-{number}", [*java, *worker, *place], local | {"SPARK_LOCAL_IP": host}, number)
+            surroundings = local | self._paths[number] | {"SPARK_LOCAL_IP": host}
+            self._add(f"task-manager-{number}", [*java, *worker, *place], surroundings, number)
         # Spark gives a job up after four failures of a task, which are soon over while a worker pool starts again.
         self._add_job_server(f"--spark-master-url={master}", local, "-Dspark.task.maxFailures=200")
 

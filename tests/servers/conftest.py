@@ -1,36 +1,34 @@
 """What the tests of workers and engines share: Prism's program, and the source distribution."""
 
-import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import apache_beam as beam
 import pytest
 
-from benchmarks.clusters import cache_folder
+from benchmarks.clusters import MissingPartError, fetch_boot, fetch_prism
 from tests.support.workers_elsewhere import REPOSITORY
-
-PRISM = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{beam.__version__}"
-BUILD_S = 600
 
 
 @pytest.fixture(scope="session")
 def prism() -> str:
     """Prism's program of Beam's version, built once for each machine; skips where Go or its modules cannot be had."""
-    cache = cache_folder() / f"prism-{beam.__version__}"
-    if not (cache / "prism").exists():
-        if shutil.which("go") is None:
-            pytest.skip("Prism is built with Go, which is not installed")
-        cache.mkdir(parents=True, exist_ok=True)
-        # Go first writes elsewhere, so that tests at the same time never find half a program.
-        built = subprocess.run(
-            ["go", "install", PRISM], env=os.environ | {"GOBIN": str(cache)}, capture_output=True, text=True, timeout=BUILD_S
-        )
-        if built.returncode:
-            pytest.skip(f"Prism cannot be built: {built.stderr.strip().splitlines()[-1]}")
-    return str(cache / "prism")
+    return str(_fetch(fetch_prism))
+
+
+@pytest.fixture(scope="session")
+def boot() -> Path:
+    """Beam's program that starts a worker, built once for each machine; skips where it cannot be."""
+    return _fetch(fetch_boot)
+
+
+def _fetch(fetch: Callable[[], Path]) -> Path:
+    try:
+        return fetch()
+    except MissingPartError as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")

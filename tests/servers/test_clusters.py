@@ -107,6 +107,16 @@ def test_a_run_that_loses_a_worker_pool_and_a_task_manager_is_whole(cluster, sto
     assert uris.is_unique and len(uris) == 30
 
 
+def test_workers_may_be_processes_that_the_engine_starts(cluster, store, launcher, boot, tmp_path, read_scores):
+    process = start_launcher(store, launcher, *cluster.process_arguments(boot), "--parallelism=2")
+    _, said = process.communicate(timeout=END_S)
+    assert process.returncode == 0, said
+    scores = read_scores(store.download("out", tmp_path / "out"))
+    assert len(scores) == 300
+    assert_as_local(scores, store, tmp_path, read_scores)
+    store.clear("out")
+
+
 def test_a_run_whose_worker_pools_are_gone_fails_in_a_sentence(cluster, store, slow_run):
     process = slow_run()
     for number in range(2):
