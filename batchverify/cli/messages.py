@@ -107,15 +107,19 @@ def _labels_message(rates: dict[str, Any]) -> str:
 
 def threshold_messages(rates: dict[str, Any]) -> list[str]:
     """Returns the thresholds that a run's labels suggest, each in one line, and whether there are pairs enough to trust it."""
+    from batchverify.evaluation.metrics import format_threshold
+
     lines = []
     if rates.get("eer_threshold") is not None:
-        lines.append(f"threshold {rates['eer_threshold']:.4f} for the EER of {rates['eer']:.2%}")
+        lines.append(f"threshold {format_threshold(rates['eer_threshold'])} for the EER of {rates['eer']:.2%}")
     by_threshold = itertools.groupby(rates.get("at_fmr", []), lambda point: (point["threshold"], point["fnmr"]))
     return lines + [_operating_points_message(threshold, fnmr, list(points)) for (threshold, fnmr), points in by_threshold]
 
 
 def _operating_points_message(threshold: float | None, fnmr: float | None, points: list[dict[str, Any]]) -> str:
     """Returns a line about the targets that one threshold meets; few impostor pairs have one threshold for several."""
+    from batchverify.evaluation.metrics import format_threshold
+
     targets = ", ".join(f"{point['target']:g}" for point in points)
     if threshold is None:
         return f"no threshold gives an FMR of {targets}"
@@ -125,7 +129,7 @@ def _operating_points_message(threshold: float | None, fnmr: float | None, point
         if evidence in _PAIRS_NEEDED
     ]
     doubt = f" ({'; '.join(doubts)})" if doubts else ""
-    return f"threshold {threshold:.4f} for FMR {targets}{'' if fnmr is None else f', FNMR {fnmr:.2%}'}{doubt}"
+    return f"threshold {format_threshold(threshold)} for FMR {targets}{'' if fnmr is None else f', FNMR {fnmr:.2%}'}{doubt}"
 
 
 def _doubt(evidence: str, points: list[dict[str, Any]]) -> str:

@@ -14,11 +14,11 @@ from batchverify.config import VerificationConfig, split_threshold_source
 from batchverify.errors import PreflightError, short_reason
 from batchverify.evaluation import metrics
 from batchverify.evaluation.drift import RunStatistics
+from batchverify.evaluation.summary_version import why_unreadable
 from batchverify.io.filesystem import read_bytes
 from batchverify.output.run_directory import RunDirectory
 
 _LOG = logging.getLogger(__name__)
-_READABLE_VERSIONS = (1, 2)
 _MAX_SUMMARY_BYTES = 64 * 2**20
 
 
@@ -120,10 +120,6 @@ def _read_summary(option: str, path: str) -> dict[str, Any]:
         ) from None
     if not isinstance(summary, dict):
         raise PreflightError(f"{option} {file} does not hold a JSON object; name a run directory or its _summary.json.")
-    version = summary.get("summary_version")
-    if version not in _READABLE_VERSIONS:
-        raise PreflightError(
-            f"{option} {path}: its summary has version {version!r:.40}, and this program reads "
-            f"{' and '.join(map(str, _READABLE_VERSIONS))}; update batchverify, or name another run."
-        )
+    if problem := why_unreadable(summary):
+        raise PreflightError(f"{option} {path}: its summary {problem}, or name another run.")
     return summary

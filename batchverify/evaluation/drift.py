@@ -138,8 +138,7 @@ class RunStatistics:
 
     def score_mean(self) -> float | None:
         """Returns the mean score, where each score counts as the middle of its histogram bin."""
-        middles = (np.arange(len(self.scores)) + 0.5) / len(self.scores)
-        return float(self.scores @ middles / self.scored) if self.scored else None
+        return float(self.scores @ metrics.bin_centres() / self.scored) if self.scored else None
 
 
 def compare_runs(before: RunStatistics, now: RunStatistics) -> dict[str, Any]:
@@ -189,15 +188,10 @@ def _smoothed_shares(counts: np.ndarray) -> np.ndarray:
 
 
 def _histogram(histograms: Mapping[str, Any], kinds: Sequence[str]) -> np.ndarray:
-    """Returns the sum of the histograms of some kinds of scores; a summary of an older version has none of strangers."""
-    if histograms["bins"] != metrics.BINS:
-        raise ValueError(f"its histograms have {histograms['bins']!r} bins, not {metrics.BINS}")
+    """Returns the sum of the histograms of some kinds of scores."""
     scores = np.zeros(metrics.BINS, np.int64)
     for kind in kinds:
-        for position, count in histograms[kind] if kind in _KINDS else histograms.get(kind, []):
-            if not 0 <= _count(position) < metrics.BINS:
-                raise ValueError(f"its histograms have a bin {position}")
-            scores[position] += _count(count)
+        scores += metrics.dense([(_required_number(edge), _count(count)) for edge, count in histograms[kind]])
     return scores
 
 
@@ -217,7 +211,7 @@ def _count(value: Any) -> int:
 def _required_number(value: Any) -> float:
     number = _number(value)
     if number is None:
-        raise ValueError("its threshold is missing")
+        raise ValueError("a number is missing")
     return number
 
 

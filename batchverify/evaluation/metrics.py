@@ -2,7 +2,7 @@
 
 FMR, FNMR, EER and DET are defined as in ISO/IEC 19795-1: an impostor pair that matches is a false match, and a genuine
 pair that does not match is a false non-match. Pairs without a score (failures to acquire) are in no histogram;
-`generalised_rate` includes them. Rates are exact at thresholds that are multiples of 1/BINS; histograms know no others.
+`generalised_rate` includes them. Rates are exact at the thresholds in `EDGES`; histograms know no others.
 
 Intervals are Wilson's (1927) score intervals at 95%. They assume independent pairs. Pairs that share images are not
 independent: where few images make many pairs, the true uncertainty is larger.
@@ -17,10 +17,22 @@ from typing import Any
 
 import numpy as np
 
-BINS = 10_000
+_EVEN = 10_000
+# Below the first and above the last of the even edges a sigmoid's scores are dense, so bins are finer there: eight for each
+# power of two from 2^-40 on, and one for each float32. The bits of a float32 above 0, read as a number, rise with it.
+_LOW_SHIFT = 20  # Bits that eight bins for each power of two leave out.
+_LOWEST = int(np.float32(2.0**-40).view(np.int32)) >> _LOW_SHIFT
+_FIRST_EVEN, _LAST_EVEN, _ONE = np.array([1 / _EVEN, 1 - 1 / _EVEN, 1], np.float32)
+_LOW = np.arange(_LOWEST, (int(_FIRST_EVEN.view(np.int32)) >> _LOW_SHIFT) + 1, dtype=np.int32) << _LOW_SHIFT
+_HIGH = np.arange(_LAST_EVEN.view(np.int32), int(_ONE.view(np.int32)) + 1, dtype=np.int32)
+# The lowest scores of the bins, float32; scores and thresholds are compared in float32, as `schema.is_match` does.
+_LOWER = np.concatenate(
+    [[0], _LOW.view(np.float32), (np.arange(1, _EVEN - 1) / _EVEN).astype(np.float32), _HIGH.view(np.float32)], dtype=np.float32
+)
+BINS = len(_LOWER)
+# The thresholds at which rates are known: float64 `(BINS,)`, ascending from 0 to 1, each the lowest score of its bin.
+EDGES = np.array([float(str(edge)) for edge in _LOWER])
 FMR_TARGETS = (1e-2, 1e-3, 1e-4)
-# Scores and thresholds are compared in float32, as `schema.is_match` does.
-_EDGES = (np.arange(BINS + 1) / BINS).astype(np.float32)
 _Z95 = 1.959963984540054  # The 97.5% quantile of the normal distribution.
 
 
@@ -53,7 +65,10 @@ class OperatingPoint:
 
     Attributes:
         target: The highest FMR that is allowed.
-        threshold: The threshold; None where no threshold below 1 has such an FMR.
+        threshold: The threshold; None where no threshold up to 1 has such an FMR.
+        next_lower: The next lower threshold at which rates are known, whose FMR is above the target; the lowest threshold of
+            all that keep the target lies above it. None where the threshold is 0 or None.
+        fmr_at_next_lower: FMR at the next lower threshold.
         fmr: FMR at the threshold.
         fnmr: FNMR at the threshold.
         evidence: `enough`, `rough` or `too_few`. `rough` means fewer than 30/target impostor pairs: by the rule of 30,
@@ -63,6 +78,8 @@ class OperatingPoint:
 
     target: float
     threshold: float | None
+    next_lower: float | None
+    fmr_at_next_lower: Rate
     fmr: Rate
     fnmr: Rate
     evidence: str
@@ -89,40 +106,69 @@ class FoldAccuracy:
 
 
 def histogram(scores: np.ndarray) -> np.ndarray:
-    """Counts scores in [0, 1] in `BINS` bins of equal width; int64 `(BINS,)`. The last bin includes 1.
+    """Counts scores in [0, 1] in bins; int64 `(BINS,)`.
 
-    A score is in bin i or a higher one exactly if it is a match at the threshold i/BINS, rounded to float32 as scores are.
+    A score is in bin i or a higher one exactly if it is a match at the threshold `EDGES[i]`.
     """
-    scores = np.asarray(scores, np.float32)
-    bins = np.clip((scores.astype(np.float64) * BINS).astype(np.int64), 0, BINS - 1)
-    bins += (scores >= _EDGES[bins + 1]) & (bins < BINS - 1)
-    bins -= (scores < _EDGES[bins]) & (bins > 0)
+    scores = np.abs(np.asarray(scores, np.float32))  # Minus zero becomes zero.
+    bits = scores.view(np.int32)
+    even = np.clip((scores.astype(np.float64) * _EVEN).astype(np.int64), 1, _EVEN - 2) + len(_LOW)
+    even += (scores >= _LOWER[even + 1]).astype(np.int64) - (scores < _LOWER[even])
+    low, high = np.maximum(bits >> _LOW_SHIFT, _LOWEST - 1) - (_LOWEST - 1), bits - _HIGH[0] + (BINS - len(_HIGH))
+    bins = np.where(scores < _FIRST_EVEN, low, np.where(scores < _LAST_EVEN, even, high))
     return np.bincount(bins, minlength=BINS)
 
 
-def sparse(counts: np.ndarray) -> list[list[int]]:
-    """Returns a histogram as a list of `[bin, count]` without the empty bins, the form that `_summary.json` has."""
-    return [[int(position), int(counts[position])] for position in np.flatnonzero(counts)]
+def sparse(counts: np.ndarray) -> list[list[float]]:
+    """Returns a histogram as a list of `[lowest score, count]` without the empty bins, the form that `_summary.json` has."""
+    return [[float(EDGES[position]), int(counts[position])] for position in np.flatnonzero(counts)]
 
 
-def dense(entries: Sequence[Sequence[int]]) -> np.ndarray:
-    """Returns the histogram, int64 `(BINS,)`, whose sparse form is `entries`."""
+def dense(entries: Sequence[Sequence[float]]) -> np.ndarray:
+    """Returns the histogram, int64 `(BINS,)`, whose sparse form is `entries`.
+
+    Raises:
+        ValueError: If no bin begins at a score, or a count is none.
+    """
     counts = np.zeros(BINS, np.int64)
-    for position, count in entries:
+    for edge, count in entries:
+        position = int(np.searchsorted(EDGES, edge))
+        if position == BINS or EDGES[position] != edge:
+            raise ValueError(f"its histograms have a bin at {edge!r:.40}, where this program has none")
         counts[position] = count
     return counts
 
 
-def false_match_rates(impostor: np.ndarray) -> np.ndarray:
-    """Returns FMR at each bin edge 0, 1/BINS, …, 1; float64 `(BINS + 1,)`, NaN if there are no impostor pairs.
+def bin_centres() -> np.ndarray:
+    """Returns the middle of each bin, float64 `(BINS,)`; that of the last bin, which holds the score 1 alone, is 1."""
+    centres: np.ndarray = (EDGES + np.append(EDGES[1:], 1.0)) / 2
+    return centres
 
-    The last edge stands for a threshold above all scores, because scores of exactly 1 share a bin with lower ones.
+
+def even_bins(counts: np.ndarray, bins: int) -> np.ndarray:
+    """Returns a histogram in bins of equal width, int64 `(bins,)`.
+
+    Args:
+        counts: A histogram, int64 `(BINS,)`.
+        bins: The number of bins, a divisor of 10,000.
     """
+    starts = np.searchsorted(EDGES, np.round(np.arange(bins) / bins, 4))
+    even: np.ndarray = np.add.reduceat(counts, starts)
+    return even
+
+
+def format_threshold(threshold: float) -> str:
+    """Returns a threshold with four digits, or with as many as tell it from its neighbours."""
+    return f"{threshold:.4f}" if threshold == round(threshold, 4) else f"{threshold:.9g}"
+
+
+def false_match_rates(impostor: np.ndarray) -> np.ndarray:
+    """Returns FMR at each of `EDGES`, and above all scores; float64 `(BINS + 1,)`, NaN if there are no impostor pairs."""
     return _shares(_at_or_above(impostor), impostor.sum())
 
 
 def false_non_match_rates(genuine: np.ndarray) -> np.ndarray:
-    """Returns FNMR at each bin edge; float64 `(BINS + 1,)`, NaN if there are no genuine pairs."""
+    """Returns FNMR at each of `EDGES`, and above all scores; float64 `(BINS + 1,)`, NaN if there are no genuine pairs."""
     return _shares(_below(genuine), genuine.sum())
 
 
@@ -135,22 +181,22 @@ def equal_error_rate(genuine: np.ndarray, impostor: np.ndarray) -> tuple[float, 
     if not genuine.sum() or not impostor.sum():
         return float("nan"), float("nan")
     fmr, fnmr = false_match_rates(impostor), false_non_match_rates(genuine)
-    edge = int(np.argmin(np.abs(fmr - fnmr)))
-    return float((fmr[edge] + fnmr[edge]) / 2), edge / BINS
+    edge = int(np.argmin(np.abs(fmr - fnmr)[:BINS]))
+    return float((fmr[edge] + fnmr[edge]) / 2), float(EDGES[edge])
 
 
 def det_points(genuine: np.ndarray, impostor: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the distinct points of the DET curve: thresholds, FMR and FNMR, float64 `(n,)` each, by rising threshold.
 
-    The ROC curve has the same points: FMR against 1 − FNMR.
+    The last threshold is infinite: above all scores. The ROC curve has the same points: FMR against 1 − FNMR.
     """
     fmr, fnmr = false_match_rates(impostor), false_non_match_rates(genuine)
     distinct = np.append(True, (np.diff(fmr) != 0) | (np.diff(fnmr) != 0))
-    return np.flatnonzero(distinct) / BINS, fmr[distinct], fnmr[distinct]
+    return np.append(EDGES, np.inf)[distinct], fmr[distinct], fnmr[distinct]
 
 
 def rates_at(genuine: np.ndarray, impostor: np.ndarray, edge: int) -> tuple[Rate, Rate]:
-    """Returns FMR and FNMR at the threshold edge/BINS."""
+    """Returns FMR and FNMR at the threshold `EDGES[edge]`."""
     return (
         Rate(int(impostor[edge:].sum()), int(impostor.sum())),
         Rate(int(genuine[:edge].sum()), int(genuine.sum())),
@@ -158,14 +204,15 @@ def rates_at(genuine: np.ndarray, impostor: np.ndarray, edge: int) -> tuple[Rate
 
 
 def operating_point(genuine: np.ndarray, impostor: np.ndarray, target: float) -> OperatingPoint:
-    """Returns the lowest threshold below 1 whose FMR is at most `target`. Without impostor pairs there is none."""
+    """Returns the lowest threshold up to 1 whose FMR is at most `target`. Without impostor pairs there is none."""
     within = false_match_rates(impostor)[:BINS] <= target
     trials = int(impostor.sum())
     evidence = "too_few" if trials < 3 / target else "rough" if trials < 30 / target else "enough"
     if not within.any():
-        return OperatingPoint(target, None, Rate(0, 0), Rate(0, 0), evidence)
+        return OperatingPoint(target, None, None, Rate(0, 0), Rate(0, 0), Rate(0, 0), evidence)
     edge = int(np.argmax(within))
-    return OperatingPoint(target, edge / BINS, *rates_at(genuine, impostor, edge), evidence)
+    next_lower, above = (float(EDGES[edge - 1]), rates_at(genuine, impostor, edge - 1)[0]) if edge else (None, Rate(0, 0))
+    return OperatingPoint(target, float(EDGES[edge]), next_lower, above, *rates_at(genuine, impostor, edge), evidence)
 
 
 def fold_accuracies(folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[FoldAccuracy]:
@@ -184,7 +231,7 @@ def fold_accuracies(folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Fold
         best = np.flatnonzero(correct == correct.max())
         edge = int(best[len(best) // 2])
         own_correct = int(_correct_decisions(genuine, impostor)[edge])
-        accuracies.append(FoldAccuracy(edge / BINS, own_correct, int(genuine.sum() + impostor.sum())))
+        accuracies.append(FoldAccuracy(float(EDGES[edge]), own_correct, int(genuine.sum() + impostor.sum())))
     return accuracies
 
 
@@ -285,7 +332,8 @@ def _describe_eer(genuine: np.ndarray, impostor: np.ndarray) -> dict[str, Any]:
     eer, threshold = equal_error_rate(genuine, impostor)
     if math.isnan(eer):
         return {"eer": None, "eer_interval": None, "eer_threshold": None}
-    bounds = [wilson_interval(rate.errors, rate.trials) for rate in rates_at(genuine, impostor, round(threshold * BINS))]
+    edge = int(np.searchsorted(EDGES, threshold))
+    bounds = [wilson_interval(rate.errors, rate.trials) for rate in rates_at(genuine, impostor, edge)]
     return {"eer": eer, "eer_interval": tuple(float(bound) for bound in np.mean(bounds, axis=0)), "eer_threshold": threshold}
 
 
@@ -293,6 +341,8 @@ def _describe_point(point: OperatingPoint) -> dict[str, Any]:
     return {
         "target": point.target,
         "threshold": point.threshold,
+        "next_lower_threshold": point.next_lower,
+        "fmr_at_next_lower": point.fmr_at_next_lower.value,
         **_describe_rate("fmr", point.fmr),
         **_describe_rate("fnmr", point.fnmr),
         "evidence": point.evidence,

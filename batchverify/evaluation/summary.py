@@ -19,7 +19,6 @@ from batchverify.evaluation.strangers import Strangers
 from batchverify.manifest.labels import parse_labels
 from batchverify.schema import STATUSES, IdentityCheck, ImageStatus, ImageTraits, is_match
 
-SUMMARY_VERSION = 2
 KINDS = ("unlabelled", "impostor", "genuine")
 # A run has few folds. A column with another value in each row does not name folds, and must not fill the memory.
 _MAX_FOLDS = 50
@@ -139,7 +138,6 @@ class Summary:
 
     def _score_histograms(self) -> dict[str, Any]:
         return {
-            "bins": metrics.BINS,
             **{kind: metrics.sparse(counts) for kind, counts in zip(KINDS, self.scores, strict=True)},
             "identity_faults": metrics.sparse(self.identity_faults),
             "identity": metrics.sparse(self.identity_scores),

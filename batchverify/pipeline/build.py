@@ -14,8 +14,9 @@ from apache_beam.pvalue import AsIter, AsSingleton, PCollection
 
 from batchverify.evaluation.drift import RunStatistics, compare_runs
 from batchverify.evaluation.gates import evaluate_gates
-from batchverify.evaluation.summary import SUMMARY_VERSION, Summary
+from batchverify.evaluation.summary import Summary
 from batchverify.evaluation.summary_transform import Summarise
+from batchverify.evaluation.summary_version import SUMMARY_VERSION
 from batchverify.io.storage_options import with_storage_options
 from batchverify.manifest.read import ReadManifest
 from batchverify.output.run_directory import RunDirectory

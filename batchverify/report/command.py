@@ -9,13 +9,13 @@ _OPTIONS = {"manifests": "manifest", "lambdas": "lambda", "custom_objects": "cus
 
 
 def format_command(run: dict[str, Any]) -> str:
-    """Returns the shell command that repeats a run; empty if the summary is of a version that does not record options.
+    """Returns the shell command that repeats a run.
 
     Args:
         run: The section `run` of `_summary.json`.
     """
     arguments = ["batchverify"]
-    for name, value in run.get("options", {}).items():
+    for name, value in run["options"].items():
         option = f"--{_OPTIONS.get(name, name).replace('_', '-')}"
         if value is True:
             arguments.append(option)
@@ -27,6 +27,4 @@ def format_command(run: dict[str, Any]) -> str:
             # Without "=", a value that begins with a dash would be read as an option.
             values = value if isinstance(value, list) else [value]
             arguments += [shlex.quote(f"{option}={each}") for each in values]
-    if len(arguments) == 1:
-        return ""
     return f"cd {shlex.quote(run['working_directory'])}\n" + " \\\n    ".join(arguments)

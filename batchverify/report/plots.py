@@ -16,6 +16,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, PercentFormatter
 
+from batchverify.evaluation import metrics
+
 # Placeholders that look like no other colour of a plot. Each is replaced by a variable of the page's style sheet.
 INK, MUTED, GRID, GENUINE, IMPOSTOR, NEUTRAL, FAULT, PAPER = (f"#0102{number:02x}" for number in range(8))
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", GENUINE: "genuine", IMPOSTOR: "impostor", NEUTRAL: "neutral",
@@ -218,7 +220,7 @@ def time_plot(seconds: dict[str, float]) -> str:
 
 
 def _bars(axes: Axes, counts: np.ndarray, colour: str, hatch: str | None = None) -> None:
-    bars = counts.reshape(_BARS, -1).sum(axis=1)
+    bars = metrics.even_bins(counts, _BARS)
     # One path is drawn several times faster than fifty bars.
     axes.stairs(bars, np.linspace(0, 1, _BARS + 1), fill=True, facecolor=colour, hatch=hatch, edgecolor=PAPER, linewidth=0)
     axes.set_xlim(0, 1)

@@ -17,6 +17,7 @@ from batchverify.errors import PreflightError, RunError, printable, short_reason
 from batchverify.evaluation import metrics
 from batchverify.evaluation.drift import describe_shift
 from batchverify.evaluation.strangers import describe_mates
+from batchverify.evaluation.summary_version import why_unreadable
 from batchverify.evaluation.traits import describe_traits
 from batchverify.images.variants import CHANGES
 from batchverify.output.run_directory import RunDirectory
@@ -24,7 +25,6 @@ from batchverify.report.command import format_command
 from batchverify.report.verdict import format_value, judge_model, judge_run
 
 _LOG = logging.getLogger(__name__)
-_NEWEST_VERSION = 2
 _DRIFTING = ("match_rate", "strangers_match_rate", "score_mean")
 _GROUPS_DRAWN = 40
 _PAIRS_PER_KIND = 10  # Three kinds are shown, so a report has at most 60 thumbnails.
@@ -40,7 +40,7 @@ def rebuild(directory: str, output: str | None = None) -> str:
         output: The file to write; None means `_report.html` in the run directory.
 
     Raises:
-        PreflightError: if there is no finished run, or its summary cannot be read or is newer than this program.
+        PreflightError: if there is no finished run, or its summary cannot be read or is of another version.
         RunError: if the file cannot be written.
     """
     run = RunDirectory(directory)
@@ -89,25 +89,11 @@ def render(summary: dict[str, Any]) -> str:
         summary: The content of `_summary.json`.
 
     Raises:
-        PreflightError: if the summary is newer than this program.
+        PreflightError: if the summary is of another version than this program reads.
     """
-    if summary.get("summary_version", 0) > _NEWEST_VERSION:
-        raise PreflightError(
-            f"_summary.json has version {summary['summary_version']}; update batchverify, which reads versions up to "
-            f"{_NEWEST_VERSION}."
-        )
-    if summary.get("summary_version") == 1:
-        summary = _upgrade_version_1(summary)
-    summary = {
-        "profile": None,
-        "baseline": None,
-        "embeddings": None,
-        "image_traits": {},
-        "groups": None,
-        "strangers": None,
-        "steadiness": None,
-        **summary,
-    }  # Not every run has these sections.
+    if problem := why_unreadable(summary):
+        raise PreflightError(f"_summary.json {problem}.")
+    summary = {"profile": None, "baseline": None, "embeddings": None, **summary}  # Not every run has these sections.
     template = importlib.resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     rates, run = summary["error_rates"], summary["run"]
     return _environment().from_string(template).render(
@@ -241,29 +227,17 @@ def _drift(baseline: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _upgrade_version_1(summary: dict[str, Any]) -> dict[str, Any]:
-    """Returns a summary of version 1 in the form of version 2; what version 1 does not record is None or empty."""
-    rates, histograms = summary["error_rates"], summary["score_histograms"]
-    if rates:
-        genuine, impostor = (metrics.dense(histograms[kind]) for kind in ("genuine", "impostor"))
-        matches = (round((1 - (rates["fnmr"] or 0)) * rates["genuine"]), round((rates["fmr"] or 0) * rates["impostor"]))
-        rates = metrics.describe_error_rates(genuine, impostor, rates["threshold"], matches, (0, 0))
-        rates |= {"folds": None, "generalised_fmr": None, "generalised_fnmr": None}
-    images = summary["images"]
-    failed = metrics.Rate(images.get("total", 0) - images.get("ok", 0), images.get("total", 0))
-    return {
-        **summary,
-        "error_rates": rates,
-        "failure_to_acquire": {"rate": failed.value, "interval": failed.interval},
-        "extremes": {},
-    }
-
-
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_escape_invisible
     )
-    environment.filters |= {"value": format_value, "percent": _percent, "interval": _interval, "spaced": _spaced}
+    environment.filters |= {
+        "value": format_value,
+        "percent": _percent,
+        "interval": _interval,
+        "threshold": metrics.format_threshold,
+        "spaced": _spaced,
+    }
     return environment
 
 

@@ -80,7 +80,7 @@ def evaluate(
         pairs=pairs,
         accuracy=float(np.mean((scores >= 0.5) == genuine)),
         best_accuracy=float(accuracies[best]),
-        best_threshold=best / metrics.BINS,
+        best_threshold=float(np.append(metrics.EDGES, 1.0)[best]),
         eer=metrics.equal_error_rate(genuine_scores, impostor_scores)[0],
         one_shot_trials=trials,
         one_shot_ways=ways,

@@ -27,7 +27,7 @@ def histogram(**counts: int) -> np.ndarray:
 def test_kolmogorov_smirnov_is_scipys_on_binned_scores(one, other):
     rng = np.random.default_rng(one)
     before, now = rng.beta(5, 2, one), rng.beta(4, 2, other)
-    binned = [np.floor(scores * metrics.BINS) for scores in (before, now)]
+    binned = [np.searchsorted(metrics.EDGES, scores, side="right") for scores in (before, now)]
     expected = stats.ks_2samp(*binned, method="asymp").statistic
     assert kolmogorov_smirnov(metrics.histogram(before), metrics.histogram(now)) == pytest.approx(expected, abs=1e-12)
     exact = stats.ks_2samp(before, now, method="asymp").statistic
@@ -87,28 +87,28 @@ def test_without_scores_there_is_no_index():
         assert math.isnan(population_stability_index(before, now)) and math.isnan(kolmogorov_smirnov(before, now))
 
 
-def summary(scores: dict[int, int], **changes) -> dict:
+def summary(scores: dict[float, int], **changes) -> dict:
     total = sum(scores.values())
     return {
         "run": {"run_id": "r", "threshold": 0.5, "model_digest": "sha256:1"},
-        "rows": {"total": total, "scored": total, "matches": sum(n for place, n in scores.items() if place >= 5000)},
+        "rows": {"total": total, "scored": total, "matches": sum(n for place, n in scores.items() if place >= 0.5)},
         "images": {"total": 9, "ok": 9},
         "identity": {"score_min": 0.9, "score_mean": 0.9, "score_max": 0.9, "below_threshold": 0, "outscored": 1},
         "score_histograms": {
-            "bins": 10_000,
             "unlabelled": [list(pair) for pair in scores.items()],
             "impostor": [],
             "genuine": [],
+            "strangers": [],
         },
         **changes,
     }
 
 
 def test_two_summaries_are_compared():
-    before = RunStatistics.from_summary(summary({1000: 3, 8000: 1}, images={"total": 9, "ok": 7, "missing": 2}))
+    before = RunStatistics.from_summary(summary({0.1: 3, 0.8: 1}, images={"total": 9, "ok": 7, "missing": 2}))
     run = {"run_id": "s", "threshold": 0.6, "model_digest": "sha256:2"}
     rows = {"total": 9, "scored": 4, "matches": 4, "left.no_uri": 1, "right.no_uri": 2, "left.bad_row": 1, "right.bad_row": 1}
-    found = compare_runs(before, RunStatistics.from_summary(summary({8000: 4}, run=run, rows=rows)))
+    found = compare_runs(before, RunStatistics.from_summary(summary({0.8: 4}, run=run, rows=rows)))
     assert found["match_rate"] == [0.25, 1.0] and found["ks"] == 0.75 and found["run_id"] == "r"
     assert found["score_mean"] == pytest.approx([(3 * 0.10005 + 0.80005) / 4, 0.80005])
     assert found["failures"] == {"bad_row": [0, 1], "missing": [2, 0], "no_uri": [0, 3]}
@@ -130,12 +130,14 @@ def test_two_summaries_are_compared():
         {"run": {"run_id": "r", "threshold": 10**400, "model_digest": ""}},
         {"images": {"missing": -1}},
         {"identity": {}},
-        {"score_histograms": {"bins": 100, "unlabelled": [[50, 4]], "impostor": [], "genuine": []}},
-        {"score_histograms": {"bins": 10_000, "unlabelled": [[10_000, 4]], "impostor": [], "genuine": []}},
-        {"score_histograms": {"bins": 10_000, "unlabelled": [[-1, 4]], "impostor": [], "genuine": []}},
-        {"score_histograms": {"bins": 10_000, "unlabelled": [4], "impostor": [], "genuine": []}},
+        {"score_histograms": {"unlabelled": [[0.00015, 4]], "impostor": [], "genuine": []}},
+        {"score_histograms": {"unlabelled": [[1.5, 4]], "impostor": [], "genuine": []}},
+        {"score_histograms": {"unlabelled": [[-1, 4]], "impostor": [], "genuine": []}},
+        {"score_histograms": {"unlabelled": [[None, 4]], "impostor": [], "genuine": []}},
+        {"score_histograms": {"unlabelled": [[0.8, 4.0]], "impostor": [], "genuine": []}},
+        {"score_histograms": {"unlabelled": [4], "impostor": [], "genuine": []}},
     ],
 )
 def test_what_is_no_summary_is_not_read_as_one(changes):
     with pytest.raises((KeyError, TypeError, ValueError, AttributeError, ArithmeticError)):
-        RunStatistics.from_summary(summary({8000: 4}, **changes))
+        RunStatistics.from_summary(summary({0.8: 4}, **changes))

@@ -37,8 +37,8 @@ def test_error_rates_equal_those_of_the_scores():
     genuine, impostor = rng.beta(5, 2, 4000), rng.beta(2, 5, 6000)
     counted = metrics.histogram(genuine), metrics.histogram(impostor)
     edge = 6500
-    assert metrics.false_match_rates(counted[1])[edge] == pytest.approx(np.mean(impostor >= edge / metrics.BINS))
-    assert metrics.false_non_match_rates(counted[0])[edge] == pytest.approx(np.mean(genuine < edge / metrics.BINS))
+    assert metrics.false_match_rates(counted[1])[edge] == pytest.approx(np.mean(impostor >= metrics.EDGES[edge]))
+    assert metrics.false_non_match_rates(counted[0])[edge] == pytest.approx(np.mean(genuine < metrics.EDGES[edge]))
     eer, at = metrics.equal_error_rate(*counted)
     assert abs(np.mean(impostor >= at) - np.mean(genuine < at)) < 1e-3
     assert eer == pytest.approx(np.mean(genuine < at), abs=1e-3)

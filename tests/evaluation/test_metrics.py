@@ -1,8 +1,10 @@
 """Error rates: by hand on five pairs, and against scikit-learn on thousands."""
 
+import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import det_curve, roc_curve
 
@@ -26,17 +28,45 @@ def many() -> tuple[np.ndarray, np.ndarray]:
     return genuine.astype(np.float32), impostor.astype(np.float32)
 
 
-def test_a_bin_holds_what_matches_at_its_lower_edge(many):
-    for scores in (*many, np.arange(metrics.BINS + 1, dtype=np.float32) / metrics.BINS):
-        at_or_above = np.append(np.cumsum(metrics.histogram(scores)[::-1])[::-1], 0)
-        for edge in range(0, metrics.BINS, 37):
-            assert at_or_above[edge] == np.count_nonzero(is_match(scores, edge / metrics.BINS))
+@pytest.fixture(scope="module")
+def saturated() -> tuple[np.ndarray, np.ndarray]:
+    """Scores of a sigmoid that is saturated on both sides, float32: most lie below 0.0001 or above 0.9999."""
+    rng = np.random.default_rng(3)
+    logits = rng.normal(15, 4, 20_000), rng.normal(9, 3, 40_000)
+    genuine, impostor = (1 / (1 + np.exp(-side.astype(np.float32))) for side in logits)
+    return genuine, impostor
+
+
+def test_a_bin_holds_what_matches_at_its_lower_edge(many, saturated):
+    every_edge = np.concatenate([metrics.EDGES.astype(np.float32), np.nextafter(metrics.EDGES.astype(np.float32), 0)])
+    smallest = np.array([-0.0, 0.0, 1e-45, 1e-38, 2e-13, 1.0], np.float32)
+    for scores in (*many, *saturated, 1 - saturated[1], every_edge, smallest):
+        counts = metrics.histogram(scores)
+        at_or_above = np.cumsum(counts[::-1])[::-1]
+        assert counts.sum() == len(scores)
+        for edge in (*range(0, metrics.BINS, 37), *range(10), *range(metrics.BINS - 10, metrics.BINS)):
+            assert at_or_above[edge] == np.count_nonzero(is_match(scores, metrics.EDGES[edge]))
+
+
+def test_a_histogram_survives_the_summary(saturated):
+    counts = metrics.histogram(saturated[0])
+    assert (metrics.dense(json.loads(json.dumps(metrics.sparse(counts)))) == counts).all()
+    with pytest.raises(ValueError, match=r"a bin at 0\.12345"):
+        metrics.dense([[0.12345, 3]])
+
+
+def test_even_bins_hold_what_pandas_counts(many, saturated):
+    for scores in (*many, *saturated):
+        edges = np.round(np.arange(51) / 50, 2).astype(np.float32)
+        edges[-1] = 2
+        expected = pd.cut(scores, edges, right=False).value_counts().to_numpy()
+        assert metrics.even_bins(metrics.histogram(scores), 50).tolist() == expected.tolist()
 
 
 def test_rates_equal_scikit_learns_at_every_threshold(many):
     genuine, impostor = many
     labels = np.repeat([1, 0], [len(genuine), len(impostor)])
-    edges = (np.arange(metrics.BINS + 1) / metrics.BINS).astype(np.float32)
+    edges = metrics.EDGES.astype(np.float32)
     floored = edges[np.searchsorted(edges, np.concatenate(many), side="right") - 1]  # to the histogram's resolution
     false_positives, true_positives, thresholds = roc_curve(labels, floored, drop_intermediate=False)
     hits, misses = counted(*many)
@@ -94,8 +124,24 @@ def test_the_lowest_threshold_that_keeps_an_fmr(many):
         point = metrics.operating_point(*counted(genuine, impostor), target)
         assert point.threshold is not None and point.fmr.value is not None
         assert np.mean(is_match(impostor, point.threshold)) == point.fmr.value <= target
-        assert np.mean(is_match(impostor, point.threshold - 1 / metrics.BINS)) > target
+        assert point.next_lower is not None and point.fmr_at_next_lower.value is not None
+        assert point.next_lower == pytest.approx(point.threshold - 1e-4)
+        assert np.mean(is_match(impostor, point.next_lower)) == point.fmr_at_next_lower.value
+        assert point.fmr_at_next_lower.value > target
         assert np.mean(~is_match(genuine, point.threshold)) == point.fnmr.value
+
+
+def test_a_threshold_near_1_is_the_lowest_of_all(saturated):
+    """Between 0.9999 and 1 a threshold is exact: it is the score after the last impostor that may not match."""
+    genuine, impostor = saturated
+    for target in (1e-1, 3e-2, 1e-2):
+        point = metrics.operating_point(*counted(genuine, impostor), target)
+        highest = np.sort(impostor)[::-1]
+        last = highest[int(target * len(impostor))]
+        assert point.threshold is not None and point.threshold > 0.9999
+        assert np.float32(point.threshold) == np.nextafter(last, np.float32(2))
+        assert point.fnmr.value == np.mean(genuine < np.float32(point.threshold))
+        assert float(metrics.format_threshold(point.threshold)) == point.threshold
 
 
 def test_where_impostors_score_1_no_threshold_helps():
@@ -122,7 +168,7 @@ def test_folds_equal_the_protocol_done_plainly():
     accuracies = []
     for number, (genuine, impostor) in enumerate(scores):
         others = [np.concatenate([fold[kind] for n, fold in enumerate(scores) if n != number]) for kind in (0, 1)]
-        grid = np.arange(metrics.BINS) / metrics.BINS
+        grid = metrics.EDGES
         right = [np.sum(others[0] >= t) + np.sum(others[1] < t) for t in grid]
         best = grid[np.flatnonzero(right == np.max(right))]
         t = best[len(best) // 2]

@@ -97,7 +97,8 @@ def test_quantiles_and_histogram_are_those_of_the_scores(folder, small_model, sc
     kept = np.sort([score for pair, score in scores.items() if pair != (58, 59)])
     for share, score in summary["strangers"]["score_quantiles"]:
         assert score == pytest.approx(np.quantile(kept, share, method="lower"), abs=1e-5)
-    edges = np.repeat(*np.transpose(summary["score_histograms"]["strangers"])) / summary["score_histograms"]["bins"]
+    lowest, counts = np.transpose(summary["score_histograms"]["strangers"])
+    edges = np.repeat(lowest, counts.astype(int))
     np.testing.assert_allclose(np.sort(edges), kept, atol=2e-4)
 
 

@@ -16,7 +16,7 @@ import pytest
 import batchverify
 from batchverify.cli.job import parse
 from batchverify.cli.main import main
-from batchverify.output.run_directory import RunDirectory
+from batchverify.evaluation.summary_version import SUMMARY_VERSION
 from batchverify.report import command, render, verdict
 
 pytestmark = pytest.mark.slow
@@ -290,28 +290,14 @@ def test_sections_that_other_runs_have(sane):
     assert "Where the time went" not in render.render(summary | {"profile": None})
 
 
-def test_the_summary_of_an_older_version_has_a_report(sane, tmp_path, capsys):
-    """What version 1 said, and no more."""
+def test_the_summary_of_another_version_is_refused(sane, tmp_path, capsys):
+    shutil.copytree(sane, tmp_path / "run")
     summary = json.loads((sane / "_summary.json").read_text())
-    kept = ("version", "run_id", "started", "manifest", "model", "model_digest", "threshold", "identity_tolerance",
-            "model_structure", "model_notes", "preprocessing")  # fmt: skip
-    rates = ("threshold", "genuine", "impostor", "fmr", "fnmr", "eer", "eer_threshold")
-    old = {name: summary[name] for name in ("rows", "images", "identity", "gates")} | {
-        "summary_version": 1,
-        "run": {name: summary["run"][name] for name in kept},
-        "error_rates": {name: summary["error_rates"][name] for name in rates},
-        "score_histograms": {n: summary["score_histograms"][n] for n in ("bins", "unlabelled", "impostor", "genuine")},
-    }
-    with RunDirectory(str(tmp_path)).claimed("old"):
-        RunDirectory(str(tmp_path)).finish("old", old, "")
-    assert main(["report", str(tmp_path)]) == 0
-    page = (tmp_path / "_report.html").read_text()
-    for words in ("The model is sane", f"{summary['error_rates']['accuracy']:.2%}", "of an older version", "plot-det"):
-        assert words in page
-    old["summary_version"] = 99
-    (tmp_path / "_summary.json").write_text(json.dumps(old))
-    assert main(["report", str(tmp_path)]) == 2
-    assert "has version 99; update batchverify" in capsys.readouterr().err
+    for version, remedy in ((summary["summary_version"] - 1, "run the job again"), (99, "update batchverify"), ("<b>", "run")):
+        (tmp_path / "run" / "_summary.json").write_text(json.dumps(summary | {"summary_version": version}))
+        assert main(["report", str(tmp_path / "run")]) == 2
+        said = capsys.readouterr().err
+        assert f"has version {version!r}, and this program reads" in said and remedy in said and len(said.splitlines()) == 1
 
 
 def test_a_directory_without_a_finished_run_is_refused(tmp_path, capsys):
@@ -325,7 +311,7 @@ def test_a_directory_without_a_finished_run_is_refused(tmp_path, capsys):
 
 
 def test_a_report_that_cannot_be_made_says_so_and_fails_no_run(caplog):
-    page = render.make_report({"summary_version": 2, "<b>": 1})
+    page = render.make_report({"summary_version": SUMMARY_VERSION, "<b>": 1})
     assert "This report could not be made" in page and "The scores are whole" in page
     assert "the report could not be made (KeyError" in caplog.text
 
