@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchverify.evaluation import metrics
+from batchverify.evaluation.clusters import COARSE, ClusteredCounts, Clusters, Subjects, merge_clusters
 from batchverify.schema import MAX_GROUPS
 
 _MAX_LENGTH = 100
@@ -18,6 +20,7 @@ _MAX_LENGTH = 100
 _BINS = 500
 # A group's rate can be told where as many errors are expected at the rate of all groups together.
 _LEAST_ERRORS = 5
+KINDS = ("impostor", "genuine")
 NO_VALUE = "(none)"
 
 
@@ -31,6 +34,7 @@ class Group:
         pairs: Numbers of labelled pairs with a score, int64 `(2,)`.
         matches: Numbers of these that match, int64 `(2,)`.
         histograms: Histograms of their scores, int64 `(2, 500)`.
+        clusters: The counts of pairs and errors by subject; empty without columns that name subjects.
     """
 
     rows: int
@@ -38,20 +42,24 @@ class Group:
     pairs: np.ndarray
     matches: np.ndarray
     histograms: np.ndarray
+    clusters: Clusters
 
     @classmethod
     def merge(cls, parts: Iterable[Group]) -> Group:
         """Returns the sum of groups."""
         parts = list(parts)
-        sums = {field.name: sum(getattr(part, field.name) for part in parts) for field in dataclasses.fields(cls)}
-        return cls(**sums)
+        summed = ("rows", "failed", "pairs", "matches", "histograms")
+        sums = {name: sum(getattr(part, name) for part in parts) for name in summed}
+        return cls(**sums, clusters=merge_clusters(part.clusters for part in parts))
 
 
 # By column and value; None for a column that has more than `MAX_GROUPS` values.
 Groups = dict[str, dict[str, Group] | None]
 
 
-def count_groups(table: pa.Table, scores: np.ndarray, labels: np.ndarray, columns: Sequence[str]) -> Groups:
+def count_groups(
+    table: pa.Table, scores: np.ndarray, labels: np.ndarray, columns: Sequence[str], subjects: Subjects | None = None
+) -> Groups:
     """Counts the rows of each group.
 
     Args:
@@ -59,13 +67,14 @@ def count_groups(table: pa.Table, scores: np.ndarray, labels: np.ndarray, column
         scores: Their scores, float32 `(n,)`, NaN where there is none.
         labels: 1 for genuine, 0 for impostor, -1 for unlabelled, int8 `(n,)`.
         columns: The columns that name groups.
+        subjects: The subjects of the rows, if columns name them.
     """
     matches = pc.fill_null(table["match"], False).to_numpy()
-    return {column: _count_column(table[column], scores, labels, matches) for column in columns}
+    return {column: _count_column(table[column], scores, labels, matches, subjects) for column in columns}
 
 
 def _count_column(
-    column: pa.ChunkedArray, scores: np.ndarray, labels: np.ndarray, matches: np.ndarray
+    column: pa.ChunkedArray, scores: np.ndarray, labels: np.ndarray, matches: np.ndarray, subjects: Subjects | None
 ) -> dict[str, Group] | None:
     text = pc.utf8_slice_codeunits(column.cast(pa.string()), 0, _MAX_LENGTH)
     text = pc.if_else(pc.equal(pc.fill_null(text, ""), ""), NO_VALUE, text)
@@ -81,9 +90,11 @@ def _count_column(
     matched = np.stack([np.bincount(value[kind & matches], minlength=count) for kind in kinds], axis=1)
     places = [np.bincount(value[kind] * _BINS + bins[kind], minlength=count * _BINS) for kind in kinds]
     histograms = np.stack([place.reshape(count, _BINS) for place in places], axis=1)
+    clusters = [subjects.count(labels, has_score & (value == k), COARSE) if subjects else {} for k in range(count)]
     return {
-        name: Group(int(rows[k]), int(failed[k]), pairs[k], matched[k], histograms[k]) for k, name in enumerate(names)
-    }  # fmt: skip
+        name: Group(int(rows[k]), int(failed[k]), pairs[k], matched[k], histograms[k], clusters[k])
+        for k, name in enumerate(names)
+    }
 
 
 def merge_groups(parts: Iterable[Groups]) -> Groups:
@@ -114,13 +125,12 @@ def describe_groups(groups: Groups) -> dict[str, Any] | None:
 def _describe_column(values: Mapping[str, Group]) -> dict[str, Any]:
     whole = Group.merge(values.values())
     fmr, fnmr = _rates(whole)
-    each = [_describe_group(value, values[value], fmr, fnmr) for value in sorted(values)]
     return {
-        "each": each,
+        "each": [_describe_group(value, values[value], fmr, fnmr) for value in sorted(values)],
         "fmr": fmr.value,
         "fnmr": fnmr.value,
-        "fmr_ratios": _ratios(each, "fmr", "impostor", fmr),
-        "fnmr_ratios": _ratios(each, "fnmr", "genuine", fnmr),
+        "fmr_ratios": _ratios(values, "impostor"),
+        "fnmr_ratios": _ratios(values, "genuine"),
     }
 
 
@@ -133,6 +143,7 @@ def _describe_group(value: str, group: Group, whole_fmr: metrics.Rate, whole_fnm
     fmr, fnmr = _rates(group)
     impostor, genuine = group.histograms
     eer = metrics.equal_error_rate(genuine, impostor)[0] if group.pairs.all() else None
+    of_fmr, of_fnmr = (_effective_sample_size(group, kind) for kind in KINDS)
     return {
         "value": value,
         "rows": group.rows,
@@ -140,10 +151,10 @@ def _describe_group(value: str, group: Group, whole_fmr: metrics.Rate, whole_fnm
         "impostor": fmr.trials,
         "genuine": fnmr.trials,
         "fmr": fmr.value,
-        "fmr_interval": fmr.interval,
+        "fmr_interval": of_fmr.interval(fmr),
         "fmr_can_be_told": _can_be_told(fmr, whole_fmr),
         "fnmr": fnmr.value,
-        "fnmr_interval": fnmr.interval,
+        "fnmr_interval": of_fnmr.interval(fnmr),
         "fnmr_can_be_told": _can_be_told(fnmr, whole_fnmr),
         "eer": eer,
     }
@@ -153,24 +164,69 @@ def _can_be_told(rate: metrics.Rate, whole: metrics.Rate) -> bool:
     return rate.trials * (whole.value or 0) >= _LEAST_ERRORS
 
 
-def _ratios(each: list[dict[str, Any]], rate: str, kind: str, whole: metrics.Rate) -> dict[str, Any] | None:
-    """Returns the ratio of the worst group to the best and to all; None where fewer than two groups can be told.
+def _effective_sample_size(group: Group, kind: str) -> metrics.EffectiveSampleSize:
+    counts = group.clusters.get(kind)
+    return counts.effective_sample_size(_rates(group)[KINDS.index(kind)]) if counts else metrics.INDEPENDENT
 
-    A group without an error counts as one with half an error, so that the ratio stays finite.
+
+@dataclasses.dataclass(frozen=True)
+class _Estimate:
+    """An error rate of a group, with its variance.
+
+    Attributes:
+        rate: The rate.
+        counts: The counts by subject, or None.
+        value: The rate; half an error stands for none, so that ratios are finite.
+        variance: Its variance.
+        quantile: The 97.5% quantile of its distribution, in standard deviations.
     """
-    rates = {group["value"]: max(group[rate], 0.5 / group[kind]) for group in each if group[f"{rate}_can_be_told"]}
-    if len(rates) < 2:
+
+    rate: metrics.Rate
+    counts: ClusteredCounts | None
+    value: float
+    variance: float
+    quantile: float
+
+    @classmethod
+    def of(cls, group: Group, kind: str) -> _Estimate:
+        rate, size = _rates(group)[KINDS.index(kind)], _effective_sample_size(group, kind)
+        value = max(rate.errors, 0.5) / rate.trials
+        share = size.share if 0 < rate.errors < rate.trials else size.share_alike
+        return cls(rate, group.clusters.get(kind), value, value * (1 - value) / (rate.trials * share), size.quantile)
+
+    def ratio_to(self, other: _Estimate, covariance: float) -> dict[str, Any]:
+        """Returns the ratio of this rate to another, and its 95% interval by the delta method on its logarithm."""
+        ratio = self.value / other.value
+        variance = self.variance / self.value**2 + other.variance / other.value**2 - 2 * covariance / (self.value * other.value)
+        reach = max(self.quantile, other.quantile) * math.sqrt(max(0.0, variance))
+        return {"ratio": ratio, "interval": (ratio * math.exp(-reach), ratio * math.exp(reach))}
+
+
+def _ratios(values: Mapping[str, Group], kind: str) -> dict[str, Any] | None:
+    """Returns the ratio of the worst group to the best and to all; None where fewer than two groups can be told."""
+    together, place = Group.merge(values.values()), KINDS.index(kind)
+    told = [value for value in sorted(values) if _can_be_told(_rates(values[value])[place], _rates(together)[place])]
+    if len(told) < 2:
         return None
-    worst, best = max(rates, key=rates.__getitem__), min(rates, key=rates.__getitem__)
-    to_all = rates[worst] / (whole.value or float("nan"))
-    return {"worst": worst, "best": best, "worst_to_best": rates[worst] / rates[best], "worst_to_all": to_all}
+    each, whole = {value: _Estimate.of(values[value], kind) for value in told}, _Estimate.of(together, kind)
+    worst, best = max(told, key=lambda value: each[value].value), min(told, key=lambda value: each[value].value)
+    high, low = each[worst], each[best]
+    shared = high.counts.covariance(high.rate, low.counts, low.rate) if high.counts and low.counts else 0.0
+    # The worst group is a part of the whole.
+    own = high.variance * high.rate.trials / whole.rate.trials
+    return {
+        "worst": worst,
+        "best": best,
+        "worst_to_best": high.ratio_to(low, shared),
+        "worst_to_all": high.ratio_to(whole, own),
+    }
 
 
 def largest_ratio(section: Mapping[str, Any] | None) -> float | None:
     """Returns the largest ratio of a worst group to a best one, over all columns and both rates; None if none can be told."""
     columns = [column for column in (section or {}).values() if column]
     ratios = [column[name] for column in columns for name in ("fmr_ratios", "fnmr_ratios") if column[name]]
-    return max((ratio["worst_to_best"] for ratio in ratios), default=None)
+    return max((ratio["worst_to_best"]["ratio"] for ratio in ratios), default=None)
 
 
 def describe_differential(column: str, section: Mapping[str, Any] | None) -> str:
@@ -182,8 +238,10 @@ def describe_differential(column: str, section: Mapping[str, Any] | None) -> str
         if ratios := section[f"{rate}_ratios"]:
             by_value = {group["value"]: group[rate] for group in section["each"]}
             worst, best = by_value[ratios["worst"]], by_value[ratios["best"]]
+            (low, high), to_all = ratios["worst_to_best"]["interval"], ratios["worst_to_all"]["ratio"]
+            times = f"{ratios['worst_to_best']['ratio']:.1f} times, 95% interval {low:.1f} to {high:.1f}"
             sentences.append(
                 f"{rate.upper()} {worst:.2%} for {ratios['worst']} and {best:.2%} for {ratios['best']} "
-                f"({ratios['worst_to_best']:.1f} times, {ratios['worst_to_all']:.1f} times that of all)"
+                f"({times}; {to_all:.1f} times that of all)"
             )
     return f"{column}: {'; '.join(sentences) if sentences else 'too few pairs to tell groups apart'}"

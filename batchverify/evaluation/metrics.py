@@ -4,15 +4,15 @@ FMR, FNMR, EER and DET are defined as in ISO/IEC 19795-1: an impostor pair that 
 pair that does not match is a false non-match. Pairs without a score (failures to acquire) are in no histogram;
 `generalised_rate` includes them. Rates are exact at the thresholds in `EDGES`; histograms know no others.
 
-Intervals are Wilson's (1927) score intervals at 95%. They assume independent pairs. Pairs that share images are not
-independent: where few images make many pairs, the true uncertainty is larger.
+Intervals are Wilson's (1927) score intervals at 95%. They assume independent pairs, as pairs that share a subject are not;
+`clusters` says how many independent pairs such pairs are worth.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,33 @@ BINS = len(_LOWER)
 # The thresholds at which rates are known: float64 `(BINS,)`, ascending from 0 to 1, each the lowest score of its bin.
 EDGES = np.array([float(str(edge)) for edge in _LOWER])
 FMR_TARGETS = (1e-2, 1e-3, 1e-4)
-_Z95 = 1.959963984540054  # The 97.5% quantile of the normal distribution.
+Z95 = 1.959963984540054  # The 97.5% quantile of the normal distribution.
+
+
+@dataclasses.dataclass(frozen=True)
+class EffectiveSampleSize:
+    """How many independent pairs the pairs of a rate are worth: the reverse of Kish's design effect ("Survey Sampling", 1965).
+
+    Attributes:
+        share: The number of independent pairs with the variance of the rate, as a share of its pairs; in (0, 1].
+        share_alike: The same where all pairs are errors or none is, so that their variance says nothing; in (0, 1].
+        quantile: The 97.5% quantile of the rate's distribution, in standard deviations.
+    """
+
+    share: float = 1.0
+    share_alike: float = 1.0
+    quantile: float = Z95
+
+    def interval(self, rate: Rate) -> tuple[float, float] | None:
+        """Returns the 95% interval of a rate; None without trials."""
+        if not rate.trials:
+            return None
+        if rate.errors in (0, rate.trials):
+            return wilson_interval(rate.errors * self.share_alike, rate.trials * self.share_alike)
+        return wilson_interval(rate.errors * self.share, rate.trials * self.share, self.quantile)
+
+
+INDEPENDENT = EffectiveSampleSize()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,11 +266,26 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
-def wilson_interval(errors: float, trials: float) -> tuple[float, float]:
+def t_quantile(degrees_of_freedom: float) -> float:
+    """Returns the 97.5% quantile of Student's t, by its expansion in Abramowitz and Stegun (1964), 26.7.5.
+
+    Fewer than three degrees of freedom count as three. The result is within 0.003 of the exact one.
+    """
+    n, z = max(3.0, degrees_of_freedom), Z95
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / n**power for power, term in enumerate(terms, start=1))
+
+
+def wilson_interval(errors: float, trials: float, quantile: float = Z95) -> tuple[float, float]:
     """Returns Wilson's 95% score interval of a share; effective numbers of errors and trials need not be whole."""
-    share, z2 = errors / trials, _Z95 * _Z95
+    share, z2 = errors / trials, quantile * quantile
     middle = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    reach = _Z95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
+    reach = quantile / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
     return (0.0 if errors == 0 else middle - reach), (1.0 if errors == trials else middle + reach)
 
 
@@ -267,6 +308,7 @@ def describe_error_rates(
     matches: tuple[int, int],
     failed: tuple[int, int],
     more_targets: Sequence[float] = (),
+    sizes: Mapping[str, EffectiveSampleSize] | None = None,
 ) -> dict[str, Any]:
     """Returns the section `error_rates` of `_summary.json`, without its folds.
 
@@ -277,6 +319,8 @@ def describe_error_rates(
         matches: Numbers of genuine and of impostor pairs that match at this threshold.
         failed: Numbers of genuine and of impostor pairs without a score.
         more_targets: False match rates beside `FMR_TARGETS` to name a threshold for.
+        sizes: What the pairs of `fmr`, `fnmr` and `accuracy` at this threshold are worth, where it is known that they share
+            subjects. The intervals of rates at other thresholds take the same.
     """
     genuine_pairs, impostor_pairs = int(genuine.sum()), int(impostor.sum())
     genuine_matches, impostor_matches = matches
@@ -284,19 +328,21 @@ def describe_error_rates(
     fmr, fnmr = Rate(impostor_matches, impostor_pairs), Rate(genuine_pairs - genuine_matches, genuine_pairs)
     accuracy = Rate(genuine_matches + impostor_pairs - impostor_matches, genuine_pairs + impostor_pairs)
     targets = sorted({*FMR_TARGETS, *more_targets}, reverse=True) if impostor_pairs else []
+    of = {name: (sizes or {}).get(name, INDEPENDENT) for name in ("fmr", "fnmr", "accuracy")}
     return {
         "threshold": threshold,
         "genuine": genuine_pairs,
         "impostor": impostor_pairs,
         "genuine_failed": genuine_failed,
         "impostor_failed": impostor_failed,
-        **_describe_rate("fmr", fmr),
-        **_describe_rate("fnmr", fnmr),
-        **_describe_rate("accuracy", accuracy),
-        **_describe_rate("generalised_fmr", generalised_rate(fmr, impostor_failed, failures_are_errors=False)),
-        **_describe_rate("generalised_fnmr", generalised_rate(fnmr, genuine_failed, failures_are_errors=True)),
-        **_describe_eer(genuine, impostor),
-        "at_fmr": [_describe_point(operating_point(genuine, impostor, target)) for target in targets],
+        "intervals_by": "subjects" if sizes else "pairs",
+        **_describe_rate("fmr", fmr, of["fmr"]),
+        **_describe_rate("fnmr", fnmr, of["fnmr"]),
+        **_describe_rate("accuracy", accuracy, of["accuracy"]),
+        **_describe_rate("generalised_fmr", generalised_rate(fmr, impostor_failed, failures_are_errors=False), of["fmr"]),
+        **_describe_rate("generalised_fnmr", generalised_rate(fnmr, genuine_failed, failures_are_errors=True), of["fnmr"]),
+        **_describe_eer(genuine, impostor, of),
+        "at_fmr": [_describe_point(operating_point(genuine, impostor, target), of) for target in targets],
     }
 
 
@@ -323,28 +369,29 @@ def describe_folds(folds: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str,
     }
 
 
-def _describe_rate(name: str, rate: Rate) -> dict[str, Any]:
-    return {name: rate.value, f"{name}_interval": rate.interval}
+def _describe_rate(name: str, rate: Rate, size: EffectiveSampleSize) -> dict[str, Any]:
+    return {name: rate.value, f"{name}_interval": size.interval(rate)}
 
 
-def _describe_eer(genuine: np.ndarray, impostor: np.ndarray) -> dict[str, Any]:
+def _describe_eer(genuine: np.ndarray, impostor: np.ndarray, of: Mapping[str, EffectiveSampleSize]) -> dict[str, Any]:
     """Describes the EER. As it is the mean of two rates, its interval is the mean of their two intervals."""
     eer, threshold = equal_error_rate(genuine, impostor)
     if math.isnan(eer):
         return {"eer": None, "eer_interval": None, "eer_threshold": None}
     edge = int(np.searchsorted(EDGES, threshold))
-    bounds = [wilson_interval(rate.errors, rate.trials) for rate in rates_at(genuine, impostor, edge)]
+    fmr, fnmr = rates_at(genuine, impostor, edge)
+    bounds = [of["fmr"].interval(fmr) or (0, 1), of["fnmr"].interval(fnmr) or (0, 1)]
     return {"eer": eer, "eer_interval": tuple(float(bound) for bound in np.mean(bounds, axis=0)), "eer_threshold": threshold}
 
 
-def _describe_point(point: OperatingPoint) -> dict[str, Any]:
+def _describe_point(point: OperatingPoint, of: Mapping[str, EffectiveSampleSize]) -> dict[str, Any]:
     return {
         "target": point.target,
         "threshold": point.threshold,
         "next_lower_threshold": point.next_lower,
         "fmr_at_next_lower": point.fmr_at_next_lower.value,
-        **_describe_rate("fmr", point.fmr),
-        **_describe_rate("fnmr", point.fnmr),
+        **_describe_rate("fmr", point.fmr, of["fmr"]),
+        **_describe_rate("fnmr", point.fnmr, of["fnmr"]),
         "evidence": point.evidence,
     }
 

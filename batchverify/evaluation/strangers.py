@@ -14,6 +14,7 @@ import numpy as np
 
 from batchverify.config import Limit
 from batchverify.evaluation import metrics
+from batchverify.evaluation.clusters import ClusteredCounts
 from batchverify.schema import is_match
 
 # Matches above this share make a run untrustworthy, where `--max-stranger-matches` names no other limit.
@@ -66,31 +67,17 @@ def draw_pairs(images: int, pairs: int, left_out: np.ndarray) -> tuple[np.ndarra
 
 
 def match_interval(matches: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[float, float] | None:
-    """Returns the 95% interval of the share of matches; None without pairs.
-
-    Pairs that share an image are not independent. The variance is the dyadic-cluster-robust one of Aronow, Samii and Assenova,
-    "Cluster-Robust Variance Estimation for Dyadic Data" (Political Analysis, 2015); Wilson's interval is taken for the number
-    of independent pairs that have this variance. Where all pairs decide alike, the variance says nothing, and only as many
-    pairs count as could be drawn without using an image twice.
+    """Returns the 95% interval of the share of matches, which knows that pairs share images; None without pairs.
 
     Args:
         matches: Which pairs match, bool `(n,)`.
         left: Positions of the left images, int64 `(n,)`.
         right: Positions of the right images, int64 `(n,)`.
     """
-    pairs, count = len(matches), int(np.count_nonzero(matches))
-    if not pairs:
-        return None
-    share = count / pairs
-    if count in (0, pairs):
-        independent = max(1.0, len(np.union1d(left, right)) / 2)
-    else:
-        residuals = matches - share
-        images = int(max(left.max(), right.max())) + 1
-        by_image = np.bincount(left, residuals, images) + np.bincount(right, residuals, images)
-        variance = (np.sum(by_image**2) - np.sum(residuals**2)) / pairs**2
-        independent = min(pairs, share * (1 - share) / variance) if variance > 0 else pairs
-    return metrics.wilson_interval(share * independent, independent)
+    images = np.stack([left, right], axis=1).astype(np.uint64)
+    rate = metrics.Rate(int(np.count_nonzero(matches)), len(matches))
+    counts = ClusteredCounts.count(images, np.ones(images.shape, bool), matches)
+    return counts.effective_sample_size(rate).interval(rate)
 
 
 def describe_strangers(

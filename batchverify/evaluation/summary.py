@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from batchverify.config import ScoringConfig
 from batchverify.evaluation import metrics
+from batchverify.evaluation.clusters import Clusters, Subjects, effective_sample_sizes, merge_clusters
 from batchverify.evaluation.extremes import Extremes, find_extremes
 from batchverify.evaluation.groups import Groups, count_groups, describe_groups, merge_groups
 from batchverify.evaluation.strangers import Strangers
@@ -50,6 +51,7 @@ class Summary:
         folds: Histograms of impostor and genuine pairs by fold, int64 `(2, BINS)` each; None where there are too many folds.
         extremes: The most extreme pairs of each kind.
         groups: The counts of rows by group.
+        clusters: The counts of pairs and errors by subject, by kind of pair; empty without columns that name subjects.
         strangers: The comparisons of images drawn at random; None where this part has none.
         steadiness: The section `steadiness` of `_summary.json`; None where this part has none.
     """
@@ -63,6 +65,7 @@ class Summary:
     folds: Folds | None = dataclasses.field(default_factory=dict)
     extremes: Extremes = dataclasses.field(default_factory=Extremes)
     groups: Groups = dataclasses.field(default_factory=dict)
+    clusters: Clusters = dataclasses.field(default_factory=dict)
     strangers: Strangers | None = None
     steadiness: dict[str, Any] | None = None
 
@@ -83,6 +86,7 @@ class Summary:
             folds=_merge_folds(part.folds for part in parts),
             extremes=Extremes.merge(part.extremes for part in parts),
             groups=merge_groups(part.groups for part in parts),
+            clusters=merge_clusters(part.clusters for part in parts),
             strangers=next((part.strangers for part in parts if part.strangers), None),
             steadiness=next((part.steadiness for part in parts if part.steadiness), None),
             **sums,
@@ -133,7 +137,8 @@ class Summary:
         failed = self.counts["pairs.genuine_failed"], self.counts["pairs.impostor_failed"]
         matches = self.counts["pairs.genuine_matches"], self.counts["pairs.impostor_matches"]
         folds = {name: (genuine, impostor) for name, (impostor, genuine) in (self.folds or {}).items()}
-        rates = metrics.describe_error_rates(genuine, impostor, threshold, matches, failed, fmr)
+        sizes = effective_sample_sizes(self.clusters, (int(genuine.sum()), int(impostor.sum())), matches)
+        rates = metrics.describe_error_rates(genuine, impostor, threshold, matches, failed, fmr, sizes)
         return rates | {"folds": metrics.describe_folds(folds)}
 
     def _score_histograms(self) -> dict[str, Any]:
@@ -155,6 +160,7 @@ def summarise_rows(table: pa.Table, config: ScoringConfig, label_column: str | N
     labels = parse_labels(table[label_column])[0] if label_column else np.full(table.num_rows, -1, np.int8)
     scored = table["score"].is_valid().to_numpy(zero_copy_only=False)
     scores = table["score"].to_numpy()
+    subjects = Subjects.read(table, config.subject_columns) if label_column and config.subject_columns else None
     verdict = table["identity_check"].cast(pa.string())
     sane = pc.is_in(verdict, pa.array([str(IdentityCheck.SANE)])).to_numpy(zero_copy_only=False)
     return Summary(
@@ -163,7 +169,8 @@ def summarise_rows(table: pa.Table, config: ScoringConfig, label_column: str | N
         identity_faults=metrics.histogram(scores[scored & ~sane]),
         folds=_fold_histograms(table[fold_column], scores, scored, labels) if fold_column else {},
         extremes=find_extremes(table, labels, config),
-        groups=count_groups(table, np.where(scored, scores, np.nan), labels, config.group_columns),
+        groups=count_groups(table, np.where(scored, scores, np.nan), labels, config.group_columns, subjects),
+        clusters=subjects.count(labels, scored) if subjects else {},
     )
 
 

@@ -11,12 +11,12 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchverify.config import ScoringConfig
 from batchverify.manifest.columns import parent_folder
+from batchverify.manifest.text_hashes import hash_text
 from batchverify.pipeline.encoded_images import OK_CODE
 from batchverify.pipeline.memory import PORTABLE_ELEMENT_BYTES
 
@@ -87,9 +87,3 @@ def hash_uris(uris: pa.Array, base: str) -> np.ndarray:
         relative = pc.utf8_slice_codeunits(uris, len(base))
         uris = pc.if_else(pc.starts_with(uris, base), relative, uris)
     return hash_text(uris)
-
-
-def hash_text(values: pa.Array) -> np.ndarray:
-    """Returns a 64-bit hash of each text, the same in every process; uint64 `(n,)`."""
-    hashes: np.ndarray = pd.util.hash_array(values.to_numpy(zero_copy_only=False), categorize=False)
-    return hashes

@@ -14,6 +14,7 @@ from batchverify.config import ScoringConfig
 from batchverify.evaluation.strangers import Strangers, describe_strangers, draw_pairs
 from batchverify.manifest.columns import find_label_column, pair_uris
 from batchverify.manifest.labels import parse_labels
+from batchverify.manifest.text_hashes import hash_column, hash_names
 from batchverify.pipeline.compare import compare_in_slices
 from batchverify.pipeline.drawn_images import DrawnImages, hash_uris
 from batchverify.pipeline.encoded_images import embedding_matrix
@@ -54,7 +55,7 @@ class KnownMates:
         genuine, subjects = _no_hashes(), _no_hashes()
         if label_column:
             chosen = pa.array(has_both & (parse_labels(block[label_column])[0] == 1))
-            pairs = np.stack([_hash_column(side.filter(chosen), base) for side in (left, right)], axis=1)
+            pairs = np.stack([_hash_images(side.filter(chosen), base) for side in (left, right)], axis=1)
             genuine = np.sort(pairs, axis=1)
         if config.subject_columns:
             sides = zip((left, right), config.subject_columns, strict=True)
@@ -93,16 +94,13 @@ def _no_hashes() -> np.ndarray:
 
 def _subjects_of(uris: pa.ChunkedArray, subjects: pa.ChunkedArray, base: str) -> np.ndarray:
     """Returns the hashes of images and of their subjects, uint64 `(n, 2)`; rows without one of both are left out."""
-    names = subjects.cast(pa.string())
-    is_known = pc.and_(pc.is_valid(uris), pc.fill_null(pc.not_equal(names, ""), False))
-    return np.stack([_hash_column(uris.filter(is_known), base), _hash_column(names.filter(is_known), "")], axis=1)
+    names, is_named = hash_names(subjects)
+    is_known = pc.is_valid(uris).to_numpy(zero_copy_only=False) & is_named
+    return np.stack([_hash_images(uris.filter(pa.array(is_known)), base), names[is_known]], axis=1)
 
 
-def _hash_column(column: pa.ChunkedArray, base: str) -> np.ndarray:
-    """Returns the hashes of a column in which most values occur again and again, uint64 `(n,)`."""
-    values = pa.chunked_array(column.chunks, pa.string()).combine_chunks().dictionary_encode()
-    hashes: np.ndarray = hash_uris(values.dictionary, base)[values.indices.to_numpy()]
-    return hashes
+def _hash_images(uris: pa.ChunkedArray, base: str) -> np.ndarray:
+    return hash_column(uris, lambda distinct: hash_uris(distinct, base))
 
 
 def compare_strangers(drawn: DrawnImages, mates: KnownMates, network: Network, config: ScoringConfig) -> Strangers:

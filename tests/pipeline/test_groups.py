@@ -83,8 +83,21 @@ def test_ratios_leave_out_groups_that_are_too_small(finished):
     assert ratios["worst"] == "south" and ratios["best"] != "isle"
     best = rates[ratios["best"]]
     lowest = max(best["fnmr"], 0.5 / best["genuine"])
-    assert ratios["worst_to_best"] == pytest.approx(rates["south"]["fnmr"] / lowest)
-    assert ratios["worst_to_all"] == pytest.approx(rates["south"]["fnmr"] / section["fnmr"])
+    assert ratios["worst_to_best"]["ratio"] == pytest.approx(rates["south"]["fnmr"] / lowest)
+    assert ratios["worst_to_all"]["ratio"] == pytest.approx(rates["south"]["fnmr"] / section["fnmr"])
+
+
+def test_the_interval_of_a_ratio_is_that_of_the_bootstrap(finished):
+    """Rows are independent here; 4,000 draws with replacement give the same interval of the ratio, nearly."""
+    section, scores = finished
+    scores = scores[scores["score"].notna() & (scores["genuine"].astype(str) == "0")]
+    ratios, rng = section["fmr_ratios"], np.random.default_rng(1)
+    sides = []
+    for group in (ratios["worst"], ratios["best"]):
+        matches = scores.loc[scores["region"].fillna("").replace("", "(none)") == group, "match"].astype(bool).to_numpy()
+        sides.append(rng.choice(matches, (4_000, len(matches))).mean(axis=1))
+    expected = np.quantile(np.log(np.maximum(sides[0], 1e-9) / np.maximum(sides[1], 1e-9)), (0.025, 0.975))
+    assert np.log(ratios["worst_to_best"]["interval"]) == pytest.approx(expected, abs=0.1)
 
 
 def test_blocks_do_not_change_a_figure(finished, folder, small_model, tmp_path):

@@ -1,0 +1,93 @@
+"""How often 95% intervals of FMR, FNMR and a group ratio cover the true value where pairs share subjects.
+
+    python -m benchmarks.interval_coverage --rounds 2000
+
+Each round draws subjects, and pairs of them. A subject has an effect on the score of all its pairs, as in Fogliato, Patil and
+Perona (2024): the score of an impostor pair is the sum of two subjects' effects and noise, that of a genuine pair is one
+subject's effect and noise. The true rate follows from the normal distribution. Beside the intervals of `_summary.json` stand
+Wilson's, which take pairs for independent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+from batchverify.evaluation.clusters import ClusteredCounts
+from batchverify.evaluation.metrics import INDEPENDENT, Rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A distribution of pairs.
+
+    Attributes:
+        kind: `impostor` or `genuine`.
+        subjects: Number of subjects.
+        pairs: Number of pairs for each subject.
+        effect: Standard deviation of a subject's effect; that of the noise is 1.
+        rate: The true error rate.
+    """
+
+    kind: str
+    subjects: int
+    pairs: int
+    effect: float
+    rate: float
+
+
+CASES = [
+    Case(kind, subjects, 20, effect, rate)
+    for kind in ("impostor", "genuine")
+    for subjects in (50, 200, 1000)
+    for effect, rate in ((0.3, 0.16), (0.7, 0.16), (0.3, 0.01), (0.7, 0.01))
+]
+
+
+def draw(case: Case, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the subjects of pairs, int64 `(n, 2)`, and which pairs are errors, bool `(n,)`."""
+    effects, count = rng.normal(0, case.effect, case.subjects), case.subjects * case.pairs
+    left = rng.integers(0, case.subjects, count)
+    if case.kind == "genuine":
+        right, sums, variance = left, effects[left], case.effect**2 + 1
+    else:
+        right = (left + rng.integers(1, case.subjects, count)) % case.subjects
+        sums, variance = effects[left] + effects[right], 2 * case.effect**2 + 1
+    limit = NormalDist().inv_cdf(1 - case.rate) * math.sqrt(variance)
+    return np.stack([left, right], axis=1), sums + rng.normal(0, 1, count) > limit
+
+
+def coverage(case: Case, rounds: int, seed: int = 0) -> tuple[float, float]:
+    """Returns the shares of rounds in which the interval that knows of subjects, and Wilson's, cover the true rate."""
+    rng = np.random.default_rng(seed)
+    covered = np.zeros(2)
+    for _ in range(rounds):
+        subjects, is_error = draw(case, rng)
+        rate = Rate(int(is_error.sum()), len(is_error))
+        counts = ClusteredCounts.count(subjects.astype(np.uint64), np.ones(subjects.shape, bool), is_error)
+        for column, size in enumerate((counts.effective_sample_size(rate), INDEPENDENT)):
+            low, high = size.interval(rate) or (0, 1)
+            covered[column] += low <= case.rate <= high
+    known, simple = covered / rounds
+    return float(known), float(simple)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=2000, help="rounds for each case (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
+    options = parser.parse_args()
+    print("| pairs | subjects | pairs a subject | effect | true rate | covers, by subjects | covers, Wilson's |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for case in CASES:
+        known, simple = coverage(case, options.rounds, options.seed)
+        fields = (case.kind, case.subjects, case.pairs, case.effect, case.rate, f"{known:.1%}", f"{simple:.1%}")
+        print(f"| {' | '.join(map(str, fields))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
