@@ -229,6 +229,8 @@ class ScoringConfig(ModelConfig):
             each core, or 16 where images lie in a store, because those threads wait more than they work.
         review: The scores, from the first to below the second, whose rows people should look at; None marks no rows.
         group_columns: The columns whose values are groups, such as a region, to compute error rates for.
+        group_column_pairs: Columns whose values are the groups of the left and of the right images, two names each; a pair
+            belongs to a group if both of its images do.
         stranger_pairs: The number of pairs of images that are drawn at random from the run and compared; 0 for none.
         steadiness_images: The number of images that are encoded again after small changes, at most 1% of a run's images or
             20; 0 for none.
@@ -250,6 +252,7 @@ class ScoringConfig(ModelConfig):
     fetch_threads: int | None = None
     review: tuple[float, float] | None = None
     group_columns: tuple[str, ...] = ()
+    group_column_pairs: tuple[tuple[str, str], ...] = ()
     stranger_pairs: int = 100_000
     steadiness_images: int = 200
     subject_columns: tuple[str, str] | None = None
@@ -282,6 +285,10 @@ class ScoringConfig(ModelConfig):
         if self.subject_columns is not None and (len(self.subject_columns) != 2 or not all(self.subject_columns)):
             names = " ".join(f"'{name}'" for name in self.subject_columns)
             yield f"--subject-columns is {names}; name two columns, of the left and of the right image's subject."
+        for pair in self.group_column_pairs:
+            if len(pair) != 2 or not all(pair) or pair[0] == pair[1]:
+                given = " ".join(f"'{name}'" for name in pair)
+                yield f"--group-columns is {given}; name two columns, of the left and of the right image's group."
 
     def _problems_of_review(self) -> Iterator[str]:
         if self.review is not None and not (len(self.review) == 2 and 0 <= self.review[0] < self.review[1] <= 1):
@@ -392,7 +399,7 @@ class VerificationConfig(ScoringConfig):
     def _problems_of_thresholds(self) -> Iterator[str]:
         if self.max_group_ratio is not None and not 1 <= self.max_group_ratio < math.inf:
             yield f"--max-group-ratio is {self.max_group_ratio:g}; give a ratio of at least 1, such as 2."
-        if self.max_group_ratio is not None and not self.group_columns:
+        if self.max_group_ratio is not None and not (self.group_columns or self.group_column_pairs):
             yield "--max-group-ratio needs groups, and none are named; add --group-column NAME."
         for rate in self.fmr:
             if not 0 < rate < 1:

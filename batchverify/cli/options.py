@@ -210,6 +210,10 @@ def add_column_options(parser: argparse.ArgumentParser) -> None:
     _add_repeated(
         group, "--group-column", "group_columns", "NAME", "column whose values are groups, to compute error rates for each"
     )
+    group.add_argument(
+        "--group-columns", dest="group_column_pairs", metavar=("LEFT", "RIGHT"), nargs=2, action="append", default=[],
+        help="columns with the group of each image; a pair belongs to a group if both images do; may be given several times",
+    )  # fmt: skip
     add_option(
         group, "--subject-columns", nargs=2, metavar=("LEFT", "RIGHT"),
         help="columns with the subject of each image, such as a person: images of one subject are no strangers",

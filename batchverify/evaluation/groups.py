@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,15 @@ import pyarrow.compute as pc
 
 from batchverify.evaluation import metrics
 from batchverify.evaluation.clusters import COARSE, ClusteredCounts, Clusters, Subjects, merge_clusters
+from batchverify.evaluation.strangers import Strangers
+from batchverify.manifest.group_values import pair_groups
 from batchverify.schema import MAX_GROUPS
 
-_MAX_LENGTH = 100
 # The EER of a group needs no finer histogram: with a thousand values, ten thousand bins would take 160 MB.
 _BINS = 500
 # A group's rate can be told where as many errors are expected at the rate of all groups together.
 _LEAST_ERRORS = 5
 KINDS = ("impostor", "genuine")
-NO_VALUE = "(none)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,11 @@ Groups = dict[str, dict[str, Group] | None]
 
 
 def count_groups(
-    table: pa.Table, scores: np.ndarray, labels: np.ndarray, columns: Sequence[str], subjects: Subjects | None = None
+    table: pa.Table,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    columns: Mapping[str, tuple[str, str]],
+    subjects: Subjects | None = None,
 ) -> Groups:
     """Counts the rows of each group.
 
@@ -66,19 +70,18 @@ def count_groups(
         table: Scored rows.
         scores: Their scores, float32 `(n,)`, NaN where there is none.
         labels: 1 for genuine, 0 for impostor, -1 for unlabelled, int8 `(n,)`.
-        columns: The columns that name groups.
+        columns: The columns that name groups, as `group_columns` returns them.
         subjects: The subjects of the rows, if columns name them.
     """
     matches = pc.fill_null(table["match"], False).to_numpy()
-    return {column: _count_column(table[column], scores, labels, matches, subjects) for column in columns}
+    groups = {name: pair_groups(table, *sides) for name, sides in columns.items()}
+    return {name: _count_column(column, scores, labels, matches, subjects) for name, column in groups.items()}
 
 
 def _count_column(
     column: pa.ChunkedArray, scores: np.ndarray, labels: np.ndarray, matches: np.ndarray, subjects: Subjects | None
 ) -> dict[str, Group] | None:
-    text = pc.utf8_slice_codeunits(column.cast(pa.string()), 0, _MAX_LENGTH)
-    text = pc.if_else(pc.equal(pc.fill_null(text, ""), ""), NO_VALUE, text)
-    encoded = pa.chunked_array(text.chunks, pa.string()).combine_chunks().dictionary_encode()
+    encoded = pa.chunked_array(column.chunks, pa.string()).combine_chunks().dictionary_encode()
     names = encoded.dictionary.to_pylist()
     if len(names) > MAX_GROUPS:
         return None
@@ -115,18 +118,24 @@ def merge_groups(parts: Iterable[Groups]) -> Groups:
     return merged
 
 
-def describe_groups(groups: Groups) -> dict[str, Any] | None:
+def describe_groups(groups: Groups, strangers: Strangers | None = None) -> dict[str, Any] | None:
     """Returns the section `groups` of `_summary.json`; None without a column."""
     if not groups:
         return None
-    return {column: None if values is None else _describe_column(values) for column, values in groups.items()}
+    of_group = strangers.groups if strangers else {}
+    return {
+        column: None if values is None else _describe_column(values, of_group.get(column, {}))
+        for column, values in groups.items()
+    }
 
 
-def _describe_column(values: Mapping[str, Group]) -> dict[str, Any]:
+def _describe_column(values: Mapping[str, Group], strangers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     whole = Group.merge(values.values())
     fmr, fnmr = _rates(whole)
     return {
-        "each": [_describe_group(value, values[value], fmr, fnmr) for value in sorted(values)],
+        "each": [
+            _describe_group(value, values[value], fmr, fnmr) | {"strangers": strangers.get(value)} for value in sorted(values)
+        ],
         "fmr": fmr.value,
         "fnmr": fnmr.value,
         "fmr_ratios": _ratios(values, "impostor"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,25 @@ class Strangers:
     Attributes:
         section: The section `strangers` of `_summary.json`.
         histogram: Histogram of their scores, int64 `(metrics.BINS,)`.
+        groups: By grouping and by group, the entries `strangers` of the section `groups`.
     """
 
     section: Mapping[str, Any]
     histogram: np.ndarray
+    groups: Mapping[str, Mapping[str, Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageGroups:
+    """The groups of the drawn images.
+
+    Attributes:
+        names: The names of the groups.
+        codes: The number of each image's group, int64 `(images,)`; -1 where it has none, or several.
+    """
+
+    names: Sequence[str]
+    codes: np.ndarray
 
 
 def draw_pairs(images: int, pairs: int, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,6 +104,7 @@ def describe_strangers(
     left_out: Mapping[str, int],
     threshold: float,
     limit: Limit | None,
+    groups: Mapping[str, ImageGroups] | None = None,
 ) -> Strangers:
     """Describes the scores of strangers.
 
@@ -101,6 +117,7 @@ def describe_strangers(
         left_out: Numbers of pairs of the drawn images that are no strangers, by reason.
         threshold: The lowest score that is a match.
         limit: The limit on matches that the user has set, or None.
+        groups: The groups of the images, by grouping.
     """
     is_number = ~np.isnan(scores)
     scores, left, right = scores[is_number], left[is_number], right[is_number]
@@ -120,7 +137,24 @@ def describe_strangers(
         "limit": str(limit or DEFAULT_LIMIT),
         "verdict": _verdict(rate, images, limit or DEFAULT_LIMIT),
     }
-    return Strangers(section, metrics.histogram(scores))
+    of_groups = {name: _describe_groups(found, matches, left, right) for name, found in (groups or {}).items()}
+    return Strangers(section, metrics.histogram(scores), of_groups)
+
+
+def _describe_groups(
+    groups: ImageGroups, matches: np.ndarray, left: np.ndarray, right: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Returns, for each group, the strangers of which both images belong to it."""
+    is_within = (groups.codes[left] == groups.codes[right]) & (groups.codes[left] >= 0)
+    matches, left, right = matches[is_within], left[is_within], right[is_within]
+    described = {}
+    for code, name in enumerate(groups.names):
+        rows = groups.codes[left] == code
+        if rows.any():
+            rate = metrics.Rate(int(np.count_nonzero(matches[rows])), int(np.count_nonzero(rows)))
+            interval = match_interval(matches[rows], left[rows], right[rows])
+            described[name] = {"pairs": rate.trials, "match_rate": rate.value, "match_rate_interval": interval}
+    return described
 
 
 def _verdict(rate: metrics.Rate, images: int, limit: Limit) -> str:

@@ -17,6 +17,7 @@ from batchverify.evaluation.clusters import Clusters, Subjects, effective_sample
 from batchverify.evaluation.extremes import Extremes, find_extremes
 from batchverify.evaluation.groups import Groups, count_groups, describe_groups, merge_groups
 from batchverify.evaluation.strangers import Strangers
+from batchverify.manifest.group_values import group_columns
 from batchverify.manifest.labels import parse_labels
 from batchverify.schema import STATUSES, IdentityCheck, ImageStatus, ImageTraits, is_match
 
@@ -105,7 +106,7 @@ class Summary:
             "images": self._counts_below("images"),
             "image_traits": {_trait_name(trait): self.counts[f"image_traits.{_trait_name(trait)}"] for trait in ImageTraits},
             "identity": self._identity(),
-            "groups": describe_groups(self.groups),
+            "groups": describe_groups(self.groups, self.strangers),
             "strangers": self.strangers and dict(self.strangers.section),
             "steadiness": self.steadiness,
             "failure_to_acquire": {"rate": failed.value, "interval": failed.interval},
@@ -169,7 +170,7 @@ def summarise_rows(table: pa.Table, config: ScoringConfig, label_column: str | N
         identity_faults=metrics.histogram(scores[scored & ~sane]),
         folds=_fold_histograms(table[fold_column], scores, scored, labels) if fold_column else {},
         extremes=find_extremes(table, labels, config),
-        groups=count_groups(table, np.where(scored, scores, np.nan), labels, config.group_columns, subjects),
+        groups=count_groups(table, np.where(scored, scores, np.nan), labels, group_columns(config), subjects),
         clusters=subjects.count(labels, scored) if subjects else {},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -99,6 +100,7 @@ def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) ->
     if config.fold_column:
         used.append(("--fold-column", config.fold_column))
     used += [("--group-column", name) for name in dict.fromkeys(config.group_columns)]
+    used += [("--group-columns", name) for name in dict.fromkeys(itertools.chain.from_iterable(config.group_column_pairs))]
     used += [("--subject-columns", name) for name in dict.fromkeys(config.subject_columns or ())]
     for option, name in used:
         if name not in names:

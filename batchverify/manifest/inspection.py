@@ -14,6 +14,7 @@ from batchverify.io.filesystem import file_size
 from batchverify.manifest.columns import column_problems, find_label_column, pair_uris, plain_type
 from batchverify.manifest.csv_header import CsvHeader, read_header
 from batchverify.manifest.decompress import compression_of, measure_expansion
+from batchverify.manifest.group_values import group_columns, image_groups
 from batchverify.manifest.labels import SPELLINGS, LabelSpelling, closest_spelling, find_bad_label, narrow_spellings
 from batchverify.manifest.memory import refuse_absurd_expansion
 from batchverify.manifest.parquet import ParquetFooter, read_footer
@@ -232,7 +233,8 @@ def _scan(file: FileInspection, config: VerificationConfig, budget: InspectionBu
     images: list[pa.Array] = []
     problems: list[str] = []
     spellings: tuple[LabelSpelling, ...] = SPELLINGS
-    groups: dict[str, set[str]] = {column: set() for column in config.group_columns}
+    groupings = group_columns(config)
+    groups: dict[str, set[str]] = {name: set() for name in groupings}
     try:
         for batch in first_rows(batches, file.max_rows):
             if label:
@@ -241,8 +243,9 @@ def _scan(file: FileInspection, config: VerificationConfig, budget: InspectionBu
                     closest = closest_spelling(batch, label, before)
                     problems += filter(None, [find_bad_label(batch, label, file.path, rows, closest)])
                     break
-            for column, values in groups.items():
-                values.update(batch[column].cast(pa.string()).unique().to_pylist())
+            for name, columns in groupings.items():
+                for column in dict.fromkeys(columns):
+                    groups[name].update(image_groups(batch[column]).unique().to_pylist())
             rows += batch.num_rows
             if budget.bytes_left > 0:
                 rows_sampled += batch.num_rows

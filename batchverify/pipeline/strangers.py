@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchverify.config import ScoringConfig
-from batchverify.evaluation.strangers import Strangers, describe_strangers, draw_pairs
+from batchverify.evaluation.strangers import ImageGroups, Strangers, describe_strangers, draw_pairs
 from batchverify.manifest.columns import find_label_column, pair_uris
+from batchverify.manifest.group_values import group_columns, image_groups
 from batchverify.manifest.labels import parse_labels
-from batchverify.manifest.text_hashes import hash_column, hash_names
+from batchverify.manifest.text_hashes import hash_column, hash_names, hash_text
 from batchverify.pipeline.compare import compare_in_slices
 from batchverify.pipeline.drawn_images import DrawnImages, hash_uris
 from batchverify.pipeline.encoded_images import embedding_matrix
@@ -35,20 +36,24 @@ class KnownMates:
     Attributes:
         genuine: Hashes of the two images of genuine pairs, the lower one first, uint64 `(n, 2)`, by rising second.
         subjects: Hashes of an image and of its subject, uint64 `(n, 2)`, by rising image.
+        groups: For each grouping, hashes of an image and of its group, uint64 `(n, 2)`, by rising image.
+        group_names: The names of groups by their hashes.
         has_labels: Whether the manifest has labels.
         complete_to: The highest hash up to which all that the manifest says is here.
     """
 
     genuine: np.ndarray
     subjects: np.ndarray
+    groups: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    group_names: Mapping[int, str] = dataclasses.field(default_factory=dict)
     has_labels: bool = False
     complete_to: np.uint64 = _ALL
 
     @classmethod
     def read(cls, block: pa.Table, config: ScoringConfig, base: str) -> KnownMates:
         """Reads a block of the manifest; `base` is the result of `base_of_draw`."""
-        label_column = find_label_column(block.column_names, config)
-        if not label_column and not config.subject_columns:
+        label_column, groupings = find_label_column(block.column_names, config), group_columns(config)
+        if not label_column and not config.subject_columns and not groupings:
             return cls(_no_hashes(), _no_hashes())
         left, right = pair_uris(block, config)
         has_both = pc.and_(pc.is_valid(left), pc.is_valid(right)).to_numpy(zero_copy_only=False)
@@ -60,7 +65,16 @@ class KnownMates:
         if config.subject_columns:
             sides = zip((left, right), config.subject_columns, strict=True)
             subjects = np.concatenate([_subjects_of(uris, block[column], base) for uris, column in sides])
-        return cls.merge([cls(genuine, subjects, label_column is not None)])
+        groups: dict[str, np.ndarray] = {}
+        names: dict[int, str] = {}
+        for grouping, columns in groupings.items():
+            values_of = [image_groups(block[column]) for column in columns]
+            sides = zip((left, right), values_of, strict=True)
+            groups[grouping] = np.concatenate([_subjects_of(uris, values, base) for uris, values in sides])
+            for values in values_of:
+                distinct = values.unique()
+                names |= zip(hash_text(distinct).tolist(), distinct.to_pylist(), strict=True)
+        return cls.merge([cls(genuine, subjects, groups, names, label_column is not None)])
 
     @classmethod
     def merge(cls, parts: Iterable[KnownMates]) -> KnownMates:
@@ -71,8 +85,26 @@ class KnownMates:
         complete_to = min((part.complete_to for part in parts), default=_ALL)
         genuine, genuine_to = _keep_lowest(genuine, 1, _MAX_GENUINE)
         subjects, subjects_to = _keep_lowest(subjects, 0, _MAX_SUBJECTS)
+        groups: dict[str, np.ndarray] = {}
+        for grouping in dict.fromkeys(name for part in parts for name in part.groups):
+            found = np.concatenate([part.groups[grouping] for part in parts if grouping in part.groups])
+            groups[grouping], groups_to = _keep_lowest(found, 0, _MAX_SUBJECTS)
+            complete_to = min(complete_to, groups_to)
+        names = {value: name for part in parts for value, name in part.group_names.items()}
         has_labels = any(part.has_labels for part in parts)
-        return cls(genuine, subjects, has_labels, min(complete_to, genuine_to, subjects_to))
+        return cls(genuine, subjects, groups, names, has_labels, min(complete_to, genuine_to, subjects_to))
+
+    def groups_of(self, hashes: np.ndarray) -> dict[str, ImageGroups]:
+        """Returns the groups of images with these ascending hashes, by grouping."""
+        return {grouping: self._groups_of(hashes, found) for grouping, found in self.groups.items()}
+
+    def _groups_of(self, hashes: np.ndarray, found: np.ndarray) -> ImageGroups:
+        positions, are_drawn = _positions(hashes, found[:, 0])
+        values, numbers = np.unique(found[are_drawn, 1], return_inverse=True)
+        codes = np.full(len(hashes), -1)
+        codes[positions[are_drawn]] = numbers
+        codes[np.bincount(positions[are_drawn], minlength=len(hashes)) > 1] = -1
+        return ImageGroups([self.group_names[value] for value in values.tolist()], codes)
 
 
 def _keep_lowest(hashes: np.ndarray, column: int, most: int) -> tuple[np.ndarray, np.uint64]:
@@ -129,7 +161,8 @@ def compare_strangers(drawn: DrawnImages, mates: KnownMates, network: Network, c
     left_out = {reason: len(np.unique(codes)) for reason, codes in reasons.items()}
     known_by = "subjects" if config.subject_columns else "labels" if mates.has_labels else None
     limit = getattr(config, "max_stranger_matches", None)  # `VerifyPairs` has no gates.
-    return describe_strangers(scores, left, right, drawn.total, known_by, left_out, config.match_threshold(), limit)
+    groups, threshold = mates.groups_of(hashes), config.match_threshold()
+    return describe_strangers(scores, left, right, drawn.total, known_by, left_out, threshold, limit, groups)
 
 
 def _mates_by_content(rows: pa.Table | None, count: int) -> np.ndarray:

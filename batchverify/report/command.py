@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-_OPTIONS = {"manifests": "manifest", "lambdas": "lambda", "custom_objects": "custom-object"}
+_OPTIONS = {"manifests": "manifest", "lambdas": "lambda", "custom_objects": "custom-object",
+            "group_columns": "group-column", "group_column_pairs": "group-columns"}  # fmt: skip
 
 
 def format_command(run: dict[str, Any]) -> str:
@@ -21,6 +22,8 @@ def format_command(run: dict[str, Any]) -> str:
             arguments.append(option)
         elif name in ("subject_columns", "review"):
             arguments.append(shlex.join([option, *map(str, value)]))
+        elif name == "group_column_pairs":
+            arguments += [shlex.join([option, *names]) for names in value]
         elif name == "image_size":
             arguments.append(f"{option} {value[0]}x{value[1]}")
         else:

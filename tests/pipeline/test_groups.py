@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from sklearn.metrics import roc_curve
 
 import batchverify
@@ -136,16 +137,85 @@ def test_a_gate_on_the_ratio_gives_exit_code_3(folder, small_model, tmp_path, ca
     ("words", "message"),
     [
         (["--group-column", "row"], "column 'row' has 3,000 values in 3,000 rows, and 1,000 groups are the most"),
+        (["--group-columns", "region", "regoin"], "there is no column 'regoin', only"),
+        (["--group-columns", "region", "region"], "--group-columns is 'region' 'region'; name two columns"),
         (["--group-column", "regoin"], "there is no column 'regoin', only"),
         (["--max-group-ratio", "2"], "--max-group-ratio needs groups, and none are named; add --group-column NAME."),
         (["--group-column", "region", "--max-group-ratio", "0.5"], "--max-group-ratio is 0.5; give a ratio of at least 1"),
     ],
-    ids=["too many values", "no such column", "no groups", "below 1"],
+    ids=["too many values", "no such right column", "one column twice", "no such column", "no groups", "below 1"],
 )
 def test_what_cannot_be_is_refused(words, message, folder, small_model, tmp_path, capsys):
     where = ["--manifest", str(folder / "pairs.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
     assert main([*where, *words]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def of_images(tmp_path_factory, small_model, read_scores):
+    """A run whose images have a region each, and a subject; its summary, and its scores with the regions in them."""
+    rng = np.random.default_rng(31)
+    folder = tmp_path_factory.mktemp("of_images")
+    draw_shades(folder, rng, 50, noise=30)
+    region, subject = rng.choice(["east", "west", ""], 50, p=[0.5, 0.4, 0.1]), np.arange(50) // 2
+    left, right = rng.integers(0, 50, (2, 2_000))
+    sides = {"left": left, "right": right}
+    columns: dict[str, object] = {side: [f"{number}.png" for number in numbers] for side, numbers in sides.items()}
+    columns |= {f"{side}_region": region[numbers] for side, numbers in sides.items()}
+    columns |= {f"{side}_subject": subject[numbers] for side, numbers in sides.items()}
+    frame = pd.DataFrame(columns | {"genuine": (subject[left] == subject[right]).astype(int)})
+    frame.to_csv(folder / "pairs.csv", index=False)
+    config = batchverify.VerificationConfig(
+        manifests=(str(folder / "pairs.csv"),), output=str(folder / "out"), model=small_model, threshold=0.6, block_rows=300,
+        group_column_pairs=(("left_region", "right_region"),), subject_columns=("left_subject", "right_subject"),
+    )  # fmt: skip
+    return batchverify.run(config).summary, read_scores(str(folder / "out")), region, subject
+
+
+def test_a_pair_belongs_to_the_group_of_both_images(of_images):
+    summary, scores, *_ = of_images
+    left, right = (scores[f"{side}_region"].fillna("").replace("", "(none)") for side in ("left", "right"))
+    expected = left.where(left == right, "(mixed)").where((left != "(none)") & (right != "(none)"), "(none)")
+    section = summary["groups"]["left_region / right_region"]
+    assert {group["value"]: group["rows"] for group in section["each"]} == expected.value_counts().to_dict()
+
+
+def test_strangers_of_a_group_are_its_images_with_each_other(of_images):
+    """All pairs of 50 images are drawn; here they are counted one by one, without those of one subject."""
+    summary, scores, region, subject = of_images
+    numbers = [scores[side].str.extract(r"(\d+)\.png")[0].astype(int) for side in ("left", "right")]
+    matches = dict(zip(zip(*numbers, strict=True), scores["match"], strict=True))
+    section = summary["groups"]["left_region / right_region"]
+    found = {group["value"]: group["strangers"] for group in section["each"]}
+    assert found["(mixed)"] is None
+    for value, name in (("east", "east"), ("west", "west"), ("", "(none)")):
+        members = np.flatnonzero(region == value)
+        pairs = [(one, other) for one in members for other in members if one < other and subject[one] != subject[other]]
+        assert found[name]["pairs"] == len(pairs)
+        known = [matches[pair] if pair in matches else matches.get(pair[::-1]) for pair in pairs]
+        sure, unknown = sum(match is True or match == 1 for match in known), sum(match is None for match in known)
+        assert sure <= round(found[name]["match_rate"] * len(pairs)) <= sure + unknown
+        low, high = found[name]["match_rate_interval"]
+        assert low <= found[name]["match_rate"] <= high
+
+
+def test_intervals_of_a_run_know_of_subjects(of_images):
+    """The variance over all two pairs that share a subject, from the written rows."""
+    summary, scores, *_ = of_images
+    rates = summary["error_rates"]
+    rows = scores[scores["genuine"].astype(str) == "0"]
+    error = rows["match"].astype(bool).to_numpy()
+    residual = error - error.mean()
+    subjects = rows[["left_subject", "right_subject"]].astype(int).to_numpy()
+    shares = np.any(subjects[:, None, :, None] == subjects[None, :, None, :], axis=(2, 3))
+    count = len(np.unique(subjects))
+    variance = residual @ shares @ residual * count / (count - 1) / len(error) ** 2
+    worth = error.mean() * (1 - error.mean()) / variance
+    squares = np.array([residual[(subjects == subject).any(axis=1)].sum() for subject in np.unique(subjects)]) ** 2
+    freedom = squares.sum() ** 2 / np.sum(squares**2) - 1
+    expected = wilson_interval(error.mean() * worth, worth, stats.t.ppf(0.975, freedom))
+    assert rates["intervals_by"] == "subjects" and rates["fmr"] == pytest.approx(error.mean())
+    assert rates["fmr_interval"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_two_columns_have_a_section_each_and_no_column_none(folder, small_model, tmp_path):

@@ -240,6 +240,17 @@ def test_the_command_in_it_makes_the_same_run(sane, faulty):
         assert dataclasses.asdict(config)["model"] == said.get("model") and config.manifests == tuple(said["manifests"])
 
 
+def test_the_command_repeats_options_that_may_be_given_several_times():
+    words = ["--manifest", "a.csv", "--manifest", "b.csv", "--output", "out", "--group-column", "x", "--group-column=-y",
+             "--group-columns", "l", "r", "--group-columns", "l2", "it's", "--subject-columns", "s", "t", "--fmr", "1e-5",
+             "--fmr", "1e-6", "--review", "0.4", "0.6", "--max-stranger-matches", "5%", "--lambda", "a=l1"]  # fmt: skip
+    given = parse(words).config
+    options = {name: value for name, value in json.loads(json.dumps(dataclasses.asdict(given), default=str)).items() if value}
+    options["max_stranger_matches"] = str(given.max_stranger_matches)
+    _, _, told = command.format_command({"options": options, "working_directory": "/"}).partition("\n")
+    assert parse(shlex.split(told.replace("\\\n", ""))[1:]).config == given
+
+
 def test_it_is_made_again_from_anywhere(faulty, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["report", str(faulty), "--output", str(tmp_path / "again.html")]) == 0
