@@ -1,6 +1,7 @@
 """Error rates by group, against pandas and scikit-learn on the scores."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -203,6 +204,8 @@ def test_intervals_of_a_run_know_of_subjects(of_images):
     """The variance over all two pairs that share a subject, from the written rows."""
     summary, scores, *_ = of_images
     rates = summary["error_rates"]
+    page = Path(summary["run"]["options"]["output"], "_report.html").read_text()
+    assert "They know which pairs share a subject" in page and "assume independent pairs" not in page
     rows = scores[scores["genuine"].astype(str) == "0"]
     error = rows["match"].astype(bool).to_numpy()
     residual = error - error.mean()
