@@ -2,6 +2,8 @@
 
     python -m benchmarks.engines --prism PATH --cluster flink --cluster spark
     python -m benchmarks.engines --prism PATH --pairs 1000000 --images 50000 --block-rows 100000
+    python -m benchmarks.engines --cluster flink --case "hot bucket" --block-rows 1000000
+    python -m benchmarks.engines --cluster flink --embedding-floats 2048 --pairs 100000 --images 20000
     python -m benchmarks.engines --prism PATH --cluster flink --cluster spark --photos --pairs 6000
 
 A null network takes the place of the model, so that the figures are the engine's: what the shuffles carry through it, and what
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import multiprocessing
 import os
 import resource
@@ -31,7 +34,7 @@ import pandas as pd
 import batchverify
 from batchverify.config import VerificationConfig
 from benchmarks.clusters import CLUSTERS, children
-from benchmarks.shuffle import run_null, write_manifest
+from benchmarks.shuffle import EMBEDDING_SIZE, NullNetwork, run_null, write_manifest
 from benchmarks.skew import CASES
 from benchmarks.speed.images import ensure_images
 from benchmarks.speed.manifests import PAIRS, build_pairs
@@ -59,20 +62,23 @@ class Measured:
     worker_gib: float
 
 
-def measure(config: VerificationConfig, is_null: bool, beam_args: list[str], engine: list[int], pools: list[int]) -> Measured:
+def measure(
+    config: VerificationConfig, floats: int | None, beam_args: list[str], engine: list[int], pools: list[int]
+) -> Measured:
     """Runs the job once in this process.
 
     Args:
         config: The configuration.
-        is_null: Whether a null network takes the place of the model.
+        floats: The size of the embeddings of a null network that takes the place of the model; None for the model.
         beam_args: Beam's arguments.
         engine: The ids of the engine's processes, if it runs already.
         pools: The ids of the processes that start workers.
     """
     peak = _PeakMemory(engine, pools)
     started = time.perf_counter()
-    if is_null:
-        run_null(config, shared=not beam_args, beam_args=beam_args or ["--runner=FnApiRunner"])
+    if floats is not None:
+        load = functools.partial(NullNetwork, floats)
+        run_null(config, load, shared=not beam_args, beam_args=beam_args or ["--runner=FnApiRunner"])
     else:
         batchverify.run(config, beam_args)
     seconds = time.perf_counter() - started
@@ -138,7 +144,7 @@ class Comparison:
         self._manifests = (
             _write_photos(folder, options.pairs)
             if options.photos
-            else write_manifest(folder, CASES["uniform"](options.pairs, options.images))
+            else write_manifest(folder, CASES[options.case](options.pairs, options.images))
         )
         self._expected: pd.DataFrame | None = None
         self.is_right = True
@@ -147,9 +153,10 @@ class Comparison:
         """Runs the manifest on an engine, and prints its line."""
         output = f"{self._folder}/{name}"
         config = VerificationConfig(manifests=self._manifests, output=output, block_rows=self._options.block_rows)
+        floats = None if self._options.photos else self._options.embedding_floats
         try:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                measured = process.submit(measure, config, not self._options.photos, beam_args, engine, pools).result()
+                measured = process.submit(measure, config, floats, beam_args, engine, pools).result()
         except Exception as error:
             self.is_right = False
             print(f"| {name} | failed: {str(error)[:300]} |", flush=True)
@@ -182,7 +189,9 @@ def main() -> int:
     parser.add_argument("--photos", action="store_true", help="the whole job, with photos and the embedded network")
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--block-rows", type=int, default=100_000)
+    parser.add_argument("--block-rows", type=int, default=100_000, help="asked for; embeddings and runner may bound it")
+    parser.add_argument("--case", choices=list(CASES), default="uniform", help="the manifest (benchmarks/skew.py)")
+    parser.add_argument("--embedding-floats", type=int, default=EMBEDDING_SIZE, help="values of an embedding")
     options = parser.parse_args()
     print(_HEAD, flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -37,7 +37,7 @@ from batchverify.pipeline.build import build
 from batchverify.pipeline.encoded_images import encoded_images
 from batchverify.pipeline.inference_metrics import InferenceLog
 from batchverify.pipeline.network import Network, NetworkLoader
-from batchverify.pipeline.plan import RunPlan, image_table
+from batchverify.pipeline.plan import RunPlan, image_table, with_bounded_blocks
 from batchverify.pipeline.portable import job_server
 from batchverify.pipeline.provenance import describe_run
 from batchverify.worker_stats import WorkerStats
@@ -59,22 +59,29 @@ NULL_MODEL = ModelFacts(
 
 
 class NullNetwork:
-    """A network that computes an embedding from the URI, without the image."""
+    """A network that computes an embedding from the URI, without the image.
 
-    encodings_per_image, encodings_per_pair, embedding_bytes = 1, 0, 4 * EMBEDDING_SIZE
+    Args:
+        floats: Number of values of an embedding.
+    """
+
+    encodings_per_image, encodings_per_pair = 1, 0
     inferences = InferenceLog()
+
+    def __init__(self, floats: int = EMBEDDING_SIZE) -> None:
+        self._floats, self.embedding_bytes = floats, 4 * floats
 
     def encode(self, uris: pa.Array) -> pa.Table:
         """Implements `batchverify.pipeline.network.Network`."""
         names = pd.util.hash_array(uris.to_numpy(zero_copy_only=False), categorize=False)
-        embeddings = np.repeat(((names % 1000) / 1000).astype(np.float32)[:, None], EMBEDDING_SIZE, axis=1)
+        embeddings = np.repeat(((names % 1000) / 1000).astype(np.float32)[:, None], self._floats, axis=1)
         count = len(uris)
         identity = np.ones(count, np.float32)
         return encoded_images(uris, np.zeros(count, np.int8), [None] * count, [None] * count, identity, embeddings)
 
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Implements `batchverify.pipeline.network.Network`."""
-        scores: np.ndarray = np.exp(-np.abs(left - right).sum(axis=1) / EMBEDDING_SIZE)
+        scores: np.ndarray = np.exp(-np.abs(left - right).sum(axis=1) / self._floats)
         return scores
 
 
@@ -169,13 +176,15 @@ def measure_alone(pairs: int, images: int, **settings: Any) -> Measured:
 
 def _plan_null(config: VerificationConfig, options: PipelineOptions, load: Callable[[], Network], shared: bool) -> RunPlan:
     """Plans a run without a model."""
-    manifest = plan_manifest(config)
+    manifest, loader = plan_manifest(config), NetworkLoader(load)
+    if not shared:
+        config = with_bounded_blocks(config, manifest, loader.get().embedding_bytes, options)
     return RunPlan(
         config=config,
         sidecar=Sidecar(),
         manifest=manifest,
         model=NULL_MODEL,
-        loader=NetworkLoader(load),
+        loader=loader,
         network=load(),
         provenance=describe_run(config, manifest, NULL_MODEL, None),
         baseline=None,

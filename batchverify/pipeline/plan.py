@@ -115,9 +115,7 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
     session = _plan_session(config, network, *store) if store else None
     table = image_table(options, manifest, session.rows if session else 0)
     if table is None:
-        row_bytes = manifest.expected_bytes / max(1, manifest.expected_rows)
-        rows = bounded_block_rows(config.block_rows, network.embedding_bytes, row_bytes, max_element_bytes(options))
-        config = dataclasses.replace(config, block_rows=rows)
+        config = with_bounded_blocks(config, manifest, network.embedding_bytes, options)
     return RunPlan(
         config=config,
         sidecar=sidecar,
@@ -172,6 +170,22 @@ def image_table(options: PipelineOptions, manifest: Manifest, stored_embeddings:
     if options.view_as(DirectOptions).direct_running_mode == "multi_processing":
         return None
     return ImageTableLoader(bucket_count(max(manifest.expected_images, stored_embeddings)))
+
+
+def with_bounded_blocks(
+    config: VerificationConfig, manifest: Manifest, embedding_bytes: int, options: PipelineOptions
+) -> VerificationConfig:
+    """Returns the configuration with blocks that the runner can send between its steps.
+
+    Args:
+        config: The configuration.
+        manifest: The manifest of the run.
+        embedding_bytes: The size of one embedding.
+        options: Beam's options.
+    """
+    row_bytes = manifest.expected_bytes / max(1, manifest.expected_rows)
+    rows = bounded_block_rows(config.block_rows, embedding_bytes, row_bytes, max_element_bytes(options))
+    return dataclasses.replace(config, block_rows=rows)
 
 
 def bounded_block_rows(
