@@ -78,7 +78,7 @@ def measure(
     started = time.perf_counter()
     if floats is not None:
         load = functools.partial(NullNetwork, floats)
-        run_null(config, load, shared=not beam_args, beam_args=beam_args or ["--runner=FnApiRunner"])
+        run_null(config, load, not beam_args, beam_args or ["--runner=FnApiRunner"], is_bounded=bool(beam_args))
     else:
         batchverify.run(config, beam_args)
     seconds = time.perf_counter() - started

@@ -147,6 +147,7 @@ def run_null(
     load: Callable[[], Network] = NullNetwork,
     shared: bool = True,
     beam_args: Sequence[str] = ("--runner=FnApiRunner",),
+    is_bounded: bool = False,
 ) -> None:
     """Runs the pipeline with another network.
 
@@ -156,11 +157,12 @@ def run_null(
         shared: Whether workers share one table of encoded images; otherwise images are sent to each block, as on a distributed
             runner.
         beam_args: Beam's arguments.
+        is_bounded: Whether blocks are as small as embeddings and the runner need, as those of a run are.
     """
     options = PipelineOptions(list(beam_args))
     with job_server(options):
         pipeline = beam.Pipeline(options=options)
-        plan = _plan_null(config, options, load, shared)
+        plan = _plan_null(config, options, load, shared, is_bounded)
         table = plan.table and plan.table.get()  # The table lives as long as something refers to it.
         build(pipeline, plan)
         with RunDirectory(config.output).claimed(plan.run_id):
@@ -174,10 +176,12 @@ def measure_alone(pairs: int, images: int, **settings: Any) -> Measured:
         return process.submit(measure, pairs, images, **settings).result()
 
 
-def _plan_null(config: VerificationConfig, options: PipelineOptions, load: Callable[[], Network], shared: bool) -> RunPlan:
+def _plan_null(
+    config: VerificationConfig, options: PipelineOptions, load: Callable[[], Network], shared: bool, is_bounded: bool
+) -> RunPlan:
     """Plans a run without a model."""
     manifest, loader = plan_manifest(config), NetworkLoader(load)
-    if not shared:
+    if is_bounded:
         config = with_bounded_blocks(config, manifest, loader.get().embedding_bytes, options)
     return RunPlan(
         config=config,

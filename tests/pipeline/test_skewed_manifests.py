@@ -30,6 +30,7 @@ class LoggingNetwork(NullNetwork):
     """A null network that writes down what it is asked to encode, a file each time."""
 
     def __init__(self, folder: Path, embedding_bytes: int):
+        super().__init__()
         self._folder, self.embedding_bytes = folder, embedding_bytes
 
     def encode(self, uris: pa.Array) -> pa.Table:
