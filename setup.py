@@ -66,6 +66,7 @@ setup(
     extras_require={
         "aws": ["apache-beam[aws]>=2.77,<2.80"],
         "bench": ["pyspark>=4.0,<5", "ray[data]>=2.50,<3", "setuptools>=77,<82", "tensorflow-hub>=0.16,<0.17"],
+        "calibration": ["scikit-learn>=1.7,<2"],
         "completion": ["shtab>=1.7,<2"],
         "opencv": ["opencv-python-headless>=4.10,<6"],
         "skimage": ["scikit-image>=0.25,<0.27"],

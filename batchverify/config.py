@@ -70,6 +70,7 @@ RESIZES = tuple(dict.fromkeys(method for methods in LOADER_RESIZES.values() for 
 ORIENTATIONS, ALPHAS = ("apply", "ignore"), ("white", "black", "drop")
 FITS = ("stretch", "crop", "pad")
 COMPARES = ("cosine", "euclidean", "l1")
+CALIBRATION_METHODS = ("logistic", "isotonic")
 ON_NAN = ("fail", "keep")
 BAD_ROWS = ("refuse", "keep")
 RUNTIMES = ("tensorflow", "openvino")
@@ -228,6 +229,8 @@ class ScoringConfig(ModelConfig):
         fetch_threads: The number of images that one worker process fetches and decodes at the same time; None means one for
             each core, or 16 where images lie in a store, because those threads wait more than they work.
         review: The scores, from the first to below the second, whose rows people should look at; None marks no rows.
+        prior: The share of genuine pairs among all pairs, in (0, 1), by which calibrated scores become probabilities;
+            None for no probabilities.
         group_columns: The columns whose values are groups, such as a region, to compute error rates for.
         group_column_pairs: Columns whose values are the groups of the left and of the right images, two names each; a pair
             belongs to a group if both of its images do.
@@ -251,6 +254,7 @@ class ScoringConfig(ModelConfig):
     image_timeout: float = 60.0
     fetch_threads: int | None = None
     review: tuple[float, float] | None = None
+    prior: float | None = None
     group_columns: tuple[str, ...] = ()
     group_column_pairs: tuple[tuple[str, str], ...] = ()
     stranger_pairs: int = 100_000
@@ -262,6 +266,7 @@ class ScoringConfig(ModelConfig):
         yield from super()._problems()
         yield from self._problems_of_limits()
         yield from self._problems_of_review()
+        yield from self._problems_of_prior()
         yield from self._problems_of_strangers()
         yield from self._problems_of_accelerator()
         yield from self._problems_of_columns()
@@ -294,6 +299,10 @@ class ScoringConfig(ModelConfig):
         if self.review is not None and not (len(self.review) == 2 and 0 <= self.review[0] < self.review[1] <= 1):
             given = " ".join(f"{score:g}" for score in self.review)
             yield f"--review is {given}; give two scores from 0 to 1, the lower one first."
+
+    def _problems_of_prior(self) -> Iterator[str]:
+        if self.prior is not None and not 0 < self.prior < 1:
+            yield f"--prior is {self.prior:g}; give the share of genuine pairs among all pairs, between 0 and 1, such as 0.01."
 
     def _problems_of_accelerator(self) -> Iterator[str]:
         if self.accelerator is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -70,18 +70,35 @@ RESULT_FIELDS = (
 )
 # Only a run with --review has this column.
 REVIEW_FIELD = pa.field("review", pa.bool_())
+# Only a run whose model is calibrated has the first of these columns, and only with --prior the second.
+LLR_FIELD = pa.field("llr", pa.float32())
+PROBABILITY_FIELD = pa.field("probability", pa.float32())
 RESERVED_COLUMNS = frozenset(field.name for field in PROVENANCE_FIELDS + RESULT_FIELDS) | {BAD_ROW_COLUMN}
 
 
-def output_schema(manifest: pa.Schema, metadata: Mapping[str, str] | None = None, with_review: bool = False) -> pa.Schema:
+def optional_fields(with_review: bool, with_llr: bool, with_probability: bool) -> list[pa.Field]:
+    """Returns the columns that not every run has, in their order.
+
+    Args:
+        with_review: Whether the rows that people should look at are marked.
+        with_llr: Whether the model is calibrated.
+        with_probability: Whether, in addition, the prior is known.
+    """
+    given = {REVIEW_FIELD: with_review, LLR_FIELD: with_llr, PROBABILITY_FIELD: with_llr and with_probability}
+    return [field for field, is_given in given.items() if is_given]
+
+
+def output_schema(
+    manifest: pa.Schema, metadata: Mapping[str, str] | None = None, optional: Sequence[pa.Field] = ()
+) -> pa.Schema:
     """Returns the schema of the scores: the columns of the manifest, then those that a run adds.
 
     Args:
         manifest: The columns of the manifest.
         metadata: The metadata to store in the files, under keys that begin with `batchverify.`.
-        with_review: Whether the rows that people should look at are marked.
+        optional: The result of `optional_fields` for the run.
     """
-    fields = [*manifest, *PROVENANCE_FIELDS, *RESULT_FIELDS, *([REVIEW_FIELD] if with_review else [])]
+    fields = [*manifest, *PROVENANCE_FIELDS, *RESULT_FIELDS, *optional]
     return pa.schema(fields, {f"batchverify.{key}": value for key, value in (metadata or {}).items()})
 
 

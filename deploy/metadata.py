@@ -20,6 +20,7 @@ _REGEXES = {
     "image_size": r"[0-9]+(x[0-9]+)?", "match_column": "[01]", "custom_object": ".+=.+",
     "accelerator": r"[a-z][a-z0-9-]*|type:[a-z][a-z0-9-]*;count:1(;[A-Za-z0-9:._-]+)*",
     "max_stranger_matches": r"[0-9]+|[0-9]*\.?[0-9]+%", "subject_columns": "[^,]+,[^,]+",
+    "prior": r"0?\.[0-9]+(e-[0-9]+)?|[1-9](\.[0-9]+)?e-[0-9]+",
     "review": r"[0-9]*\.?[0-9]+,[0-9]*\.?[0-9]+",
     "threshold_from": ".+:fmr=[0-9.e-]+",
     "label_column": ".*", "fold_column": ".*",

@@ -23,6 +23,8 @@ def _lines(check: CheckResult) -> Iterator[str]:
     yield f"Model     {check.model.path}: {check.model.structure}"
     if check.golden:
         yield f"          {check.golden} golden pairs score as they should"
+    if check.calibration:
+        yield f"          calibrated: {check.calibration}"
     yield from _sample_lines(check.sample)
     if check.baseline:
         yield f"Baseline  {check.config.baseline}: {check.baseline.scored:,} scored rows"

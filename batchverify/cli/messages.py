@@ -52,9 +52,13 @@ def run_message(output: str, summary: dict[str, Any]) -> str:
     lines.append(_matches_message(summary))
     if "review" in summary["rows"]:
         lines.append(_review_message(summary))
+    if (run := summary["run"]).get("calibration") or run.get("calibration_ignored"):
+        lines.append(_calibration_message(run))
     if rates := summary["error_rates"]:
         lines.append(_labels_message(rates))
         lines += [f"Suggest   {threshold}" for threshold in threshold_messages(rates)]
+    if calibration := summary.get("calibration"):
+        lines.append("Cllr      " + cllr_message(calibration))
     if embeddings := summary.get("embeddings"):
         lines.append("Store     " + store_message(embeddings))
     if baseline := summary.get("baseline"):
@@ -98,6 +102,22 @@ def _review_message(summary: dict[str, Any]) -> str:
     low, high = summary["run"]["options"]["review"]
     share = f" ({count / scored:.2%} of those with a score)" if scored else ""
     return f"Review    {count:,} rows{share} score from {low:g} to below {high:g}"
+
+
+def _calibration_message(run: dict[str, Any]) -> str:
+    if run["calibration_ignored"]:
+        return printable(f"Llr       NONE. The calibration of the model's sidecar is not used: {run['calibration_ignored']}")
+    prior = run["options"].get("prior")
+    probability = "" if prior is None else f"; probability at a prior of {prior:g}"
+    return printable(f"Llr       {run['calibration']}{probability}")
+
+
+def cllr_message(calibration: dict[str, Any]) -> str:
+    """Returns how good log-likelihood ratios are, in one line, for somebody who never heard of Cllr."""
+    cost, lowest = calibration["cllr"], calibration["cllr_min"]
+    best = "" if lowest is None else f", and {lowest:.3f} were these scores calibrated perfectly"
+    message = f"{cost:.3f} bits, where 0 is perfect and 1 tells nothing{best}"
+    return message if cost < 1 else f"{message}. MISLEADING: calibrate again"
 
 
 def _labels_message(rates: dict[str, Any]) -> str:
@@ -316,6 +336,28 @@ def scores_written_message(counts: ScoreCounts, output: str) -> str:
     missing = " and ".join(f"{number:,} rows without {what}" for what, number in left_out.items() if number)
     written = f"{counts.genuine:,} genuine and {counts.impostor:,} impostor scores written to {output}"
     return printable(f"{written}; {missing} left out." if missing else f"{written}.")
+
+
+# Calibration.
+
+
+def calibrated_message(calibration: str, knots: Sequence[tuple[float, float]], figures: dict[str, Any], sidecar: str) -> str:
+    """Returns what a calibration was fitted on, what it gives, and where it was written.
+
+    Args:
+        calibration: The calibration in words.
+        knots: Its scores and their log-likelihood ratios.
+        figures: The section `calibration` that `_summary.json` would have for the pairs that it was fitted on.
+        sidecar: The sidecar that has it.
+    """
+    (low, lowest), (high, highest) = knots[0], knots[-1]
+    lines = [
+        f"Llr       {calibration}",
+        f"          natural logarithms: {lowest:.2f} for scores of {low:.4g} or less, to {highest:.2f} for {high:.4g} or more",
+        f"Cllr      {cllr_message(figures)} (on the pairs that it was fitted on)",
+        f"Files     {sidecar}: later runs of the model have a column llr, and with --prior P a column probability",
+    ]
+    return "\n".join(map(printable, lines))
 
 
 # Training.

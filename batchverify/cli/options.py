@@ -134,6 +134,11 @@ def add_decision_options(parser: argparse.ArgumentParser) -> None:
         group, "--review", type=float, nargs=2, metavar=("LOW", "HIGH"),
         help="mark rows with a score from LOW to below HIGH in a column 'review', for people to look at",
     )  # fmt: skip
+    add_option(
+        group, "--prior", type=float, metavar="P",
+        help="the share of genuine pairs among all pairs: adds a column 'probability', for a model that batchverify calibrate "
+        "has calibrated",
+    )  # fmt: skip
     group.add_argument(
         "--fmr", type=float, metavar="RATE", action="append", default=[],
         help="an FMR to name a threshold for, beside 0.01, 0.001 and 0.0001; may be given several times",

@@ -13,6 +13,7 @@ from apache_beam.io.filesystems import FileSystems
 from batchverify.config import VerificationConfig, split_threshold_source
 from batchverify.errors import PreflightError, short_reason
 from batchverify.evaluation import metrics
+from batchverify.evaluation.calibration import LabelledRun
 from batchverify.evaluation.drift import RunStatistics
 from batchverify.evaluation.summary_version import why_unreadable
 from batchverify.io.filesystem import read_bytes
@@ -74,6 +75,23 @@ def read_threshold(source: str) -> metrics.OperatingPoint:
             f"{option} {path}: no threshold has an FMR of {rate:g} there; too many impostor pairs score 1. Name a higher rate."
         )
     return point
+
+
+def read_labelled_run(path: str) -> LabelledRun:
+    """Returns what a calibration needs of a finished run.
+
+    Args:
+        path: The run directory, or its `_summary.json`.
+
+    Raises:
+        PreflightError: If there is no such run, or its summary is unusable.
+    """
+    option = "the run"
+    if problem := _why_absent(option, path):
+        raise PreflightError(f"{option} {path} {problem}; name the --output of a finished run.")
+    summary = _read_summary(option, path)
+    with _refusing_other_files(option, path):
+        return LabelledRun.from_summary(summary)
 
 
 @contextmanager

@@ -145,6 +145,17 @@ def histogram(scores: np.ndarray) -> np.ndarray:
     return np.bincount(bins, minlength=BINS)
 
 
+def bin_centres() -> np.ndarray:
+    """Returns a score in (0, 1) for each bin, float64 `(BINS,)`: the middle of the bin, or the only score that it has.
+
+    What rounds to 1 lies above 1 − 2^−25, so the middle of the last bin is 1 − 2^−26.
+    """
+    lower = _LOWER.astype(np.float64)
+    centres = (lower + np.append(lower[1:], 1)) / 2
+    centres[-len(_HIGH) : -1], centres[-1] = lower[-len(_HIGH) : -1], 1 - 2.0**-26
+    return centres
+
+
 def sparse(counts: np.ndarray) -> list[list[float]]:
     """Returns a histogram as a list of `[lowest score, count]` without the empty bins, the form that `_summary.json` has."""
     return [[float(EDGES[position]), int(counts[position])] for position in np.flatnonzero(counts)]

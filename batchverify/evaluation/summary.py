@@ -113,6 +113,7 @@ class Summary:
             "error_rates": self._error_rates(threshold, fmr),
             "score_histograms": self._score_histograms(),
             "extremes": self.extremes.to_json(),
+            "calibration": None,
             "embeddings": None,
         }
 

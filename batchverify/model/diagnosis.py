@@ -16,6 +16,7 @@ from batchverify.schema import is_match
 
 if TYPE_CHECKING:
     from batchverify.images.reader import ImageReader
+    from batchverify.model.calibration import Calibration
     from batchverify.model.identity_bound import IdentityBound
     from batchverify.model.pair_model import PairModel
 
@@ -58,7 +59,8 @@ def examine(config: ModelConfig, images: str | None = None, manifest: str | None
     from batchverify.model.load import load_model
     from batchverify.model.sidecar import apply_sidecar, read_sidecar
 
-    config = apply_sidecar(config, read_sidecar(config.model))
+    sidecar = read_sidecar(config.model)
+    config = apply_sidecar(config, sidecar)
     model = load_model(config)
     uris = _list_images(images, manifest)
     pixels, source = _choose_images(model, uris, images or manifest)
@@ -75,6 +77,7 @@ def examine(config: ModelConfig, images: str | None = None, manifest: str | None
         "steadiness": _measure_steadiness(model, uris, config.match_threshold()),
         "embedding": _measure_saturation(embeddings) if model.facts.encodings_per_pair == 0 else {},
         "loaders": _compare_loaders(model, config, uris),
+        "calibration": _describe_calibration(sidecar.calibration, model, config),
         "notes": {str(number): note for number, note in enumerate(model.facts.notes, 1)},
     }
     faults = list(_find_faults(findings, bound, config))
@@ -247,6 +250,20 @@ def _describe_bound(bound: IdentityBound) -> dict[str, Any]:
         largest = sorted(enumerate(bound.weights), key=lambda item: -item[1])[:5]
         facts["largest_weights"] = ", ".join(f"{weight:.3f} (dimension {number})" for number, weight in largest if weight > 0)
     return facts
+
+
+def _describe_calibration(calibration: Calibration | None, model: PairModel, config: ModelConfig) -> dict[str, Any]:
+    from batchverify.model.calibration import config_settings
+
+    if calibration is None:
+        return {}
+    problem = calibration.why_unfit(f"sha256:{model.facts.digest}", config_settings(config))
+    (_, lowest), (_, highest) = calibration.knots[0], calibration.knots[-1]
+    return {
+        "of_the_sidecar": str(calibration),
+        "fits_this_model": f"no: {problem}; calibrate again" if problem else "yes",
+        "llr": f"from {lowest:.2f} to {highest:.2f}",
+    }
 
 
 # Faults

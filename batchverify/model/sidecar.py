@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -16,12 +17,14 @@ from apache_beam.io.filesystems import FileSystems
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError, short_reason
-from batchverify.io.filesystem import read_bytes
+from batchverify.io.atomic_output import atomic_output
+from batchverify.io.filesystem import read_bytes, write_text
+from batchverify.model.calibration import Calibration, find_calibration_problem, parse_calibration
 from batchverify.uris import is_remote
 
 _SUFFIX = ".batchverify.json"
 _MAX_BYTES = 2**20
-_GOLDEN, _TOLERANCE = "golden", 1e-3
+_GOLDEN, _TOLERANCE, _CALIBRATION = "golden", 1e-3, "calibration"
 # A sidecar comes from whoever made the model. It may describe the model, but it may not name code to import, nor trust any.
 _SETTINGS: dict[str, type | tuple[type, ...]] = {
     "threshold": (int, float), "pixels": str, "color": str, "loader": str, "resize": str, "orientation": str, "alpha": str,
@@ -29,6 +32,7 @@ _SETTINGS: dict[str, type | tuple[type, ...]] = {
     "lambda": (str, list), "custom_object": (str, list), "mend_shared_encoder": bool, "signature": str,
     "compare": str, "output_is": str, "match_column": int,
 }  # fmt: skip
+_KEYS = (*_SETTINGS, _GOLDEN, _CALIBRATION)
 # Keys that have another name than the field of `ModelConfig` that they set. Both fields hold several texts.
 _FIELDS = {"lambda": "lambdas", "custom_object": "custom_objects"}
 
@@ -59,10 +63,12 @@ class Sidecar:
     Attributes:
         settings: Values of fields of `ModelConfig`, by the name of the field.
         golden_pairs: Pairs whose scores are known.
+        calibration: What turns scores into log-likelihood ratios; None without. Whether it fits the model is not known here.
     """
 
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     golden_pairs: tuple[GoldenPair, ...] = ()
+    calibration: Calibration | None = None
 
 
 def sidecar_path(model: str) -> str:
@@ -82,9 +88,11 @@ def read_sidecar(model: str | None) -> Sidecar:
     path, content = _read_embedded() if model is None else _read_beside(model)
     if problems := list(_find_problems(path, content)):
         raise PreflightError(problems)
-    settings = {_FIELDS.get(key, key): _to_setting(key, value) for key, value in content.items() if key != _GOLDEN}
+    settings = {_FIELDS.get(key, key): _to_setting(key, value) for key, value in content.items() if key in _SETTINGS}
     folder = path.rpartition("/")[0] if model is not None else ""
-    return Sidecar(settings, tuple(_to_golden_pair(entry, folder) for entry in content.get(_GOLDEN, [])))
+    golden_pairs = tuple(_to_golden_pair(entry, folder) for entry in content.get(_GOLDEN, []))
+    calibration = parse_calibration(content[_CALIBRATION]) if _CALIBRATION in content else None
+    return Sidecar(settings, golden_pairs, calibration)
 
 
 def apply_sidecar(config: Config, sidecar: Sidecar) -> Config:
@@ -93,28 +101,58 @@ def apply_sidecar(config: Config, sidecar: Sidecar) -> Config:
     return dataclasses.replace(config, **settings) if settings else config
 
 
+def write_calibration(path: str, calibration: Calibration) -> None:
+    """Writes a calibration into a sidecar, which keeps its other keys and their order. It is made if it does not exist.
+
+    Args:
+        path: The path or URI of the sidecar.
+        calibration: The calibration; it takes the place of an earlier one.
+
+    Raises:
+        PreflightError: If there is a sidecar that cannot be read or states what it may not, or it cannot be written.
+    """
+    content = _read_json(path)
+    others = {key: value for key, value in content.items() if key != _CALIBRATION} if isinstance(content, dict) else content
+    if problems := list(_find_problems(path, others)):
+        raise PreflightError(problems)
+    text = json.dumps({**content, _CALIBRATION: calibration.to_json()}, indent=2, ensure_ascii=False) + "\n"
+    try:
+        if is_remote(path):
+            write_text(path, text)
+            return
+        with atomic_output(os.path.realpath(path)) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+            file.write(text)
+    except Exception as error:  # Beam wraps whatever the store's client raises.
+        raise PreflightError(f"{path}: it cannot be written ({short_reason(error)}); check the path and your rights.") from None
+
+
 def _read_embedded() -> tuple[str, Any]:
     resource = importlib.resources.files("batchverify.demo") / f"sane.keras{_SUFFIX}"
     return str(resource), json.loads(resource.read_text(encoding="utf-8"))
 
 
 def _read_beside(model: str) -> tuple[str, Any]:
-    """Returns the path of a model's sidecar and its JSON value; an empty object where there is no such file."""
+    """Returns the path of a model's sidecar and its JSON value."""
     path = sidecar_path(model)
+    return path, _read_json(path)
+
+
+def _read_json(path: str) -> Any:
+    """Returns the JSON value of a sidecar; an empty object where there is no such file."""
     try:
         if not FileSystems.exists(path):
-            return path, {}
+            return {}
         data = read_bytes(path, _MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError(f"it is larger than {_MAX_BYTES // 2**20} MiB")
-        return path, json.loads(data)
+        return json.loads(data)
     except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
         raise PreflightError(f"{path}: it cannot be read ({short_reason(error)}); repair or remove it.") from None
 
 
 def _find_problems(path: str, content: Any) -> Iterator[str]:
     if not isinstance(content, dict):
-        yield f"{path}: it holds no JSON object; its keys are {', '.join([*_SETTINGS, _GOLDEN])}."
+        yield f"{path}: it holds no JSON object; its keys are {', '.join(_KEYS)}."
         return
     for key, value in content.items():
         if problem := _find_problem(key, value):
@@ -125,8 +163,10 @@ def _find_problem(key: str, value: Any) -> str | None:
     if key == _GOLDEN:
         is_valid = isinstance(value, list) and all(map(_is_golden_pair, value))
         return None if is_valid else "'golden' is not a list of objects with left, right and score"
+    if key == _CALIBRATION:
+        return find_calibration_problem(value)
     if key not in _SETTINGS:
-        return f"'{key}' is not a setting; the settings are {', '.join([*_SETTINGS, _GOLDEN])}"
+        return f"'{key}' is not a setting; the settings are {', '.join(_KEYS)}"
     # In Python a bool is an int.
     if not isinstance(value, _SETTINGS[key]) or isinstance(value, bool) != (_SETTINGS[key] is bool):
         return f"'{key}' is {value!r}, which has the wrong type"

@@ -12,6 +12,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.pvalue import AsIter, AsSingleton, PCollection
 
+from batchverify.evaluation.calibration import describe_calibration
 from batchverify.evaluation.drift import RunStatistics, compare_runs
 from batchverify.evaluation.gates import evaluate_gates
 from batchverify.evaluation.summary import Summary
@@ -25,14 +26,16 @@ from batchverify.pipeline.plan import RunPlan
 from batchverify.pipeline.provenance import file_metadata
 from batchverify.pipeline.transforms import Verified, VerifyPairs
 from batchverify.report.render import make_report
-from batchverify.schema import output_schema
+from batchverify.schema import optional_fields, output_schema
 from batchverify.worker_stats import WorkerStats, profile_run
 
 
 def build(pipeline: beam.Pipeline, plan: RunPlan) -> None:
     """Adds the whole job to `pipeline`, after the run directory has been claimed."""
     directory = RunDirectory(plan.config.output).for_run(plan.run_id)
-    schema = output_schema(plan.manifest.schema, file_metadata(plan.provenance), with_review=plan.config.review is not None)
+    config, calibration = plan.config, plan.sidecar.calibration
+    optional = optional_fields(config.review is not None, calibration is not None, config.prior is not None)
+    schema = output_schema(plan.manifest.schema, file_metadata(plan.provenance), optional)
     blocks = pipeline | "ReadManifest" >> ReadManifest(plan.manifest, plan.config, plan.stats)
     verified = blocks | "VerifyPairs" >> _verify_pairs(plan)
     files = verified.scores | "WriteScores" >> WriteScores(directory, schema)
@@ -77,6 +80,7 @@ class CompleteSummary(beam.DoFn):
     def __init__(self, plan: RunPlan):
         self._config, self._provenance, self._baseline = plan.config, plan.provenance, plan.baseline
         self._session, self._stats, self._is_one_process = plan.session, plan.stats, plan.table is not None
+        self._calibration = plan.sidecar.calibration
         self._started = time.time()
 
     def process(self, element: Summary) -> Iterator[dict[str, Any]]:
@@ -88,6 +92,9 @@ class CompleteSummary(beam.DoFn):
         summary["baseline"] = self._compare_with_baseline(summary)
         if self._session is not None:
             summary["embeddings"] = self._describe_store(element)
+        if self._calibration is not None:
+            _, impostor, genuine = element.scores
+            summary["calibration"] = describe_calibration(self._calibration, genuine, impostor)
         summary["profile"] = profile_workers(self._stats, time.time() - self._started, self._is_one_process)
         summary["gates"] = [dataclasses.asdict(gate) for gate in evaluate_gates(self._config, summary)]
         yield summary

@@ -40,6 +40,7 @@ class CheckResult:
             the sample could be encoded.
         memory: An estimate in bytes of the memory of the run in this process, or of each worker of another runner.
         session: The use of a store of embeddings in the run, or None.
+        calibration: The calibration of the model in words, or None.
     """
 
     config: VerificationConfig
@@ -53,6 +54,7 @@ class CheckResult:
     seconds: float | None
     memory: int
     session: EmbeddingStoreSession | None
+    calibration: str | None
 
 
 def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> CheckResult:
@@ -79,6 +81,7 @@ def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Chec
         seconds=_estimate_seconds(manifest, sample),
         memory=_estimate_memory(plan, manifest),
         session=plan.session,
+        calibration=plan.provenance["calibration"],
     )
 
 

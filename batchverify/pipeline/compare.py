@@ -15,13 +15,16 @@ from batchverify.config import ScoringConfig
 from batchverify.errors import RunError
 from batchverify.evaluation.identity import check_identity
 from batchverify.manifest.columns import pair_uris
+from batchverify.model.calibration import Calibration, posterior
 from batchverify.pipeline.buckets import distinct_uris
 from batchverify.pipeline.encoded_images import OK_CODE, embedding_matrix, no_encoded_images
 from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.network import Network, NetworkLoader
 from batchverify.schema import (
     BAD_ROW_COLUMN,
+    LLR_FIELD,
     MANIFEST_FILE,
+    PROBABILITY_FIELD,
     PROVENANCE_FIELDS,
     RESULT_FIELDS,
     REVIEW_FIELD,
@@ -51,6 +54,7 @@ class ComparePairs(beam.DoFn):
         config: The configuration, completed by the model's sidecar.
         table: The table in which `EncodeImages` has put the images; None if they are among the input.
         stats: The counts and times of this process.
+        calibration: What turns scores into log-likelihood ratios, or None.
     """
 
     def __init__(
@@ -59,8 +63,10 @@ class ComparePairs(beam.DoFn):
         config: ScoringConfig,
         table: ImageTableLoader | None = None,
         stats: WorkerStats | None = None,
+        calibration: Calibration | None = None,
     ):
         self._loader, self._config, self._table_loader, self._stats = loader, config, table, stats or WorkerStats()
+        self._calibration = calibration
         self._scored = Metrics.counter("batchverify", "rows_scored")
         self._encodings = Metrics.counter("batchverify", "encodings")
 
@@ -77,7 +83,8 @@ class ComparePairs(beam.DoFn):
             raise RunError(f"{len(by_kind[BLOCK_TABLE])} blocks have the key {key}; give every block a key of its own.")
         (block,) = by_kind[BLOCK_TABLE]
         with self._stats.timed("compare"):
-            scored = compare_block(block, self._images(block, by_kind[IMAGES_TABLE]), self._network, self._config)
+            images = self._images(block, by_kind[IMAGES_TABLE])
+            scored = compare_block(block, images, self._network, self._config, self._calibration)
         failed = scored["score"].null_count
         rows = scored.num_rows - failed
         self._scored.inc(rows)
@@ -92,7 +99,9 @@ class ComparePairs(beam.DoFn):
         return pa.concat_tables(answers).combine_chunks() if answers else no_encoded_images()
 
 
-def compare_block(block: pa.Table, images: pa.Table, network: Network, config: ScoringConfig) -> pa.Table:
+def compare_block(
+    block: pa.Table, images: pa.Table, network: Network, config: ScoringConfig, calibration: Calibration | None = None
+) -> pa.Table:
     """Returns `block` with the result columns.
 
     Args:
@@ -100,6 +109,7 @@ def compare_block(block: pa.Table, images: pa.Table, network: Network, config: S
         images: The encoded images of the block, in any order.
         network: The network that compares embeddings.
         config: The configuration, completed by the model's sidecar.
+        calibration: What turns scores into log-likelihood ratios; None for none, and then there is no probability either.
 
     Raises:
         RunError: If a score is not a number, unless `config.on_nan` is `keep`.
@@ -129,10 +139,24 @@ def compare_block(block: pa.Table, images: pa.Table, network: Network, config: S
     block = _with_plain_file_names(block)
     for field, column in zip(RESULT_FIELDS, columns, strict=True):
         block = block.append_column(field, column)
-    if config.review is None:
-        return block
-    low, high = map(np.float32, config.review)
-    return block.append_column(REVIEW_FIELD, pa.array((scores >= low) & (scores < high), mask=np.isnan(scores)))
+    for field, column in _optional_columns(scores, config, calibration):
+        block = block.append_column(field, column)
+    return block
+
+
+def _optional_columns(
+    scores: np.ndarray, config: ScoringConfig, calibration: Calibration | None
+) -> Iterator[tuple[pa.Field, pa.Array]]:
+    """Yields the columns of `schema.optional_fields`; null without a score."""
+    if config.review is not None:
+        low, high = map(np.float32, config.review)
+        yield REVIEW_FIELD, pa.array((scores >= low) & (scores < high), mask=np.isnan(scores))
+    if calibration is None:
+        return
+    llrs = calibration.llr(scores)
+    yield LLR_FIELD, _with_nulls(llrs.astype(np.float32))
+    if config.prior is not None:
+        yield PROBABILITY_FIELD, _with_nulls(posterior(llrs, config.prior).astype(np.float32))
 
 
 @dataclasses.dataclass(frozen=True)

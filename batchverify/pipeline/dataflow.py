@@ -101,6 +101,24 @@ def refuse_local_images(sample: Sequence[str]) -> None:
         )
 
 
+def refuse_image_without(package: str, wanted_by: str, options: PipelineOptions) -> None:
+    """Refuses Beam's own image where workers need a package that it lacks.
+
+    Args:
+        package: The package.
+        wanted_by: What needs it, as the beginning of a sentence.
+        options: Beam's options.
+
+    Raises:
+        PreflightError: With the remedy.
+    """
+    if not _container_image(options):
+        raise PreflightError(
+            f"{wanted_by} needs {package}, which Beam's own image lacks; add --sdk_container_image=IMAGE with it, or leave the "
+            "labels out with --label-column ''."
+        )
+
+
 def _find_missing_options(cloud: GoogleCloudOptions) -> Iterator[str]:
     for option, meaning, example in (
         ("project", "the Google Cloud project that runs and pays for the job", "my-project"),

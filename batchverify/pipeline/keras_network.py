@@ -24,6 +24,7 @@ from batchverify.images.prefetch import Prefetcher
 from batchverify.images.reader import ImageReader, ReadResult
 from batchverify.images.variants import VARIANTS
 from batchverify.io.storage_options import with_storage_options
+from batchverify.model.calibration import Calibration, config_settings
 from batchverify.model.sidecar import GoldenPair
 from batchverify.pipeline.drawn_images import base_of_draw, hash_uris
 from batchverify.pipeline.encoded_images import OK_CODE, encoded_images
@@ -326,18 +327,28 @@ def keras_loader(
     golden_pairs: Sequence[GoldenPair] = (),
     stats: WorkerStats | None = None,
     versions: str | None = None,
+    calibration: Calibration | None = None,
 ) -> NetworkLoader:
-    """Returns the loader that calls `load_network` in each worker process, and then scores the golden pairs there."""
+    """Returns the loader that calls `load_network` in each worker process, and then scores the golden pairs there.
+
+    With a calibration, it also refuses one that does not fit the model. A run leaves it out: it decides about that before.
+    """
     load = with_storage_options(_load_and_check)
-    return NetworkLoader(functools.partial(load, config, tuple(golden_pairs), stats, versions))
+    return NetworkLoader(functools.partial(load, config, tuple(golden_pairs), stats, versions, calibration))
 
 
 def _load_and_check(
-    config: ScoringConfig, golden_pairs: Sequence[GoldenPair], stats: WorkerStats | None, versions: str | None
+    config: ScoringConfig,
+    golden_pairs: Sequence[GoldenPair],
+    stats: WorkerStats | None,
+    versions: str | None,
+    calibration: Calibration | None,
 ) -> KerasNetwork:
     """Loads the network of a process. A worker may have another device, or other libraries, than the launcher."""
     network = load_network(config, stats, versions)
     network.check_golden_pairs(golden_pairs)
+    if calibration and (problem := calibration.why_unfit(f"sha256:{network.facts.digest}", config_settings(config))):
+        raise PreflightError(f"the calibration of --model {network.facts.path}: {problem}; calibrate again, or remove it.")
     return network
 
 

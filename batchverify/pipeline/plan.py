@@ -25,6 +25,7 @@ from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import EmbeddingStore, Generation, open_store
 from batchverify.output.run_directory import RunDirectory
 from batchverify.pipeline.buckets import bucket_count
+from batchverify.pipeline.calibration import plan_calibration
 from batchverify.pipeline.dataflow import configure_dataflow, is_dataflow, refuse_local_images
 from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.keras_network import KerasNetwork, keras_loader
@@ -45,7 +46,7 @@ class RunPlan:
 
     Attributes:
         config: The configuration, completed by the model's sidecar.
-        sidecar: The content of the model's sidecar.
+        sidecar: The content of the model's sidecar, without a calibration that does not fit the model.
         manifest: The manifest, checked file by file.
         model: The facts about the model.
         loader: The loader of the network. Workers in this process share `network`, as long as this plan lives.
@@ -113,17 +114,20 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
     loader = keras_loader(config, sidecar.golden_pairs, stats, config.embeddings_version if config.embeddings else None)
     network = _load_checked(loader, manifest)
     session = _plan_session(config, network, *store) if store else None
+    calibration = plan_calibration(config, sidecar, network.facts, manifest, options)
     table = image_table(options, manifest, session.rows if session else 0)
     if table is None:
         config = with_bounded_blocks(config, manifest, network.embedding_bytes, options)
     return RunPlan(
         config=config,
-        sidecar=sidecar,
+        sidecar=dataclasses.replace(sidecar, calibration=calibration.used),
         manifest=manifest,
         model=network.facts,
         loader=loader,
         network=network,
-        provenance=describe_run(config, manifest, network.facts, network.identity_bound(), threshold_from),
+        provenance=describe_run(
+            config, manifest, network.facts, network.identity_bound(), threshold_from, calibration.used, calibration.ignored
+        ),
         baseline=baseline,
         options=options,
         table=table,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchverify.config import Limit, VerificationConfig
 from batchverify.manifest.shard import Manifest
+from batchverify.model.calibration import Calibration
 from batchverify.model.facts import ModelFacts
 from batchverify.version import VERSION
 
@@ -30,6 +31,8 @@ def describe_run(
     model: ModelFacts,
     bound: IdentityBound | None,
     threshold_from: str | None = None,
+    calibration: Calibration | None = None,
+    calibration_ignored: str | None = None,
 ) -> dict[str, Any]:
     """Returns the section `run` of `_summary.json`.
 
@@ -39,6 +42,8 @@ def describe_run(
         model: The facts about the model.
         bound: What the weights of the head prove; None where the model could not be split.
         threshold_from: The earlier run that the threshold was taken from, as `--threshold-from` names it; None if it was not.
+        calibration: What turns scores into log-likelihood ratios, or None.
+        calibration_ignored: The reason why the calibration of the model's sidecar is not used, or None.
     """
     return {
         "version": VERSION,
@@ -50,6 +55,8 @@ def describe_run(
         "model_digest": f"sha256:{model.digest}",
         "threshold": config.match_threshold(),
         "threshold_from": threshold_from,
+        "calibration": None if calibration is None else str(calibration),
+        "calibration_ignored": calibration_ignored,
         "identity_tolerance": config.identity_tolerance,
         "model_structure": model.structure,
         "model_notes": list(model.notes),

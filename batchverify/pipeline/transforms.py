@@ -14,6 +14,7 @@ from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
 from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import StoredFile
 from batchverify.pipeline.buckets import bucket_count, request_images
+from batchverify.pipeline.calibration import refuse_prior_alone
 from batchverify.pipeline.compare import BLOCK_TABLE, IMAGES_TABLE, ComparePairs
 from batchverify.pipeline.drawn_images import DrawnImages, base_of_draw
 from batchverify.pipeline.encode import DRAWN_OUTPUT, IMAGES_OUTPUT, STORED_ROWS_OUTPUT, EncodeImages
@@ -79,8 +80,11 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
         session: The use of a store of embeddings, or None.
         sidecar: The content of the model's sidecar; None to read it when the transform is applied.
 
+    If the sidecar has a calibration, there is a column `llr`, and with `ScoringConfig.prior` a column `probability`. Workers
+    refuse a calibration that was fitted for another model.
+
     Raises:
-        PreflightError: When the transform is applied, if the sidecar cannot be read.
+        PreflightError: When the transform is applied, if the sidecar cannot be read, or has no calibration for the prior.
 
     Examples:
         >>> import apache_beam as beam, batchverify, pyarrow.csv
@@ -112,12 +116,14 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
     def expand(self, blocks: PCollection[tuple[str, pa.Table]]) -> Verified:
         sidecar = read_sidecar(self._config.model) if self._sidecar is None else self._sidecar
         config = apply_sidecar(self._config, sidecar)
-        loader = self._loader or keras_loader(config, sidecar.golden_pairs)
+        refuse_prior_alone(config, sidecar)
+        loader = self._loader or keras_loader(config, sidecar.golden_pairs, calibration=sidecar.calibration)
         encoded = self._request(blocks, config) | "EncodeImages" >> self._encode(loader, config, blocks.pipeline)
+        compare = ComparePairs(loader, config, self._table, self._stats, sidecar.calibration)
         scores = (
             _by_block(blocks, encoded.answers)
             | "GroupByBlock" >> beam.GroupByKey()
-            | "ComparePairs" >> beam.ParDo(ComparePairs(loader, config, self._table, self._stats)).with_output_types(pa.Table)
+            | "ComparePairs" >> beam.ParDo(compare).with_output_types(pa.Table)
         )
         stored_files = None
         if self._session is not None:

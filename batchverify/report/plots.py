@@ -32,6 +32,7 @@ _STYLE: Any = {
     "ytick.labelcolor": INK, "grid.color": GRID, "axes.titlesize": 9, "axes.titlelocation": "left", "axes.grid": True,
     "axes.axisbelow": True, "legend.frameon": False, "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
+_PROBABILITY_TICKS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 _DET_TICKS = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 0.05, 0.2, 0.5)
 
 # Turns the figure into an SVG element, given its name and its description.
@@ -161,6 +162,40 @@ def group_plot(column: str, groups: Sequence[dict[str, Any]], number: int) -> st
         axes.legend(loc="best", fontsize=8, frameon=True, facecolor=PAPER, framealpha=1, edgecolor=GRID)
         axes.set_title(f"Error rates by {column[:40]}, with 95% intervals", fontweight="bold")
         return finish(f"groups-{number}", f"FMR and FNMR of {len(groups)} groups of {column} with their 95% intervals.")
+
+
+def reliability_plot(entries: Sequence[dict[str, Any]]) -> str:
+    """Draws observed shares of genuine pairs against predicted probabilities, both on logit axes.
+
+    Args:
+        entries: The key `calibration.reliability` of `_summary.json`.
+    """
+    predicted, observed = (_log_odds([entry[name] for entry in entries]) for name in ("predicted", "observed"))
+    low, high = (_log_odds([entry["observed_interval"][end] for entry in entries]) for end in (0, 1))
+    # A share of 0 or 1 has no place on these axes; it is drawn as half a pair, which lies this far inside Wilson's bound.
+    half_a_pair = np.log(2 * NormalDist().inv_cdf(0.975) ** 2)
+    observed = np.where(np.isneginf(observed), high - half_a_pair, np.where(np.isposinf(observed), low + half_a_pair, observed))
+    limit = max(2.5, 0.4 + float(np.max(np.abs([predicted, observed]))))
+    reach = [observed - np.maximum(low, -2 * limit), np.minimum(high, 2 * limit) - observed]
+    with _figure(3.6, 3.8) as (figure, finish):
+        axes = figure.subplots()
+        axes.axline((0, 0), slope=1, color=MUTED, linewidth=0.8, linestyle=":")
+        axes.errorbar(predicted, observed, yerr=reach, fmt="o", color=NEUTRAL, markersize=5, linewidth=1.2)
+        ticks = [tick for tick in _PROBABILITY_TICKS if abs(_log_odds([tick])[0]) <= limit]
+        for axis in "xy":
+            axes.set(**{f"{axis}ticks": _log_odds(ticks), f"{axis}lim": (-limit, limit)})
+            axes.set(**{f"{axis}ticklabels": [f"{100 * tick:g}" for tick in ticks]})
+        axes.set(xlabel="predicted probability of a genuine pair in %", ylabel="observed share of genuine pairs in %")
+        axes.set_title("Reliability at a prior of 50%", fontweight="bold")
+        points = ", ".join(f"{entry['observed']:.2%} at {entry['predicted']:.2%}" for entry in entries)
+        return finish("reliability", f"Observed share of genuine pairs by predicted probability: {points}.")
+
+
+def _log_odds(shares: Sequence[float]) -> np.ndarray:
+    """Returns log(p / (1 − p)), infinite at 0 and 1."""
+    with np.errstate(divide="ignore"):
+        log_odds: np.ndarray = np.log(shares) - np.log1p(-np.asarray(shares))
+    return log_odds
 
 
 def _normal_deviate(rate: float, floor: float) -> float:

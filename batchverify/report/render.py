@@ -93,7 +93,8 @@ def render(summary: dict[str, Any]) -> str:
     """
     if problem := why_unreadable(summary):
         raise PreflightError(f"_summary.json {problem}.")
-    summary = {"profile": None, "baseline": None, "embeddings": None, **summary}  # Not every run has these sections.
+    optional = dict.fromkeys(("profile", "baseline", "embeddings", "calibration"))  # Not every run has these sections.
+    summary = {**optional, **summary}
     template = importlib.resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     rates, run = summary["error_rates"], summary["run"]
     return _environment().from_string(template).render(
@@ -137,6 +138,8 @@ def _plots(summary: dict[str, Any]) -> dict[str, str]:
         operating_point, pairs = (rates["fmr"], rates["fnmr"]), (rates["impostor"], rates["genuine"])
         drawn["det"] = plots.det_plot(fmr, fnmr, pairs, rates["eer"], operating_point)
         drawn["roc"] = plots.roc_plot(fmr, fnmr, rates["eer"], operating_point)
+    if (calibration := summary["calibration"]) and calibration["reliability"]:
+        drawn["reliability"] = plots.reliability_plot(calibration["reliability"])
     for number, (column, section) in enumerate((summary.get("groups") or {}).items()):
         if section and any(group["impostor"] + group["genuine"] for group in section["each"]):
             drawn[f"groups_{number}"] = plots.group_plot(column, section["each"][:_GROUPS_DRAWN], number)

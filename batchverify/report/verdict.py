@@ -66,6 +66,7 @@ def judge_run(summary: dict[str, Any]) -> Verdict:
         *_judge_strangers(summary),
         *_judge_steadiness(summary),
         *(Finding("plain", f"Groups by {describe_differential(*item)}.") for item in (summary.get("groups") or {}).items()),
+        *_judge_calibration(summary),
         *_judge_certificate(summary),
         *_judge_gates(summary),
         *_judge_rows(summary),
@@ -161,6 +162,20 @@ def _judge_steadiness(summary: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("warn", f"The model is not steady. Changes that people don’t see decide: {counts}.")
     else:
         yield Finding("good", f"The model is steady: {counts}.")
+
+
+def _judge_calibration(summary: dict[str, Any]) -> Iterator[Finding]:
+    if ignored := summary["run"].get("calibration_ignored"):
+        yield Finding("warn", f"The calibration of the model’s sidecar is not used: {ignored}. Calibrate again.")
+    if not (calibration := summary.get("calibration")):
+        return
+    cost, lowest = calibration["cllr"], calibration["cllr_min"]
+    best = "" if lowest is None else f"; these scores, calibrated perfectly, would have {lowest:.3f}"
+    if cost >= 1:
+        text = f"The log-likelihood ratios mislead: their Cllr is {cost:.3f} bits, and to know nothing costs 1{best}."
+        yield Finding("warn", f"{text} Calibrate again.")
+    else:
+        yield Finding("plain", f"Log-likelihood ratios: Cllr {cost:.3f} bits, where 0 is perfect and 1 tells nothing{best}.")
 
 
 def _judge_certificate(summary: dict[str, Any]) -> Iterator[Finding]:
