@@ -11,8 +11,8 @@ from batchverify.cli.parser import Parser
 JOB = "job"  # the program without a subcommand
 SUBCOMMANDS = {
     "doctor": "examine a trained model: can its scores be believed?",
-    "calibrate": "turn a model's scores into log-likelihood ratios, fitted on a labelled run",
     "report": "make the report of a finished run again",
+    "calibrate": "turn a model's scores into log-likelihood ratios, fitted on a labelled run",
     "convert": "turn lists of pairs into manifests, and scores into files for other tools",
     "train": "train a network whose identity check is sane",
 }

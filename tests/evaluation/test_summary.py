@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 import batchverify
+from batchverify.cli.main import main
 from batchverify.evaluation import metrics
 from batchverify.evaluation.extremes import MAX_TEXT_LENGTH, PAIRS_PER_KIND, is_cut
 from batchverify.evaluation.summary import Summary, summarise_rows
@@ -23,21 +25,24 @@ CONFIG = batchverify.ScoringConfig()
 
 @pytest.fixture(scope="module")
 def run(demo, tmp_path_factory, read_scores) -> tuple[dict, pd.DataFrame]:
-    """The faulty model on the demo manifest, with five folds: its summary, and its scores."""
+    """The faulty model, calibrated, on the demo manifest, with five folds: its summary, and its scores."""
     folder = tmp_path_factory.mktemp("folds")
     manifest = pd.read_csv(demo / "demo.csv", dtype=str, keep_default_na=False)
     numbers = np.arange(len(manifest))
     manifest.assign(fold=numbers % 5, half=numbers // 2 % 2).to_csv(folder / "pairs.csv", index=False)
+    for ending in ("", ".batchverify.json"):
+        shutil.copy(FAULTY + ending, folder / f"faulty.keras{ending}")
     config = batchverify.VerificationConfig(
         manifests=(str(folder / "pairs.csv"),),
         output=str(folder / "out"),
-        model=FAULTY,
+        model=str(folder / "faulty.keras"),
         image_root=str(demo),
         block_rows=20,
         group_columns=("half",),
         review=(0.4, 0.6),
     )
     batchverify.run(config)
+    assert main(["calibrate", config.output]) == 0
     tonight = dataclasses.replace(
         config, output=str(folder / "tonight"), baseline=config.output, embeddings=str(folder / "store")
     )

@@ -1,11 +1,30 @@
 """A sidecar comes from whoever made the model: it is read as what strangers write."""
 
+import json
+import math
 import os
 
 import pytest
 
 from batchverify.errors import PreflightError
 from batchverify.model.sidecar import read_sidecar, sidecar_path
+
+
+def calibration(**changes) -> str:
+    """A sidecar whose calibration is whole but for the changes."""
+    whole = {
+        "version": 1, "method": "logistic", "knots": [[0.1, -1.0], [0.9, 1.0]], "run_id": "a", "model_digest": "sha256:0",
+        "settings": {}, "genuine": 30, "impostor": 30,
+    }  # fmt: skip
+    return json.dumps({"calibration": whole | changes})
+
+
+def test_a_whole_calibration_is_read(tmp_path):
+    model = str(tmp_path / "model.keras")
+    with open(sidecar_path(model), "w", encoding="utf-8") as file:
+        file.write(calibration())
+    found = read_sidecar(model).calibration
+    assert found is not None and found.knots == ((0.1, -1.0), (0.9, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -20,6 +39,20 @@ from batchverify.model.sidecar import read_sidecar, sidecar_path
         '{"golden": [{"left": "a.png", "right": "b.png", "score": 0.5, "tolerance": Infinity}]}',
         f'{{"golden": [{{"left": "a.png", "right": "b.png", "score": 1{"0" * 400}}}]}}',
         '{"custom_object": "A=module:attribute"}',
+        '{"calibration": 3}',
+        '{"calibration": {"version": 1}}',
+        '{"calibration": {"version": 9}}',
+        calibration(knots=[[0.1, -1]]),
+        calibration(knots=[[0.1, -1], [0.1, 1]]),
+        calibration(knots=[[0.1, 1], [0.9, -1]]),
+        calibration(knots=[[0, -1], [0.9, 1]]),
+        calibration(knots=[[0.1, -1], [0.9, math.inf]]),
+        calibration(knots=[[0.1, -1], [0.9, 10**400]]),
+        calibration(knots=[[0.1, -1], [0.9, "1"]]),
+        calibration(method="other"),
+        calibration(run_id="\u202e"),
+        calibration(settings={"preprocess_": "x"}),
+        calibration(genuine=True),
         "[" * 100_000,
         " " * 2**21,
     ],
