@@ -37,7 +37,7 @@ def print_run(message: str) -> None:
     text = Text(message)
     text.highlight_regex(r"(?m)^[A-Z][a-z]+(?= )", "bold")
     text.highlight_words(["SANE."], "bold green")
-    text.highlight_words(["FAULT.", "NOT CHECKED.", "NOT TRUSTWORTHY:", "NOT STEADY."], "bold red")
+    text.highlight_words(["FAULT.", "NOT CHECKED.", "NOT TRUSTWORTHY:", "NOT STEADY.", "NONE.", "MISLEADING:"], "bold red")
     console = Console(soft_wrap=True, highlight=False)
     with console.capture() as capture:  # On a stream that nobody reads, rich would end the program with exit code 1.
         console.print(text)

@@ -23,7 +23,8 @@ _SCORE_SETTINGS = (
     "pixels", "color", "loader", "resize", "orientation", "alpha", "preprocess", "fit", "image_size", "lambdas",
     "custom_objects", "mend_shared_encoder", "signature", "compare", "output_is", "match_column",
 )  # fmt: skip
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+# To state one of these changes nothing.
+_STATED_DEFAULTS = {"loader": "tf", "fit": "stretch", "output_is": "score"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +109,13 @@ def score_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         settings: The fields of a configuration, or the key `run.options` of a summary.
     """
-    known = {name: settings[name] for name in _SCORE_SETTINGS if settings.get(name, _DEFAULTS[name]) != _DEFAULTS[name]}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+    given = {name: settings[name] for name in _SCORE_SETTINGS if name in settings}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    return {name: value for name, value in plain.items() if not _is_default(name, value)}
+
+
+def _is_default(name: str, value: Any) -> bool:
+    return value is None or value is False or value == [] or value == _STATED_DEFAULTS.get(name)
 
 
 def config_settings(config: ModelConfig) -> dict[str, Any]:

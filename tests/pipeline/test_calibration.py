@@ -102,6 +102,26 @@ def test_run_calibrate_run_again(method, folder, sidecar, read_scores, capsys):
     assert "--prior=0.01" in page
 
 
+def test_a_model_is_found_where_the_run_found_it(folder, sidecar, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(["--manifest", "pairs.csv", "--model", "model.keras", "--output", "relative"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["calibrate", str(folder / "relative")]) == 0
+    assert sidecar.exists() and not list(tmp_path.iterdir())
+
+
+def test_llrs_that_mislead_are_called_so(folder, sidecar, read_scores, capsys):
+    assert main(["calibrate", str(folder / "labelled")]) == 0
+    content = json.loads(sidecar.read_text())
+    content["calibration"]["knots"] = [[0.1, 5.0], [0.9, 9.0]]
+    sidecar.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert main(words(folder, "pairs", "out")) == 0
+    cost = json.loads((folder / "out" / "_summary.json").read_text())["calibration"]["cllr"]
+    assert cost > 1 and "MISLEADING: calibrate again" in capsys.readouterr().out
+    assert f"their Cllr is {cost:.3f} bits" in (folder / "out" / "_report.html").read_text()
+
+
 def test_without_labels_there_are_llrs_and_no_cllr(folder, sidecar, read_scores, monkeypatch, capsys):
     assert main(["calibrate", str(folder / "labelled")]) == 0
     monkeypatch.setattr(fits, "has_scikit_learn", lambda: False)

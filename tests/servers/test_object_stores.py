@@ -305,6 +305,24 @@ def test_all_that_a_run_reads_and_writes_may_lie_in_a_store(store, folder, local
     assert b"data:image/" in store.get("out/_report.html")
 
 
+def test_a_model_in_a_store_is_calibrated_there(store, local, tmp_path, read_scores, capsys):
+    rows = local.dropna(subset="score")[["left", "right", "score"]]
+    rows["genuine"] = (rows["score"] > rows["score"].median()).astype(int)
+    store.put("in/labelled.csv", rows.drop(columns="score").to_csv(index=False).encode())
+    sidecar = "in/model.keras.batchverify.json"
+    before = store.get(sidecar)
+    try:
+        assert main(arguments(store, "out", "labelled.csv")) == 0
+        assert main(["calibrate", store.uri("out"), *store.arguments]) == 0
+        assert f"Files     {store.uri(sidecar)}: later runs" in capsys.readouterr().out
+        assert json.loads(store.get(sidecar))["threshold"] == 0.25
+        assert main([*arguments(store, "out", "labelled.csv"), "--prior", "0.3", "--overwrite"]) == 0
+    finally:
+        store.put(sidecar, before)
+    scores = scores_of(store, "out", tmp_path, read_scores)
+    assert scores["llr"].notna().all() and scores["llr"].corr(scores["score"], method="spearman") > 0.99
+
+
 def test_the_doctor_examines_a_model_on_a_manifest_in_a_store(store, capsys):
     words = ["--model", store.uri("in/model.keras"), "--manifest", store.uri("in/pairs.csv"), *store.arguments]
     assert main(["doctor", *words]) == 0, capsys.readouterr()
