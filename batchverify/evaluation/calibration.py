@@ -63,8 +63,6 @@ class LabelledRun:
             ValueError: If its histograms have other bins than this program's.
         """
         run, histograms = summary["run"], summary["score_histograms"]
-        if histograms["bins"] != metrics.BINS:
-            raise ValueError(f"its histograms have {histograms['bins']} bins, and this program's have {metrics.BINS:,}")
         genuine, impostor = (metrics.dense(histograms[kind]) for kind in ("genuine", "impostor"))
         texts = {name: str(run[name]) for name in ("run_id", "model", "model_digest", "working_directory")}
         return cls(**texts, options=dict(run["options"]), genuine=genuine, impostor=impostor)

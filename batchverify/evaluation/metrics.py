@@ -145,17 +145,6 @@ def histogram(scores: np.ndarray) -> np.ndarray:
     return np.bincount(bins, minlength=BINS)
 
 
-def bin_centres() -> np.ndarray:
-    """Returns a score in (0, 1) for each bin, float64 `(BINS,)`: the middle of the bin, or the only score that it has.
-
-    What rounds to 1 lies above 1 − 2^−25, so the middle of the last bin is 1 − 2^−26.
-    """
-    lower = _LOWER.astype(np.float64)
-    centres = (lower + np.append(lower[1:], 1)) / 2
-    centres[-len(_HIGH) : -1], centres[-1] = lower[-len(_HIGH) : -1], 1 - 2.0**-26
-    return centres
-
-
 def sparse(counts: np.ndarray) -> list[list[float]]:
     """Returns a histogram as a list of `[lowest score, count]` without the empty bins, the form that `_summary.json` has."""
     return [[float(EDGES[position]), int(counts[position])] for position in np.flatnonzero(counts)]
@@ -177,8 +166,13 @@ def dense(entries: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def bin_centres() -> np.ndarray:
-    """Returns the middle of each bin, float64 `(BINS,)`; that of the last bin, which holds the score 1 alone, is 1."""
-    centres: np.ndarray = (EDGES + np.append(EDGES[1:], 1.0)) / 2
+    """Returns a score in (0, 1) for each bin, float64 `(BINS,)`: the middle of the bin, or the only float32 in it.
+
+    The last bin holds the score 1 alone. What rounds to 1 lies above 1 − 2^−25, so 1 − 2^−26 stands for it.
+    """
+    lower = _LOWER.astype(np.float64)
+    centres: np.ndarray = (lower + np.append(lower[1:], 1)) / 2
+    centres[-len(_HIGH) : -1], centres[-1] = lower[-len(_HIGH) : -1], 1 - 2.0**-26
     return centres
 
 

@@ -199,3 +199,17 @@ def test_parts_in_any_order_give_what_the_whole_gives():
     assert described(whole)["reliability"]
     for order in itertools.islice(itertools.permutations(parts), 0, 24, 5):
         assert described(Summary.merge([Summary.merge(order[:1]), Summary.merge(order[1:])])) == described(whole)
+
+
+def test_scores_close_to_one_are_told_apart():
+    """A saturated sigmoid has most of its scores there: each float32 is a bin, and the score 1 one more."""
+    rng = np.random.default_rng(5)
+    near = np.float32(1) - np.arange(5, dtype=np.float32) * np.float32(2**-24)  # falling from 1
+    genuine, impostor = (
+        near[rng.choice(5, 2000, p=[0.6, 0.2, 0.1, 0.05, 0.05])],
+        near[rng.choice(5, 3000, p=[0.05, 0.1, 0.15, 0.2, 0.5])],
+    )
+    calibration = fit_calibration(run_of(genuine, impostor), "isotonic")
+    shares = [np.log(np.mean(genuine == score) / np.mean(impostor == score)) for score in near]
+    np.testing.assert_allclose(calibration.llr(near), shares, atol=0.02)
+    assert (np.diff(fit_calibration(run_of(genuine, impostor), "logistic").llr(near)) < 0).all()
