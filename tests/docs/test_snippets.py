@@ -25,7 +25,7 @@ PAGES = [*TOP_LEVEL, "deploy/README.md", "benchmarks/README.md", "benchmarks/SCA
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 SUBCOMMANDS = ("doctor", "report", "calibrate", "convert", "train")
 # The example of CONTRIBUTING.md, which does not exist.
-FOREIGN = {"--max-match-rate", "--number-of-execution-retries"}
+FOREIGN = {"--max-match-rate", "--semi-persist-dir", "--number-of-execution-retries"}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 
 
