@@ -31,7 +31,7 @@ from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.keras_network import KerasNetwork, keras_loader
 from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes, worker_bytes
 from batchverify.pipeline.network import Network, NetworkLoader
-from batchverify.pipeline.portable import absolute_paths, configure_portable, max_element_bytes
+from batchverify.pipeline.portable import absolute_paths, configure_portable, max_block_bytes, max_element_bytes
 from batchverify.pipeline.provenance import describe_run
 from batchverify.worker_stats import WorkerStats
 
@@ -188,12 +188,17 @@ def with_bounded_blocks(
         options: Beam's options.
     """
     row_bytes = manifest.expected_bytes / max(1, manifest.expected_rows)
-    rows = bounded_block_rows(config.block_rows, embedding_bytes, row_bytes, max_element_bytes(options))
+    bounds = max_element_bytes(options), max_block_bytes(options)
+    rows = bounded_block_rows(config.block_rows, embedding_bytes, row_bytes, *bounds)
     return dataclasses.replace(config, block_rows=rows)
 
 
 def bounded_block_rows(
-    block_rows: int, embedding_bytes: int, row_bytes: float = 0, element_bytes: int = EMBEDDING_BYTES_AT_ONCE
+    block_rows: int,
+    embedding_bytes: int,
+    row_bytes: float = 0,
+    element_bytes: int = EMBEDDING_BYTES_AT_ONCE,
+    block_bytes: int = EMBEDDING_BYTES_AT_ONCE,
 ) -> int:
     """Returns how many rows a block may have so that itself, and the embeddings that are sent to it, stay in bounds.
 
@@ -202,9 +207,10 @@ def bounded_block_rows(
         embedding_bytes: The size of one embedding; a row has two at most.
         row_bytes: The size of one row of the manifest, as an Arrow table.
         element_bytes: The size of the largest element that the runner takes.
+        block_bytes: The size of all embeddings that may be sent to one block.
     """
     by_rows = int(element_bytes / max(1, row_bytes))
-    return max(1, min(block_rows, by_rows, EMBEDDING_BYTES_AT_ONCE // (2 * embedding_bytes)))
+    return max(1, min(block_rows, by_rows, block_bytes // (2 * embedding_bytes)))
 
 
 def pipeline_options(beam_args: Sequence[str]) -> PipelineOptions:

@@ -29,7 +29,7 @@ from batchverify import shutdown
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.pipeline.flink import cancel_flink_job
-from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, PORTABLE_ELEMENT_BYTES
+from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, PORTABLE_BLOCK_BYTES, PORTABLE_ELEMENT_BYTES
 from batchverify.uris import is_remote
 
 _LOG = logging.getLogger(__name__)
@@ -150,6 +150,11 @@ class Engine:
 def max_element_bytes(options: PipelineOptions) -> int:
     """Returns the size of the largest element that may be sent between the steps of a job."""
     return EMBEDDING_BYTES_AT_ONCE if _find_runner(options) is None else PORTABLE_ELEMENT_BYTES
+
+
+def max_block_bytes(options: PipelineOptions) -> int:
+    """Returns the size of all embeddings that may be sent to one block."""
+    return EMBEDDING_BYTES_AT_ONCE if _find_runner(options) is None else PORTABLE_BLOCK_BYTES
 
 
 def find_engine(options: PipelineOptions) -> Engine | None:
