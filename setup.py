@@ -36,6 +36,8 @@ TEST = [
     "tf-keras>=2.20,<3",
     "tqdm>=4.66,<5",
 ]
+# What Beam YAML imports. Its own extra asks for pandas 2 as well, for transforms that read CSV and JSON files.
+YAML = ["docstring-parser>=0.15,<1", "jsonschema>=4,<5"]
 DOCS = ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0,<2"]
 
 setup(
@@ -77,14 +79,17 @@ setup(
         "openvino": ["openvino>=2026.2,<2027"],
         "onnx": ["onnxruntime>=1.24,<2"],  # Earlier versions read weights from any file of the machine.
         "heif": ["pillow-heif>=1.0,<2"],
+        "yaml": YAML,
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
-        "test": TEST,
+        "test": [*TEST, *YAML],
         "docs": DOCS,
         "dev": [
             *TEST,
+            *YAML,
             *DOCS,
             "mypy>=2.0,<3",
             "pre-commit>=4.0,<5",
+            "pyspark>=4.0,<5",
             "pytest-cov>=7.0,<8",
             "ruff>=0.17,<0.18",
         ],

@@ -32,6 +32,7 @@ _EXPORTS = {
     "VerificationConfig": "config",
     "Verified": "pipeline.transforms",
     "VerifyPairs": "pipeline.transforms",
+    "VerifyRows": "pipeline.verify_rows",
     "load": "notebook.scorer",
     "run": "pipeline.run",
     "score_frame": "notebook.score_frame",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:  # The same names for type checkers, which cannot follow the t
     from batchverify.pipeline.run import submit as submit
     from batchverify.pipeline.transforms import Verified as Verified
     from batchverify.pipeline.transforms import VerifyPairs as VerifyPairs
+    from batchverify.pipeline.verify_rows import VerifyRows as VerifyRows
 else:  # A type checker that saw this function would accept every name.
 
     def __getattr__(name: str) -> object:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -17,9 +16,9 @@ import pyarrow.parquet as pq
 
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, short_reason
+from batchverify.keywords import field_names, make_config
 from batchverify.manifest.columns import find_fold_column, find_label_column, quote_names
 from batchverify.notebook.images import ImageFiles, absolute_uris, without_folder
-from batchverify.notebook.options import make_config
 from batchverify.notebook.progress import progress_bar
 from batchverify.notebook.run_summary import RunSummary
 from batchverify.pipeline.run import run
@@ -29,7 +28,7 @@ from batchverify.temporary_folder import temporary_folder
 _FOR_FILES = {
     "model", "manifests", "output", "overwrite", "block_rows", "separator", "bad_rows", "limit", "accelerator",
 }  # fmt: skip
-_OPTIONS = frozenset(field.name for field in dataclasses.fields(VerificationConfig)) - _FOR_FILES
+_OPTIONS = field_names(VerificationConfig) - _FOR_FILES
 # Types of pandas' own in which a column may have gaps and stay what it is.
 _WITH_GAPS = {
     pa.bool_(): pd.BooleanDtype(), pa.int8(): pd.Int8Dtype(), pa.int16(): pd.Int16Dtype(), pa.int32(): pd.Int32Dtype(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from typing import Any, overload
@@ -12,9 +11,9 @@ import pyarrow as pa
 
 from batchverify.config import ModelConfig, ScoringConfig
 from batchverify.errors import PreflightError
+from batchverify.keywords import field_names, make_config
 from batchverify.model.sidecar import apply_sidecar, read_sidecar
 from batchverify.notebook.images import ImageFiles, absolute_uris, as_images
-from batchverify.notebook.options import make_config
 from batchverify.pipeline.buckets import distinct_uris
 from batchverify.pipeline.compare import compare_block
 from batchverify.pipeline.keras_network import keras_loader
@@ -23,7 +22,7 @@ from batchverify.temporary_folder import temporary_folder
 
 _LOG = logging.getLogger(__name__)
 _OF_IMAGES = {"max_image_pixels", "max_image_bytes", "max_decoding_pixels", "on_nan", "image_timeout", "fetch_threads"}
-_OPTIONS = frozenset(field.name for field in dataclasses.fields(ModelConfig)) - {"model"} | _OF_IMAGES
+_OPTIONS = field_names(ModelConfig) - {"model"} | _OF_IMAGES
 
 
 def load(model: str | os.PathLike[str] | None, **options: Any) -> Scorer:

@@ -9,7 +9,18 @@ import pytest
 
 import batchverify
 
-WITH_EXAMPLE = ("RunResult", "RunSummary", "Scorer", "Submission", "Verified", "VerifyPairs", "load", "run", "score_frame")
+WITH_EXAMPLE = (
+    "RunResult",
+    "RunSummary",
+    "Scorer",
+    "Submission",
+    "Verified",
+    "VerifyPairs",
+    "VerifyRows",
+    "load",
+    "run",
+    "score_frame",
+)
 PACKAGE = Path(batchverify.__file__).parent
 
 

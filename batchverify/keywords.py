@@ -1,4 +1,4 @@
-"""The options of a run as keywords: names, types and the spellings that Python programs use."""
+"""The settings of a run as keywords of a function: their names, types and the spellings that Python programs use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from batchverify.config import Limit, ScoringConfig
+from batchverify.config import Limit, ModelConfig, ScoringConfig
 from batchverify.errors import PreflightError
 
 Config = TypeVar("Config", bound=ScoringConfig)
@@ -24,6 +24,11 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "Limit": (Limit, "give a count such as 100, or a percentage such as '0.5%'"),
     "tuple": (tuple, "give a list"),
 }
+
+
+def field_names(kind: type[ModelConfig]) -> frozenset[str]:
+    """Returns the names of the fields of a configuration."""
+    return frozenset(field.name for field in dataclasses.fields(kind))
 
 
 def make_config(kind: type[Config], caller: str, given: Mapping[str, Any], names: Collection[str], **fixed: Any) -> Config:
