@@ -69,13 +69,17 @@ def _plain(value: Any, kind: str) -> Any:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if kind.startswith("tuple"):
-        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+        return (value,) if isinstance(value, str) else _as_tuple(value)
     if kind.startswith("Limit") and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return Limit.parse(str(value))
         except ValueError:
             return value
     return value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
 def _problems(name: str, value: Any, kind: str) -> Iterator[str]:

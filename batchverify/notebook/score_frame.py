@@ -131,6 +131,7 @@ def _named_columns(config: VerificationConfig) -> Iterator[tuple[str, str]]:
         if name := getattr(config, option):
             yield option, name
     yield from (("group_columns", name) for name in config.group_columns)
+    yield from (("group_column_pairs", name) for pair in config.group_column_pairs for name in pair)
     yield from (("subject_columns", name) for name in config.subject_columns or ())
 
 
@@ -147,7 +148,7 @@ def _manifest(frame: pd.DataFrame, config: VerificationConfig, files: ImageFiles
         columns[name] = uris if config.image_root is not None else absolute_uris(uris)
     names = [name for name in frame.columns if isinstance(name, str)]
     others = {find_label_column(names, config), find_fold_column(names, config)}
-    others |= {*config.group_columns, *(config.subject_columns or ())}
+    others |= {name for _, name in _named_columns(config)}
     for other in sorted(name for name in others if name in names and name not in columns):
         columns[other] = _to_arrow(frame[other])
     return pa.table(columns)

@@ -22,7 +22,8 @@ from batchverify.schema import RESULT_FIELDS, REVIEW_FIELD
 _ROWS_PER_BLOCK = 10_000
 _ROW = "batchverify.row"
 _OF_RUNS = {
-    "label_column", "fold_column", "group_columns", "subject_columns", "stranger_pairs", "steadiness_images",
+    "label_column", "fold_column", "group_columns", "group_column_pairs", "subject_columns", "stranger_pairs",
+    "steadiness_images",
 }  # fmt: skip
 _OPTIONS = field_names(ScoringConfig) - _OF_RUNS
 _TYPES = {pa.float32(): float, pa.bool_(): bool}

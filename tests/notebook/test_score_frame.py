@@ -193,6 +193,20 @@ def test_the_options_of_a_run_are_keywords(pairs, small_model):
     assert summary["error_rates"]["genuine"] == 4
 
 
+def test_every_column_that_an_option_names_is_read(pairs, small_model):
+    frame = pairs.assign(**{name: [*"xxyyxxyy"] for name in ("region", "l", "r", "ls", "rs", "fold")})
+    summary = batchverify.score_frame(
+        frame,
+        model=small_model,
+        group_columns=["region"],
+        group_column_pairs=[["l", "r"]],
+        subject_columns=["ls", "rs"],
+        **QUICK,
+    ).attrs["batchverify"]
+    assert summary["groups"].keys() >= {"region"} and len(summary["groups"]) == 2
+    assert summary["error_rates"]["folds"]["each"][0]["fold"] == "x"
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
