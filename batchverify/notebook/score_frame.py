@@ -22,13 +22,15 @@ from batchverify.notebook.images import ImageFiles, absolute_uris, without_folde
 from batchverify.notebook.progress import progress_bar
 from batchverify.notebook.run_summary import RunSummary
 from batchverify.pipeline.run import run
-from batchverify.schema import MANIFEST_ROW, RESULT_FIELDS, REVIEW_FIELD
+from batchverify.schema import MANIFEST_ROW, RESULT_FIELDS, optional_fields
 from batchverify.temporary_folder import temporary_folder
 
 _FOR_FILES = {
     "model", "manifests", "output", "overwrite", "block_rows", "separator", "bad_rows", "limit", "accelerator",
 }  # fmt: skip
 _OPTIONS = field_names(VerificationConfig) - _FOR_FILES
+# All columns that a run may add to those of the manifest.
+_ADDED = (*RESULT_FIELDS, *optional_fields(with_review=True, with_llr=True, with_probability=True))
 # Types of pandas' own in which a column may have gaps and stay what it is.
 _WITH_GAPS = {
     pa.bool_(): pd.BooleanDtype(), pa.int8(): pd.Int8Dtype(), pa.int16(): pd.Int16Dtype(), pa.int32(): pd.Int32Dtype(),
@@ -119,7 +121,7 @@ def _refuse_columns(frame: pd.DataFrame, config: VerificationConfig) -> None:
     ]
     doubled = dict.fromkeys(name for name in names if names.count(name) > 1)
     problems += [f"the frame has the column '{name}' {names.count(name)} times; rename all but one." for name in doubled]
-    if taken := [field.name for field in _result_fields(config) if field.name in names]:
+    if taken := [field.name for field in _ADDED if field.name in names]:
         problems.append(f"the frame has {quote_names(taken)} already, which the result adds; rename or drop that first.")
     if problems:
         raise PreflightError(problems)
@@ -133,10 +135,6 @@ def _named_columns(config: VerificationConfig) -> Iterator[tuple[str, str]]:
     yield from (("group_columns", name) for name in config.group_columns)
     yield from (("group_column_pairs", name) for pair in config.group_column_pairs for name in pair)
     yield from (("subject_columns", name) for name in config.subject_columns or ())
-
-
-def _result_fields(config: VerificationConfig) -> list[pa.Field]:
-    return [*RESULT_FIELDS, *([REVIEW_FIELD] if config.review else [])]
 
 
 def _manifest(frame: pd.DataFrame, config: VerificationConfig, files: ImageFiles) -> pa.Table:
@@ -165,9 +163,9 @@ def _to_arrow(column: pd.Series) -> pa.Array:
 
 def _read_results(config: VerificationConfig, files: ImageFiles) -> pd.DataFrame:
     """Returns the result columns in the order of the frame."""
-    names = [field.name for field in _result_fields(config)]
     found = sorted(str(path) for path in Path(config.output).glob("scores-*.parquet"))
-    table = ds.dataset(found).to_table([MANIFEST_ROW, *names]).sort_by(MANIFEST_ROW)
+    table = ds.dataset(found).to_table().sort_by(MANIFEST_ROW)
+    names = [field.name for field in _ADDED if field.name in table.column_names]
     table = table.set_column(table.column_names.index("error"), "error", files.plain_errors(table["error"]))
     return table.select(names).to_pandas(types_mapper={pa.bool_(): pd.BooleanDtype()}.get)
 
