@@ -14,13 +14,16 @@ TEST = [
     "gcp-storage-emulator>=2026.7,<2027",
     "hypothesis>=6.130,<7",
     "import-linter>=2.5,<3",
+    "ipykernel>=6.29,<8",
     "kubernetes-validate>=1.35,<2",
     "moto[server]>=5.2,<6",
-    "opencv-python-headless>=4.10,<6",
+    "nbclient>=0.10,<1",
     "onnx>=1.19,<2",
     "onnxruntime>=1.24,<2",
+    "opencv-python-headless>=4.10,<6",
     "openvino>=2026.2,<2027",
     "pillow-heif>=1.0,<2",
+    "polars>=1.30,<2",
     "pytest>=9.0,<10",
     "pytest-xdist>=3.8,<4",
     "scikit-image>=0.25,<0.27",
@@ -31,7 +34,10 @@ TEST = [
     "shtab>=1.7,<2",
     "tensorflow-hub>=0.16,<0.17",  # Beam's handler for TensorFlow imports it.
     "tf-keras>=2.20,<3",
+    "tqdm>=4.66,<5",
 ]
+# What Beam YAML imports. Its own extra asks for pandas 2 as well, for transforms that read CSV and JSON files.
+YAML = ["docstring-parser>=0.15,<1", "jsonschema>=4,<5"]
 DOCS = ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0,<2"]
 
 setup(
@@ -73,14 +79,17 @@ setup(
         "openvino": ["openvino>=2026.2,<2027"],
         "onnx": ["onnxruntime>=1.24,<2"],  # Earlier versions read weights from any file of the machine.
         "heif": ["pillow-heif>=1.0,<2"],
+        "yaml": YAML,
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
-        "test": TEST,
+        "test": [*TEST, *YAML],
         "docs": DOCS,
         "dev": [
             *TEST,
+            *YAML,
             *DOCS,
             "mypy>=2.0,<3",
             "pre-commit>=4.0,<5",
+            "pyspark>=4.0,<5",
             "pytest-cov>=7.0,<8",
             "ruff>=0.17,<0.18",
         ],

@@ -4,6 +4,8 @@ The names in `__all__` are the public API. Every module of this package is inter
 
     result = batchverify.run(batchverify.VerificationConfig(manifests=("pairs.csv",), output="scores/"))
     scored = blocks | batchverify.VerifyPairs(batchverify.ScoringConfig(model="model.keras"))
+    scored = batchverify.score_frame(frame, model="model.keras")
+    score = batchverify.load("model.keras").score("left.png", "right.png")
 """
 
 from __future__ import annotations
@@ -23,12 +25,17 @@ _EXPORTS = {
     "PreflightError": "errors",
     "RunError": "errors",
     "RunResult": "pipeline.run",
+    "RunSummary": "notebook.run_summary",
+    "Scorer": "notebook.scorer",
     "ScoringConfig": "config",
     "Submission": "pipeline.run",
     "VerificationConfig": "config",
     "Verified": "pipeline.transforms",
     "VerifyPairs": "pipeline.transforms",
+    "VerifyRows": "pipeline.verify_rows",
+    "load": "notebook.scorer",
     "run": "pipeline.run",
+    "score_frame": "notebook.score_frame",
     "submit": "pipeline.run",
 }
 __all__ = [*_EXPORTS, "__version__"]
@@ -43,12 +50,17 @@ if TYPE_CHECKING:  # The same names for type checkers, which cannot follow the t
     from batchverify.errors import ManifestMissingError as ManifestMissingError
     from batchverify.errors import PreflightError as PreflightError
     from batchverify.errors import RunError as RunError
+    from batchverify.notebook.run_summary import RunSummary as RunSummary
+    from batchverify.notebook.score_frame import score_frame as score_frame
+    from batchverify.notebook.scorer import Scorer as Scorer
+    from batchverify.notebook.scorer import load as load
     from batchverify.pipeline.run import RunResult as RunResult
     from batchverify.pipeline.run import Submission as Submission
     from batchverify.pipeline.run import run as run
     from batchverify.pipeline.run import submit as submit
     from batchverify.pipeline.transforms import Verified as Verified
     from batchverify.pipeline.transforms import VerifyPairs as VerifyPairs
+    from batchverify.pipeline.verify_rows import VerifyRows as VerifyRows
 else:  # A type checker that saw this function would accept every name.
 
     def __getattr__(name: str) -> object:

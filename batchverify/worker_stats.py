@@ -19,6 +19,12 @@ COUNTS = ("images_encoded", "images_reused", "images_failed", "rows_scored", "ro
 # check. `examine`: strangers and steadiness. `write`: scores and the summary. `encode`: seconds in which at least one thread
 # used the encoder.
 SECONDS = ("read", "fetch", "decode", "wait", "encode", "compare", "examine", "write")
+# What people read for the kinds of work. `shuffle` is what no other kind takes: Beam plans the steps, groups the blocks and
+# hands them on.
+WORK_NAMES = {
+    **{name: name for name in SECONDS}, "read": "reading the manifest", "wait": "waiting for images", "compare": "comparing",
+    "examine": "strangers and steadiness", "write": "writing", "shuffle": "Beam itself",
+}  # fmt: skip
 _FIELDS = COUNTS + SECONDS
 _RECORD = struct.Struct(f"{len(_FIELDS)}d")
 

@@ -62,6 +62,9 @@ def run(argv: Sequence[str]) -> int:
     options, config, beam_args = parse(argv)
     from batchverify.images.pillow_settings import configure_pillow
     from batchverify.io.object_store import set_storage_arguments
+    from batchverify.model.start_tensorflow import start_tensorflow
+
+    start_tensorflow()
     from batchverify.model.diagnosis import examine
 
     configure_pillow()

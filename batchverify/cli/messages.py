@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from batchverify.cli.streams import print_text
 from batchverify.errors import printable
 from batchverify.evaluation.traits import describe_traits
+from batchverify.worker_stats import WORK_NAMES
 
 if TYPE_CHECKING:
     from batchverify.model.diagnosis import Diagnosis
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from batchverify.training.session import TrainingPlan
 
 _INDENT = 10 * " "
+# Below this the start of the libraries takes most of the time, and the shares say nothing about the run.
+_SHORT_RUN_S = 1.0
 # The parts of a run that other threads do while the run waits for them.
 _IN_THREADS = ("fetch", "decode", "encode")
 # The impostor pairs that it takes to show a false match rate, times that rate: 3 for less than it, 30 for the rate itself.
@@ -63,7 +66,7 @@ def run_message(output: str, summary: dict[str, Any]) -> str:
         lines.append("Store     " + store_message(embeddings))
     if baseline := summary.get("baseline"):
         lines.append("Baseline  " + baseline_message(baseline))
-    if profile := summary.get("profile"):
+    if (profile := summary.get("profile")) and profile["wall_seconds"] >= _SHORT_RUN_S:
         lines.append("Time      " + profile_message(profile))
     if groups := summary.get("groups"):
         lines += groups_messages(groups)
@@ -187,7 +190,7 @@ def profile_message(profile: dict[str, Any]) -> str:
     """Returns where a run's time went, the largest share first, and the time of other threads in a second line."""
     wall, seconds = profile["wall_seconds"], profile["seconds"]
     longest = sorted(((seconds[name], name) for name in seconds if name not in _IN_THREADS), reverse=True)
-    shares = ", ".join(f"{name} {spent / wall:.0%}" for spent, name in longest if spent >= wall / 200)
+    shares = ", ".join(f"{WORK_NAMES[name]} {spent / wall:.0%}" for spent, name in longest if spent >= wall / 200)
     threads = ", ".join(f"{name} {seconds[name]:,.1f} s" for name in _IN_THREADS)
     rates = f"{profile['images_per_second']:,.0f} images/s, {profile['rows_per_second']:,.0f} rows/s"
     idle = f"; the device was idle for {profile['device_idle_share']:.0%}" if profile["device_idle_share"] is not None else ""

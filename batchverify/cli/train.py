@@ -80,6 +80,9 @@ def run(argv: Sequence[str]) -> int:
     """Trains as `argv` says and returns the exit code."""
     recipe, settings = parse(argv)
     from batchverify.images.pillow_settings import configure_pillow
+    from batchverify.model.start_tensorflow import start_tensorflow
+
+    start_tensorflow()
     from batchverify.training.session import measure, plan_training, train
 
     configure_pillow()

@@ -26,6 +26,7 @@ from batchverify.images.variants import VARIANTS
 from batchverify.io.storage_options import with_storage_options
 from batchverify.model.calibration import Calibration, config_settings
 from batchverify.model.sidecar import GoldenPair
+from batchverify.model.start_tensorflow import start_tensorflow
 from batchverify.pipeline.drawn_images import base_of_draw, hash_uris
 from batchverify.pipeline.encoded_images import OK_CODE, encoded_images
 from batchverify.pipeline.inference_metrics import InferenceLog
@@ -307,6 +308,7 @@ def load_network(config: ScoringConfig, stats: WorkerStats | None = None, versio
     Raises:
         PreflightError: If the model cannot be used.
     """
+    start_tensorflow()
     from batchverify.model.load import load_model, share_cores
 
     stats = stats or WorkerStats()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -22,6 +23,8 @@ from batchverify.pipeline.plan import RunPlan, pipeline_options, plan_run, read_
 from batchverify.pipeline.portable import job_server
 from batchverify.temporary_folder import temporary_folder
 from batchverify.worker_stats import WorkerStats, read_totals
+
+_building = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +148,25 @@ def _make_pipeline(plan: RunPlan) -> beam.Pipeline:
     pipeline = beam.Pipeline(options=plan.options)
     # Beam makes a folder for transforms in other languages, of which there are none, and deletes it only after a whole run.
     shutil.rmtree(pipeline.local_tempdir, ignore_errors=True)
-    build(pipeline, plan)
+    with _without_interactive_beam():
+        build(pipeline, plan)
     return pipeline
+
+
+@contextmanager
+def _without_interactive_beam() -> Iterator[None]:
+    """Keeps Beam from adding the number of a notebook's cell to the labels of steps.
+
+    For that it imports its interactive environment, which fails with pandas 3 and asks for packages of its own.
+    """
+    module: Any = beam.pipeline
+    with _building:
+        original = module.alter_label_if_ipython
+        module.alter_label_if_ipython = lambda *_: None
+        try:
+            yield
+        finally:
+            module.alter_label_if_ipython = original
 
 
 @contextmanager

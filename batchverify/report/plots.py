@@ -240,7 +240,7 @@ def time_plot(seconds: dict[str, float]) -> str:
     Args:
         seconds: Seconds by kind of work.
     """
-    with _figure(0.7 + 0.28 * len(seconds), left=1.1) as (figure, finish):
+    with _figure(0.7 + 0.28 * len(seconds), left=1.8) as (figure, finish):
         axes = figure.subplots()
         names, values = list(seconds)[::-1], list(seconds.values())[::-1]
         axes.barh(names, values, color=NEUTRAL, height=0.7)

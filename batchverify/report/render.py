@@ -23,6 +23,7 @@ from batchverify.images.variants import CHANGES
 from batchverify.output.run_directory import RunDirectory
 from batchverify.report.command import format_command
 from batchverify.report.verdict import format_value, judge_model, judge_run
+from batchverify.worker_stats import WORK_NAMES
 
 _LOG = logging.getLogger(__name__)
 _DRIFTING = ("match_rate", "strangers_match_rate", "score_mean")
@@ -143,7 +144,8 @@ def _plots(summary: dict[str, Any]) -> dict[str, str]:
     for number, (column, section) in enumerate((summary.get("groups") or {}).items()):
         if section and any(group["impostor"] + group["genuine"] for group in section["each"]):
             drawn[f"groups_{number}"] = plots.group_plot(column, section["each"][:_GROUPS_DRAWN], number)
-    if seconds := {name: value for name, value in (summary.get("profile") or {}).get("seconds", {}).items() if value}:
+    spent = (summary.get("profile") or {}).get("seconds", {})
+    if seconds := {WORK_NAMES.get(name, name): value for name, value in spent.items() if value}:
         drawn["time"] = plots.time_plot(seconds)
     return {name: Markup(svg) for name, svg in drawn.items()}
 

@@ -14,7 +14,7 @@ import pytest
 
 import batchverify
 from batchverify.cli.main import main
-from batchverify.cli.messages import profile_message
+from batchverify.cli.messages import profile_message, run_message
 from batchverify.cli.progress import format_progress, watcher
 from batchverify.temporary_folder import temporary_folder
 from batchverify.worker_stats import COUNTS, SECONDS, WorkerStats, read_totals
@@ -128,3 +128,22 @@ def test_times_that_nobody_measured_are_left_out():
         "device_idle_share": None,
     }  # fmt: skip
     assert profile_message(profile).splitlines()[0] == "46.1 s, 2 images/s, 3 rows/s"
+
+
+def test_the_parts_of_a_run_have_names_that_say_what_is_done():
+    seconds = dict.fromkeys(SECONDS, 0.0) | {"shuffle": 1.0, "examine": 0.5, "wait": 0.25, "write": 0.25}
+    profile = {
+        "wall_seconds": 2.0, "seconds": seconds, "images_per_second": 2.0, "rows_per_second": 3.0, "device_idle_share": 0.5,
+    }  # fmt: skip
+    line, _ = profile_message(profile).splitlines()
+    parts = "Beam itself 50%, strangers and steadiness 25%, writing 12%, waiting for images 12%"
+    assert line == f"2.0 s, 2 images/s, 3 rows/s: {parts}"
+
+
+@pytest.mark.parametrize(("seconds", "is_told"), [(0.99, False), (1.0, True)])
+def test_where_the_time_went_is_told_from_a_second_on(seconds, is_told, small_model, demo, tmp_path):
+    manifests = (str(demo / "demo.csv"),)
+    config = batchverify.VerificationConfig(manifests=manifests, output=str(tmp_path / "out"), model=small_model, limit=4)
+    summary = batchverify.run(config).summary
+    summary["profile"]["wall_seconds"] = seconds
+    assert ("\nTime  " in run_message("out", summary)) == is_told

@@ -9,6 +9,18 @@ import pytest
 
 import batchverify
 
+WITH_EXAMPLE = (
+    "RunResult",
+    "RunSummary",
+    "Scorer",
+    "Submission",
+    "Verified",
+    "VerifyPairs",
+    "VerifyRows",
+    "load",
+    "run",
+    "score_frame",
+)
 PACKAGE = Path(batchverify.__file__).parent
 
 
@@ -33,7 +45,7 @@ def test_other_names_are_no_attributes():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["RunResult", "Submission", "Verified", "VerifyPairs", "run"])
+@pytest.mark.parametrize("name", WITH_EXAMPLE)
 def test_the_example_of_a_public_name_runs(name, demo, tmp_path, monkeypatch):
     """It finds the demo as `pairs.csv` and `model.keras`. The example of `submit` runs on the stand-in for Dataflow."""
     shutil.copytree(demo / "images", tmp_path / "images")

@@ -1,12 +1,20 @@
 """A run directory is a dataset: each reader that people have opens it as it is, and a month of nights in one go."""
 
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
 import duckdb
 import pandas as pd
+import polars as pl
 import pyarrow.dataset as ds
 import pytest
 
 import batchverify
 
+PAGE = Path(batchverify.__file__).parents[1] / "docs" / "output.md"
 NIGHTS = ("2026-11-24", "2026-11-25", "2026-11-26")
 
 
@@ -34,6 +42,7 @@ def one(nights):
 READERS = {
     "pandas": pd.read_parquet,
     "pyarrow": lambda folder: ds.dataset(folder).to_table().to_pandas(),
+    "polars": lambda folder: pl.read_parquet(f"{folder}/*.parquet").to_pandas(),
     "duckdb": lambda folder: duckdb.execute(f"SELECT * FROM '{folder}/**/*.parquet'").df(),
 }
 
@@ -58,3 +67,54 @@ def test_a_month_of_nights_is_read_as_one(nights):
         assert found["dt"].astype(str).value_counts().to_dict() == dict(zip(NIGHTS, (6, 7, 8), strict=True))
         assert found["score"].notna().any()
     assert by_duckdb["camera"].count() == 8
+
+
+def snippet(library: str) -> str:
+    """Returns what the page says about a month of nights, for one library."""
+    month = PAGE.read_text(encoding="utf-8").split("## Reading a month of nights")[1]
+    (found,) = (text for text in re.findall(r"^```python\n(.*?)^```$", month, re.M | re.S) if library in text)
+    return str(found)
+
+
+def month_by(library: str) -> Any:
+    names: dict[str, Any] = {}
+    exec(snippet(library), names)
+    return names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["pyarrow", "duckdb", "polars"])
+def test_the_page_reads_a_month_with_the_columns_of_all_nights(library, nights, monkeypatch):
+    monkeypatch.chdir(nights.parent)
+    month = month_by(library)["month"]
+    assert month["dt"].astype(str).str[:10].value_counts().to_dict() == dict(zip(NIGHTS, (6, 7, 8), strict=True))
+    assert month["camera"].count() == 8 and set(month["camera"].dropna()) == {"front"}
+    assert month[month["camera"].notna()]["dt"].astype(str).str[:10].unique().tolist() == [NIGHTS[2]]
+    assert month["left"].notna().all() and month["score"].notna().any()
+
+
+@pytest.mark.slow
+def test_polars_reads_the_columns_of_the_first_night(nights):
+    month = pl.scan_parquet(f"{nights}/*/*.parquet", hive_partitioning=True, extra_columns="ignore").collect()
+    assert month.height == 21 and "camera" not in month.columns
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.skipif(
+    not (shutil.which("java") and importlib.util.find_spec("pyspark")),
+    reason="needs Java, and pyspark of the extra dev",
+)
+def test_spark_reads_a_run_and_a_month(one, nights, read_scores, monkeypatch):
+    monkeypatch.chdir(nights.parent)
+    names = month_by("pyspark")
+    try:
+        rows = names["month"].collect()
+        assert [sum(str(row.dt) == night for row in rows) for night in NIGHTS] == [6, 7, 8]
+        assert sum(row.camera == "front" for row in rows) == 8
+        found = names["spark"].read.parquet(str(one)).orderBy("manifest_row").collect()
+        expected = read_scores(one)
+        assert [row.identity_check for row in found] == expected["identity_check"].astype(str).tolist()
+        assert [row.score for row in found] == [None if pd.isna(score) else score for score in expected["score"]]
+    finally:
+        names["spark"].stop()
