@@ -47,6 +47,7 @@ _OPENED = [
 ]
 _JAVA = ["java", *(f"--add-opens={package}=ALL-UNNAMED" for package in _OPENED)]
 _POOL_PORT = 50000
+TASK_MIB = 512
 _FETCH_S, _START_S, _END_S = 900, 120, 10
 _BRIDGES = itertools.count()  # Numbers that make the names of networks unique.
 
@@ -215,6 +216,7 @@ class Cluster:
         folder: A folder for settings, logs and temporary files.
         pythons: For each machine, the interpreter of its workers. Its folder comes first in the machine's PATH.
         modules: A folder with modules that workers import beside those of their interpreter.
+        task_mib: The heap of a task manager's tasks, or of an executor, in MiB.
 
     Attributes:
         address: The address that all machines reach; a store for them listens there.
@@ -225,8 +227,8 @@ class Cluster:
 
     engine = ""
 
-    def __init__(self, folder: Path, pythons: Sequence[Path], modules: str = ""):
-        self.folder, self._pythons = folder, pythons
+    def __init__(self, folder: Path, pythons: Sequence[Path], modules: str = "", task_mib: int = TASK_MIB):
+        self.folder, self._pythons, self._task_mib = folder, pythons, task_mib
         temporary = folder / "tmp"
         temporary.mkdir()
         # Java does not look at TMPDIR.
@@ -361,7 +363,7 @@ class FlinkCluster(Cluster):
         self._add("job-manager", [*java, "-Xmx512m", *manager], where)
         for number, host in enumerate(self._bridge.hosts):
             runner = [f"{main}.taskexecutor.TaskManagerRunner", "--configDir", str(settings), f"-Dtaskmanager.host={host}"]
-            heap = ["-Xmx512m", "-XX:MaxDirectMemorySize=640m"]
+            heap = [f"-Xmx{self._task_mib + 128}m", "-XX:MaxDirectMemorySize=640m"]
             self._add(f"task-manager-{number}", [*java, *heap, *runner], where | self._paths[number], number)
         master = f"{self.address}:{self._rest}"
         self._add_job_server(f"--flink-master={master}", {})
@@ -369,7 +371,7 @@ class FlinkCluster(Cluster):
 
     def _write_settings(self) -> Path:
         memory = {
-            "task.heap": 384, "framework.heap": 128, "task.off-heap": 64, "framework.off-heap": 128, "managed": 512,
+            "task.heap": self._task_mib, "framework.heap": 128, "task.off-heap": 64, "framework.off-heap": 128, "managed": 512,
             "jvm-metaspace": 256, "network": 256, "jvm-overhead": 192,
         }  # fmt: skip
         bounds = {name: ("min", "max") if name in ("network", "jvm-overhead") else ("size",) for name in memory}
@@ -422,12 +424,21 @@ class SparkCluster(Cluster):
         self._add("master", [*java, "org.apache.spark.deploy.master.Master", *where], local)
         _wait_until(lambda: bool(_ask(f"http://{self.address}:{self._web}/json/")), "Spark's master is up")
         for number, host in enumerate(self._bridge.hosts):
-            worker = ["org.apache.spark.deploy.worker.Worker", "--host", host, "--cores", "2", "--memory", "1500m"]
+            worker = [
+                "org.apache.spark.deploy.worker.Worker",
+                "--host",
+                host,
+                "--cores",
+                "2",
+                "--memory",
+                f"{2 * self._task_mib}m",
+            ]
             place = ["--work-dir", str(self.folder / f"work-{number}"), master]
             surroundings = local | self._paths[number] | {"SPARK_LOCAL_IP": host}
             self._add(f"task-manager-{number}", [*java, *worker, *place], surroundings, number)
         # Spark gives a job up after four failures of a task, which are soon over while a worker pool starts again.
-        self._add_job_server(f"--spark-master-url={master}", local, "-Dspark.task.maxFailures=200")
+        settings = ["-Dspark.task.maxFailures=200", f"-Dspark.executor.memory={2 * self._task_mib}m"]
+        self._add_job_server(f"--spark-master-url={master}", local, *settings)
 
     def _is_ready(self) -> bool:
         workers = _ask(f"http://{self.address}:{self._web}/json/").get("workers", [])

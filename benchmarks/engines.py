@@ -33,7 +33,7 @@ import pandas as pd
 
 import batchverify
 from batchverify.config import VerificationConfig
-from benchmarks.clusters import CLUSTERS, children
+from benchmarks.clusters import CLUSTERS, TASK_MIB, children
 from benchmarks.shuffle import EMBEDDING_SIZE, NullNetwork, run_null, write_manifest
 from benchmarks.skew import CASES
 from benchmarks.speed.images import ensure_images
@@ -175,7 +175,8 @@ class Comparison:
         """Starts a cluster for one run."""
         folder = self._folder / f"{engine}-cluster"
         folder.mkdir()
-        with CLUSTERS[engine](folder, [Path(sys.executable)] * 2, str(Path(__file__).resolve().parents[1])) as cluster:
+        modules = str(Path(__file__).resolve().parents[1])
+        with CLUSTERS[engine](folder, [Path(sys.executable)] * 2, modules, self._options.task_mib) as cluster:
             pools = [process.pid for name, process in cluster.processes.items() if name.startswith("pool")]
             others = [process.pid for name, process in cluster.processes.items() if not name.startswith("pool")]
             self.run(engine.title(), [*cluster.arguments, "--parallelism=4", "--environment_cache_millis=60000"], others, pools)
@@ -190,6 +191,9 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--block-rows", type=int, default=100_000, help="asked for; embeddings and runner may bound it")
+    parser.add_argument(
+        "--task-mib", type=int, default=TASK_MIB, help="heap of a task manager's tasks; an executor has twice as much"
+    )
     parser.add_argument("--case", choices=list(CASES), default="uniform", help="the manifest (benchmarks/skew.py)")
     parser.add_argument("--embedding-floats", type=int, default=EMBEDDING_SIZE, help="values of an embedding")
     options = parser.parse_args()
