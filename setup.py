@@ -46,7 +46,7 @@ setup(
     packages=find_packages(include=["batchverify", "batchverify.*"]),
     package_data={
         "batchverify": ["py.typed"],
-        "batchverify.report": ["report.html.j2"],
+        "batchverify.report": ["*.html.j2", "style.css"],
         "batchverify.demo": ["*.keras", "*.json", "*.md"],
     },
     install_requires=[
