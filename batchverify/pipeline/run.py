@@ -20,6 +20,7 @@ from batchverify.pipeline.dataflow import is_dataflow
 from batchverify.pipeline.execution import Watcher, run_to_end, submit_pipeline
 from batchverify.pipeline.plan import RunPlan, pipeline_options, plan_run, read_store_again, report_memory
 from batchverify.pipeline.portable import job_server
+from batchverify.run_id import set_run_id
 from batchverify.temporary_folder import temporary_folder
 from batchverify.worker_stats import WorkerStats, read_totals
 
@@ -91,6 +92,7 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
     """
     with _worker_stats(beam_args) as stats:
         plan = plan_run(config, beam_args, stats)
+        set_run_id(plan.run_id)
         with job_server(plan.options), _claimed(plan) as detach:
             plan = read_store_again(plan)
             report_memory(plan)
@@ -135,6 +137,7 @@ def submit(config: VerificationConfig, beam_args: Sequence[str]) -> Submission:
     if not is_dataflow(pipeline_options(beam_args)):
         raise PreflightError("--no-wait is for --runner=DataflowRunner; the work of other runners ends with this process.")
     plan = plan_run(config, beam_args)
+    set_run_id(plan.run_id)
     with _claimed(plan) as detach:
         link = submit_pipeline(_make_pipeline(read_store_again(plan)))
         detach()
