@@ -20,6 +20,7 @@ TEST = [
     "onnx>=1.19,<2",
     "onnxruntime>=1.24,<2",
     "openvino>=2026.2,<2027",
+    "opentelemetry-sdk>=1.27,<2",
     "pillow-heif>=1.0,<2",
     "prometheus-client>=0.22,<1",
     "pytest>=9.0,<10",
@@ -76,6 +77,7 @@ setup(
         "onnx": ["onnxruntime>=1.24,<2"],  # Earlier versions read weights from any file of the machine.
         "heif": ["pillow-heif>=1.0,<2"],
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
+        "tracing": ["opentelemetry-api>=1.27,<2"],
         "test": TEST,
         "docs": DOCS,
         "dev": [

@@ -22,6 +22,7 @@ from batchverify.pipeline.plan import RunPlan, pipeline_options, plan_run, read_
 from batchverify.pipeline.portable import job_server
 from batchverify.run_id import set_run_id
 from batchverify.temporary_folder import temporary_folder
+from batchverify.tracing import SetAttribute, flush_spans, span
 from batchverify.worker_stats import WorkerStats, read_totals
 
 
@@ -90,9 +91,11 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
         >>> result.summary["rows"]["scored"], result.summary["rows"]["total"]
         (122, 125)
     """
-    with _worker_stats(beam_args) as stats:
-        plan = plan_run(config, beam_args, stats)
+    with _traced() as set_attribute, _worker_stats(beam_args) as stats:
+        with span("plan", is_parent=True):
+            plan = plan_run(config, beam_args, stats)
         set_run_id(plan.run_id)
+        set_attribute("run_id", plan.run_id)
         with job_server(plan.options), _claimed(plan) as detach:
             plan = read_store_again(plan)
             report_memory(plan)
@@ -150,6 +153,16 @@ def _make_pipeline(plan: RunPlan) -> beam.Pipeline:
     shutil.rmtree(pipeline.local_tempdir, ignore_errors=True)
     build(pipeline, plan)
     return pipeline
+
+
+@contextmanager
+def _traced() -> Iterator[SetAttribute]:
+    """Records the block as the span of the run, and sends all spans at its end."""
+    try:
+        with span("run", is_parent=True) as set_attribute:
+            yield set_attribute
+    finally:
+        flush_spans()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_fd_to_metric_families
 
 import batchverify.pipeline.run
+from batchverify import tracing
 from batchverify.cli import run_end
 from batchverify.cli.job import parse
 from batchverify.cli.main import main
@@ -319,3 +321,59 @@ def test_warnings_logs_and_failed_threads_are_lines_of_json():
 def test_the_options_are_none_of_the_configuration():
     arguments = parse(["--manifest=m", "--output=o", "--metrics_file=x", "--notify-command=y", "--log-format=json"])
     assert arguments.log_format == "json" and not hasattr(arguments.config, "metrics_file") and arguments.beam_args == []
+
+
+def _configure_spans() -> None:
+    """Has the program write its spans to the file that SPANS names, one object a line."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+
+    file = open(os.environ["SPANS"], "w")  # noqa: SIM115
+    exporter = ConsoleSpanExporter(out=file, formatter=lambda span: span.to_json(indent=None) + "\n")
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+
+
+@pytest.mark.slow
+def test_a_run_records_spans_where_they_are_configured(arguments, tmp_path):
+    env = {**os.environ, "SPANS": str(tmp_path / "spans")}
+    program = start_program([*arguments, "--block-rows", "20"], env=env, before=_configure_spans)
+    _, err = program.communicate(120)
+    assert program.returncode == 0 and "detach" not in err, err
+    spans = [json.loads(line) for line in (tmp_path / "spans").read_text().splitlines()]
+    by_name: dict[str, list[dict]] = {}
+    for span in spans:
+        by_name.setdefault(span["name"].removeprefix("batchverify."), []).append(span)
+    assert set(by_name) == {"run", "plan", "load", "encode", "compare", "write", "finish"}
+    (run,), (plan,), (load,) = by_name["run"], by_name["plan"], by_name["load"]
+    assert run["parent_id"] is None and load["parent_id"] == plan["context"]["span_id"]
+    others = [span for span in spans if span not in (run, load)]
+    assert {span["parent_id"] for span in others} == {run["context"]["span_id"]}
+    assert (
+        run["attributes"]["batchverify.run_id"] == json.loads((tmp_path / "out" / "_summary.json").read_text())["run"]["run_id"]
+    )
+    assert sum(span["attributes"]["batchverify.images"] for span in by_name["encode"]) == 10
+    for name in ("compare", "write"):
+        assert sum(span["attributes"]["batchverify.rows"] for span in by_name[name]) == 57 and len(by_name[name]) == 3
+    assert all(run["start_time"] <= span["start_time"] <= span["end_time"] <= run["end_time"] for span in spans)
+
+
+def test_a_span_of_what_fails_says_so_and_is_sent(arguments, tmp_path):
+    env = {**os.environ, "SPANS": str(tmp_path / "spans")}
+    program = start_program([*arguments, "--baseline", "none"], env=env, before=_configure_spans)
+    assert program.wait(120) == 2
+    plan, run = (json.loads(line) for line in (tmp_path / "spans").read_text().splitlines())
+    assert [span["name"] for span in (plan, run)] == ["batchverify.plan", "batchverify.run"]
+    assert plan["status"] == {"status_code": "ERROR", "description": "PreflightError"}
+    assert "--baseline none does not exist" in plan["events"][0]["attributes"]["exception.message"]
+
+
+def test_without_opentelemetry_a_span_is_nothing(monkeypatch):
+    tracing._api.cache_clear()
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    with tracing.span("run", is_parent=True) as set_attribute:
+        set_attribute("run_id", "x")
+    tracing.flush_spans()
+    tracing._api.cache_clear()
