@@ -23,7 +23,7 @@ from typing import Any
 from batchverify.config import Limit
 from batchverify.errors import PreflightError, short_reason
 from batchverify.evaluation.baseline import MAX_SUMMARY_BYTES
-from batchverify.evaluation.drift import RunStatistics, compare_runs
+from batchverify.evaluation.drift import RunStatistics, population_stability_index
 from batchverify.evaluation.gates import Gate
 from batchverify.evaluation.summary_version import why_unreadable
 from batchverify.io.filesystem import files_by_folder, read_bytes
@@ -252,10 +252,14 @@ def _level(summary: dict[str, Any], gates: Sequence[Mapping[str, Any]]) -> str:
 def _drift(summary: dict[str, Any], baseline: RunStatistics | None) -> tuple[dict[str, float | None], str]:
     """Returns the drift since the baseline, or else since the run's own one; and why there is none."""
     remark = ""
-    found = summary.get("baseline") or {}
+    found: dict[str, Any] = summary.get("baseline") or {}
     if baseline is not None:
         try:
-            found = compare_runs(baseline, RunStatistics.from_summary(summary))
+            now = RunStatistics.from_summary(summary)
+            found = {
+                "psi": population_stability_index(baseline.scores, now.scores),
+                "strangers_psi": population_stability_index(baseline.strangers, now.strangers),
+            }
         except _ERRORS_OF_CONTENT as error:
             found, remark = {}, f"It cannot be compared with the baseline: {short_reason(error)}."
     return {"psi": _number(found.get("psi")), "strangers_psi": _number(found.get("strangers_psi"))}, remark

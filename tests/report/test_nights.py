@@ -15,6 +15,7 @@ import pytest
 import batchverify
 from batchverify.cli.main import main
 from batchverify.evaluation.drift import RunStatistics, population_stability_index
+from batchverify.evaluation.summary_version import SUMMARY_VERSION
 from batchverify.report.nights import Figures, Night, State, read_nights
 from batchverify.report.nights_page import Place, render_nights
 from tests.support.contrast import CONTRAST
@@ -66,7 +67,7 @@ def test_nights_that_are_missing_failed_or_unreadable_are_found(month):
     assert found[State.MISSING] == [4, 5, 17] and found[State.UNFINISHED] == [7, 8] and found[State.UNREADABLE] == [14, 15]
     assert nights[days(30)[7]].problem == "The folder is empty: the run failed."
     assert nights[days(30)[8]].problem == "A run is under way, or was killed."
-    assert "it has version 99 this program reads" in nights[days(30)[15]].problem
+    assert f"it has version 99{SUMMARY_VERSION}, and this program reads {SUMMARY_VERSION}" in nights[days(30)[15]].problem
     assert all(night.level == "bad" for night in nights.values() if night.state is not State.FINISHED)
 
 
