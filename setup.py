@@ -22,8 +22,10 @@ TEST = [
     "onnxruntime>=1.24,<2",
     "opencv-python-headless>=4.10,<6",
     "openvino>=2026.2,<2027",
+    "opentelemetry-sdk>=1.27,<2",
     "pillow-heif>=1.0,<2",
     "polars>=1.30,<2",
+    "prometheus-client>=0.22,<1",
     "pytest>=9.0,<10",
     "pytest-xdist>=3.8,<4",
     "scikit-image>=0.25,<0.27",
@@ -52,7 +54,7 @@ setup(
     packages=find_packages(include=["batchverify", "batchverify.*"]),
     package_data={
         "batchverify": ["py.typed"],
-        "batchverify.report": ["report.html.j2"],
+        "batchverify.report": ["*.html.j2", "style.css"],
         "batchverify.demo": ["*.keras", "*.json", "*.md"],
     },
     install_requires=[
@@ -74,6 +76,7 @@ setup(
         "bench": ["pyspark>=4.0,<5", "ray[data]>=2.50,<3", "setuptools>=77,<82", "tensorflow-hub>=0.16,<0.17"],
         "calibration": ["scikit-learn>=1.7,<2"],
         "completion": ["shtab>=1.7,<2"],
+        "metrics": ["prometheus-client>=0.22,<1"],
         "opencv": ["opencv-python-headless>=4.10,<6"],
         "skimage": ["scikit-image>=0.25,<0.27"],
         "openvino": ["openvino>=2026.2,<2027"],
@@ -81,6 +84,7 @@ setup(
         "heif": ["pillow-heif>=1.0,<2"],
         "yaml": YAML,
         "gcp": ["apache-beam[gcp]>=2.77,<2.80"],
+        "tracing": ["opentelemetry-api>=1.27,<2"],
         "test": [*TEST, *YAML],
         "docs": DOCS,
         "dev": [

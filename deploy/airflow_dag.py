@@ -1,7 +1,8 @@
 """The night's job under Airflow 3: one task a day, which scores into `dt=DAY` and compares with the day before.
 
 The environment of the workers sets PAIRS, SCORES, MODEL and PYTHON, as for `nightly.sh`. That script lies beside this file, or
-NIGHTLY is its path. PYTHON is the interpreter of batchverify's own environment, not Airflow's.
+NIGHTLY is its path; it also makes the page of all nights again, `_nights.html` in SCORES. PYTHON is the interpreter of
+batchverify's own environment, not Airflow's.
 """
 
 import os

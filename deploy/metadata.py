@@ -10,7 +10,16 @@ from batchverify.cli.job import make_parser
 from batchverify.config import PIXELS
 
 # These options are for people at a terminal.
-_NOT_FOR_LAUNCHERS = {"--help", "--version", "--print-completion", "--check", "--quiet", "--no-wait"}
+_NOT_FOR_LAUNCHERS = {
+    "--help",
+    "--version",
+    "--print-completion",
+    "--check",
+    "--quiet",
+    "--no-wait",
+    "--metrics-file",
+    "--notify-command",
+}
 _URI = r"[a-z][a-z0-9+.-]*://.+"
 _NUMBER = r"-?[0-9]*\.?[0-9]+(e-?[0-9]+)?"
 _REGEXES = {

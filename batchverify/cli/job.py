@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from batchverify import shutdown
+from batchverify.cli import run_end
 from batchverify.cli.completion import SHELLS, PrintCompletion
 from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.messages import gate_message, print_run, run_message, submission_message
@@ -24,6 +25,7 @@ from batchverify.cli.options import (
     add_image_options,
     add_job_options,
     add_model_options,
+    add_monitoring_options,
     add_pixel_options,
     config_fields,
 )
@@ -58,6 +60,7 @@ class JobArguments:
         check: Whether to check everything and run nothing.
         quiet: Whether to print errors only.
         no_wait: Whether to return when the job is submitted.
+        log_format: How everything is said, one of `options.LOG_FORMATS`.
     """
 
     config: VerificationConfig
@@ -65,6 +68,7 @@ class JobArguments:
     check: bool
     quiet: bool
     no_wait: bool
+    log_format: str
 
 
 def make_parser() -> Parser:
@@ -84,7 +88,7 @@ def make_parser() -> Parser:
     parser.add_argument_group("subcommands, each with its own --help", "\n".join(lines))
     for add_options in (
         add_job_options, add_model_options, add_pixel_options, add_decision_options, add_gate_options,
-        add_embedding_options, add_column_options, add_image_options, add_dataflow_options,
+        add_embedding_options, add_column_options, add_image_options, add_monitoring_options, add_dataflow_options,
     ):  # fmt: skip
         add_options(parser)
     return parser
@@ -101,8 +105,9 @@ def parse(argv: Sequence[str]) -> JobArguments:
     if missing := [f"{name} is missing; see batchverify --help." for name, value in given.items() if not value]:
         raise PreflightError(missing)
     fields = config_fields(options)
-    flags = {name: fields.pop(name) for name in ("check", "quiet", "no_wait")}
-    del fields["print_completion"]
+    flags = {name: fields.pop(name) for name in ("check", "quiet", "no_wait", "log_format")}
+    for name in ("print_completion", "metrics_file", "notify_command"):  # `run_end` knows these.
+        del fields[name]
     return JobArguments(VerificationConfig(**fields), beam_args, **flags)
 
 
@@ -119,6 +124,7 @@ def _check(arguments: JobArguments) -> int:
     from batchverify.cli.check import check_message
     from batchverify.pipeline.check import check_run
 
+    run_end.refuse_untellable(is_waited_for=not arguments.no_wait)
     print_text(check_message(check_run(arguments.config, arguments.beam_args)))
     return ExitCode.DONE
 
@@ -140,6 +146,7 @@ def _run(arguments: JobArguments) -> int:
 def _submit(arguments: JobArguments) -> int:
     from batchverify.pipeline.run import submit
 
+    run_end.refuse_untellable(is_waited_for=False)
     submission = submit(arguments.config, arguments.beam_args)
     if not arguments.quiet:
         print_text(submission_message(submission.output, submission.link))
@@ -150,10 +157,12 @@ def _run_and_wait(arguments: JobArguments, show_progress: bool) -> int:
     from batchverify.cli.progress import watcher
     from batchverify.pipeline.run import run as run_job
 
+    run_end.refuse_untellable(is_waited_for=True)
     with ExitStack() as stack:
-        result = run_job(arguments.config, arguments.beam_args, watcher(stack) if show_progress else None)
+        result = run_job(arguments.config, arguments.beam_args, watcher(stack, arguments.log_format) if show_progress else None)
+    run_end.set_result(result.output, result.summary)
     if not arguments.quiet:
-        print_run(run_message(result.output, result.summary))
+        print_run(run_message(result.output, result.summary), with_colours=arguments.log_format == "text")
     return _exit_code(result.summary)
 
 
@@ -181,11 +190,13 @@ def _clean_up_when_stopped() -> Iterator[None]:
 
 
 def _stop(number: int, _: Any) -> None:
-    stopped = f"batchverify: stopped by {signal.Signals(number).name}"
+    stopped = f"stopped by {signal.Signals(number).name}"
     if running := shutdown.cancel_jobs():
-        print_text(f"{stopped}; the job could not be cancelled and goes on: {', '.join(running)}", to_stderr=True)
+        stopped += f"; the job could not be cancelled and goes on: {', '.join(running)}"
     else:
         shutdown.clean_up()
-        print_text(f"{stopped}; no unfinished output is left.", to_stderr=True)
-        flush_streams()
+        stopped += "; no unfinished output is left."
+    print_text(f"batchverify: {stopped}", to_stderr=True)
+    flush_streams()
+    run_end.tell(128 + number, stopped, by_signal=True)
     os._exit(128 + number)

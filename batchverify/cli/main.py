@@ -10,36 +10,61 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from batchverify import shutdown
-from batchverify.cli.exit_code import ExitCode
-from batchverify.cli.logging import quieten_libraries
+from batchverify.cli import run_end
+from batchverify.cli.early_options import EarlyOptions, read_early_options
+from batchverify.cli.exit_code import ExitCode, exit_code_of
+from batchverify.cli.logging import log_crash, quieten_libraries, set_log_format
 from batchverify.cli.streams import configure_streams, flush_streams, print_text
 from batchverify.cli.subcommands import JOB, SUBCOMMANDS, load_subcommand
-from batchverify.errors import ManifestMissingError, OpenQuestion, OpenQuestionError, PreflightError, RunError
+from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError, RunError, short_reason
+from batchverify.run_id import set_run_id
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what `argv`, or else the command line of this process, asks for, and returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    is_job = not arguments or arguments[0].startswith("-")
+    early = read_early_options(arguments) if is_job else EarlyOptions()
+    set_run_id("")
+    set_log_format(early.log_format)
+    run_end.begin(early)
+    try:
+        code, verdict = _run(arguments)
+    except Exception as error:
+        run_end.tell(ExitCode.FAILED, f"the program failed: {type(error).__name__}: {short_reason(error)}")
+        if early.log_format != "json":
+            raise
+        log_crash(error)
+        return ExitCode.FAILED
+    if is_job:
+        run_end.tell(code, verdict)
+    return code
+
+
+def _run(arguments: list[str]) -> tuple[int, str]:
+    """Runs what the arguments ask for, prints why it failed where it does, and returns the exit code and that reason."""
     name = JOB
     try:
-        arguments = list(sys.argv[1:] if argv is None else argv)
         _refuse_undecodable(arguments)
         name, arguments = _choose(arguments)
         _refuse_unfit_process()
         quieten_libraries()
-        return load_subcommand(name).run(arguments)
-    except PreflightError as error:
-        for problem in error.problems:
+        return load_subcommand(name).run(arguments), ""
+    except (PreflightError, RunError, KeyboardInterrupt) as error:
+        problems = _problems(error, name)
+        for problem in problems:
             _print_error(problem)
         if isinstance(error, OpenQuestionError):
             print_text(_completed_commands(name, arguments, error.questions), to_stderr=True)
-        is_late = name == JOB and isinstance(error, ManifestMissingError)
-        return ExitCode.MANIFEST_MISSING if is_late else ExitCode.REFUSED
-    except RunError as error:
-        _print_error(f"the run failed: {error}" if name == JOB else str(error))
-        return ExitCode.FAILED
-    except KeyboardInterrupt:
-        _print_error("stopped by SIGINT.")
-        return ExitCode.INTERRUPTED
+        return exit_code_of(error, name == JOB), " ".join(problems)
+
+
+def _problems(error: BaseException, name: str) -> list[str]:
+    if isinstance(error, PreflightError):
+        return error.problems
+    if isinstance(error, KeyboardInterrupt):
+        return ["stopped by SIGINT."]
+    return [f"the run failed: {error}" if name == JOB else str(error)]
 
 
 def run_as_process() -> NoReturn:
@@ -77,7 +102,9 @@ def _refuse_undecodable(arguments: Sequence[str]) -> None:
 
 def _stop(number: int, _: Any) -> NoReturn:
     """Ends the process while its modules load, before there is anything to clean up; the job has a handler of its own."""
-    _print_error(f"stopped by {signal.Signals(number).name}.")
+    stopped = f"stopped by {signal.Signals(number).name}."
+    _print_error(stopped)
+    run_end.tell(128 + number, stopped, by_signal=True)
     os._exit(128 + number)
 
 

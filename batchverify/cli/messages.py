@@ -32,8 +32,11 @@ _PAIRS_NEEDED = {"rough": 30, "too_few": 3}
 # The job.
 
 
-def print_run(message: str) -> None:
+def print_run(message: str, with_colours: bool = True) -> None:
     """Prints what a run came to, with its verdict and labels in colour where the terminal has colours."""
+    if not with_colours:
+        print_text(message)
+        return
     from rich.console import Console
     from rich.text import Text
 

@@ -27,6 +27,7 @@ from batchverify.config import (
     VerificationConfig,
 )
 
+LOG_FORMATS = ("text", "json")
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(VerificationConfig)}
 
 
@@ -54,6 +55,23 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     add_option(
         group, "--baseline-optional", action="store_true",
         help="go on without --baseline where it holds no finished run, as on the first night",
+    )  # fmt: skip
+
+
+def add_monitoring_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what is told of a run, to logs and at its end."""
+    group = parser.add_argument_group("monitoring")
+    group.add_argument(
+        "--log-format", choices=LOG_FORMATS, default=LOG_FORMATS[0],
+        help="json: everything that is said is a line of JSON on stderr (default: text)",
+    )  # fmt: skip
+    group.add_argument(
+        "--metrics-file", type=path_option, metavar="FILE",
+        help="write the run's figures and exit code for Prometheus' node_exporter, whatever the end; FILE ends in .prom",
+    )  # fmt: skip
+    group.add_argument(
+        "--notify-command", metavar="COMMAND",
+        help="run COMMAND in a shell, whatever the end; BATCHVERIFY_EXIT_CODE, _VERDICT, _SUMMARY and _OUTPUT tell of it",
     )  # fmt: skip
 
 

@@ -17,13 +17,14 @@ _LOG = logging.getLogger(__name__)
 _LOG_EVERY_S = 30.0
 
 
-def watcher(stack: ExitStack) -> Watcher:
-    """Returns a bar if stderr is a terminal, or else lines in the log.
+def watcher(stack: ExitStack, log_format: str = "text") -> Watcher:
+    """Returns a bar if stderr is a terminal that people read, or else lines in the log.
 
     Args:
         stack: The stack whose end removes the bar.
+        log_format: One of `options.LOG_FORMATS`.
     """
-    return _Bar(stack) if sys.stderr.isatty() else _LogLines()
+    return _Bar(stack) if log_format == "text" and sys.stderr.isatty() else _LogLines()
 
 
 class _Bar:

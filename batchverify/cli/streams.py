@@ -5,7 +5,17 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import TextIO
+
+# Turns a level and a text into a line for stderr, where everything is printed as records; None where text is.
+_as_record: Callable[[str, str], str] | None = None
+
+
+def print_records(as_record: Callable[[str, str], str] | None) -> None:
+    """Has `print_text` write records to stderr from now on, which `as_record` makes of a level and a text; None ends that."""
+    global _as_record
+    _as_record = as_record
 
 
 def configure_streams() -> None:
@@ -28,7 +38,10 @@ def flush_streams() -> None:
 
 def print_text(text: str, to_stderr: bool = False) -> None:
     """Prints text to a stream, or nothing where the stream takes nothing any more."""
-    _write(sys.stderr if to_stderr else sys.stdout, f"{text}\n")
+    if _as_record:
+        _write(sys.stderr, _as_record("ERROR" if to_stderr else "INFO", text.strip()) + "\n")
+    else:
+        _write(sys.stderr if to_stderr else sys.stdout, f"{text}\n")
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -12,6 +12,7 @@ JOB = "job"  # the program without a subcommand
 SUBCOMMANDS = {
     "doctor": "examine a trained model: can its scores be believed?",
     "report": "make the report of a finished run again",
+    "nights": "make one page of many runs, night by night",
     "calibrate": "turn a model's scores into log-likelihood ratios, fitted on a labelled run",
     "convert": "turn lists of pairs into manifests, and scores into files for other tools",
     "train": "train a network whose identity check is sane",

@@ -20,7 +20,7 @@ from batchverify.io.filesystem import read_bytes
 from batchverify.output.run_directory import RunDirectory
 
 _LOG = logging.getLogger(__name__)
-_MAX_SUMMARY_BYTES = 64 * 2**20
+MAX_SUMMARY_BYTES = 64 * 2**20
 
 
 def read_baseline(config: VerificationConfig) -> RunStatistics | None:
@@ -45,6 +45,21 @@ def read_baseline(config: VerificationConfig) -> RunStatistics | None:
             path, problem, "" if config.max_drift is None else ", and --max-drift is not checked",
         )  # fmt: skip
         return None
+    return _read_statistics(path)
+
+
+def read_finished_run(path: str) -> RunStatistics:
+    """Returns the statistics of the finished run that `--baseline` names, a run directory or its `_summary.json`.
+
+    Raises:
+        PreflightError: if the run does not exist, is not finished, or has an unusable summary.
+    """
+    if problem := _why_absent("--baseline", path):
+        raise PreflightError(f"--baseline {path} {problem}; name an earlier run.")
+    return _read_statistics(path)
+
+
+def _read_statistics(path: str) -> RunStatistics:
     summary = _read_summary("--baseline", path)
     with _refusing_other_files("--baseline", path):
         return RunStatistics.from_summary(summary)
@@ -129,7 +144,7 @@ def _read_summary(option: str, path: str) -> dict[str, Any]:
     """Returns the summary of a run, of a version that this program reads."""
     file = _summary_path(path)
     try:
-        summary = json.loads(read_bytes(file, _MAX_SUMMARY_BYTES))
+        summary = json.loads(read_bytes(file, MAX_SUMMARY_BYTES))
     except RecursionError:
         raise PreflightError(f"{option} {file} cannot be read (it is nested too deeply); name another run.") from None
     except Exception as error:  # Beam wraps any exception of the store's client, and JSON has errors of its own.

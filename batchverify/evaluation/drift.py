@@ -191,8 +191,19 @@ def _histogram(histograms: Mapping[str, Any], kinds: Sequence[str]) -> np.ndarra
     """Returns the sum of the histograms of some kinds of scores."""
     scores = np.zeros(metrics.BINS, np.int64)
     for kind in kinds:
-        scores += metrics.dense([(_required_number(edge), _count(count)) for edge, count in histograms[kind]])
+        scores += metrics.dense(_checked_entries(histograms[kind]))
     return scores
+
+
+def _checked_entries(entries: Sequence[Sequence[Any]]) -> Sequence[Sequence[float]]:
+    """Returns entries that are all a number and a count; most are, which is seen at once.
+
+    Raises:
+        ValueError: With the first that is not.
+    """
+    if all(type(edge) is float and type(count) is int and 0 <= count < 2**53 for edge, count in entries):
+        return entries
+    return [(_required_number(edge), _count(count)) for edge, count in entries]
 
 
 def _failures(images: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, int]:

@@ -157,11 +157,13 @@ def dense(entries: Sequence[Sequence[float]]) -> np.ndarray:
         ValueError: If no bin begins at a score, or a count is none.
     """
     counts = np.zeros(BINS, np.int64)
-    for edge, count in entries:
-        position = int(np.searchsorted(EDGES, edge))
-        if position == BINS or EDGES[position] != edge:
-            raise ValueError(f"its histograms have a bin at {edge!r:.40}, where this program has none")
-        counts[position] = count
+    edges, numbers = np.array(entries, np.float64).reshape(-1, 2).T
+    positions = np.minimum(np.searchsorted(EDGES, edges), BINS - 1)
+    if (wrong := np.flatnonzero(EDGES[positions] != edges)).size:
+        raise ValueError(f"its histograms have a bin at {entries[wrong[0]][0]!r:.40}, where this program has none")
+    if not (numbers >= 0).all():
+        raise ValueError("its histograms have a count that is none")
+    counts[positions] = numbers  # Counts are below 2^53, and so exact.
     return counts
 
 

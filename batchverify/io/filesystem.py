@@ -6,11 +6,13 @@ callers that must report a failure catch `Exception`.
 
 from __future__ import annotations
 
+import collections
 import functools
 import glob
 import os
 import re
 import stat
+from collections.abc import Callable, Collection
 from typing import Any
 
 from apache_beam.io.filesystem import CompressionTypes, FileMetadata
@@ -141,6 +143,33 @@ def walk_folders(pattern: str) -> list[str]:
             seen.add(os.path.realpath(path))
             files += [os.path.join(path, name) for name in names]
     return files
+
+
+def files_by_folder(folder: str, is_leaf: Callable[[Collection[str]], bool]) -> dict[str, list[str]]:
+    """Returns the names of the files in each folder below `folder`, by the folder's path relative to it.
+
+    On this machine, empty folders are among them, links to folders are not followed, and folders within one whose files
+    satisfy `is_leaf` are not looked into. A store has no empty folders; it lists all its objects' names.
+
+    Raises:
+        FileNotFoundError: If there is no such folder on this machine.
+    """
+    if is_remote(folder):
+        prefix, found = f"{folder.rstrip('/')}/", collections.defaultdict(list)
+        for match in list_folder(folder, "**"):
+            parent, _, name = match.path.removeprefix(prefix).rpartition("/")
+            found[parent].append(name)
+        return dict(found)
+    files = {}
+    for path, folders, names in os.walk(folder, onerror=_raise):
+        files["" if path == folder else os.path.relpath(path, folder)] = names
+        if is_leaf(names):
+            folders.clear()
+    return files
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def says_not_found(error: Exception, uri: str) -> bool:

@@ -15,6 +15,7 @@ from batchverify.io.storage_options import PathWithStorageOptions, with_storage_
 from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import StoredFile
 from batchverify.output.run_directory import FINISHING, RunDirectory
+from batchverify.tracing import span
 
 
 class WriteScores(beam.PTransform[PCollection[pa.Table], PCollection[str]]):
@@ -84,7 +85,8 @@ class FinishRun(beam.DoFn):
         collections.deque(score_files, maxlen=0)
         check_row_counts(rows_read, self._count_rows(self._run_id), summary["rows"].get("total", 0))
         with FINISHING:  # A stop of this process waits until both steps are done.
-            self._finish(self._run_id, summary, report)
+            with span("finish"):
+                self._finish(self._run_id, summary, report)
             if self._session is not None and all(gate["met"] for gate in summary["gates"]):
                 self._session.publish(stored_files, self._run_id)
 

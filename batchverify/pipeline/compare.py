@@ -34,6 +34,7 @@ from batchverify.schema import (
     category,
     is_match,
 )
+from batchverify.tracing import span
 from batchverify.worker_stats import WorkerStats
 
 # The kinds of tables that are grouped by block.
@@ -82,14 +83,15 @@ class ComparePairs(beam.DoFn):
         if len(by_kind[BLOCK_TABLE]) != 1:
             raise RunError(f"{len(by_kind[BLOCK_TABLE])} blocks have the key {key}; give every block a key of its own.")
         (block,) = by_kind[BLOCK_TABLE]
-        with self._stats.timed("compare"):
+        with self._stats.timed("compare"), span("compare", rows=block.num_rows):
             images = self._images(block, by_kind[IMAGES_TABLE])
             scored = compare_block(block, images, self._network, self._config, self._calibration)
         failed = scored["score"].null_count
         rows = scored.num_rows - failed
         self._scored.inc(rows)
         self._encodings.inc(rows * self._network.encodings_per_pair)
-        with self._stats.timed("write"):  # Beam runs the following steps before it resumes this generator.
+        # Beam runs the following steps, which write, before it resumes this generator.
+        with self._stats.timed("write"), span("write", rows=block.num_rows):
             yield scored
         self._stats.add(rows_scored=rows, rows_failed=failed)
 

@@ -22,6 +22,7 @@ from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.inference_metrics import InferenceMetrics
 from batchverify.pipeline.network import EmbeddingLookupNetwork, NetworkLoader
 from batchverify.pipeline.stored_embeddings import NextGeneration, encode_changed
+from batchverify.tracing import span
 from batchverify.worker_stats import WorkerStats
 
 # The tags of the outputs of `EncodeImages` beside its main output, the answers to blocks.
@@ -85,7 +86,9 @@ class EncodeImages(beam.DoFn):
         drawn: list[DrawnImages] = []
         chunk_size = max(1, self._chunk_bytes // self._network.embedding_bytes)
         for start in range(0, len(requests.uris), chunk_size):
-            images = self._encode(requests.uris.slice(start, chunk_size), stored)
+            uris = requests.uris.slice(start, chunk_size)
+            with span("encode", images=len(uris), bucket=bucket):
+                images = self._encode(uris, stored)
             yield beam.pvalue.TaggedOutput(IMAGES_OUTPUT, images.drop_columns(["embedding"]))
             if generation is not None:
                 yield from _to_store(generation.add(images))

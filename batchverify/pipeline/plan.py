@@ -33,6 +33,7 @@ from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes
 from batchverify.pipeline.network import Network, NetworkLoader
 from batchverify.pipeline.portable import absolute_paths, configure_portable, max_block_bytes, max_element_bytes
 from batchverify.pipeline.provenance import describe_run
+from batchverify.tracing import span
 from batchverify.worker_stats import WorkerStats
 
 _LOG = logging.getLogger(__name__)
@@ -112,7 +113,8 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
         refuse_local_images(manifest.sample)
     stats = stats or WorkerStats()
     loader = keras_loader(config, sidecar.golden_pairs, stats, config.embeddings_version if config.embeddings else None)
-    network = _load_checked(loader, manifest)
+    with span("load"):
+        network = _load_checked(loader, manifest)
     session = _plan_session(config, network, *store) if store else None
     calibration = plan_calibration(config, sidecar, network.facts, manifest, options)
     table = image_table(options, manifest, session.rows if session else 0)

@@ -21,7 +21,9 @@ from batchverify.pipeline.dataflow import is_dataflow
 from batchverify.pipeline.execution import Watcher, run_to_end, submit_pipeline
 from batchverify.pipeline.plan import RunPlan, pipeline_options, plan_run, read_store_again, report_memory
 from batchverify.pipeline.portable import job_server
+from batchverify.run_id import set_run_id
 from batchverify.temporary_folder import temporary_folder
+from batchverify.tracing import SetAttribute, flush_spans, span
 from batchverify.worker_stats import WorkerStats, read_totals
 
 _building = threading.Lock()
@@ -92,8 +94,11 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
         >>> result.summary["rows"]["scored"], result.summary["rows"]["total"]
         (122, 125)
     """
-    with _worker_stats(beam_args) as stats:
-        plan = plan_run(config, beam_args, stats)
+    with _traced() as set_attribute, _worker_stats(beam_args) as stats:
+        with span("plan", is_parent=True):
+            plan = plan_run(config, beam_args, stats)
+        set_run_id(plan.run_id)
+        set_attribute("run_id", plan.run_id)
         with job_server(plan.options), _claimed(plan) as detach:
             plan = read_store_again(plan)
             report_memory(plan)
@@ -138,6 +143,7 @@ def submit(config: VerificationConfig, beam_args: Sequence[str]) -> Submission:
     if not is_dataflow(pipeline_options(beam_args)):
         raise PreflightError("--no-wait is for --runner=DataflowRunner; the work of other runners ends with this process.")
     plan = plan_run(config, beam_args)
+    set_run_id(plan.run_id)
     with _claimed(plan) as detach:
         link = submit_pipeline(_make_pipeline(read_store_again(plan)))
         detach()
@@ -167,6 +173,16 @@ def _without_interactive_beam() -> Iterator[None]:
             yield
         finally:
             module.alter_label_if_ipython = original
+
+
+@contextmanager
+def _traced() -> Iterator[SetAttribute]:
+    """Records the block as the span of the run, and sends all spans at its end."""
+    try:
+        with span("run", is_parent=True) as set_attribute:
+            yield set_attribute
+    finally:
+        flush_spans()
 
 
 @contextmanager

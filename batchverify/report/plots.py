@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, PercentFormatter
 
@@ -22,6 +24,7 @@ from batchverify.evaluation import metrics
 INK, MUTED, GRID, GENUINE, IMPOSTOR, NEUTRAL, FAULT, PAPER = (f"#0102{number:02x}" for number in range(8))
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", GENUINE: "genuine", IMPOSTOR: "impostor", NEUTRAL: "neutral",
               FAULT: "bad", PAPER: "paper"}  # fmt: skip
+LINE_STYLES = ("solid", "dashed", "dotted")  # by their names in style sheets, too
 _KIND_COLOURS = {"genuine": GENUINE, "impostor": IMPOSTOR, "unlabelled": NEUTRAL}
 _BARS = 50
 _WIDTH_IN = 5.6
@@ -33,7 +36,17 @@ _STYLE: Any = {
     "axes.axisbelow": True, "legend.frameon": False, "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
 _PROBABILITY_TICKS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
+# Ticks at the first of a year, at the first of a month, at days, and at hours, which plots over days don't have.
+_DATE_FORMATS = ["%Y", "%b %Y", "%d %b", "%H:%M", "%H:%M", "%S"]
+_MANY_DAYS = 120  # Of more days, a plot shows no dots.
+_LIMIT_IN_SIGHT = 4  # A limit so many times above the highest value would press the line to the ground.
 _DET_TICKS = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 0.05, 0.2, 0.5)
+
+
+def css_colour(colour: str) -> str:
+    """Returns a colour of this module as a style sheet has it."""
+    return f"var(--{_VARIABLES[colour]})"
+
 
 # Turns the figure into an SVG element, given its name and its description.
 Finish = Callable[[str, str], str]
@@ -196,6 +209,171 @@ def _log_odds(shares: Sequence[float]) -> np.ndarray:
     with np.errstate(divide="ignore"):
         log_odds: np.ndarray = np.log(shares) - np.log1p(-np.asarray(shares))
     return log_odds
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One line of a plot over time.
+
+    Attributes:
+        label: Its name.
+        values: Its value on each day, float64 `(n,)`; NaN where there is none.
+        colour: One of the colours of this module.
+        style: A line style of Matplotlib.
+        interval: Lower and upper bounds of the values, float64 `(n,)` each.
+    """
+
+    label: str
+    values: np.ndarray
+    colour: str = NEUTRAL
+    style: str = "solid"
+    interval: tuple[np.ndarray, np.ndarray] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Timeline:
+    """The days that several plots have in common, and what is marked on them.
+
+    Attributes:
+        days: The days in order, datetime64[D] `(n,)`; several runs may be of one day.
+        missing: Days without a run, datetime64[D].
+        failed: Days whose run has no figures, datetime64[D].
+        changes: Days on which the model was another one than on the day before, datetime64[D].
+    """
+
+    days: np.ndarray
+    missing: np.ndarray
+    failed: np.ndarray
+    changes: np.ndarray
+
+
+def timeline_plot(
+    name: str,
+    title: str,
+    timeline: Timeline,
+    lines: Sequence[Line],
+    form: Callable[[float], str],
+    limits: np.ndarray,
+    from_zero: bool = True,
+) -> str:
+    """Draws values over days. A band shows what is beyond a limit, and points beyond it are marked.
+
+    Args:
+        name: The name of the plot; names of plots on a page differ.
+        title: What is drawn, for those who cannot see it.
+        timeline: The days.
+        lines: The lines; the limits are those of the first one.
+        form: The function that turns a value into the label of a tick.
+        limits: The highest value that is allowed on each day, float64 `(n,)`; NaN where there is no limit.
+        from_zero: Whether the axis begins at 0; if not, it begins near the lowest value, so that small changes show.
+    """
+    with _figure(1.75, left=0.7) as (figure, finish):
+        axes = figure.subplots()
+        top = _draw_limits(axes, timeline.days, limits, _highest(lines))
+        for line in lines:
+            if line.interval:
+                axes.fill_between(timeline.days, *line.interval, color=line.colour, alpha=0.18, linewidth=0)
+            axes.plot(timeline.days, line.values, color=line.colour, linewidth=1.3, linestyle=line.style, zorder=3)
+            alone = _without_neighbours(line.values) if len(timeline.days) > _MANY_DAYS else np.isfinite(line.values)
+            _dots(axes, timeline.days[alone], line.values[alone], line.colour, 2.5)
+        beyond = lines[0].values > limits
+        _dots(axes, timeline.days[beyond], lines[0].values[beyond], FAULT, 4)
+        lowest = 0.0 if from_zero else float(np.nanmin([np.nanmin(line.values) for line in lines]))
+        _finish_time_axes(axes, timeline, (lowest, top if from_zero else max(_highest(lines), lowest * 1.01)), form)
+        return finish(name, f"{title}. {_describe_lines(lines, form)}")
+
+
+def timeline_stack(name: str, title: str, timeline: Timeline, lines: Sequence[Line], form: Callable[[float], str]) -> str:
+    """Draws values over days, stacked upon each other. The arguments are those of `timeline_plot`."""
+    with _figure(1.75, left=0.7) as (figure, finish):
+        axes = figure.subplots()
+        days, below = _steps(timeline.days), np.zeros(2 * len(timeline.days))
+        for line in lines:
+            above = below + np.repeat(np.nan_to_num(line.values), 2)
+            axes.fill_between(days, below, above, facecolor=line.colour, linewidth=0, alpha=0.85, zorder=3)
+            below = above
+        _finish_time_axes(axes, timeline, (0, max(below.max(), 1) * 1.15), form)
+        return finish(name, f"{title}. {_describe_lines(lines, form)}")
+
+
+def _steps(days: np.ndarray) -> np.ndarray:
+    """Returns the beginning and the end of each day, around its middle; datetime64[h] `(2 n,)`."""
+    hours = days.astype("datetime64[h]")
+    return np.stack([hours - 12, hours + 12], axis=1).ravel()
+
+
+def _highest(lines: Sequence[Line]) -> float:
+    values = np.concatenate([line.values for line in lines])
+    return float(np.max(values, where=np.isfinite(values), initial=0))
+
+
+def _draw_limits(axes: Axes, days: np.ndarray, limits: np.ndarray, highest: float) -> float:
+    """Draws the band beyond the limits, and returns where the axis ends; far above all values, the limit is only named."""
+    lowest = float(np.min(limits, where=np.isfinite(limits), initial=np.inf))
+    if not np.isfinite(lowest):
+        return highest * 1.15
+    shown = lowest <= highest * _LIMIT_IN_SIGHT
+    top = max(highest * 1.15, lowest * 1.3 if shown or not highest else 0)
+    if shown or not highest:
+        bottom = np.repeat(np.minimum(np.nan_to_num(limits, nan=np.inf), top or 1), 2)
+        axes.fill_between(_steps(days), bottom, top or 1, color=FAULT, alpha=0.13, linewidth=0)
+    else:
+        axes.annotate("the limit lies higher", (1, 1), (0, 2), xycoords="axes fraction", textcoords="offset points", ha="right",
+                      va="bottom", fontsize=7, color=INK)  # fmt: skip
+    return top
+
+
+def _finish_time_axes(axes: Axes, timeline: Timeline, span: tuple[float, float], form: Callable[[float], str]) -> None:
+    """Draws what all plots over time have: missing and failed days, changes of the model, and the axes."""
+    bottom, top = span
+    top = top if top > bottom else bottom + 1
+    half_a_day = np.timedelta64(12, "h")
+    for first, last in _ranges(timeline.missing):
+        axes.axvspan(date2num(first - half_a_day), date2num(last + half_a_day), color=MUTED, alpha=0.22, linewidth=0)
+    axes.plot(timeline.failed, np.full(len(timeline.failed), 0.05), "x", color=FAULT, markersize=4.5, markeredgewidth=1.4,
+              transform=axes.get_xaxis_transform(), zorder=4, clip_on=False)  # fmt: skip
+    for day in timeline.changes:
+        axes.axvline(day, color=INK, linewidth=0.9, linestyle=":", zorder=2)
+    axes.plot(timeline.changes, np.full(len(timeline.changes), 1.0), "v", color=INK, markersize=4,
+              transform=axes.get_xaxis_transform(), zorder=4, clip_on=False)  # fmt: skip
+    axes.set_xlim(timeline.days[0] - 2 * half_a_day, timeline.days[-1] + 2 * half_a_day)
+    margin = 0.02 * top if bottom == 0 else 0.12 * (top - bottom)
+    axes.set_ylim(bottom - margin, top if bottom == 0 else top + margin)
+    axes.yaxis.set_major_locator(MaxNLocator(3))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: form(value)))
+    locator = AutoDateLocator(minticks=3, maxticks=7)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False, formats=_DATE_FORMATS))
+
+
+def _dots(axes: Axes, days: np.ndarray, values: np.ndarray, colour: str, size: float) -> None:
+    axes.plot(days, values, "o", color=colour, markersize=size, linestyle="", zorder=4)
+
+
+def _without_neighbours(values: np.ndarray) -> np.ndarray:
+    """Returns which values have none beside them, so that no line shows them; bool `(n,)`."""
+    known = np.concatenate([[False], np.isfinite(values), [False]])
+    alone: np.ndarray = known[1:-1] & ~known[:-2] & ~known[2:]
+    return alone
+
+
+def _ranges(days: np.ndarray) -> list[tuple[np.datetime64, np.datetime64]]:
+    """Returns the first and the last day of each sequence of days without a gap."""
+    if not len(days):
+        return []
+    parts = np.split(days, np.flatnonzero(np.diff(days) > np.timedelta64(1, "D")) + 1)
+    return [(part[0], part[-1]) for part in parts]
+
+
+def _describe_lines(lines: Sequence[Line], form: Callable[[float], str]) -> str:
+    """Returns the span of each line and its last value, in words."""
+    words = []
+    for line in lines:
+        known = line.values[np.isfinite(line.values)]
+        if len(known):
+            span = f"from {form(known.min())} to {form(known.max())}, {form(known[-1])} in the last night"
+            words.append(f"{line.label} in {len(known)} nights: {span}")
+    return "; ".join(words) + "."
 
 
 def _normal_deviate(rate: float, floor: float) -> float:

@@ -5,15 +5,12 @@ The scores are not read. Only the images of the thumbnails are not in `_summary.
 
 from __future__ import annotations
 
-import importlib.resources
 import logging
-from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from batchverify.errors import PreflightError, RunError, printable, short_reason
+from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.evaluation import metrics
 from batchverify.evaluation.drift import describe_shift
 from batchverify.evaluation.strangers import describe_mates
@@ -22,7 +19,8 @@ from batchverify.evaluation.traits import describe_traits
 from batchverify.images.variants import CHANGES
 from batchverify.output.run_directory import RunDirectory
 from batchverify.report.command import format_command
-from batchverify.report.verdict import format_value, judge_model, judge_run
+from batchverify.report.page import environment
+from batchverify.report.verdict import judge_model, judge_run
 from batchverify.worker_stats import WORK_NAMES
 
 _LOG = logging.getLogger(__name__)
@@ -78,7 +76,7 @@ def make_report(summary: dict[str, Any]) -> str:
     except Exception as error:  # No exception may leave this function.
         _LOG.error("the report could not be made (%s: %s); the scores are whole.", type(error).__name__, error)
         message = f"This report could not be made ({type(error).__name__}: {error}). The scores are whole."
-        return _environment().from_string(
+        return environment().from_string(
             '<!doctype html><html lang="en"><meta charset="utf-8"><title>No report</title><p>{{ message }}</p></html>'
         ).render(message=message)  # fmt: skip
 
@@ -96,9 +94,8 @@ def render(summary: dict[str, Any]) -> str:
         raise PreflightError(f"_summary.json {problem}.")
     optional = dict.fromkeys(("profile", "baseline", "embeddings", "calibration"))  # Not every run has these sections.
     summary = {**optional, **summary}
-    template = importlib.resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     rates, run = summary["error_rates"], summary["run"]
-    return _environment().from_string(template).render(
+    return environment().get_template("report.html.j2").render(
         summary=summary,
         run=run,
         rates=rates,
@@ -230,39 +227,3 @@ def _drift(baseline: dict[str, Any]) -> dict[str, Any]:
         "description": describe_shift(baseline.get("psi")),
         **{name: baseline.get(name) for name in ("path", "psi", "ks", "model_changed")},
     }
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_escape_invisible
-    )
-    environment.filters |= {
-        "value": format_value,
-        "percent": _percent,
-        "interval": _interval,
-        "threshold": metrics.format_threshold,
-        "spaced": _spaced,
-    }
-    return environment
-
-
-def _escape_invisible(value: Any) -> Any:
-    """Escapes characters that are not printed, such as marks that change the direction of writing.
-
-    Names of files and columns come from strangers. Markup, such as a plot, is a subclass of str and stays as it is.
-    """
-    return printable(value, keep="\n") if type(value) is str else value
-
-
-def _percent(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.2%}" if value == 0 or value >= 1e-3 else f"{100 * value:.3g}%"
-
-
-def _interval(bounds: Sequence[float] | None) -> str:
-    return "" if bounds is None else f"{_percent(bounds[0])} to {_percent(bounds[1])}"
-
-
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")

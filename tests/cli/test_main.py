@@ -51,8 +51,8 @@ def test_each_subcommand_has_its_own_help(name, capsys):
         ("docter", "there is no subcommand 'docter'; did you mean doctor?"),
         (
             "pairs.csv",
-            "there is no subcommand 'pairs.csv'; give doctor, report, calibrate, convert or train, or options, which begin "
-            "with --.",
+            "there is no subcommand 'pairs.csv'; give doctor, report, nights, calibrate, convert or train, or options, which "
+            "begin with --.",
         ),
     ],
 )

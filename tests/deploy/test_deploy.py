@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,63 @@ def test_the_crontabs_command_is_silent_on_a_good_night_and_loud_beyond_a_gate(s
     assert second.returncode == 3 and "batchverify: exit code 3; see deploy/README.md." in second.stdout
     assert "gate not met: the drift of 50 scores" in second.stdout and f"against {site}/scores/dt={FIRST}" in second.stdout
     assert (site / "scores" / f"dt={SECOND}" / "_SUCCESS").exists()
+    page = (site / "scores" / "_nights.html").read_text()
+    assert page.count(f'href="dt={FIRST}/_report.html"') >= 2 and f'href="dt={SECOND}/_report.html"' in page
+    assert night(SECOND + datetime.timedelta(2)).returncode == 75
+    page = (site / "scores" / "_nights.html").read_text()
+    assert all(f'title="{SECOND + datetime.timedelta(late)}: There is no folder' in page for late in (1, 2))
+
+
+FAKE = """#!/bin/sh
+echo "$2 $3" >> "$TOLD"
+[ "$3" = nights ] && exit 1
+trap 'sleep 0.3; echo cleaned >> "$TOLD"; exit 143' TERM
+touch "$TOLD.started"
+[ -z "${LONG:-}" ] || while :; do sleep 0.05; done
+exit "${CODE:-0}"
+"""
+
+
+@pytest.fixture
+def nightly(tmp_path):
+    """Starts nightly.sh with a stand-in for the interpreter, which writes down what it is asked for."""
+    (tmp_path / "fake").write_text(FAKE)
+    (tmp_path / "fake").chmod(0o700)
+    told = tmp_path / "told"
+
+    def start(*options: str, **settings: str) -> subprocess.Popen:
+        told.unlink(missing_ok=True)
+        env = {**os.environ, "PAIRS": "p", "SCORES": "s", "MODEL": "m", "PYTHON": str(tmp_path / "fake"), "TOLD": str(told)}
+        command = [str(DEPLOY / "nightly.sh"), *options]
+        return subprocess.Popen(command, env=env | settings, stderr=subprocess.PIPE, text=True)
+
+    return start, told
+
+
+@pytest.mark.parametrize("code", ["0", "1", "2", "3", "75"])
+def test_the_page_of_all_nights_changes_no_exit_code(code, nightly):
+    start, told = nightly
+    job = start(CODE=code)
+    assert "the page of all nights was not made again" in job.communicate(timeout=60)[1] and job.returncode == int(code)
+    assert told.read_text() == "batchverify --manifest\nbatchverify nights\n"
+
+
+def test_the_page_is_not_made_where_the_job_only_checks(nightly):
+    start, told = nightly
+    job = start("--check")
+    assert job.communicate(timeout=60)[1] == "" and job.returncode == 0
+    assert told.read_text() == "batchverify --manifest\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_script_lets_the_job_clean_up(number, nightly, tmp_path):
+    start, told = nightly
+    (tmp_path / "fake").write_text(FAKE.replace("TERM", number.name.removeprefix("SIG")))
+    job = start(LONG="1")
+    while not Path(f"{told}.started").exists():
+        assert job.poll() is None
+    job.send_signal(number)
+    assert job.wait(60) == 143 and told.read_text() == "batchverify --manifest\ncleaned\n"
 
 
 def test_a_setting_that_is_missing_is_named():

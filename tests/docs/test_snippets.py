@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOP_LEVEL = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
 PAGES = [*TOP_LEVEL, "deploy/README.md", "benchmarks/README.md", "benchmarks/SCALE.md"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
-SUBCOMMANDS = ("doctor", "report", "calibrate", "convert", "train")
+SUBCOMMANDS = ("doctor", "report", "nights", "calibrate", "convert", "train")
 # The example of CONTRIBUTING.md, which does not exist.
 FOREIGN = {"--max-match-rate", "--semi-persist-dir", "--number-of-execution-retries"}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")

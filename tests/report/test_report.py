@@ -3,10 +3,8 @@
 import dataclasses
 import itertools
 import json
-import os
 import shlex
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,72 +16,12 @@ from batchverify.cli.job import parse
 from batchverify.cli.main import main
 from batchverify.evaluation.summary_version import SUMMARY_VERSION
 from batchverify.report import command, render, verdict
+from tests.support.contrast import CONTRAST
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SCRIPT = "<script>alert(1)</script>"
 FAULTY = str(Path(batchverify.__file__).parent / "demo" / "faulty.keras")
-
-CONTRAST = """
-const channel = c => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
-const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-const behind = element => {
-  for (; element; element = element.parentElement) {
-    const found = numbers(getComputedStyle(element).backgroundColor);
-    if (found.length < 4 || found[3] > 0) return found;
-  }
-  return [255, 255, 255];
-};
-const lowest = [21, null];
-for (const element of document.body.querySelectorAll("*")) {
-  if (![...element.childNodes].some(node => node.nodeType == 3 && node.data.trim())) continue;
-  const style = getComputedStyle(element);
-  const ink = luminance(numbers(element.closest("svg") ? style.fill : style.color)), paper = luminance(behind(element));
-  const contrast = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
-  if (contrast < lowest[0]) { lowest[0] = contrast; lowest[1] = element.outerHTML.slice(0, 200); }
-}
-return lowest;
-"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("there is no Chromium here: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    # Chromium may leave folders of its own in the temporary folder when it quits. It makes a Unix socket there, whose path
-    # has to be shorter than 108 characters, so the folder is none of pytest's.
-    with tempfile.TemporaryDirectory(prefix="chromium-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        service = webdriver.ChromeService(DRIVER, env={**os.environ, "TMPDIR": folder})
-        driver = webdriver.Chrome(options=options, service=service)
-        yield driver
-        driver.quit()
-
-
-@pytest.fixture
-def visit(browser):
-    """Opens a report, on a screen of some width and scheme, and returns the browser."""
-
-    def visit(output: Path, width: int = 1100, scheme: str = "light"):
-        screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-        browser.get("about:blank")
-        for log in ("performance", "browser"):
-            browser.get_log(log)
-        browser.get((output / "_report.html").as_uri())
-        return browser
-
-    return visit
 
 
 @pytest.fixture(scope="module")
