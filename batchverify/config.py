@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from batchverify.errors import PreflightError
 from batchverify.uris import is_remote
@@ -228,6 +229,10 @@ class ScoringConfig(ModelConfig):
             `unavailable`.
         fetch_threads: The number of images that one worker process fetches and decodes at the same time; None means one for
             each core, or 16 where images lie in a store, because those threads wait more than they work.
+        candidate: The path of a second model that scores the same pairs; its settings come from its own sidecar alone. None
+            without one.
+        candidate_threshold: The lowest score of the candidate's that is a match; None takes its sidecar's threshold, or else
+            that of `model`.
         review: The scores, from the first to below the second, whose rows people should look at; None marks no rows.
         prior: The share of genuine pairs among all pairs, in (0, 1), by which calibrated scores become probabilities;
             None for no probabilities.
@@ -253,6 +258,8 @@ class ScoringConfig(ModelConfig):
     on_nan: str = "fail"
     image_timeout: float = 60.0
     fetch_threads: int | None = None
+    candidate: str | None = None
+    candidate_threshold: float | None = None
     review: tuple[float, float] | None = None
     prior: float | None = None
     group_columns: tuple[str, ...] = ()
@@ -262,14 +269,27 @@ class ScoringConfig(ModelConfig):
     subject_columns: tuple[str, str] | None = None
     accelerator: str | None = None
 
+    def candidate_match_threshold(self) -> float:
+        """Returns the candidate's threshold in force, once its sidecar has been applied."""
+        return self.match_threshold() if self.candidate_threshold is None else self.candidate_threshold
+
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
+        yield from self._problems_of_candidate()
         yield from self._problems_of_limits()
         yield from self._problems_of_review()
         yield from self._problems_of_prior()
         yield from self._problems_of_strangers()
         yield from self._problems_of_accelerator()
         yield from self._problems_of_columns()
+
+    def _problems_of_candidate(self) -> Iterator[str]:
+        if self.candidate == "":
+            yield "--candidate is empty; name a model."
+        if self.candidate_threshold is not None and not 0 <= self.candidate_threshold <= 1:
+            yield f"--candidate-threshold is {self.candidate_threshold}; a score lies in [0, 1], so give a number from 0 to 1."
+        if self.candidate_threshold is not None and self.candidate is None:
+            yield "--candidate-threshold needs a candidate, and none is given; add --candidate MODEL."
 
     def _problems_of_limits(self) -> Iterator[str]:
         if not (math.isfinite(self.identity_tolerance) and self.identity_tolerance >= 0):
@@ -321,6 +341,9 @@ class ScoringConfig(ModelConfig):
             yield f"column '{column}' is given for two things; left, right, label and fold are different columns."
 
 
+Config = TypeVar("Config", bound=ScoringConfig)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerificationConfig(ScoringConfig):
     """The settings of one run: a manifest in, a directory of scores out.
@@ -343,6 +366,7 @@ class VerificationConfig(ScoringConfig):
         baseline: The run directory, or the `_summary.json`, of an earlier run to compare this run with.
         baseline_optional: Whether to continue without a baseline where `baseline` holds no finished run.
         max_stranger_matches: The limit on matches among pairs drawn at random; above it the exit code is 3.
+        max_flips: The limit on rows that only one of `model` and `candidate` finds a match; above it the exit code is 3.
         max_group_ratio: The limit on the ratio of a group's highest FMR or FNMR to the lowest; above it the exit code is 3.
         max_drift: The limit on the population stability index of the scores against the baseline's; above it the exit code
             is 3.
@@ -368,6 +392,7 @@ class VerificationConfig(ScoringConfig):
     baseline: str | None = None
     baseline_optional: bool = False
     max_stranger_matches: Limit | None = None
+    max_flips: Limit | None = None
     max_group_ratio: float | None = None
     max_drift: float | None = None
     embeddings: str | None = None
@@ -387,6 +412,13 @@ class VerificationConfig(ScoringConfig):
         yield from super()._problems_of_strangers()
         if self.max_stranger_matches is not None and self.stranger_pairs == 0:
             yield "--max-stranger-matches needs strangers, and --stranger-pairs is 0; leave one of them out."
+
+    def _problems_of_candidate(self) -> Iterator[str]:
+        yield from super()._problems_of_candidate()
+        if self.max_flips is not None and self.candidate is None:
+            yield "--max-flips needs a candidate, and none is given; add --candidate MODEL."
+        if self.embeddings and self.candidate is not None:
+            yield "--embeddings keeps the embeddings of one model, and --candidate adds a second; leave one of them out."
 
     def _problems_of_paths(self) -> Iterator[str]:
         if isinstance(self.manifests, str) or not self.manifests:
@@ -443,6 +475,11 @@ class VerificationConfig(ScoringConfig):
         for name in ("embeddings_version", "embeddings_rebuild", "embeddings_days"):
             if self.embeddings is None and getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 yield f"{_option(name)} needs an embedding store, and none is given; add --embeddings DIR."
+
+
+def with_candidate_threshold(config: Config) -> Config:
+    """Returns a configuration, completed by both sidecars, whose threshold is the candidate's."""
+    return dataclasses.replace(config, threshold=config.candidate_match_threshold())
 
 
 def split_threshold_source(text: str) -> tuple[str, float]:

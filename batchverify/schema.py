@@ -73,6 +73,12 @@ REVIEW_FIELD = pa.field("review", pa.bool_())
 # Only a run whose model is calibrated has the first of these columns, and only with --prior the second.
 LLR_FIELD = pa.field("llr", pa.float32())
 PROBABILITY_FIELD = pa.field("probability", pa.float32())
+# Only a run with --candidate has these columns. They are null where the candidate has no score.
+CANDIDATE_FIELDS = (
+    pa.field("score_candidate", pa.float32()),
+    pa.field("match_candidate", pa.bool_()),
+    pa.field("identity_check_candidate", _CATEGORY),
+)
 RESERVED_COLUMNS = frozenset(field.name for field in PROVENANCE_FIELDS + RESULT_FIELDS) | {BAD_ROW_COLUMN}
 
 
@@ -107,9 +113,9 @@ def is_match(scores: np.ndarray, threshold: float) -> np.ndarray:
     return scores >= np.float32(threshold)
 
 
-def category(codes: np.ndarray, names: tuple[enum.StrEnum, ...]) -> pa.DictionaryArray:
-    """Returns `dictionary<string>` for `codes`, int8 positions in `names`."""
-    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), pa.array([str(name) for name in names]))
+def category(codes: np.ndarray, names: tuple[enum.StrEnum, ...], missing: np.ndarray | None = None) -> pa.DictionaryArray:
+    """Returns `dictionary<string>` for `codes`, int8 positions in `names`; null where `missing`, bool `(n,)`."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8(), mask=missing), pa.array([str(name) for name in names]))
 
 
 def is_text(kind: pa.DataType) -> bool:

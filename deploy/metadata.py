@@ -25,10 +25,12 @@ _NUMBER = r"-?[0-9]*\.?[0-9]+(e-?[0-9]+)?"
 _REGEXES = {
     "pixels": f"({'|'.join(map(re.escape, PIXELS))})(-binary:[0-9.]+)?".replace(r"\-", "-"),
     "manifest": _URI, "output": _URI, "model": _URI, "image_root": _URI, "baseline": _URI, "embeddings": _URI,
+    "candidate": _URI,
     "max_failed_rows": r"[0-9]+|[0-9]*\.?[0-9]+%", "max_identity_faults": r"[0-9]+|[0-9]*\.?[0-9]+%",
     "image_size": r"[0-9]+(x[0-9]+)?", "match_column": "[01]", "custom_object": ".+=.+",
     "accelerator": r"[a-z][a-z0-9-]*|type:[a-z][a-z0-9-]*;count:1(;[A-Za-z0-9:._-]+)*",
-    "max_stranger_matches": r"[0-9]+|[0-9]*\.?[0-9]+%", "subject_columns": "[^,]+,[^,]+",
+    "max_stranger_matches": r"[0-9]+|[0-9]*\.?[0-9]+%", "max_flips": r"[0-9]+|[0-9]*\.?[0-9]+%",
+    "subject_columns": "[^,]+,[^,]+",
     "prior": r"0?\.[0-9]+(e-[0-9]+)?|[1-9](\.[0-9]+)?e-[0-9]+",
     "review": r"[0-9]*\.?[0-9]+,[0-9]*\.?[0-9]+",
     "threshold_from": ".+:fmr=[0-9.e-]+",

@@ -25,6 +25,9 @@ def _lines(check: CheckResult) -> Iterator[str]:
         yield f"          {check.golden} golden pairs score as they should"
     if check.calibration:
         yield f"          calibrated: {check.calibration}"
+    if check.candidate:
+        pixels = "the pixels that the model takes" if check.candidate_shares_pixels else "pixels of its own"
+        yield f"Candidate {check.candidate.path}: {check.candidate.structure}; it takes {pixels}"
     yield from _sample_lines(check.sample)
     if check.baseline:
         yield f"Baseline  {check.config.baseline}: {check.baseline.scored:,} scored rows"

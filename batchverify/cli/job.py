@@ -17,6 +17,7 @@ from batchverify.cli.completion import SHELLS, PrintCompletion
 from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.messages import gate_message, print_run, run_message, submission_message
 from batchverify.cli.options import (
+    add_candidate_options,
     add_column_options,
     add_dataflow_options,
     add_decision_options,
@@ -87,7 +88,7 @@ def make_parser() -> Parser:
     lines = [f"{name:<10}{text}" for name, text in SUBCOMMANDS.items()]
     parser.add_argument_group("subcommands, each with its own --help", "\n".join(lines))
     for add_options in (
-        add_job_options, add_model_options, add_pixel_options, add_decision_options, add_gate_options,
+        add_job_options, add_model_options, add_pixel_options, add_decision_options, add_candidate_options, add_gate_options,
         add_embedding_options, add_column_options, add_image_options, add_monitoring_options, add_dataflow_options,
     ):  # fmt: skip
         add_options(parser)

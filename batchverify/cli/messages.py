@@ -65,6 +65,8 @@ def run_message(output: str, summary: dict[str, Any]) -> str:
         lines += [f"Suggest   {threshold}" for threshold in threshold_messages(rates)]
     if calibration := summary.get("calibration"):
         lines.append("Cllr      " + cllr_message(calibration))
+    if candidate := summary.get("candidate"):
+        lines.append(f"Candidate {candidate_message(candidate)}")
     if embeddings := summary.get("embeddings"):
         lines.append("Store     " + store_message(embeddings))
     if baseline := summary.get("baseline"):
@@ -124,6 +126,16 @@ def cllr_message(calibration: dict[str, Any]) -> str:
     best = "" if lowest is None else f", and {lowest:.3f} were these scores calibrated perfectly"
     message = f"{cost:.3f} bits, where 0 is perfect and 1 tells nothing{best}"
     return message if cost < 1 else f"{message}. MISLEADING: calibrate again"
+
+
+def candidate_message(candidate: dict[str, Any]) -> str:
+    """Returns in one line how many decisions a candidate changes, and in a second one what is wrong with it."""
+    from batchverify.evaluation.candidate import describe_changes, describe_faults
+
+    matches = f"{candidate['rows'].get('matches', 0):,} matches at threshold {candidate['threshold']:g}"
+    line = printable(f"{candidate['model']}: {matches}; {describe_changes(candidate)}")
+    faults = describe_faults(candidate)
+    return f"{line}\n{_INDENT}{faults}" if faults else line
 
 
 def _labels_message(rates: dict[str, Any]) -> str:

@@ -179,6 +179,19 @@ def add_decision_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_candidate_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the second model, and what is decided about its scores."""
+    group = parser.add_argument_group("a candidate: a second model that scores the same pairs, to compare both")
+    add_option(
+        group, "--candidate", type=path_option, metavar="FILE",
+        help="its file or folder; all that its file does not say comes from its own sidecar, and from no option",
+    )  # fmt: skip
+    add_option(
+        group, "--candidate-threshold", type=float, metavar="T",
+        help="its threshold (default: its sidecar's, or else that of --model)",
+    )  # fmt: skip
+
+
 def add_threshold_option(group: Any) -> None:
     """Adds the threshold, which the doctor knows as well."""
     add_option(
@@ -193,6 +206,7 @@ def add_gate_options(parser: argparse.ArgumentParser) -> None:
     for option, text in (
         ("--max-failed-rows", "rows without a score"),
         ("--max-identity-faults", "scored rows whose identity check is not sane"),
+        ("--max-flips", "rows that only one of --model and --candidate finds a match"),
         ("--max-stranger-matches", "matches among images drawn at random; the verdict takes 10%% where this is not given"),
     ):
         add_option(group, option, type=_limit, metavar="N|P%", help=f"{text}: a count, or a percentage such as 0.5%%")

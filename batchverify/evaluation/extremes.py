@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchverify.config import ScoringConfig
+from batchverify.evaluation.candidate import GAINED, LOST, decisions
 from batchverify.schema import MANIFEST_FILE, MANIFEST_ROW, IdentityCheck, ImageStatus
 
 PAIRS_PER_KIND = 12
 MAX_TEXT_LENGTH = 1000
 NOT_A_NUMBER = "not_a_number"
+_SCORES = ("score", "identity_left", "identity_right", "score_candidate")
 _CUT_MARK = "… (cut)"
 _FAULTS = pa.array([str(IdentityCheck.BELOW_THRESHOLD), str(IdentityCheck.OUTSCORED)])
 # The pair with the lowest rank is the most extreme; pairs with equal ranks come in manifest order.
@@ -28,7 +30,8 @@ class Extremes:
 
     Attributes:
         kinds: Tables of at most `PAIRS_PER_KIND` rows by kind: `highest_impostors`, `lowest_genuines`,
-            `highest_unlabelled`, `lowest_unlabelled`, `identity_faults`, and `failed_STATUS` for rows without a score.
+            `highest_unlabelled`, `lowest_unlabelled`, `identity_faults`, `failed_STATUS` for rows without a score, and with a
+            candidate `matches_gained` and `matches_lost`.
     """
 
     kinds: dict[str, pa.Table] = dataclasses.field(default_factory=dict)
@@ -84,6 +87,12 @@ def _rank_kinds(table: pa.Table, labels: np.ndarray, threshold: float) -> Iterat
     faulty = pc.is_in(table["identity_check"].cast(pa.string()), _FAULTS).to_numpy(zero_copy_only=False)
     # An identity score must reach the threshold and the pair's own score; the rank is how far it falls short.
     yield "identity_faults", faulty, np.minimum(left, right) - np.maximum(score, threshold)
+    if "match_candidate" in table.column_names:
+        both, first, second = decisions(table)
+        # The pairs whose score the candidate changes most.
+        change = -np.abs(table["score_candidate"].to_numpy().astype(np.float64) - score)
+        yield GAINED, both & ~first & second, change
+        yield LOST, both & first & ~second, change
     if not scored.all():
         statuses = _failure_statuses(table)
         manifest_order = np.zeros(table.num_rows)
@@ -114,7 +123,7 @@ def _select_extremes(
             "right": _cut(selected[config.right_column]),
             MANIFEST_FILE: selected[MANIFEST_FILE],
             MANIFEST_ROW: selected[MANIFEST_ROW],
-            **{name: selected[name].cast(pa.float64()) for name in ("score", "identity_left", "identity_right")},
+            **{name: selected[name].cast(pa.float64()) for name in _SCORES if name in selected.column_names},
             "label": pa.array(labels[rows] == 1, mask=labels[rows] < 0),
             "error": _cut(selected["error"]),
             "rank": pa.array(rank[rows]),

@@ -9,6 +9,7 @@ from batchverify.config import Limit, VerificationConfig
 from batchverify.evaluation.groups import largest_ratio
 
 _DRIFT, _GROUPS, STRANGERS = "--max-drift", "--max-group-ratio", "--max-stranger-matches"
+FLIPS = "--max-flips"
 EMPTY = "--allow-empty"
 
 
@@ -19,7 +20,8 @@ class Gate:
     Attributes:
         option: The option that set the limit.
         limit: The limit as the user wrote it.
-        found: The number of rows at fault, or without a score, or of strangers that match; for `--max-drift`, the population
+        found: The number of rows at fault, or without a score, or that a candidate decides in another way, or of strangers
+            that match; for `--max-drift`, the population
             stability index; for `--max-group-ratio`, the ratio. None where there is none.
         rows: The number of rows, or pairs of strangers, that the limit applies to; for `--max-drift`, the number of scores.
         met: Whether the value is within the limit.
@@ -45,6 +47,12 @@ class Gate:
             return f"no two images could be drawn at random, so nobody knows whether {STRANGERS} {self.limit} is met"
         if self.option == STRANGERS:
             return f"{self.found:,} of {self.rows:,} pairs drawn at random match, where {STRANGERS} allows {self.limit}"
+        if self.option == FLIPS and not self.rows:
+            return f"no row has a score of both models, so nobody knows whether {FLIPS} {self.limit} is met"
+        if self.option == FLIPS:
+            return (
+                f"the candidate decides {self.found:,} of {self.rows:,} rows in another way, where {FLIPS} allows {self.limit}"
+            )
         return f"{self.found:,} of {self.rows:,} rows, where {self.option} allows {self.limit}"
 
 
@@ -67,6 +75,12 @@ def evaluate_gates(config: VerificationConfig, summary: dict[str, Any]) -> list[
         # Without a pair, nobody knows. Such a run must not pass the gate.
         met = pairs > 0 and config.max_stranger_matches.allows(matches, pairs)
         gates.append(Gate(STRANGERS, str(config.max_stranger_matches), matches if pairs else None, pairs, met))
+    if config.max_flips is not None and (candidate := summary.get("candidate")):
+        flips = candidate["flips"]
+        compared, flipped = flips["compared"], flips["gained"] + flips["lost"]
+        # Without a row that both models score, nobody knows. Such a run must not pass the gate.
+        met = compared > 0 and config.max_flips.allows(flipped, compared)
+        gates.append(Gate(FLIPS, str(config.max_flips), flipped if compared else None, compared, met))
     if config.max_group_ratio is not None:
         ratio = largest_ratio(summary.get("groups"))
         # Where no group can be told, nobody knows that one is much worse; but a run without labels must not pass the gate.

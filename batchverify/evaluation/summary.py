@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from batchverify.config import ScoringConfig
 from batchverify.evaluation import metrics
+from batchverify.evaluation.candidate import candidate_images, candidate_rows, count_flips, describe_flips
 from batchverify.evaluation.clusters import Clusters, Subjects, effective_sample_sizes, merge_clusters
 from batchverify.evaluation.extremes import Extremes, find_extremes
 from batchverify.evaluation.groups import Groups, count_groups, describe_groups, merge_groups
@@ -55,6 +56,7 @@ class Summary:
         clusters: The counts of pairs and errors by subject, by kind of pair; empty without columns that name subjects.
         strangers: The comparisons of images drawn at random; None where this part has none.
         steadiness: The section `steadiness` of `_summary.json`; None where this part has none.
+        candidate: The same counts of the candidate, without extremes and groups; None where this part has none.
     """
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -69,6 +71,7 @@ class Summary:
     clusters: Clusters = dataclasses.field(default_factory=dict)
     strangers: Strangers | None = None
     steadiness: dict[str, Any] | None = None
+    candidate: Summary | None = None
 
     @classmethod
     def merge(cls, parts: Iterable[Summary]) -> Summary:
@@ -90,15 +93,17 @@ class Summary:
             clusters=merge_clusters(part.clusters for part in parts),
             strangers=next((part.strangers for part in parts if part.strangers), None),
             steadiness=next((part.steadiness for part in parts if part.steadiness), None),
+            candidate=cls.merge(candidates) if (candidates := [part.candidate for part in parts if part.candidate]) else None,
             **sums,
         )
 
-    def to_json(self, threshold: float, fmr: Sequence[float] = ()) -> dict[str, Any]:
+    def to_json(self, threshold: float, fmr: Sequence[float] = (), candidate_threshold: float | None = None) -> dict[str, Any]:
         """Returns the sections of `_summary.json` about rows and images.
 
         Args:
             threshold: The threshold in force.
             fmr: False match rates, beside those that every run has, to name a threshold for.
+            candidate_threshold: The candidate's threshold in force; None without a candidate.
         """
         failed = metrics.Rate(self.counts["images.total"] - self.counts["images.ok"], self.counts["images.total"])
         return {
@@ -115,6 +120,16 @@ class Summary:
             "extremes": self.extremes.to_json(),
             "calibration": None,
             "embeddings": None,
+            "candidate": None if candidate_threshold is None else self._describe_candidate(candidate_threshold, fmr),
+        }
+
+    def _describe_candidate(self, threshold: float, fmr: Sequence[float]) -> dict[str, Any]:
+        sections = (self.candidate or Summary()).to_json(threshold, fmr)
+        kept = ("images", "identity", "strangers", "steadiness", "error_rates", "score_histograms")
+        return {
+            **describe_flips(self._counts_below("flips")),
+            "rows": {name: sections["rows"].get(name, 0) for name in ("scored", "failed", "matches")},
+            **{name: sections[name] for name in kept},
         }
 
     def _counts_below(self, name: str) -> dict[str, int]:
@@ -160,31 +175,40 @@ class Summary:
 def summarise_rows(table: pa.Table, config: ScoringConfig, label_column: str | None, fold_column: str | None) -> Summary:
     """Summarises one table of scored rows."""
     labels = parse_labels(table[label_column])[0] if label_column else np.full(table.num_rows, -1, np.int8)
+    subjects = Subjects.read(table, config.subject_columns) if label_column and config.subject_columns else None
+    summary = _summarise_scores(table, labels, fold_column, subjects)
+    candidate = None
+    if config.candidate is not None:
+        summary.counts.update(count_flips(table, labels))
+        candidate = _summarise_scores(candidate_rows(table), labels, fold_column, subjects)
+    if config.review is not None:
+        summary.counts["rows.review"] = pc.sum(table["review"]).as_py() or 0
+    # Rows without a score have NaN there.
+    groups = count_groups(table, table["score"].to_numpy(), labels, group_columns(config), subjects)
+    return dataclasses.replace(summary, extremes=find_extremes(table, labels, config), groups=groups, candidate=candidate)
+
+
+def _summarise_scores(table: pa.Table, labels: np.ndarray, fold_column: str | None, subjects: Subjects | None) -> Summary:
     scored = table["score"].is_valid().to_numpy(zero_copy_only=False)
     scores = table["score"].to_numpy()
-    subjects = Subjects.read(table, config.subject_columns) if label_column and config.subject_columns else None
     verdict = table["identity_check"].cast(pa.string())
     sane = pc.is_in(verdict, pa.array([str(IdentityCheck.SANE)])).to_numpy(zero_copy_only=False)
     return Summary(
-        counts=_count_rows(table, labels, config),
+        counts=_count_rows(table, labels),
         scores=np.stack([metrics.histogram(scores[scored & (labels == code - 1)]) for code in range(len(KINDS))]),
         identity_faults=metrics.histogram(scores[scored & ~sane]),
         folds=_fold_histograms(table[fold_column], scores, scored, labels) if fold_column else {},
-        extremes=find_extremes(table, labels, config),
-        groups=count_groups(table, np.where(scored, scores, np.nan), labels, group_columns(config), subjects),
         clusters=subjects.count(labels, scored) if subjects else {},
     )
 
 
-def _count_rows(table: pa.Table, labels: np.ndarray, config: ScoringConfig) -> collections.Counter[str]:
+def _count_rows(table: pa.Table, labels: np.ndarray) -> collections.Counter[str]:
     counts = collections.Counter({"rows.total": table.num_rows, "rows.failed": table["score"].null_count})
     counts["rows.scored"] = counts["rows.total"] - counts["rows.failed"]
     counts["rows.matches"] = pc.sum(table["match"]).as_py() or 0
     both_ok = pc.and_(*(pc.equal(table[column].cast(pa.string()), "ok") for column in ("left_status", "right_status")))
     counts["rows.not_a_number"] = pc.sum(pc.and_(both_ok, table["score"].is_null())).as_py() or 0
     counts["rows.same_image"] = pc.sum(table["same_image"]).as_py() or 0
-    if config.review is not None:
-        counts["rows.review"] = pc.sum(table["review"]).as_py() or 0
     for column, name in (("identity_check", "identity"), ("left_status", "rows.left"), ("right_status", "rows.right")):
         for entry in pc.value_counts(table[column].cast(pa.string())).to_pylist():
             counts[f"{name}.{entry['values']}"] += entry["counts"]
@@ -230,8 +254,11 @@ def _trait_name(trait: ImageTraits) -> str:
     return str(trait.name).lower()
 
 
-def summarise_images(table: pa.Table, threshold: float) -> Summary:
-    """Summarises one table of encoded images."""
+def summarise_images(table: pa.Table, threshold: float, candidate_threshold: float | None = None) -> Summary:
+    """Summarises one table of encoded images; its candidate's columns, too, if there is a threshold for them."""
+    if candidate_threshold is not None:
+        candidate = summarise_images(candidate_images(table), candidate_threshold)
+        return dataclasses.replace(summarise_images(table, threshold), candidate=candidate)
     statuses = np.bincount(table["status"].to_numpy(), minlength=len(STATUSES))
     counts = collections.Counter({f"images.{status}": int(n) for status, n in zip(STATUSES, statuses, strict=True) if n})
     counts["images.total"] = table.num_rows

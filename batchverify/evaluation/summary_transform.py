@@ -28,7 +28,9 @@ class Summarise(beam.PTransform[Any, Any]):
     def expand(self, pcolls: dict[str, PCollection[Any]]) -> PCollection[Summary]:
         columns = (self._config, self._label_column, self._fold_column)
         rows = pcolls["scores"] | "Rows" >> beam.Map(summarise_rows, *columns)
-        images = pcolls["images"] | "Images" >> beam.Map(summarise_images, self._config.match_threshold())
+        config = self._config
+        second = None if config.candidate is None else config.candidate_match_threshold()
+        images = pcolls["images"] | "Images" >> beam.Map(summarise_images, config.match_threshold(), second)
         parts = [rows, images]
         if "examined" in pcolls:
             parts.append(pcolls["examined"] | "Examined" >> beam.MapTuple(_summarise_examined))
@@ -36,5 +38,5 @@ class Summarise(beam.PTransform[Any, Any]):
         return summary
 
 
-def _summarise_examined(strangers: Strangers | None, steadiness: dict[str, Any] | None) -> Summary:
-    return Summary(strangers=strangers, steadiness=steadiness)
+def _summarise_examined(strangers: Strangers | None, steadiness: dict[str, Any] | None, candidate: Any) -> Summary:
+    return Summary(strangers=strangers, steadiness=steadiness, candidate=candidate and _summarise_examined(*candidate))

@@ -65,12 +65,14 @@ class ReadResult(NamedTuple):
         version: The file system's version of the file, which changes with its content; None if it was not asked for, or the
             file system gives no version that is sure to change.
         traits: What the file holds beyond the colours of one upright picture; none where it was only looked up.
+        second: What became of the same file in the reader's second layout; None without one, and where `image` is a failure.
     """
 
     image: np.ndarray | UndecodedImage | ImageFailure | None
     digest: bytes | None = None
     version: str | None = None
     traits: ImageTraits = ImageTraits.NONE
+    second: np.ndarray | UndecodedImage | ImageFailure | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,7 @@ class ImageReader:
             up.
         budget: The pixels that all threads may decode at the same time; None sets no bound.
         kept: The files to keep for `read_changed`.
+        second_layout: A layout that files are decoded to as well, for a second network; None without one.
     """
 
     layout: Layout
@@ -99,6 +102,7 @@ class ImageReader:
     versions: str | None = None
     budget: PixelBudget | None = None
     kept: KeptFiles = dataclasses.field(default_factory=KeptFiles)
+    second_layout: Layout | None = None
 
     def read(self, uri: str) -> tuple[np.ndarray | ImageFailure, bytes | None]:
         """Returns uint8 pixels `(height, width, channels)` or a failure, and the 16-byte digest of the file's bytes."""
@@ -120,8 +124,11 @@ class ImageReader:
         fetched = time.perf_counter()
         defer = defer and len(file.data) <= _MAX_DEFERRED_BYTES
         decoded = decode_or_defer(file.data, self.layout, self.max_pixels, defer, self.budget)
+        second = None
+        if self.second_layout is not None and not isinstance(decoded.image, ImageFailure):
+            second = decode_or_defer(file.data, self.second_layout, self.max_pixels, defer, self.budget).image
         self.stats.collect("decode", time.perf_counter() - fetched)
-        return ReadResult(decoded.image, _digest(file.data), file.version, decoded.traits)
+        return ReadResult(decoded.image, _digest(file.data), file.version, decoded.traits, second)
 
     def read_changed(self, uri: str, max_pixels: int) -> tuple[int, dict[str, np.ndarray]] | None:
         """Reads an image after each of the changes of `variants.VARIANTS`.

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchverify.config import ScoringConfig, VerificationConfig
-from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, RESERVED_COLUMNS, REVIEW_FIELD, is_text
+from batchverify.schema import BAD_ROW_COLUMN, CANDIDATE_FIELDS, MANIFEST_FILE, RESERVED_COLUMNS, REVIEW_FIELD, is_text
 from batchverify.uris import URI_PATTERN, is_remote
 
 DEFAULT_LABEL, DEFAULT_FOLD = "genuine", "fold"
@@ -93,7 +93,9 @@ def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) ->
             "other names."
         )
         return
-    yield from _name_problems(path, names, with_review=config.review is not None)
+    added = [REVIEW_FIELD.name] if config.review is not None else []
+    added += [field.name for field in CANDIDATE_FIELDS] if config.candidate is not None else []
+    yield from _name_problems(path, names, added)
     used = [("--left-column", config.left_column), ("--right-column", config.right_column)]
     if config.label_column:
         used.append(("--label-column", config.label_column))
@@ -115,7 +117,7 @@ def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) ->
             )
 
 
-def _name_problems(path: str, names: list[str], with_review: bool) -> Iterator[str]:
+def _name_problems(path: str, names: list[str], added: list[str]) -> Iterator[str]:
     """Yields a sentence for each name that is doubled or reserved. DuckDB, Spark and BigQuery compare names without case."""
     spellings: dict[str, list[str]] = {}
     for name in names:
@@ -128,7 +130,7 @@ def _name_problems(path: str, names: list[str], with_review: bool) -> Iterator[s
             )
         elif len(same) > 1:
             yield f"{path}: column '{same[0]}' occurs {len(same)} times; rename all but one."
-    reserved = {name.casefold() for name in RESERVED_COLUMNS} | ({REVIEW_FIELD.name} if with_review else set())
+    reserved = {name.casefold() for name in RESERVED_COLUMNS} | set(added)
     for name in sorted(set(names)):
         if name.casefold() in reserved:
             yield f"{path}: column '{name}' is one that the output adds; rename it in the manifest."

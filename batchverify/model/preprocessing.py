@@ -71,6 +71,16 @@ class Preprocessing:
         """The height, width and channels that the network takes."""
         return self.height, self.width, self.channels
 
+    def takes_same_pixels(self, other: Preprocessing) -> bool:
+        """Returns whether both networks take the same pixels of a file.
+
+        The scale and the order of the channels may differ: each network applies its own to the pixels that were loaded.
+        """
+        return self._loaded_pixels() == other._loaded_pixels()
+
+    def _loaded_pixels(self) -> tuple[Any, ...]:
+        return *self.image_shape, self.color == "grey", self.loading, self.fit
+
     def layout(self) -> Layout:
         """Returns the layout in which images are read."""
         grey = self.color == "grey"

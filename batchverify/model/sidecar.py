@@ -95,6 +95,11 @@ def read_sidecar(model: str | None) -> Sidecar:
     return Sidecar(settings, golden_pairs, calibration)
 
 
+def is_setting(key: str) -> bool:
+    """Returns whether a sidecar may have this key."""
+    return key in _SETTINGS
+
+
 def apply_sidecar(config: Config, sidecar: Sidecar) -> Config:
     """Returns `config` with the settings that it leaves open taken from `sidecar`; to apply it twice changes nothing."""
     settings = {field: value for field, value in sidecar.settings.items() if _is_open(getattr(config, field))}

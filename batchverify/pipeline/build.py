@@ -26,7 +26,7 @@ from batchverify.pipeline.plan import RunPlan
 from batchverify.pipeline.provenance import file_metadata
 from batchverify.pipeline.transforms import Verified, VerifyPairs
 from batchverify.report.render import make_report
-from batchverify.schema import optional_fields, output_schema
+from batchverify.schema import CANDIDATE_FIELDS, optional_fields, output_schema
 from batchverify.worker_stats import WorkerStats, profile_run
 
 
@@ -35,7 +35,8 @@ def build(pipeline: beam.Pipeline, plan: RunPlan) -> None:
     directory = RunDirectory(plan.config.output).for_run(plan.run_id)
     config, calibration = plan.config, plan.sidecar.calibration
     optional = optional_fields(config.review is not None, calibration is not None, config.prior is not None)
-    schema = output_schema(plan.manifest.schema, file_metadata(plan.provenance), optional)
+    optional += CANDIDATE_FIELDS if config.candidate is not None else ()
+    schema = output_schema(plan.manifest.schema, file_metadata(plan.provenance, plan.candidate), optional)
     blocks = pipeline | "ReadManifest" >> ReadManifest(plan.manifest, plan.config, plan.stats)
     verified = blocks | "VerifyPairs" >> _verify_pairs(plan)
     files = verified.scores | "WriteScores" >> WriteScores(directory, schema)
@@ -51,7 +52,8 @@ def build(pipeline: beam.Pipeline, plan: RunPlan) -> None:
 
 
 def _verify_pairs(plan: RunPlan) -> VerifyPairs:
-    return VerifyPairs(plan.config, plan.expected_images, plan.loader, plan.table, plan.stats, plan.session, plan.sidecar)
+    sidecars = plan.sidecar, plan.candidate_sidecar
+    return VerifyPairs(plan.config, plan.expected_images, plan.loader, plan.table, plan.stats, plan.session, *sidecars)
 
 
 def _summarise(verified: Verified, plan: RunPlan) -> PCollection[dict[str, Any]]:
@@ -79,16 +81,20 @@ class CompleteSummary(beam.DoFn):
 
     def __init__(self, plan: RunPlan):
         self._config, self._provenance, self._baseline = plan.config, plan.provenance, plan.baseline
+        self._candidate = plan.candidate
         self._session, self._stats, self._is_one_process = plan.session, plan.stats, plan.table is not None
         self._calibration = plan.sidecar.calibration
         self._started = time.time()
 
     def process(self, element: Summary) -> Iterator[dict[str, Any]]:
+        candidate = self._candidate
+        second = None if candidate is None else candidate["threshold"]
         summary: dict[str, Any] = {
             "summary_version": SUMMARY_VERSION,
             "run": self._provenance,
-            **element.to_json(self._provenance["threshold"], self._config.fmr),
+            **element.to_json(self._provenance["threshold"], self._config.fmr, second),
         }
+        summary["candidate"] = candidate and {**candidate, **summary["candidate"]}
         summary["baseline"] = self._compare_with_baseline(summary)
         if self._session is not None:
             summary["embeddings"] = self._describe_store(element)

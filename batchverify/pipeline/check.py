@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from apache_beam.options.pipeline_options import StandardOptions
 
@@ -17,9 +17,10 @@ from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.pipeline.buckets import bucket_count
 from batchverify.pipeline.manifest_scan import ManifestCounts, scan_manifest
 from batchverify.pipeline.memory import process_bytes, worker_bytes
-from batchverify.pipeline.network import EmbeddingLookupNetwork
+from batchverify.pipeline.network import EmbeddingLookupNetwork, Network
 from batchverify.pipeline.plan import RunPlan, plan_run
 from batchverify.pipeline.sample import SampleResult, count_unchanged, measure_sample
+from batchverify.pipeline.two_networks import TwoNetworks
 from batchverify.schema import ImageStatus
 
 
@@ -41,6 +42,8 @@ class CheckResult:
         memory: An estimate in bytes of the memory of the run in this process, or of each worker of another runner.
         session: The use of a store of embeddings in the run, or None.
         calibration: The calibration of the model in words, or None.
+        candidate: The facts about the candidate; None without one.
+        candidate_shares_pixels: Whether the candidate takes the same pixels as the model, so that files are decoded once.
     """
 
     config: VerificationConfig
@@ -55,6 +58,8 @@ class CheckResult:
     memory: int
     session: EmbeddingStoreSession | None
     calibration: str | None
+    candidate: ModelFacts | None = None
+    candidate_shares_pixels: bool = False
 
 
 def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> CheckResult:
@@ -82,7 +87,14 @@ def check_run(config: VerificationConfig, beam_args: Sequence[str] = ()) -> Chec
         memory=_estimate_memory(plan, manifest),
         session=plan.session,
         calibration=plan.provenance["calibration"],
+        **_describe_candidate(plan.network),
     )
+
+
+def _describe_candidate(network: Network) -> dict[str, Any]:
+    if not isinstance(network, TwoNetworks):
+        return {}
+    return {"candidate": network.candidate.facts, "candidate_shares_pixels": network.share_pixels}
 
 
 def _find_nothing_to_score(manifest: ManifestCounts, sample: SampleResult) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 import apache_beam as beam
 import numpy as np
@@ -13,15 +14,17 @@ from apache_beam.metrics.metric import Metrics
 
 from batchverify.config import ScoringConfig
 from batchverify.errors import RunError
+from batchverify.evaluation.candidate import candidate_images
 from batchverify.evaluation.identity import check_identity
 from batchverify.manifest.columns import pair_uris
 from batchverify.model.calibration import Calibration, posterior
 from batchverify.pipeline.buckets import distinct_uris
 from batchverify.pipeline.encoded_images import OK_CODE, embedding_matrix, no_encoded_images
 from batchverify.pipeline.image_table import ImageTableLoader
-from batchverify.pipeline.network import Network, NetworkLoader
+from batchverify.pipeline.network import Network, NetworkLoader, NetworkWithCandidate
 from batchverify.schema import (
     BAD_ROW_COLUMN,
+    CANDIDATE_FIELDS,
     LLR_FIELD,
     MANIFEST_FILE,
     PROBABILITY_FIELD,
@@ -40,6 +43,7 @@ from batchverify.worker_stats import WorkerStats
 # The kinds of tables that are grouped by block.
 BLOCK_TABLE, IMAGES_TABLE = "block", "images"
 NOT_A_NUMBER = "the model gave a score that is not a number"
+CANDIDATE_NOT_A_NUMBER = NOT_A_NUMBER.replace("model", "candidate")
 _NO_URI = STATUSES.index(ImageStatus.NO_URI)
 _BAD_ROW = STATUSES.index(ImageStatus.BAD_ROW)
 # Pairs are compared in slices, so that the embeddings of a slice stay small beside the block, however wide they are.
@@ -73,6 +77,9 @@ class ComparePairs(beam.DoFn):
 
     def setup(self) -> None:
         self._network = self._loader.get()
+        self._encodings_per_pair = self._network.encodings_per_pair
+        if self._config.candidate is not None:
+            self._encodings_per_pair += cast(NetworkWithCandidate, self._network).candidate.encodings_per_pair
         self._table = None if self._table_loader is None else self._table_loader.get()
 
     def process(self, element: tuple[str, Iterable[tuple[str, pa.Table]]]) -> Iterator[pa.Table]:
@@ -89,7 +96,7 @@ class ComparePairs(beam.DoFn):
         failed = scored["score"].null_count
         rows = scored.num_rows - failed
         self._scored.inc(rows)
-        self._encodings.inc(rows * self._network.encodings_per_pair)
+        self._encodings.inc(rows * self._encodings_per_pair)
         # Beam runs the following steps, which write, before it resumes this generator.
         with self._stats.timed("write"), span("write", rows=block.num_rows):
             yield scored
@@ -119,8 +126,8 @@ def compare_block(
     left, right = (_PairSide.look_up(uris, images) for uris in pair_uris(block, config))
     scores = _score(left, right, images, network)
     is_nan = np.isnan(scores) & left.is_ok() & right.is_ok()
-    if is_nan.any() and config.on_nan == "fail":
-        raise RunError(f"{NOT_A_NUMBER}; check its weights, or keep such rows without a score with --on-nan keep.")
+    _refuse_nan(is_nan, config, NOT_A_NUMBER)
+    again = [] if config.candidate is None else _compare_again(left, right, images, network, config)
     error = _first_errors(left, right, is_nan)
     if BAD_ROW_COLUMN in block.column_names:
         row_error = block[BAD_ROW_COLUMN]
@@ -143,6 +150,8 @@ def compare_block(
         block = block.append_column(field, column)
     for field, column in _optional_columns(scores, config, calibration):
         block = block.append_column(field, column)
+    for field, column in zip(CANDIDATE_FIELDS, again, strict=False):  # There are none without a candidate.
+        block = block.append_column(field, column)
     return block
 
 
@@ -159,6 +168,28 @@ def _optional_columns(
     yield LLR_FIELD, _with_nulls(llrs.astype(np.float32))
     if config.prior is not None:
         yield PROBABILITY_FIELD, _with_nulls(posterior(llrs, config.prior).astype(np.float32))
+
+
+def _refuse_nan(is_nan: np.ndarray, config: ScoringConfig, problem: str) -> None:
+    if is_nan.any() and config.on_nan == "fail":
+        raise RunError(f"{problem}; check its weights, or keep such rows without a score with --on-nan keep.")
+
+
+def _compare_again(
+    left: _PairSide, right: _PairSide, images: pa.Table, network: Network, config: ScoringConfig
+) -> list[pa.Array]:
+    """Returns the columns of `CANDIDATE_FIELDS`."""
+    images, threshold = candidate_images(images), config.candidate_match_threshold()
+    left, right = left.with_images(images), right.with_images(images)
+    scores = _score(left, right, images, cast(NetworkWithCandidate, network).candidate)
+    missing = np.isnan(scores)
+    _refuse_nan(missing & left.is_ok() & right.is_ok(), config, CANDIDATE_NOT_A_NUMBER)
+    verdicts = check_identity(scores, left.identity, right.identity, threshold, config.identity_tolerance)
+    return [
+        _with_nulls(scores),
+        pa.array(is_match(scores, threshold), mask=missing),
+        category(verdicts, VERDICTS, missing),
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,11 +217,14 @@ class _PairSide:
         image_row = pc.fill_null(index, -1).to_numpy().astype(np.int64)
         if np.any((image_row < 0) & uris.is_valid().to_numpy(zero_copy_only=False)):
             raise RunError("a block did not get an image that it asked for; this is a fault of this program.")
-        # Row -1 is the last one: what is appended there is the value of a row that names no image.
-        status = np.append(images["status"].to_numpy(), np.int8(_NO_URI))[image_row].astype(np.int8)
-        identity = np.append(images["identity"].to_numpy(), np.float32(np.nan))[image_row].astype(np.float32)
+        status, identity = _status_and_identity(images, image_row)
         error = pc.if_else(pc.is_valid(index), images["error"].take(index), "the manifest names no image")
         return cls(uris, image_row, status, identity, error)
+
+    def with_images(self, images: pa.Table) -> _PairSide:
+        """Returns this side with the status and the identity scores of another table of the same images."""
+        status, identity = _status_and_identity(images, self.image_row)
+        return dataclasses.replace(self, status=status, identity=identity)
 
     def is_ok(self) -> np.ndarray:
         """Returns bool `(n,)`: which images have been encoded."""
@@ -204,6 +238,14 @@ class _PairSide:
     def full_errors(self, side: str) -> pa.ChunkedArray:
         """Returns the errors, each with the name of the side and the URI; null where there is none."""
         return pc.binary_join_element_wise(f"{side} image ", pc.fill_null(self.uris, "(none)"), ": ", self.error, "")
+
+
+def _status_and_identity(images: pa.Table, image_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the columns `status` and `identity` of encoded images, by the images' rows."""
+    # Row -1 is the last one: what is appended there is the value of a row that names no image.
+    status = np.append(images["status"].to_numpy(), np.int8(_NO_URI))[image_row].astype(np.int8)
+    identity = np.append(images["identity"].to_numpy(), np.float32(np.nan))[image_row].astype(np.float32)
+    return status, identity
 
 
 def _score(left: _PairSide, right: _PairSide, images: pa.Table, network: Network) -> np.ndarray:

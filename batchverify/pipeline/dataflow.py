@@ -138,6 +138,7 @@ def _find_local_paths(config: VerificationConfig) -> Iterator[str]:
     paths += [
         ("--output", config.output),
         ("--model", config.model),
+        ("--candidate", config.candidate),
         ("--architecture", config.architecture),
         ("--image-root", config.image_root),
     ]
@@ -164,7 +165,9 @@ def _find_missing_packages(options: PipelineOptions, config: VerificationConfig)
         )
     if config.runtime != "tensorflow" and not _container_image(options):
         yield f"--runtime {config.runtime} is an extra, which Beam's own image lacks; add --sdk_container_image=IMAGE with it."
-    if (config.model or "").lower().endswith(".onnx") and not _container_image(options):
+    if any((model or "").lower().endswith(".onnx") for model in (config.model, config.candidate)) and not _container_image(
+        options
+    ):
         yield "an ONNX file needs onnxruntime, which Beam's own image lacks; add --sdk_container_image=IMAGE with it."
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchverify.config import ScoringConfig
+from batchverify.evaluation.candidate import IMAGE_COLUMNS, candidate_images
 from batchverify.manifest.columns import parent_folder
 from batchverify.manifest.text_hashes import hash_text
 from batchverify.pipeline.encoded_images import OK_CODE
@@ -22,6 +23,7 @@ from batchverify.pipeline.memory import PORTABLE_ELEMENT_BYTES
 
 _MAX_IMAGES = 2048
 _MAX_BYTES = PORTABLE_ELEMENT_BYTES
+_COLUMNS = ("uri", "digest", "traits", "embedding", IMAGE_COLUMNS["status"], IMAGE_COLUMNS["embedding"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,8 @@ class DrawnImages:
     Attributes:
         total: Number of images that they were drawn from.
         most: Number of images that the run draws at most.
-        rows: Columns `hash` (uint64, ascending), `uri`, `digest`, `traits` and `embedding`; None for no images.
+        rows: Columns `hash` (uint64, ascending), `uri`, `digest`, `traits` and `embedding`, and with a candidate its columns;
+            None for no images.
     """
 
     total: int
@@ -56,8 +59,16 @@ class DrawnImages:
         encoded = np.flatnonzero(images["status"].to_numpy() == OK_CODE)
         hashes = hash_uris(images["uri"].combine_chunks().take(pa.array(encoded)), base)
         chosen = np.argsort(hashes)[:count]
-        rows = images.select(["uri", "digest", "traits", "embedding"]).take(pa.array(encoded[chosen]))
+        names = [name for name in _COLUMNS if name in images.column_names]
+        rows = images.select(names).take(pa.array(encoded[chosen]))
         return cls(len(encoded), most, rows.add_column(0, "hash", pa.array(hashes[chosen], pa.uint64())))
+
+    def of_candidate(self) -> DrawnImages:
+        """Returns the same images with the embeddings of the candidate, without those that only its loader could not read."""
+        if self.rows is None:
+            return self
+        rows = candidate_images(self.rows)
+        return dataclasses.replace(self, rows=rows.filter(pc.equal(rows["status"], OK_CODE)).combine_chunks())
 
     @classmethod
     def merge(cls, parts: Iterable[DrawnImages]) -> DrawnImages:

@@ -14,10 +14,16 @@ from apache_beam.metrics.metric import Metrics
 
 from batchverify.config import ScoringConfig
 from batchverify.errors import RunError
+from batchverify.evaluation.candidate import candidate_images
 from batchverify.output.embedding_session import EmbeddingStoreSession
-from batchverify.pipeline.compare import NOT_A_NUMBER
+from batchverify.pipeline.compare import CANDIDATE_NOT_A_NUMBER, NOT_A_NUMBER
 from batchverify.pipeline.drawn_images import DrawnImages
-from batchverify.pipeline.encoded_images import OK_CODE, no_encoded_images
+from batchverify.pipeline.encoded_images import (
+    OK_CODE,
+    is_with_candidate,
+    no_encoded_images,
+    without_embeddings,
+)
 from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.inference_metrics import InferenceMetrics
 from batchverify.pipeline.network import EmbeddingLookupNetwork, NetworkLoader
@@ -89,7 +95,7 @@ class EncodeImages(beam.DoFn):
             uris = requests.uris.slice(start, chunk_size)
             with span("encode", images=len(uris), bucket=bucket):
                 images = self._encode(uris, stored)
-            yield beam.pvalue.TaggedOutput(IMAGES_OUTPUT, images.drop_columns(["embedding"]))
+            yield beam.pvalue.TaggedOutput(IMAGES_OUTPUT, without_embeddings(images))
             if generation is not None:
                 yield from _to_store(generation.add(images))
             if self._are_drawn:
@@ -116,6 +122,8 @@ class EncodeImages(beam.DoFn):
             reused = pc.sum(images["reused"]).as_py() or 0
         if self._on_nan == "fail":
             _require_finite(images)
+            if is_with_candidate(images):
+                _require_finite(candidate_images(images), CANDIDATE_NOT_A_NUMBER)
         ok = int(np.count_nonzero(images["status"].to_numpy() == OK_CODE))
         self._encoded.inc(ok - reused)
         self._reused.inc(reused)
@@ -176,8 +184,8 @@ def _to_store(tables: Iterable[pa.Table]) -> Iterator[Any]:
     return (beam.pvalue.TaggedOutput(STORED_ROWS_OUTPUT, table) for table in tables)
 
 
-def _require_finite(images: pa.Table) -> None:
+def _require_finite(images: pa.Table, problem: str = NOT_A_NUMBER) -> None:
     is_wrong = (images["status"].to_numpy() == OK_CODE) & ~np.isfinite(images["identity"].to_numpy())
     if is_wrong.any():
         uri = images["uri"][int(np.argmax(is_wrong))].as_py()
-        raise RunError(f"{NOT_A_NUMBER} to {uri} against itself; check its weights, or see --on-nan keep.")
+        raise RunError(f"{problem} to {uri} against itself; check its weights, or see --on-nan keep.")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from batchverify.evaluation.candidate import IMAGE_COLUMNS
 from batchverify.schema import STATUSES, ImageStatus
 
 OK_CODE = STATUSES.index(ImageStatus.OK)
@@ -49,6 +50,23 @@ def encoded_images(
 def no_encoded_images() -> pa.Table:
     """Returns the table of encoded images without a row."""
     return encoded_images(pa.array([], pa.string()), np.zeros(0, np.int8), [], [], np.zeros(0), np.zeros((0, 1)))
+
+
+def with_candidate(images: pa.Table, candidate: pa.Table) -> pa.Table:
+    """Returns encoded images with the columns of a second network, whose own table has the same images in the same order."""
+    for name, in_both in IMAGE_COLUMNS.items():
+        images = images.append_column(in_both, candidate[name])
+    return images
+
+
+def is_with_candidate(images: pa.Table) -> bool:
+    """Returns whether encoded images have the candidate's columns; a table without a row may lack them."""
+    return IMAGE_COLUMNS["status"] in images.column_names
+
+
+def without_embeddings(images: pa.Table) -> pa.Table:
+    """Returns encoded images without the columns that hold embeddings."""
+    return images.select([name for name in images.column_names if name not in ("embedding", IMAGE_COLUMNS["embedding"])])
 
 
 def embedding_matrix(images: pa.Table) -> np.ndarray:

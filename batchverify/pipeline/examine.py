@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.pvalue import AsSingleton, PCollection
 
-from batchverify.config import ScoringConfig
+from batchverify.config import ScoringConfig, with_candidate_threshold
 from batchverify.evaluation.strangers import Strangers
 from batchverify.pipeline.drawn_images import DrawnImages
-from batchverify.pipeline.network import NetworkLoader
+from batchverify.pipeline.network import Network, NetworkLoader, NetworkWithCandidate
 from batchverify.pipeline.steadiness import measure_steadiness
 from batchverify.pipeline.strangers import KnownMates, compare_strangers
 from batchverify.worker_stats import WorkerStats
@@ -24,10 +24,12 @@ class Examined(NamedTuple):
     Attributes:
         strangers: The comparisons of these images with each other; None without `ScoringConfig.stranger_pairs`.
         steadiness: The section `steadiness` of `_summary.json`; None without `ScoringConfig.steadiness_images`.
+        candidate: What the same images say about the candidate; None without one.
     """
 
     strangers: Strangers | None
     steadiness: dict[str, Any] | None
+    candidate: Examined | None = None
 
 
 class ExamineDrawn(beam.PTransform[Any, Any]):
@@ -68,11 +70,15 @@ class _Examine(beam.DoFn):
         self._network = self._loader.get()
 
     def process(self, _: None, drawn: DrawnImages, mates: KnownMates) -> Iterator[Examined]:
-        config, network = self._config, self._network
-        strangers = steadiness = None
+        config, candidate = self._config, None
         with self._stats.timed("examine"):
-            if config.stranger_pairs:
-                strangers = compare_strangers(drawn, mates, network, config)
-            if config.steadiness_images:
-                steadiness = measure_steadiness(drawn, network, config)
-        yield Examined(strangers, steadiness)
+            if config.candidate is not None:
+                network = cast(NetworkWithCandidate, self._network).candidate
+                candidate = _examine(drawn.of_candidate(), mates, network, with_candidate_threshold(config))
+            yield _examine(drawn, mates, self._network, config)._replace(candidate=candidate)
+
+
+def _examine(drawn: DrawnImages, mates: KnownMates, network: Network, config: ScoringConfig) -> Examined:
+    strangers = compare_strangers(drawn, mates, network, config) if config.stranger_pairs else None
+    steadiness = measure_steadiness(drawn, network, config) if config.steadiness_images else None
+    return Examined(strangers, steadiness)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import logging
 import os
@@ -56,7 +57,8 @@ _LOG = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 
 
-class _EncodedBatch(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class EncodedBatch:
     """The results of one batch.
 
     Attributes:
@@ -66,6 +68,17 @@ class _EncodedBatch(NamedTuple):
 
     reads: list[ReadResult]
     embeddings: np.ndarray | None
+
+
+class NetworkParts(NamedTuple):
+    """What a `KerasNetwork` is made of; see there."""
+
+    model: PairModel
+    reader: ImageReader
+    decode_batch: BatchDecoder | None
+    config: ScoringConfig
+    stats: WorkerStats
+    inferences: InferenceLog
 
 
 class KerasNetwork:
@@ -113,17 +126,15 @@ class KerasNetwork:
     def encode(self, uris: pa.Array) -> pa.Table:
         """Fetches, decodes and encodes `uris`; see `Network.encode`."""
         self._keep_lowest(uris)
-        reads: list[ReadResult] = []
-        embeddings: list[np.ndarray] = []
         batches = self._encode_batches(uris.to_pylist())
+        encoded: list[EncodedBatch] = []
         while batch := self._next_batch(batches):
-            reads += batch.reads
-            if batch.embeddings is not None:
-                embeddings.append(batch.embeddings)
-        images = self._to_table(uris, reads, embeddings)
+            encoded.append(batch)
+        images = self.to_table(uris, encoded)
         if self._reader.versions is None:
             return images
-        return images.append_column("version", pa.array([read.version for read in reads], pa.string()))
+        versions = [read.version for batch in encoded for read in batch.reads]
+        return images.append_column("version", pa.array(versions, pa.string()))
 
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """See `Network.compare`."""
@@ -202,9 +213,11 @@ class KerasNetwork:
             PreflightError: If they differ.
         """
         batches = self._get_prefetcher(uris).batches(uris, max(1, len(uris)), 0)
-        images = [
-            read.image for batch in batches for read in self._decode_deferred(batch) if isinstance(read.image, np.ndarray)
-        ]
+        self.check_split_on([read for batch in batches for read in batch])
+
+    def check_split_on(self, reads: list[ReadResult]) -> None:
+        """Does what `check_split` does, on images that have been read."""
+        images = [read.image for read in self.decode_deferred(reads) if isinstance(read.image, np.ndarray)]
         try:
             self._model.check_split(np.stack(images) if images else np.zeros((0,)))
         except ValueError as error:
@@ -236,9 +249,9 @@ class KerasNetwork:
             )
         return self._model.encode(image[None])
 
-    def _encode_batches(self, uris: Sequence[str]) -> Iterator[_EncodedBatch]:
+    def _encode_batches(self, uris: Sequence[str]) -> Iterator[EncodedBatch]:
         """Yields the results for `uris` in batches, in order, while the next batches are read and encoded."""
-        submitted: collections.deque[Future[_EncodedBatch]] = collections.deque()
+        submitted: collections.deque[Future[EncodedBatch]] = collections.deque()
         for reads in self._get_prefetcher(uris).batches(uris, self._config.batch_size, _PREFETCHED_BATCHES):
             submitted.append(self._encoders.submit(self._encode_batch, reads))
             if len(submitted) > self._max_submitted:
@@ -246,18 +259,24 @@ class KerasNetwork:
         while submitted:
             yield submitted.popleft().result()
 
-    def _encode_batch(self, reads: list[ReadResult]) -> _EncodedBatch:
-        reads = self._decode_deferred(reads)
+    def _encode_batch(self, reads: list[ReadResult]) -> EncodedBatch:
+        batch = self.encode_reads(reads)
+        failed = sum(isinstance(read.image, ImageFailure) for read in batch.reads)
+        self._stats.add(images_encoded=len(reads) - failed, images_failed=failed)
+        return batch
+
+    def encode_reads(self, reads: list[ReadResult]) -> EncodedBatch:
+        """Encodes the images that could be read, in a thread of its own."""
+        reads = self.decode_deferred(reads)
         pixels = [read.image for read in reads if isinstance(read.image, np.ndarray)]
         embeddings = None
         if pixels:
             images = _stack(pixels)
             with self._stats.encoding(), self.inferences.encoding(images):
                 embeddings = self._model.encode(images)
-        self._stats.add(images_encoded=len(pixels), images_failed=len(reads) - len(pixels))
-        return _EncodedBatch([_without_pixels(read) for read in reads], embeddings)
+        return EncodedBatch([_without_pixels(read) for read in reads], embeddings)
 
-    def _decode_deferred(self, reads: list[ReadResult]) -> list[ReadResult]:
+    def decode_deferred(self, reads: list[ReadResult]) -> list[ReadResult]:
         """Returns `reads` with the files decoded whose decoding was deferred to the batch."""
         files = [read.image for read in reads if isinstance(read.image, UndecodedImage)]
         if not files or self._decode_batch is None:
@@ -270,9 +289,13 @@ class KerasNetwork:
         """Returns the threads that read. The first call decides how many there are, by whether its `uris` lie in a store."""
         if self._prefetcher is None:
             limit_s, threads = self._config.image_timeout, self._fetch_threads(uris)
-            read = functools.partial(self._reader.read_with_version, defer=self._decode_batch is not None)
+            read = functools.partial(self._reader.read_with_version, defer=self.can_decode_batches())
             self._prefetcher = Prefetcher(read, _timed_out_after(limit_s), threads, limit_s)
         return self._prefetcher
+
+    def can_decode_batches(self) -> bool:
+        """Returns whether files may be left undecoded for `decode_deferred`."""
+        return self._decode_batch is not None
 
     def _fetch_threads(self, uris: Sequence[str]) -> int:
         return self._config.fetch_threads or (_REMOTE_FETCH_THREADS if any(map(is_remote, uris)) else _core_count())
@@ -281,11 +304,16 @@ class KerasNetwork:
         with self._stats.timed("wait"):
             return next(batches, None)
 
-    def _to_table(self, uris: pa.Array, reads: list[ReadResult], batches: list[np.ndarray]) -> pa.Table:
+    def to_table(self, uris: pa.Array, batches: Sequence[EncodedBatch]) -> pa.Table:
+        """Returns the table of encoded images of batches, whose images are `uris` in their order."""
+        reads = [read for batch in batches for read in batch.reads]
+        parts = [batch.embeddings for batch in batches if batch.embeddings is not None]
         failures = [_failure_of(read) for read in reads]
         is_encoded = np.array([failure is None for failure in failures], bool)
-        size, dtype = self.facts.embedding_size, batches[0].dtype if batches else np.float32
-        encoded = np.concatenate([np.zeros((0, size), dtype), *batches])
+        size = self.facts.embedding_size
+        # A model that runs whole keeps pixels of one byte. A table without an embedding must be like all others.
+        dtype = parts[0].dtype if parts else np.uint8 if self.facts.embedding_bytes == size else np.float32
+        encoded = np.concatenate([np.zeros((0, size), dtype), *parts])
         embeddings = np.zeros((len(reads), size), dtype)
         embeddings[is_encoded] = encoded
         identity = np.full(len(reads), np.nan, np.float32)
@@ -308,6 +336,11 @@ def load_network(config: ScoringConfig, stats: WorkerStats | None = None, versio
     Raises:
         PreflightError: If the model cannot be used.
     """
+    return KerasNetwork(*load_parts(config, stats, versions))
+
+
+def load_parts(config: ScoringConfig, stats: WorkerStats | None = None, versions: str | None = None) -> NetworkParts:
+    """Does what `load_network` does, and returns the parts of the network."""
     start_tensorflow()
     from batchverify.model.load import load_model, share_cores
 
@@ -321,7 +354,7 @@ def load_network(config: ScoringConfig, stats: WorkerStats | None = None, versio
     reader = ImageReader(
         model.preprocessing.layout(), *limits, config.image_root, config.image_timeout, stats, versions, budget
     )
-    return KerasNetwork(model, reader, model.preprocessing.batch_decoder(config.max_image_pixels), config, stats, inferences)
+    return NetworkParts(model, reader, model.preprocessing.batch_decoder(config.max_image_pixels), config, stats, inferences)
 
 
 def keras_loader(
@@ -349,9 +382,18 @@ def _load_and_check(
     """Loads the network of a process. A worker may have another device, or other libraries, than the launcher."""
     network = load_network(config, stats, versions)
     network.check_golden_pairs(golden_pairs)
+    refuse_unfit(calibration, network, config)
+    return network
+
+
+def refuse_unfit(calibration: Calibration | None, network: KerasNetwork, config: ScoringConfig) -> None:
+    """Refuses a calibration, if there is one, that was fitted for another model or other settings.
+
+    Raises:
+        PreflightError: If it does not fit.
+    """
     if calibration and (problem := calibration.why_unfit(f"sha256:{network.facts.digest}", config_settings(config))):
         raise PreflightError(f"the calibration of --model {network.facts.path}: {problem}; calibrate again, or remove it.")
-    return network
 
 
 def _stack(images: list[np.ndarray]) -> np.ndarray:
@@ -367,7 +409,7 @@ def _failure_of(read: ReadResult) -> ImageFailure | None:
 
 
 def _without_pixels(read: ReadResult) -> ReadResult:
-    return read if isinstance(read.image, ImageFailure) else read._replace(image=None)
+    return read if isinstance(read.image, ImageFailure) else read._replace(image=None, second=None)
 
 
 def _status_codes(failures: Sequence[ImageFailure | None]) -> np.ndarray:

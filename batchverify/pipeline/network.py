@@ -36,6 +36,16 @@ class Network(Protocol):
         """Returns the scores, float32 `(n,)`, of two embeddings for each pair, `(n, d)` each."""
 
 
+class NetworkWithCandidate(Network, Protocol):
+    """What `ComparePairs` needs where a candidate scores the same pairs: `encode` returns the columns of `with_candidate`, too.
+
+    Attributes:
+        candidate: The candidate. Only its `compare` and `encodings_per_pair` are used, and `encode_changed` where it has that.
+    """
+
+    candidate: Network
+
+
 class EmbeddingLookupNetwork(Network, Protocol):
     """What `EncodeImages` needs where embeddings are stored: `encode` also returns the column `version`."""
 

@@ -18,6 +18,7 @@ from batchverify.io.object_store import refuse_unreachable
 from batchverify.io.storage_options import set_storage_options
 from batchverify.manifest.plan import plan_manifest
 from batchverify.manifest.shard import Manifest
+from batchverify.model.candidate import apply_candidate_sidecar, read_candidate_sidecar
 from batchverify.model.facts import ModelFacts
 from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
 from batchverify.output.embedding_key import differing_settings, embedding_key
@@ -28,11 +29,12 @@ from batchverify.pipeline.buckets import bucket_count
 from batchverify.pipeline.calibration import plan_calibration
 from batchverify.pipeline.dataflow import configure_dataflow, is_dataflow, refuse_local_images
 from batchverify.pipeline.image_table import ImageTableLoader
-from batchverify.pipeline.keras_network import KerasNetwork, keras_loader
+from batchverify.pipeline.keras_network import KerasNetwork
 from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes, worker_bytes
 from batchverify.pipeline.network import Network, NetworkLoader
 from batchverify.pipeline.portable import absolute_paths, configure_portable, max_block_bytes, max_element_bytes
-from batchverify.pipeline.provenance import describe_run
+from batchverify.pipeline.provenance import describe_candidate, describe_run
+from batchverify.pipeline.two_networks import TwoNetworks, network_loader
 from batchverify.tracing import span
 from batchverify.worker_stats import WorkerStats
 
@@ -58,6 +60,8 @@ class RunPlan:
         table: The table of encoded images for workers that share this process; None for other workers.
         stats: The counts and times of the workers on this machine.
         session: The use of a store of embeddings in this run, or None.
+        candidate_sidecar: The content of the candidate's sidecar; empty without a candidate.
+        candidate: What the run records about its candidate: the first keys of the section `candidate` of `_summary.json`.
     """
 
     config: VerificationConfig
@@ -72,6 +76,8 @@ class RunPlan:
     table: ImageTableLoader | None
     stats: WorkerStats
     session: EmbeddingStoreSession | None
+    candidate_sidecar: Sidecar = dataclasses.field(default_factory=Sidecar)
+    candidate: Mapping[str, Any] | None = None
 
     @property
     def run_id(self) -> str:
@@ -107,12 +113,14 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
     store = open_store(config.embeddings, config.embeddings_rebuild) if config.embeddings else None
     sidecar = read_sidecar(config.model)
     threshold_from = config.threshold_from
-    config = apply_sidecar(_with_threshold(config), sidecar)
+    candidate_sidecar = read_candidate_sidecar(config)
+    config = apply_candidate_sidecar(apply_sidecar(_with_threshold(config), sidecar), candidate_sidecar)
     manifest = plan_manifest(config)
     if is_dataflow(options):
         refuse_local_images(manifest.sample)
     stats = stats or WorkerStats()
-    loader = keras_loader(config, sidecar.golden_pairs, stats, config.embeddings_version if config.embeddings else None)
+    versions = config.embeddings_version if config.embeddings else None
+    loader = network_loader(config, sidecar, candidate_sidecar, stats, versions)
     with span("load"):
         network = _load_checked(loader, manifest)
     session = _plan_session(config, network, *store) if store else None
@@ -135,6 +143,8 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
         table=table,
         stats=stats,
         session=session,
+        candidate_sidecar=candidate_sidecar,
+        candidate=_describe_candidate(config, network),
     )
 
 
@@ -251,7 +261,12 @@ def _with_threshold(config: VerificationConfig) -> VerificationConfig:
 def _named_paths(config: VerificationConfig) -> Iterator[tuple[str, str | None]]:
     """Yields each path that a run reads or writes, after the option that names it."""
     yield from (("--manifest", path) for path in config.manifests)
-    yield from (("--model", config.model), ("--baseline", config.baseline), ("--image-root", config.image_root))
+    yield from (
+        ("--model", config.model),
+        ("--candidate", config.candidate),
+        ("--baseline", config.baseline),
+        ("--image-root", config.image_root),
+    )
     yield from (("--embeddings", config.embeddings), ("--output", config.output))
 
 
@@ -260,6 +275,13 @@ def _load_checked(loader: NetworkLoader, manifest: Manifest) -> KerasNetwork:
     assert isinstance(network, KerasNetwork)
     network.check_split(manifest.sample)
     return network
+
+
+def _describe_candidate(config: VerificationConfig, network: KerasNetwork) -> dict[str, Any] | None:
+    if not isinstance(network, TwoNetworks):
+        return None
+    candidate = network.candidate
+    return describe_candidate(config, candidate.facts, candidate.identity_bound(), network.share_pixels)
 
 
 def _plan_session(

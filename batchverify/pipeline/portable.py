@@ -50,7 +50,7 @@ def absolute_paths(options: PipelineOptions, config: VerificationConfig) -> Veri
     """Returns the configuration with absolute paths for a portable runner, whose workers may run in another folder."""
     if _find_runner(options) is None:
         return config
-    paths = {name: getattr(config, name) for name in ("model", "image_root", "output", "embeddings")}
+    paths = {name: getattr(config, name) for name in ("model", "candidate", "image_root", "output", "embeddings")}
     changes: dict[str, Any] = {name: _absolute(path) for name, path in paths.items() if path}
     return dataclasses.replace(config, manifests=tuple(map(_absolute, config.manifests)), **changes)
 
@@ -194,7 +194,7 @@ def _find_local_paths(options: PipelineOptions, config: VerificationConfig) -> I
     if (place := _place_of_workers(options)) is None:
         return
     paths: list[tuple[str, str | None]] = [("--manifest", path) for path in config.manifests]
-    paths += [("--model", config.model), ("--image-root", config.image_root)]
+    paths += [("--model", config.model), ("--candidate", config.candidate), ("--image-root", config.image_root)]
     paths += [("--output", config.output), ("--embeddings", config.embeddings)]
     for option, path in paths:
         if path and not is_remote(path):

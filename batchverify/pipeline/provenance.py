@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from batchverify.model.identity_bound import IdentityBound
 
 _LIBRARIES = ("apache-beam", "keras", "numpy", "pillow", "pyarrow", "tensorflow")
+# What the metadata of the Parquet files have about the candidate.
+_CANDIDATE_KEYS = ("model", "model_digest", "threshold", "preprocessing")
 # Keys that stand in the summary, and not in the metadata of the Parquet files.
 _SUMMARY_ONLY = ("label_column", "fold_column", "working_directory", "options", "versions", "certificate")
 
@@ -70,14 +72,38 @@ def describe_run(
     }
 
 
+def describe_candidate(
+    config: VerificationConfig, model: ModelFacts, bound: IdentityBound | None, shares_pixels: bool
+) -> dict[str, Any]:
+    """Returns what a run knows about its candidate before it starts: the first keys of the section `candidate`.
+
+    Args:
+        config: The configuration, completed by both sidecars.
+        model: The facts about the candidate.
+        bound: What the weights of its head prove; None where it could not be split.
+        shares_pixels: Whether it takes the same pixels as the first model.
+    """
+    return {
+        "model": model.path,
+        "model_digest": f"sha256:{model.digest}",
+        "threshold": config.candidate_match_threshold(),
+        "model_structure": model.structure,
+        "model_notes": list(model.notes),
+        "preprocessing": model.preprocessing,
+        "shares_pixels": shares_pixels,
+        "certificate": _describe_bound(bound),
+    }
+
+
 def _versions(model: ModelFacts) -> dict[str, str]:
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return versions if model.runtime in versions else {**versions, model.runtime: model.runtime_version()}
 
 
-def file_metadata(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what the Parquet files record of `provenance`, the result of `describe_run`."""
-    return {key: str(value) for key, value in provenance.items() if key not in _SUMMARY_ONLY and value is not None}
+def file_metadata(provenance: Mapping[str, Any], candidate: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Returns what the Parquet files record of the results of `describe_run` and of `describe_candidate`."""
+    known = {key: str(value) for key, value in provenance.items() if key not in _SUMMARY_ONLY and value is not None}
+    return known | {f"candidate_{key}": str(candidate[key]) for key in _CANDIDATE_KEYS if candidate}
 
 
 def _changed_options(config: VerificationConfig) -> dict[str, Any]:

@@ -6,15 +6,17 @@ import collections
 import dataclasses
 import time
 import timeit
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchverify.evaluation.candidate import candidate_images
 from batchverify.output.embedding_rows import is_unchanged
 from batchverify.output.embedding_session import EmbeddingStoreSession
-from batchverify.pipeline.encoded_images import OK_CODE, embedding_matrix
-from batchverify.pipeline.network import EmbeddingLookupNetwork, Network
+from batchverify.pipeline.encoded_images import OK_CODE, embedding_matrix, is_with_candidate
+from batchverify.pipeline.network import EmbeddingLookupNetwork, Network, NetworkWithCandidate
 from batchverify.schema import STATUSES, ImageStatus
 
 # A larger store takes too long to be searched for the images of a sample.
@@ -81,8 +83,17 @@ def count_unchanged(network: EmbeddingLookupNetwork, session: EmbeddingStoreSess
 
 def _measure_pairs(network: Network, images: pa.Table) -> float:
     """Returns how many pairs a second are compared."""
+    seconds = _seconds_per_pair(network, images)
+    if is_with_candidate(images):
+        seconds += _seconds_per_pair(cast(NetworkWithCandidate, network).candidate, candidate_images(images))
+    return 1 / seconds
+
+
+def _seconds_per_pair(network: Network, images: pa.Table) -> float:
     embeddings = embedding_matrix(images.filter(pc.equal(images["status"], OK_CODE)))
+    if not len(embeddings):
+        return 0.0
     limit = _MAX_WHOLE_PAIRS if network.encodings_per_pair else min(_MAX_PAIRS, _MAX_FLOATS // embeddings.shape[1])
     rows = np.arange(max(1, limit)) % len(embeddings)
     left, right = embeddings[rows], embeddings[np.roll(rows, 1)]
-    return len(rows) / min(timeit.repeat(lambda: network.compare(left, right), number=1, repeat=3))
+    return min(timeit.repeat(lambda: network.compare(left, right), number=1, repeat=3)) / len(rows)

@@ -10,6 +10,7 @@ from apache_beam.pvalue import PCollection
 from apache_beam.transforms.window import GlobalWindows
 
 from batchverify.config import ScoringConfig, accelerator_hint
+from batchverify.model.candidate import apply_candidate_sidecar, read_candidate_sidecar
 from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
 from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import StoredFile
@@ -20,10 +21,10 @@ from batchverify.pipeline.drawn_images import DrawnImages, base_of_draw
 from batchverify.pipeline.encode import DRAWN_OUTPUT, IMAGES_OUTPUT, STORED_ROWS_OUTPUT, EncodeImages
 from batchverify.pipeline.examine import Examined, ExamineDrawn
 from batchverify.pipeline.image_table import ImageTableLoader
-from batchverify.pipeline.keras_network import keras_loader
 from batchverify.pipeline.network import NetworkLoader
 from batchverify.pipeline.portable import max_element_bytes
 from batchverify.pipeline.stored_embeddings import read_stored, write_stored
+from batchverify.pipeline.two_networks import network_loader
 from batchverify.worker_stats import WorkerStats
 
 # The least memory of a worker that encodes on a GPU: an estimate with room to spare, not measured on Dataflow.
@@ -79,6 +80,7 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
         stats: The counts and times of the workers on this machine.
         session: The use of a store of embeddings, or None.
         sidecar: The content of the model's sidecar; None to read it when the transform is applied.
+        candidate_sidecar: The content of the candidate's sidecar; None to read it when the transform is applied.
 
     If the sidecar has a calibration, there is a column `llr`, and with `ScoringConfig.prior` a column `probability`. Workers
     refuse a calibration that was fitted for another model.
@@ -106,18 +108,20 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
         stats: WorkerStats | None = None,
         session: EmbeddingStoreSession | None = None,
         sidecar: Sidecar | None = None,
+        candidate_sidecar: Sidecar | None = None,
     ):
         super().__init__()
-        self._config, self._sidecar = config, sidecar
+        self._config, self._sidecar, self._candidate_sidecar = config, sidecar, candidate_sidecar
         self._buckets = table.buckets if table else bucket_count(expected_images)
         self._loader, self._table, self._stats = loader, table, stats or WorkerStats()
         self._session = session
 
     def expand(self, blocks: PCollection[tuple[str, pa.Table]]) -> Verified:
         sidecar = read_sidecar(self._config.model) if self._sidecar is None else self._sidecar
-        config = apply_sidecar(self._config, sidecar)
+        second = read_candidate_sidecar(self._config) if self._candidate_sidecar is None else self._candidate_sidecar
+        config = apply_candidate_sidecar(apply_sidecar(self._config, sidecar), second)
         refuse_prior_alone(config, sidecar)
-        loader = self._loader or keras_loader(config, sidecar.golden_pairs, calibration=sidecar.calibration)
+        loader = self._loader or network_loader(config, sidecar, second, calibration=sidecar.calibration)
         encoded = self._request(blocks, config) | "EncodeImages" >> self._encode(loader, config, blocks.pipeline)
         compare = ComparePairs(loader, config, self._table, self._stats, sidecar.calibration)
         scores = (

@@ -148,6 +148,30 @@ def det_plot(
         return finish("det", f"DET curve: false non-match rate against false match rate.{crossing}")
 
 
+def two_det_plot(curves: dict[str, dict[str, Any]]) -> str:
+    """Draws the DET curves of two models on normal-deviate axes.
+
+    Args:
+        curves: The results of `two_models.curves`; the first is drawn as a line, the second is dashed.
+    """
+    floors = [min(0.5 / curve["pairs"][place] for curve in curves.values()) for place in (0, 1)]
+    with _figure(3.4, 3.6) as (figure, finish):
+        axes = figure.subplots()
+        for axis, floor in zip("xy", floors, strict=True):
+            _set_deviate_axis(axes, axis, floor)
+        axes.axline((0, 0), slope=1, color=MUTED, linewidth=0.8, linestyle=":")
+        for (name, curve), colour, line in zip(curves.items(), (NEUTRAL, IMPOSTOR), ("-", "--"), strict=True):
+            x, y = (_normal_deviates(curve[rate], floor) for rate, floor in zip(("fmr", "fnmr"), floors, strict=True))
+            eer = "" if curve["eer"] is None else f", EER {curve['eer']:.2%}"
+            axes.plot(x, y, color=colour, linestyle=line, linewidth=1.8, label=f"{name}{eer}")
+            point = [_normal_deviate(rate, floor) for rate, floor in zip(curve["point"], floors, strict=True)]
+            axes.plot(*([value] for value in point), marker="o", color=colour, markersize=6, linestyle="", clip_on=False)
+        axes.legend(loc="best", fontsize=8, frameon=True, facecolor=PAPER, framealpha=1, edgecolor=GRID)
+        axes.set(xlabel="FMR in %", ylabel="FNMR in %")
+        axes.set_title("DET of both models", fontweight="bold")
+        return finish("both-models", f"DET curves of the {' and of the '.join(curves)}.")
+
+
 def group_plot(column: str, groups: Sequence[dict[str, Any]], number: int) -> str:
     """Draws FMR and FNMR of each group with their intervals, on a logarithmic axis.
 

@@ -6,12 +6,14 @@ The scores are not read. Only the images of the thumbnails are not in `_summary.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.evaluation import metrics
+from batchverify.evaluation.candidate import GAINED, LOST, describe_changes, describe_faults
 from batchverify.evaluation.drift import describe_shift
 from batchverify.evaluation.strangers import describe_mates
 from batchverify.evaluation.summary_version import why_unreadable
@@ -20,13 +22,14 @@ from batchverify.images.variants import CHANGES
 from batchverify.output.run_directory import RunDirectory
 from batchverify.report.command import format_command
 from batchverify.report.page import environment
+from batchverify.report.two_models import compare_models, curves
 from batchverify.report.verdict import judge_model, judge_run
 from batchverify.worker_stats import WORK_NAMES
 
 _LOG = logging.getLogger(__name__)
 _DRIFTING = ("match_rate", "strangers_match_rate", "score_mean")
 _GROUPS_DRAWN = 40
-_PAIRS_PER_KIND = 10  # Three kinds are shown, so a report has at most 60 thumbnails.
+_PAIRS_PER_KIND = 10  # Three kinds are shown, and two more with a candidate, so a report has at most 100 thumbnails.
 _KINDS_WITH_LABELS = ("identity_faults", "highest_impostors", "lowest_genuines")
 _KINDS_WITHOUT_LABELS = ("identity_faults", "highest_unlabelled", "lowest_unlabelled")
 
@@ -92,7 +95,8 @@ def render(summary: dict[str, Any]) -> str:
     """
     if problem := why_unreadable(summary):
         raise PreflightError(f"_summary.json {problem}.")
-    optional = dict.fromkeys(("profile", "baseline", "embeddings", "calibration"))  # Not every run has these sections.
+    # Not every run has these sections.
+    optional = dict.fromkeys(("profile", "baseline", "embeddings", "calibration", "candidate"))
     summary = {**optional, **summary}
     rates, run = summary["error_rates"], summary["run"]
     return environment().get_template("report.html.j2").render(
@@ -102,7 +106,11 @@ def render(summary: dict[str, Any]) -> str:
         verdict=judge_run(summary),
         model_verdict=judge_model(summary),
         plots=_plots(summary),
-        extremes=_extremes(summary),
+        extremes=_extremes(summary, _KINDS_WITH_LABELS if rates else _KINDS_WITHOUT_LABELS),
+        flipped=_extremes(summary, (GAINED, LOST)),
+        both_models=compare_models(summary) if summary["candidate"] else [],
+        changes=describe_changes(summary["candidate"]) if summary["candidate"] else "",
+        candidate_faults=describe_faults(summary["candidate"]) if summary["candidate"] else "",
         failures=_failures(summary),
         operating_points=_operating_points(rates) if rates else [],
         drift=_drift(summary["baseline"]) if summary.get("baseline") else None,
@@ -124,7 +132,7 @@ def _plots(summary: dict[str, Any]) -> dict[str, str]:
         for kind in ("genuine", "impostor", "unlabelled", "identity", "strangers", "identity_faults")
     )
     threshold, all_pairs = summary["run"]["threshold"], genuine + impostor + unlabelled
-    drawn = dict.fromkeys(("scores", "identity", "det", "roc", "time"), "")
+    drawn = dict.fromkeys(("scores", "identity", "det", "roc", "both_models", "time"), "")
     if all_pairs.sum():
         kinds = {"genuine": genuine, "impostor": impostor, "unlabelled": unlabelled}
         drawn["scores"] = plots.score_plot(kinds, threshold)
@@ -141,15 +149,16 @@ def _plots(summary: dict[str, Any]) -> dict[str, str]:
     for number, (column, section) in enumerate((summary.get("groups") or {}).items()):
         if section and any(group["impostor"] + group["genuine"] for group in section["each"]):
             drawn[f"groups_{number}"] = plots.group_plot(column, section["each"][:_GROUPS_DRAWN], number)
+    if summary.get("candidate") and (both := curves(summary)):
+        drawn["both_models"] = plots.two_det_plot(both)
     spent = (summary.get("profile") or {}).get("seconds", {})
     if seconds := {WORK_NAMES.get(name, name): value for name, value in spent.items() if value}:
         drawn["time"] = plots.time_plot(seconds)
     return {name: Markup(svg) for name, svg in drawn.items()}
 
 
-def _extremes(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def _extremes(summary: dict[str, Any], kinds: Sequence[str]) -> list[dict[str, Any]]:
     """Returns the kinds of extreme pairs, each with its pairs and their thumbnails."""
-    kinds = _KINDS_WITH_LABELS if summary["error_rates"] else _KINDS_WITHOUT_LABELS
     pairs_by_kind = {kind: summary["extremes"][kind][:_PAIRS_PER_KIND] for kind in kinds if summary["extremes"].get(kind)}
     thumbnails = iter(_thumbnails([pair for pairs in pairs_by_kind.values() for pair in pairs], summary["run"]))
     return [

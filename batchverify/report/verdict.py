@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from batchverify.evaluation.candidate import describe_changes, describe_faults
 from batchverify.evaluation.drift import Shift, describe_shift
 from batchverify.evaluation.gates import EMPTY, STRANGERS, Gate
 from batchverify.evaluation.groups import describe_differential
@@ -68,6 +69,7 @@ def judge_run(summary: dict[str, Any]) -> Verdict:
         *(Finding("plain", f"Groups by {describe_differential(*item)}.") for item in (summary.get("groups") or {}).items()),
         *_judge_calibration(summary),
         *_judge_certificate(summary),
+        *_judge_candidate(summary),
         *_judge_gates(summary),
         *_judge_rows(summary),
         *_judge_drift(summary),
@@ -220,6 +222,12 @@ def _judge_gates(summary: dict[str, Any]) -> Iterator[Finding]:
         kind = "pairs of strangers" if gate["option"] == STRANGERS else "rows"
         measured += f" of {gate['rows']:,} {kind}" if gate.get("rows") and isinstance(gate["found"], int) else ""
         yield Finding("good" if gate["met"] else "bad", f"Gate {'met' if gate['met'] else 'not met'}: {measured}.")
+
+
+def _judge_candidate(summary: dict[str, Any]) -> Iterator[Finding]:
+    if candidate := summary.get("candidate"):
+        text = f"The candidate {candidate['model']}: {describe_changes(candidate)}. {describe_faults(candidate)}"
+        yield Finding("plain", text.strip())
 
 
 def _judge_rows(summary: dict[str, Any]) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from batchverify.evaluation.extremes import MAX_TEXT_LENGTH, PAIRS_PER_KIND, is_
 from batchverify.evaluation.summary import Summary, summarise_rows
 
 FAULTY = str(Path(batchverify.__file__).parent / "demo" / "faulty.keras")
+SANE = FAULTY.replace("faulty", "sane")
 CONFIG = batchverify.ScoringConfig()
 
 
@@ -41,12 +42,15 @@ def run(demo, tmp_path_factory, read_scores) -> tuple[dict, pd.DataFrame]:
         group_columns=("half",),
         review=(0.4, 0.6),
     )
-    batchverify.run(config)
+    before = batchverify.run(dataclasses.replace(config, candidate=SANE)).summary
     assert main(["calibrate", config.output]) == 0
     tonight = dataclasses.replace(
         config, output=str(folder / "tonight"), baseline=config.output, embeddings=str(folder / "store")
     )
-    return batchverify.run(tonight).summary, read_scores(folder / "tonight")
+    # A run has a store of embeddings or a candidate.
+    summary = batchverify.run(tonight).summary | {"candidate": before["candidate"]}
+    flipped = {kind: before["extremes"][kind] for kind in ("matches_gained", "matches_lost")}
+    return summary | {"extremes": summary["extremes"] | flipped}, read_scores(folder / "tonight")
 
 
 def keys(pairs: list[dict]) -> list[int]:

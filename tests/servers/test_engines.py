@@ -100,8 +100,10 @@ def test_a_job_server_of_flink_or_spark_that_cannot_be_had_is_refused(runner, op
 def refusal(pairs, small_model, tmp_path):
     """Returns what a job with more of Beam's arguments is refused with."""
 
-    def refuse(*beam_args: str) -> str:
-        config = batchverify.VerificationConfig(manifests=(str(pairs),), model=small_model, output=str(tmp_path / "out"))
+    def refuse(*beam_args: str, candidate: str | None = None) -> str:
+        config = batchverify.VerificationConfig(
+            manifests=(str(pairs),), model=small_model, output=str(tmp_path / "out"), candidate=candidate
+        )
         with pytest.raises(PreflightError) as refused:
             batchverify.run(config, beam_args)
         assert not (tmp_path / "out").exists()
@@ -137,8 +139,8 @@ def test_a_portable_runner_without_a_job_service_is_refused(refusal):
     ids=["docker", "default", "elsewhere"],
 )
 def test_paths_that_workers_cannot_reach_are_refused(beam_args, place, refusal, pairs, small_model):
-    said = refusal("--runner=PortableRunner", "--job_endpoint=localhost:1", *beam_args)
-    for option, path in (("--manifest", pairs), ("--model", small_model)):
+    said = refusal("--runner=PortableRunner", "--job_endpoint=localhost:1", *beam_args, candidate="next.keras")
+    for option, path in (("--manifest", pairs), ("--model", small_model), ("--candidate", "next.keras")):
         assert f"{option} {path} lies on this machine, and {place}" in said
     assert "--output" in said
 
