@@ -93,7 +93,6 @@ setup(
             *DOCS,
             "mypy>=2.0,<3",
             "pre-commit>=4.0,<5",
-            "pyspark>=4.0,<5",
             "pytest-cov>=7.0,<8",
             "ruff>=0.17,<0.18",
         ],

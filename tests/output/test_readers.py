@@ -1,8 +1,8 @@
 """A run directory is a dataset: each reader that people have opens it as it is, and a month of nights in one go."""
 
-import importlib.util
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 import pytest
 
 import batchverify
+from benchmarks.clusters import MissingPartError, fetch_spark
 
 PAGE = Path(batchverify.__file__).parents[1] / "docs" / "output.md"
 NIGHTS = ("2026-11-24", "2026-11-25", "2026-11-26")
@@ -99,13 +100,24 @@ def test_polars_reads_the_columns_of_the_first_night(nights):
     assert month.height == 21 and "camera" not in month.columns
 
 
+@pytest.fixture
+def spark_package(monkeypatch):
+    """Makes the distribution of Spark importable that the tests of clusters fetch, too."""
+    if shutil.which("java") is None:
+        pytest.skip("Spark needs Java")
+    try:
+        package = fetch_spark().parent
+    except MissingPartError as missing:
+        pytest.skip(str(missing))
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.syspath_prepend(str(next((package / "python" / "lib").glob("py4j-*.zip"))))
+    # Spark starts a shell script of its own with this interpreter.
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+
+
 @pytest.mark.slow
 @pytest.mark.processes
-@pytest.mark.skipif(
-    not (shutil.which("java") and importlib.util.find_spec("pyspark")),
-    reason="needs Java, and pyspark of the extra dev",
-)
-def test_spark_reads_a_run_and_a_month(one, nights, read_scores, monkeypatch):
+def test_spark_reads_a_run_and_a_month(spark_package, one, nights, read_scores, monkeypatch):
     monkeypatch.chdir(nights.parent)
     names = month_by("pyspark")
     try:
