@@ -23,8 +23,9 @@ EMBEDDING_BYTES_AT_ONCE = 256 * 2**20
 # memory, and fails if one is larger than the buffer. With 512 MiB for a task manager of two slots, a block of 14 MB passed, and
 # one of 28 MB did not (`python -m benchmarks.engines --cluster flink --block-rows 524288`).
 PORTABLE_ELEMENT_BYTES = 16 * 2**20
-# The most embeddings that are sent to one block there. These engines hold all of a block at once in the memory of a task; with
-# 256 MiB, task managers of 512 MiB and executors of 1 GiB died (`--embedding-floats 2048 --pairs 100000 --images 20000`).
+# The most embeddings that are sent to one block there. These engines hold all of a block in the memory of a task at once.
+# Embeddings of 2,048 numbers passed with it where tasks had a heap of 2 GiB, and not where they had 512 MiB
+# (`python -m benchmarks.engines --cluster flink --embedding-floats 2048 --pairs 100000 --images 20000 --task-mib 2048`).
 PORTABLE_BLOCK_BYTES = 64 * 2**20
 
 
