@@ -144,7 +144,7 @@ def test_keys_that_are_not_known_do_no_harm(tmp_path):
         gate("--max-drift", "0.25", 0.1, 5, True) | {"new": 1},
         gate("--max-new", "3", 9, 5, False) | {"new": 1},
     ]
-    write_night(tmp_path / f"dt={FIRST}", summary | {"candidate": {"a": 1}, "calibration": None})
+    write_night(tmp_path / f"dt={FIRST}", summary | {"not_known": {"a": 1}, "calibration": None})
     (night,) = read_nights(str(tmp_path))
     assert figures(night).limits == {"psi": 0.25} and figures(night).unmet == ("9 of 5 rows, where --max-new allows 3.",)
 
