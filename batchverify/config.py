@@ -240,7 +240,7 @@ class ScoringConfig(ModelConfig):
         group_column_pairs: Columns whose values are the groups of the left and of the right images, two names each; a pair
             belongs to a group if both of its images do.
         stranger_pairs: The number of pairs of images that are drawn at random from the run and compared; 0 for none.
-        steadiness_images: The number of images that are encoded again after small changes, at most 1% of a run's images or
+        steadiness_images: The number of images that are encoded again after small changes, at most 0.2% of a run's images or
             20; 0 for none.
         subject_columns: The columns that name the subject of the left and of the right image, such as a person; None without.
         accelerator: The GPU of each Dataflow worker that encodes: a type, or a whole resource hint (see `accelerator_hint`).

@@ -175,7 +175,7 @@ def add_decision_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_option(
         group, "--steadiness-images", type=int, metavar="N",
-        help="number of images that are compared with themselves after small changes, at most 1%% of them or 20; 0 for none",
+        help="number of images that are compared with themselves after small changes, at most 0.2%% of them or 20; 0 for none",
     )  # fmt: skip
 
 

@@ -516,7 +516,7 @@ def _figure(height: float, width: float = _WIDTH_IN, left: float = 0.65) -> Iter
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height))
         # Matplotlib takes as long to compute margins as to draw all the rest.
-        margins = {"left": left / width, "right": 1 - 0.2 / width, "bottom": 0.45 / height, "top": 1 - 0.25 / height}
+        margins = {"left": left / width, "right": 1 - 0.32 / width, "bottom": 0.45 / height, "top": 1 - 0.25 / height}
         figure.subplots_adjust(**margins, hspace=0.42)
 
         def finish(name: str, description: str) -> str:
