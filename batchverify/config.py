@@ -314,6 +314,8 @@ class ScoringConfig(ModelConfig):
             if len(pair) != 2 or not all(pair) or pair[0] == pair[1]:
                 given = " ".join(f"'{name}'" for name in pair)
                 yield f"--group-columns is {given}; name two columns, of the left and of the right image's group."
+            elif " / ".join(pair) in self.group_columns:
+                yield f"--group-columns {' '.join(pair)} and --group-column '{' / '.join(pair)}' have one name; leave one out."
 
     def _problems_of_review(self) -> Iterator[str]:
         if self.review is not None and not (len(self.review) == 2 and 0 <= self.review[0] < self.review[1] <= 1):

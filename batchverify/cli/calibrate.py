@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
     path = options.sidecar or sidecar_path(_find_model(labelled, options.model))
     write_calibration(path, calibration)
     figures = describe_calibration(calibration, labelled.genuine, labelled.impostor)
-    print_text(calibrated_message(str(calibration), calibration.knots, figures or {}, path))
+    print_text(calibrated_message(str(calibration), calibration.knots, figures or {}, path, options.sidecar is None))
     return ExitCode.DONE
 
 

@@ -217,7 +217,7 @@ def identity_message(summary: dict[str, Any]) -> str:
     """Returns the identity verdict of a run, with an explanation for somebody who never heard of it."""
     from batchverify.evaluation.strangers import MANY_MATCH
 
-    identity, compared = summary["identity"], summary["images"].get("ok", 0)
+    identity, compared = summary["identity"], sum(count for _, count in summary["score_histograms"]["identity"])
     if not compared:
         return "NOT CHECKED. No image could be encoded, so none was compared with itself."
     low, high = (f"{identity[name]:.4f}" for name in ("score_min", "score_max"))
@@ -244,7 +244,15 @@ def groups_messages(groups: dict[str, Any]) -> list[str]:
 
 def strangers_message(strangers: dict[str, Any]) -> str:
     """Returns how many images that were drawn at random match, and what that means."""
-    from batchverify.evaluation.strangers import CAUSES, FEW_MATCH, MANY_MATCH, REMEDY, describe_mates, describe_rate
+    from batchverify.evaluation.strangers import (
+        FEW_MATCH,
+        MANY_MATCH,
+        REMEDY,
+        describe_causes,
+        describe_mates,
+        describe_rate,
+        describe_shortage,
+    )
 
     rate = describe_rate(strangers)
     if strangers["verdict"] == MANY_MATCH:
@@ -256,13 +264,13 @@ def strangers_message(strangers: dict[str, Any]) -> str:
                     "images that have nothing to do with each other pass as the same. "
                     f"The limit is {strangers['limit']}; --max-stranger-matches sets another.",
                 ),
-                _paragraph("Why:", CAUSES),
+                _paragraph("Why:", describe_causes(strangers)),
                 _paragraph("Do:", REMEDY),
             ]
         )
     if strangers["verdict"] == FEW_MATCH:
         return f"{rate}.\n" + _fill(describe_mates(strangers), _INDENT, _INDENT)
-    return f"Not judged: there are too few images. {rate[0].upper()}{rate[1:]}."
+    return f"Not judged: {describe_shortage(strangers)}.\n" + _fill(f"{rate[0].upper()}{rate[1:]}.", _INDENT, _INDENT)
 
 
 def steadiness_message(steadiness: dict[str, Any]) -> str:
@@ -359,7 +367,9 @@ def scores_written_message(counts: ScoreCounts, output: str) -> str:
 # Calibration.
 
 
-def calibrated_message(calibration: str, knots: Sequence[tuple[float, float]], figures: dict[str, Any], sidecar: str) -> str:
+def calibrated_message(
+    calibration: str, knots: Sequence[tuple[float, float]], figures: dict[str, Any], sidecar: str, is_beside_model: bool
+) -> str:
     """Returns what a calibration was fitted on, what it gives, and where it was written.
 
     Args:
@@ -367,13 +377,15 @@ def calibrated_message(calibration: str, knots: Sequence[tuple[float, float]], f
         knots: Its scores and their log-likelihood ratios.
         figures: The section `calibration` that `_summary.json` would have for the pairs that it was fitted on.
         sidecar: The sidecar that has it.
+        is_beside_model: Whether runs of the model read that file.
     """
+    then = "" if is_beside_model else "once its key calibration stands in MODEL.batchverify.json, "
     (low, lowest), (high, highest) = knots[0], knots[-1]
     lines = [
         f"Llr       {calibration}",
         f"          natural logarithms: {lowest:.2f} for scores of {low:.4g} or less, to {highest:.2f} for {high:.4g} or more",
         f"Cllr      {cllr_message(figures)} (on the pairs that it was fitted on)",
-        f"Files     {sidecar}: later runs of the model have a column llr, and with --prior P a column probability",
+        f"Files     {sidecar}: {then}later runs of the model have a column llr, and with --prior P a column probability",
     ]
     return "\n".join(map(printable, lines))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +18,7 @@ from batchverify.evaluation.calibration import LabelledRun
 from batchverify.evaluation.drift import RunStatistics
 from batchverify.evaluation.summary_version import why_unreadable
 from batchverify.io.filesystem import read_bytes
+from batchverify.model.calibration import score_settings, why_other_scores
 from batchverify.output.run_directory import RunDirectory
 
 _LOG = logging.getLogger(__name__)
@@ -65,8 +67,41 @@ def _read_statistics(path: str) -> RunStatistics:
         return RunStatistics.from_summary(summary)
 
 
-def read_threshold(source: str) -> metrics.OperatingPoint:
-    """Returns the operating point of an earlier run that `--threshold-from` names.
+@dataclasses.dataclass(frozen=True)
+class EarlierThreshold:
+    """A threshold that keeps an FMR on the labels of an earlier run.
+
+    Attributes:
+        source: The run and the FMR, as `RUN:fmr=RATE`.
+        point: The operating point.
+        model_digest: The digest of that run's model.
+        settings: The settings of that run that decide what a score means (see `score_settings`).
+    """
+
+    source: str
+    point: metrics.OperatingPoint
+    model_digest: str
+    settings: Mapping[str, Any]
+
+    def refuse_other_scores(self, model_digest: str, settings: Mapping[str, Any]) -> None:
+        """Refuses the threshold for scores of another model, or of another meaning.
+
+        Args:
+            model_digest: The digest of the model that it is for.
+            settings: The settings that it is for.
+
+        Raises:
+            PreflightError: If they differ.
+        """
+        if reason := why_other_scores(self.model_digest, self.settings, model_digest, settings):
+            raise PreflightError(
+                f"--threshold-from {self.source}: that run was for another {reason}; name a labelled run of this model and "
+                "these settings, or give --threshold."
+            )
+
+
+def read_threshold(source: str) -> EarlierThreshold:
+    """Returns the threshold of an earlier run that `--threshold-from` names.
 
     Args:
         source: A run and the FMR to keep, as `RUN:fmr=RATE`.
@@ -80,16 +115,15 @@ def read_threshold(source: str) -> metrics.OperatingPoint:
         raise PreflightError(f"{option} {path} {problem}; name an earlier run, or give --threshold.")
     summary = _read_summary(option, path)
     with _refusing_other_files(option, path):
-        histograms = summary["score_histograms"]
-        genuine, impostor = (metrics.dense(histograms[kind]) for kind in ("genuine", "impostor"))
-    if not impostor.sum():
+        run = LabelledRun.from_summary(summary)
+    if not run.impostor.sum():
         raise PreflightError(f"{option} {path}: that run has no impostor pairs, so no FMR; name one with labels.")
-    point = metrics.operating_point(genuine, impostor, rate)
+    point = metrics.operating_point(run.genuine, run.impostor, rate)
     if point.threshold is None:
         raise PreflightError(
             f"{option} {path}: no threshold has an FMR of {rate:g} there; too many impostor pairs score 1. Name a higher rate."
         )
-    return point
+    return EarlierThreshold(source, point, run.model_digest, score_settings(run.options))
 
 
 def read_labelled_run(path: str) -> LabelledRun:

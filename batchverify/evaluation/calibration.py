@@ -212,6 +212,8 @@ def _at_even_prior(share: float, odds: float) -> float:
 def _refuse_few(run: LabelledRun, method: str, name: str) -> None:
     least = LEAST_PAIRS[method]
     for kind, counts in (("genuine", run.genuine), ("impostor", run.impostor)):
+        if not (run.genuine.sum() or run.impostor.sum()):
+            raise PreflightError(f"{name}: that run has no labels, which say which pairs are genuine; name one with labels.")
         if counts.sum() < least:
             remedy = "label more pairs" + (", or give --method logistic" if least > min(LEAST_PAIRS.values()) else "")
             raise PreflightError(

@@ -14,13 +14,17 @@ import pyarrow.compute as pc
 from batchverify.evaluation import metrics
 from batchverify.evaluation.clusters import COARSE, ClusteredCounts, Clusters, Subjects, merge_clusters
 from batchverify.evaluation.strangers import Strangers
-from batchverify.manifest.group_values import pair_groups
+from batchverify.manifest.group_values import NO_GROUPS, pair_groups
 from batchverify.schema import MAX_GROUPS
 
-# The EER of a group needs no finer histogram: with a thousand values, ten thousand bins would take 160 MB.
-_BINS = 500
+# The EER of a group needs no finer histogram: with a thousand values, all bins would take 190 MB. Near 0 and 1, where a
+# sigmoid is saturated, ten for each power of ten are kept.
+_NEAR = 10.0 ** -(np.arange(27, 74) / 10)
+_STARTS = np.unique(np.searchsorted(metrics.EDGES, np.concatenate([np.arange(500) / 500, _NEAR, 1 - _NEAR, [1]]).round(9)))
+_BINS = len(_STARTS)
 # A group's rate can be told where as many errors are expected at the rate of all groups together.
 _LEAST_ERRORS = 5
+_SHOWN = 60  # Characters of a group's name in a sentence.
 KINDS = ("impostor", "genuine")
 
 
@@ -33,7 +37,7 @@ class Group:
         failed: Number of rows without a score.
         pairs: Numbers of labelled pairs with a score, int64 `(2,)`.
         matches: Numbers of these that match, int64 `(2,)`.
-        histograms: Histograms of their scores, int64 `(2, 500)`.
+        histograms: Histograms of their scores, int64 `(2, _BINS)`.
         clusters: The counts of pairs and errors by subject; empty without columns that name subjects.
     """
 
@@ -86,7 +90,7 @@ def _count_column(
     if len(names) > MAX_GROUPS:
         return None
     value, has_score, count = encoded.indices.to_numpy(), ~np.isnan(scores), len(names)
-    bins = np.minimum((np.nan_to_num(scores) * _BINS).astype(np.int64), _BINS - 1)
+    bins = np.searchsorted(_STARTS, metrics.bin_numbers(np.nan_to_num(scores)), side="right") - 1
     kinds = [has_score & (labels == label) for label in (0, 1)]
     rows, failed = np.bincount(value, minlength=count), np.bincount(value[~has_score], minlength=count)
     pairs = np.stack([np.bincount(value[kind], minlength=count) for kind in kinds], axis=1)
@@ -212,9 +216,17 @@ class _Estimate:
 
 
 def _ratios(values: Mapping[str, Group], kind: str) -> dict[str, Any] | None:
-    """Returns the ratio of the worst group to the best and to all; None where fewer than two groups can be told."""
+    """Returns the ratio of the worst group to the best and to all; None where fewer than two groups can be told.
+
+    Pairs of two groups are neither the worst nor the best: impostors of one group are most often harder to tell apart. Rows
+    without a group aren't either.
+    """
     together, place = Group.merge(values.values()), KINDS.index(kind)
-    told = [value for value in sorted(values) if _can_be_told(_rates(values[value])[place], _rates(together)[place])]
+    told = [
+        value
+        for value in sorted(values)
+        if value not in NO_GROUPS and _can_be_told(_rates(values[value])[place], _rates(together)[place])
+    ]
     if len(told) < 2:
         return None
     each, whole = {value: _Estimate.of(values[value], kind) for value in told}, _Estimate.of(together, kind)
@@ -247,10 +259,14 @@ def describe_differential(column: str, section: Mapping[str, Any] | None) -> str
         if ratios := section[f"{rate}_ratios"]:
             by_value = {group["value"]: group[rate] for group in section["each"]}
             worst, best = by_value[ratios["worst"]], by_value[ratios["best"]]
+            names = [name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…" for name in (ratios["worst"], ratios["best"])]
+            half = ", counting half an error for none" if best == 0 else ""
             (low, high), to_all = ratios["worst_to_best"]["interval"], ratios["worst_to_all"]["ratio"]
             times = f"{ratios['worst_to_best']['ratio']:.1f} times, 95% interval {low:.1f} to {high:.1f}"
             sentences.append(
-                f"{rate.upper()} {worst:.2%} for {ratios['worst']} and {best:.2%} for {ratios['best']} "
-                f"({times}; {to_all:.1f} times that of all)"
+                f"{rate.upper()} {worst:.2%} for {names[0]} and {best:.2%} for {names[1]} "
+                f"({times}{half}; {to_all:.1f} times that of all)"
             )
+    if section["fmr"] is None and section["fnmr"] is None:
+        return f"{column}: no labels, so no error rates; the report has the strangers of each group"
     return f"{column}: {'; '.join(sentences) if sentences else 'too few pairs to tell groups apart'}"

@@ -132,7 +132,12 @@ class FoldAccuracy:
 
 
 def histogram(scores: np.ndarray) -> np.ndarray:
-    """Counts scores in [0, 1] in bins; int64 `(BINS,)`.
+    """Counts scores in [0, 1] in bins; int64 `(BINS,)`."""
+    return np.bincount(bin_numbers(scores), minlength=BINS)
+
+
+def bin_numbers(scores: np.ndarray) -> np.ndarray:
+    """Returns the number of the bin of each score in [0, 1], int64 `(n,)`.
 
     A score is in bin i or a higher one exactly if it is a match at the threshold `EDGES[i]`.
     """
@@ -141,8 +146,8 @@ def histogram(scores: np.ndarray) -> np.ndarray:
     even = np.clip((scores.astype(np.float64) * _EVEN).astype(np.int64), 1, _EVEN - 2) + len(_LOW)
     even += (scores >= _LOWER[even + 1]).astype(np.int64) - (scores < _LOWER[even])
     low, high = np.maximum(bits >> _LOW_SHIFT, _LOWEST - 1) - (_LOWEST - 1), bits - _HIGH[0] + (BINS - len(_HIGH))
-    bins = np.where(scores < _FIRST_EVEN, low, np.where(scores < _LAST_EVEN, even, high))
-    return np.bincount(bins, minlength=BINS)
+    numbers: np.ndarray = np.where(scores < _FIRST_EVEN, low, np.where(scores < _LAST_EVEN, even, high))
+    return numbers
 
 
 def sparse(counts: np.ndarray) -> list[list[float]]:

@@ -39,6 +39,15 @@ class Strangers:
     histogram: np.ndarray
     groups: Mapping[str, Mapping[str, Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
 
+    def with_subjects(self, counts: np.ndarray) -> Strangers:
+        """Returns the comparisons with what is odd about the subjects of the images.
+
+        Args:
+            counts: The number of subjects that the manifest names for each image, int64 `(n,)`.
+        """
+        odd = {"without_subject": int(np.count_nonzero(counts == 0)), "of_several_subjects": int(np.count_nonzero(counts > 1))}
+        return dataclasses.replace(self, section={**self.section, **odd})
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageGroups:
@@ -133,6 +142,8 @@ def describe_strangers(
         "score_quantiles": _quantiles(scores),
         "left_out": dict(left_out),
         "mates_known_by": mates_known_by,
+        "without_subject": None,
+        "of_several_subjects": None,
         "share_of_one_mate": 1 / (run_images - 1) if run_images > 1 else None,
         "limit": str(limit or DEFAULT_LIMIT),
         "verdict": _verdict(rate, images, limit or DEFAULT_LIMIT),
@@ -169,15 +180,20 @@ def _quantiles(scores: np.ndarray) -> list[list[float]]:
 
 
 # What is likely where too many strangers match, and what to do about it; the terminal and the report say the same.
-CAUSES = (
+_CAUSES = (
     "the images are of another kind than those that the model was trained on; or their pixels have another scale (--pixels); "
-    "or the encoder has collapsed and gives all images nearly the same embedding; or the threshold is too low. If most images "
-    "show the same subject, they are no strangers: name the columns with the subjects (--subject-columns)."
+    "or the encoder has collapsed and gives all images nearly the same embedding; or the threshold is too low."
 )
+_MATES = " If most images show the same subject, they are no strangers: name the columns with the subjects (--subject-columns)."
 REMEDY = (
     "don’t use these matches. Examine the model on these images (batchverify doctor --manifest), compare its preprocessing "
     "with that of its training, and take a threshold from labelled pairs of this kind."
 )
+
+
+def describe_causes(section: Mapping[str, Any]) -> str:
+    """Returns in words why too many strangers may match."""
+    return _CAUSES + ("" if section["mates_known_by"] == "subjects" else _MATES)
 
 
 def describe_rate(section: Mapping[str, Any]) -> str:
@@ -193,10 +209,37 @@ def describe_mates(section: Mapping[str, Any]) -> str:
     """Returns in words which images of the same subject are among the strangers, and what they do to the rate."""
     known_by, share = section["mates_known_by"], section["share_of_one_mate"]
     if known_by == "subjects":
-        return "Images of one subject are left out."
+        return "Images of one subject are left out." + _describe_odd_subjects(section)
+    if section["without_subject"] is not None:
+        return "The columns of --subject-columns name no subject, so other images of the same subject may be among them."
     kept = "Pairs labelled genuine are left out, but other" if known_by == "labels" else "Other"
-    effect = "" if share is None else f": each one that an image has raises the rate by {percent(share)} at most"
+    effect = (
+        ""
+        if share is None
+        else f": each one that an image has raises the rate by {percent(share)[:-1]} percentage points at most"
+    )
     return f"{kept} images of the same subject may be among them{effect} (--subject-columns leaves them out)."
+
+
+def _describe_odd_subjects(section: Mapping[str, Any]) -> str:
+    words = ""
+    if without := section["without_subject"]:
+        words += f" The manifest names no subject for {without:,} of the drawn images, so mates of these may be among them."
+    if several := section["of_several_subjects"]:
+        words += (
+            f" It names several subjects for {several:,} of the drawn images: are the two columns of --subject-columns in the "
+            "right order?"
+        )
+    return words
+
+
+def describe_shortage(section: Mapping[str, Any]) -> str:
+    """Returns in words why strangers were not judged."""
+    why = {"same_content": "are copies of one file", "genuine": "are labelled genuine", "same_subject": "show one subject"}
+    reason, count = max(section["left_out"].items(), key=lambda item: item[1], default=("", 0))
+    cause = f"; {count:,} pairs are left out because they {why[reason]}" if count else ""
+    compared = f"{section['pairs']:,} pairs of {section['images']:,} images were compared"
+    return f"it takes {_LEAST_PAIRS} pairs of {_LEAST_IMAGES} images, and {compared}{cause}"
 
 
 def percent(rate: float) -> str:

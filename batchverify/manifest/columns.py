@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchverify.config import ScoringConfig, VerificationConfig
+from batchverify.errors import RunError
 from batchverify.schema import BAD_ROW_COLUMN, CANDIDATE_FIELDS, MANIFEST_FILE, RESERVED_COLUMNS, REVIEW_FIELD, is_text
 from batchverify.uris import URI_PATTERN, is_remote
 
@@ -38,6 +39,10 @@ class PairColumns(Protocol):
 
     @property
     def image_root(self) -> str | None: ...
+
+
+# Options that name columns whose values are names.
+_NAMING = ("--group-column", "--group-columns", "--subject-columns")
 
 
 def pair_uris(block: pa.Table, config: PairColumns) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
@@ -109,6 +114,8 @@ def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) ->
             yield f"{path}: there is no column '{name}', only {quote_names(names)}; name the right one with {option}."
         elif option in ("--left-column", "--right-column") and not _holds_uris(schema.field(name).type):
             yield f"{path}: column '{name}' holds {schema.field(name).type}, not text; give paths or URIs."
+        elif option in _NAMING and not _holds_names(schema.field(name).type):
+            yield f"{path}: column '{name}' holds {schema.field(name).type}, not names; name another with {option}."
     for kind, column in (("label", find_label_column(names, config)), ("fold", find_fold_column(names, config))):
         if column in names and not _holds_labels(schema.field(column).type):
             yield (
@@ -149,6 +156,12 @@ def awkward_names(names: Iterable[str]) -> list[str]:
 
 def _holds_uris(kind: pa.DataType) -> bool:
     return is_text(kind) or pa.types.is_null(kind)
+
+
+def _holds_names(kind: pa.DataType) -> bool:
+    """Returns whether values can be written as text; those of a dictionary count for it."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return _holds_labels(kind) or pa.types.is_temporal(kind) or pa.types.is_decimal(kind)
 
 
 def _holds_labels(kind: pa.DataType) -> bool:
@@ -198,6 +211,18 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(plain_type(kind.value_type), kind.list_size)
     return kind
+
+
+def require_columns(names: list[str], config: ScoringConfig) -> None:
+    """Refuses a block that lacks a column; the blocks of a manifest lack none.
+
+    Raises:
+        RunError: With the name of the column.
+    """
+    used = [config.left_column, config.right_column, *config.group_columns, *itertools.chain(*config.group_column_pairs)]
+    for name in [*used, *(config.subject_columns or ())]:
+        if name not in names:
+            raise RunError(f"a block has no column '{name}', only {quote_names(names)}; name the right one.")
 
 
 def quote_names(names: Iterable[str]) -> str:

@@ -9,7 +9,9 @@ from batchverify.config import ScoringConfig
 
 # The group of rows without a value, and that of pairs whose two images have different ones.
 NO_VALUE, MIXED = "(none)", "(mixed)"
-_MAX_LENGTH = 100
+NO_GROUPS = (NO_VALUE, MIXED)
+# A longer text is no name of a group.
+MAX_LENGTH = 1000
 
 
 def group_columns(config: ScoringConfig) -> dict[str, tuple[str, str]]:
@@ -22,8 +24,8 @@ def group_columns(config: ScoringConfig) -> dict[str, tuple[str, str]]:
 
 
 def image_groups(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Returns the groups that a column names, cut after 100 characters."""
-    names = pc.utf8_slice_codeunits(column.cast(pa.string()), 0, _MAX_LENGTH)
+    """Returns the groups that a column names."""
+    names = column.cast(pa.string())
     return pc.if_else(pc.equal(pc.fill_null(names, ""), ""), NO_VALUE, names)
 
 

@@ -66,11 +66,8 @@ class Calibration:
             model_digest: The digest of the run's model, as `_summary.json` has it.
             settings: The result of `score_settings` for the run.
         """
-        if model_digest != self.model_digest:
-            return f"it was fitted for another model, {self.model_digest:.23}…, and this one is {model_digest:.23}…"
-        names = {name for name in {*settings, *self.settings} if settings.get(name) != self.settings.get(name)}
-        if names:
-            return f"it was fitted for another {', '.join(sorted(names)).replace('_', ' ')}, so for scores of another meaning"
+        if reason := why_other_scores(self.model_digest, self.settings, model_digest, settings):
+            return f"it was fitted for another {reason}"
         return None
 
     def __str__(self) -> str:
@@ -112,6 +109,21 @@ def score_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: settings[name] for name in _SCORE_SETTINGS if name in settings}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
     return {name: value for name, value in plain.items() if not _is_default(name, value)}
+
+
+def why_other_scores(digest: str, settings: Mapping[str, Any], digest_now: str, settings_now: Mapping[str, Any]) -> str | None:
+    """Returns what makes the scores of an earlier run other scores than a run's, as the end of "another"; None for the same.
+
+    Args:
+        digest: The digest of the earlier run's model.
+        settings: The result of `score_settings` for the earlier run.
+        digest_now: The digest of the run's model.
+        settings_now: The result of `score_settings` for the run.
+    """
+    if digest != digest_now:
+        return f"model, {digest:.23}…, and this one is {digest_now:.23}…"
+    names = {name for name in {*settings, *settings_now} if settings.get(name) != settings_now.get(name)}
+    return f"{', '.join(sorted(names)).replace('_', ' ')}, so for scores of another meaning" if names else None
 
 
 def _is_default(name: str, value: Any) -> bool:

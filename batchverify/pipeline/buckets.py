@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 
 from batchverify.config import ScoringConfig
-from batchverify.manifest.columns import pair_uris
+from batchverify.manifest.columns import pair_uris, require_columns
 
 _IMAGES_PER_BUCKET = 4096
 _MAX_BUCKETS = 4096
@@ -25,6 +25,7 @@ def request_images(
 ) -> Iterator[tuple[int, tuple[str, pa.Table]]]:
     """Yields the requests of a block for its distinct images: `(bucket, (block key, table of URIs))`."""
     key, block = element
+    require_columns(block.column_names, config)
     for bucket, uris in split_by_bucket(distinct_uris(block, config), buckets):
         yield bucket, (key, pa.table({"uri": uris}))
 

@@ -12,12 +12,13 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
-from batchverify.evaluation.baseline import read_baseline, read_threshold
+from batchverify.evaluation.baseline import EarlierThreshold, read_baseline, read_threshold
 from batchverify.evaluation.drift import RunStatistics
 from batchverify.io.object_store import refuse_unreachable
 from batchverify.io.storage_options import set_storage_options
 from batchverify.manifest.plan import plan_manifest
 from batchverify.manifest.shard import Manifest
+from batchverify.model.calibration import config_settings
 from batchverify.model.candidate import apply_candidate_sidecar, read_candidate_sidecar
 from batchverify.model.facts import ModelFacts
 from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
@@ -112,10 +113,14 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
     baseline = read_baseline(config)
     store = open_store(config.embeddings, config.embeddings_rebuild) if config.embeddings else None
     sidecar = read_sidecar(config.model)
-    threshold_from = config.threshold_from
+    earlier = read_threshold(config.threshold_from) if config.threshold_from else None
     candidate_sidecar = read_candidate_sidecar(config)
-    config = apply_candidate_sidecar(apply_sidecar(_with_threshold(config), sidecar), candidate_sidecar)
+    config = apply_candidate_sidecar(apply_sidecar(_with_threshold(config, earlier), sidecar), candidate_sidecar)
     manifest = plan_manifest(config)
+    if config.max_group_ratio is not None and manifest.label_column is None:
+        raise PreflightError(
+            "--max-group-ratio compares error rates, and the manifest has no labels; name them with --label-column."
+        )
     if is_dataflow(options):
         refuse_local_images(manifest.sample)
     stats = stats or WorkerStats()
@@ -123,6 +128,8 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
     loader = network_loader(config, sidecar, candidate_sidecar, stats, versions)
     with span("load"):
         network = _load_checked(loader, manifest)
+    if earlier:
+        earlier.refuse_other_scores(f"sha256:{network.facts.digest}", config_settings(config))
     session = _plan_session(config, network, *store) if store else None
     calibration = plan_calibration(config, sidecar, network.facts, manifest, options)
     table = image_table(options, manifest, session.rows if session else 0)
@@ -136,7 +143,13 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
         loader=loader,
         network=network,
         provenance=describe_run(
-            config, manifest, network.facts, network.identity_bound(), threshold_from, calibration.used, calibration.ignored
+            config,
+            manifest,
+            network.facts,
+            network.identity_bound(),
+            earlier.source if earlier else None,
+            calibration.used,
+            calibration.ignored,
         ),
         baseline=baseline,
         options=options,
@@ -244,16 +257,16 @@ def _checked_options(config: VerificationConfig, beam_args: Sequence[str]) -> Pi
     return options
 
 
-def _with_threshold(config: VerificationConfig) -> VerificationConfig:
+def _with_threshold(config: VerificationConfig, earlier: EarlierThreshold | None) -> VerificationConfig:
     """Returns the configuration with the threshold of the earlier run that it names, which is then like one that was given."""
-    if config.threshold_from is None:
+    if earlier is None:
         return config
-    point = read_threshold(config.threshold_from)
+    point = earlier.point
     assert point.threshold is not None
     evidence = {"enough": "enough to trust it", "rough": "so few that it is rough"}.get(point.evidence, "too few to show it")
     _LOG.info(
         "Threshold %g from %s: FMR %.3g there, among %s impostor pairs, which are %s.",
-        point.threshold, config.threshold_from, point.fmr.value, f"{point.fmr.trials:,}", evidence,
+        point.threshold, earlier.source, point.fmr.value, f"{point.fmr.trials:,}", evidence,
     )  # fmt: skip
     return dataclasses.replace(config, threshold=point.threshold, threshold_from=None)
 

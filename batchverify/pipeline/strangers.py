@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from batchverify.config import ScoringConfig
 from batchverify.evaluation.strangers import ImageGroups, Strangers, describe_strangers, draw_pairs
-from batchverify.manifest.columns import find_label_column, pair_uris
+from batchverify.manifest.columns import find_label_column, pair_uris, require_columns
 from batchverify.manifest.group_values import group_columns, image_groups
 from batchverify.manifest.labels import parse_labels
 from batchverify.manifest.text_hashes import hash_column, hash_names, hash_text
@@ -52,6 +52,7 @@ class KnownMates:
     @classmethod
     def read(cls, block: pa.Table, config: ScoringConfig, base: str) -> KnownMates:
         """Reads a block of the manifest; `base` is the result of `base_of_draw`."""
+        require_columns(block.column_names, config)
         label_column, groupings = find_label_column(block.column_names, config), group_columns(config)
         if not label_column and not config.subject_columns and not groupings:
             return cls(_no_hashes(), _no_hashes())
@@ -159,10 +160,11 @@ def compare_strangers(drawn: DrawnImages, mates: KnownMates, network: Network, c
     if drawn.rows is not None and len(left):
         scores = compare_in_slices(embedding_matrix(drawn.rows), left, right, network)
     left_out = {reason: len(np.unique(codes)) for reason, codes in reasons.items()}
-    known_by = "subjects" if config.subject_columns else "labels" if mates.has_labels else None
+    known_by = "subjects" if len(mates.subjects) else "labels" if mates.has_labels else None
     limit = getattr(config, "max_stranger_matches", None)  # `VerifyPairs` has no gates.
     groups, threshold = mates.groups_of(hashes), config.match_threshold()
-    return describe_strangers(scores, left, right, drawn.total, known_by, left_out, threshold, limit, groups)
+    described = describe_strangers(scores, left, right, drawn.total, known_by, left_out, threshold, limit, groups)
+    return described.with_subjects(_subjects_of_each(hashes, mates.subjects)) if config.subject_columns else described
 
 
 def _mates_by_content(rows: pa.Table | None, count: int) -> np.ndarray:
@@ -179,6 +181,12 @@ def _mates_by_pairs(hashes: np.ndarray, genuine: np.ndarray) -> np.ndarray:
     pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
     codes: np.ndarray = pairs[:, 0] * len(hashes) + pairs[:, 1]
     return codes
+
+
+def _subjects_of_each(hashes: np.ndarray, subjects: np.ndarray) -> np.ndarray:
+    """Returns the number of subjects that the manifest names for each of the drawn images, int64 `(n,)`."""
+    positions, are_drawn = _positions(hashes, subjects[:, 0])
+    return np.bincount(positions[are_drawn], minlength=len(hashes))
 
 
 def _mates_by_subject(hashes: np.ndarray, subjects: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import NormalDist
@@ -16,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from batchverify.evaluation import metrics
 
@@ -195,9 +196,11 @@ def group_plot(column: str, groups: Sequence[dict[str, Any]], number: int) -> st
         axes.set_xscale("log")
         axes.set_yticks(range(len(groups)), [group["value"][:24] for group in groups])
         axes.invert_yaxis()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{100 * rate:g}%"))
-        axes.legend(loc="best", fontsize=8, frameon=True, facecolor=PAPER, framealpha=1, edgecolor=GRID)
-        axes.set_title(f"Error rates by {column[:40]}, with 95% intervals", fontweight="bold")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, borderaxespad=0)
+        axes.set_title(f"Error rates by {column[:24]}", fontweight="bold")
         return finish(f"groups-{number}", f"FMR and FNMR of {len(groups)} groups of {column} with their 95% intervals.")
 
 
@@ -521,7 +524,9 @@ def _figure(height: float, width: float = _WIDTH_IN, left: float = 0.65) -> Iter
 
         def finish(name: str, description: str) -> str:
             file = io.StringIO()
-            with matplotlib.rc_context({"svg.hashsalt": name}):
+            with matplotlib.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+                # The reader's browser draws the text, with fonts of its own.
+                warnings.filterwarnings("ignore", message="Glyph .* missing from font")
                 FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
             return _inline_svg(file.getvalue(), name, description)
 

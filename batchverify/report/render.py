@@ -221,7 +221,8 @@ def _operating_points(rates: dict[str, Any]) -> list[dict[str, Any]]:
         if point["evidence"] in needed:
             times, rule = needed[point["evidence"]]
             kind = "shows such an FMR" if times == 3 else "shows it to within 30%"
-            remark = f"too few: it takes {times / point['target']:,.0f} impostor pairs before a run {kind} ({rule})"
+            word, pairs = point["evidence"].replace("_", " "), f"{times / point['target']:,.0f}"
+            remark = f"{word}: it takes {pairs} impostor pairs before a run {kind} ({rule})"
         points.append({**point, "remark": remark})
     return points
 

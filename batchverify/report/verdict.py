@@ -11,7 +11,16 @@ from batchverify.evaluation.drift import Shift, describe_shift
 from batchverify.evaluation.gates import EMPTY, STRANGERS, Gate
 from batchverify.evaluation.groups import describe_differential
 from batchverify.evaluation.steadiness import UNSTEADY, describe_rejections
-from batchverify.evaluation.strangers import CAUSES, FEW_MATCH, MANY_MATCH, REMEDY, describe_mates, describe_rate, percent
+from batchverify.evaluation.strangers import (
+    FEW_MATCH,
+    MANY_MATCH,
+    REMEDY,
+    describe_causes,
+    describe_mates,
+    describe_rate,
+    describe_shortage,
+    percent,
+)  # fmt: skip
 
 _MARKS = {"good": "✓", "warn": "!", "bad": "✗", "plain": "–"}
 _SHIFTS = {Shift.LITTLE: "good", Shift.SOME: "warn", Shift.LARGE: "bad"}
@@ -109,7 +118,7 @@ def _gates_met(summary: dict[str, Any]) -> bool:
 
 def _judge_identity(summary: dict[str, Any]) -> Finding:
     identity, threshold = summary["identity"], summary["run"]["threshold"]
-    compared = summary["images"].get("ok", 0)
+    compared = sum(count for _, count in summary["score_histograms"]["identity"])
     if identity["score_min"] is None:
         return Finding("warn", "Identity check: no image could be encoded, so none was compared with itself.")
     low, high = identity["score_min"], identity["score_max"]
@@ -146,13 +155,13 @@ def _judge_strangers(summary: dict[str, Any]) -> Iterator[Finding]:
     if strangers["verdict"] == MANY_MATCH:
         yield Finding(
             "bad",
-            f"Strangers: {rate}. That is too many. The limit is {strangers['limit']}. Likely causes: {CAUSES} "
-            f"What to do: {REMEDY}",
+            f"Strangers: {rate}. That is too many. The limit is {strangers['limit']}. Likely causes: "
+            f"{describe_causes(strangers)} What to do: {REMEDY}",
         )
     elif strangers["verdict"] == FEW_MATCH:
         yield Finding("good", f"Strangers: {rate}. Without labels, this estimates the false match rate. {mates}")
     else:
-        yield Finding("plain", f"Strangers were not judged, because there are too few images: {rate}.")
+        yield Finding("plain", f"Strangers were not judged: {describe_shortage(strangers)}; {rate}.")
 
 
 def _judge_steadiness(summary: dict[str, Any]) -> Iterator[Finding]:

@@ -89,7 +89,7 @@ def test_quantiles_are_scores_that_occur():
 
 
 def test_words_say_what_one_mate_does_to_the_rate():
-    assert "adds" not in describe_mates(describe(0.05)) and "by 0.1% at most" in describe_mates(describe(0.05))
+    assert "adds" not in describe_mates(describe(0.05)) and "by 0.1 percentage points at most" in describe_mates(describe(0.05))
     assert "labelled genuine are left out" in describe_mates(describe(0.05, mates_known_by="labels"))
     assert describe_mates(describe(0.05, mates_known_by="subjects")) == "Images of one subject are left out."
 

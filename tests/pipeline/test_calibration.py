@@ -258,7 +258,7 @@ def test_a_sidecar_with_mistakes_stays_as_it_is(folder, sidecar, capsys):
         ("nowhere", "nowhere does not exist; name the --output of a finished run."),
         (
             "unlabelled",
-            "it has 0 labelled genuine pairs with a score, and --method logistic takes 30 at least; label more pairs.",
+            "that run has no labels, which say which pairs are genuine; name one with labels.",
         ),
         ("embedded", "the run used the embedded model, which has no sidecar of yours"),
     ],

@@ -1,16 +1,21 @@
 """Error rates by group, against pandas and scikit-learn on the scores."""
 
+import datetime
 import json
 from pathlib import Path
 
+import apache_beam as beam
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 from sklearn.metrics import roc_curve
 
 import batchverify
 from batchverify.cli.main import main
+from batchverify.evaluation.groups import count_groups, describe_groups
 from batchverify.evaluation.metrics import wilson_interval
 from tests.support.manifests import draw_shades
 
@@ -130,8 +135,14 @@ def test_a_gate_on_the_ratio_gives_exit_code_3(folder, small_model, tmp_path, ca
     assert "Groups    region: " in caught.out and "for south" in caught.out
     assert "Error rates by region" in (tmp_path / "out" / "_report.html").read_text()
     assert main([*words, "--group-column", "region", "--max-group-ratio", "1e6", "--overwrite"]) == 0
-    assert main([*words, "--group-column", "region", "--max-group-ratio", "9", "--label-column", "", "--overwrite"]) == 3
+    assert main([*words, "--group-column", "region", "--max-group-ratio", "9", "--limit", "9", "--overwrite"]) == 3
     assert "cannot be told" in capsys.readouterr().err
+    unlabelled = [*words, "--label-column", "", "--group-column", "region", "--overwrite"]
+    for check in ([], ["--check"]):
+        assert main([*unlabelled, "--max-group-ratio", "9", *check]) == 2
+        assert "--max-group-ratio compares error rates, and the manifest has no labels" in capsys.readouterr().err
+    assert main(unlabelled) == 0
+    assert "Groups    region: no labels, so no error rates" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -150,6 +161,64 @@ def test_what_cannot_be_is_refused(words, message, folder, small_model, tmp_path
     where = ["--manifest", str(folder / "pairs.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
     assert main([*where, *words]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("check", [[], ["--check"]], ids=["run", "check"])
+@pytest.mark.parametrize("option", ["--group-column", "--group-columns", "--subject-columns"])
+@pytest.mark.parametrize("values", [[[1], [2]], [{"a": 1}, {"a": 2}], [b"\xff", b"a"]], ids=["list", "struct", "binary"])
+def test_columns_that_hold_no_names_are_refused(values, option, check, folder, small_model, tmp_path, capsys):
+    table = pa.table({"left": ["1.png", "2.png"], "right": ["2.png", "3.png"], "x": values, "genuine": [0, 1], "y": ["a", "b"]})
+    pq.write_table(table, folder / "odd.parquet")
+    words = ["--manifest", str(folder / "odd.parquet"), "--model", small_model, "--output", str(tmp_path / "out")]
+    columns = ["x"] if option == "--group-column" else ["y", "x"]
+    assert main([*words, option, *columns, *check]) == 2
+    assert f"column 'x' holds {table['x'].type}, not names; name another with {option}." in capsys.readouterr().err
+
+
+def test_dates_numbers_and_dictionaries_are_names(folder, small_model, tmp_path):
+    day = pa.array([datetime.date(2026, 11, day) for day in (1, 2, 1)])
+    columns = {
+        "day": day,
+        "whole": [1, 2, 1],
+        "flag": [True, None, False],
+        "kind": pa.array(["a", "b", "a"]).dictionary_encode(),
+    }
+    table = pa.table({"left": ["1.png", "2.png", "3.png"], "right": ["2.png", "3.png", "4.png"], **columns})
+    pq.write_table(table, folder / "kinds.parquet")
+    config = batchverify.VerificationConfig(
+        manifests=(str(folder / "kinds.parquet"),), output=str(tmp_path / "out"), model=small_model,
+        group_columns=tuple(columns), subject_columns=("day", "kind"),
+    )  # fmt: skip
+    groups = batchverify.run(config).summary["groups"]
+    found = {name: [(group["value"], group["rows"]) for group in section["each"]] for name, section in groups.items()}
+    assert found["day"] == [("2026-11-01", 2), ("2026-11-02", 1)] and found["whole"] == [("1", 2), ("2", 1)]
+    assert found["flag"] == [("(none)", 1), ("false", 1), ("true", 1)] and found["kind"] == [("a", 2), ("b", 1)]
+
+
+def test_names_that_begin_alike_are_told_apart_and_a_text_is_no_name(folder, small_model, tmp_path, capsys):
+    long = ["n" * 500 + end for end in "aab"]
+    frame = pd.DataFrame({"left": ["1.png", "2.png", "3.png"], "right": ["2.png", "3.png", "4.png"], "g": long})
+    frame.to_csv(folder / "long.csv", index=False)
+    words = ["--manifest", str(folder / "long.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
+    assert main([*words, "--group-column", "g"]) == 0
+    each = json.loads((tmp_path / "out" / "_summary.json").read_text())["groups"]["g"]["each"]
+    assert [(group["value"], group["rows"]) for group in each] == [(long[0], 2), (long[2], 1)]
+    frame.assign(g="n" * 1_001).to_csv(folder / "long.csv", index=False)
+    assert main([*words, "--group-column", "g", "--overwrite"]) == 2
+    assert "column 'g' has a value of 1,001 characters, and groups have names of 1,000 at most" in capsys.readouterr().err
+
+
+def test_the_eer_of_saturated_scores_is_that_of_scikit_learn():
+    rng = np.random.default_rng(5)
+    logits = np.concatenate([rng.normal(9, 1, 4_000), rng.normal(13, 1, 4_000)]).astype(np.float32)
+    scores = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    labels = np.repeat([0, 1], 4_000).astype(np.int8)
+    table = pa.table({"g": ["x"] * 8_000, "match": scores >= 0.5})
+    section = describe_groups(count_groups(table, scores, labels, {"g": ("g", "g")}))
+    fmr, tmr, _ = roc_curve(labels, scores, drop_intermediate=False)
+    best = np.argmin(np.abs(fmr - (1 - tmr)))
+    assert section
+    assert section["g"]["each"][0]["eer"] == pytest.approx((fmr[best] + 1 - tmr[best]) / 2, abs=0.005)
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +247,9 @@ def test_a_pair_belongs_to_the_group_of_both_images(of_images):
     left, right = (scores[f"{side}_region"].fillna("").replace("", "(none)") for side in ("left", "right"))
     expected = left.where(left == right, "(mixed)").where((left != "(none)") & (right != "(none)"), "(none)")
     section = summary["groups"]["left_region / right_region"]
+    for ratios in (section["fmr_ratios"], section["fnmr_ratios"]):
+        assert ratios is None or {ratios["worst"], ratios["best"]} == {"east", "west"}
+    assert section["fmr_ratios"]
     assert {group["value"]: group["rows"] for group in section["each"]} == expected.value_counts().to_dict()
 
 
@@ -219,6 +291,16 @@ def test_intervals_of_a_run_know_of_subjects(of_images):
     expected = wilson_interval(error.mean() * worth, worth, stats.t.ppf(0.975, freedom))
     assert rates["intervals_by"] == "subjects" and rates["fmr"] == pytest.approx(error.mean())
     assert rates["fmr_interval"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("columns", [{"group_columns": ("nowhere",)}, {"subject_columns": ("left", "nowhere")}])
+def test_a_block_without_a_column_is_refused_in_a_sentence(columns, small_model):
+    pairs = pa.table({"left": ["1.png"], "right": ["2.png"]})
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    blocks = pipeline | beam.Create([("block", pairs)])
+    blocks | batchverify.VerifyPairs(batchverify.ScoringConfig(model=small_model, **columns), expected_images=2)
+    with pytest.raises(Exception, match=r"a block has no column 'nowhere', only 'left', 'right'; name the right one\."):
+        pipeline.run()
 
 
 def test_two_columns_have_a_section_each_and_no_column_none(folder, small_model, tmp_path):

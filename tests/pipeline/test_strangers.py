@@ -191,7 +191,35 @@ def test_a_run_with_two_images_says_that_it_cannot_judge(folder, small_model, tm
     (folder / "two.csv").write_text("left,right\n1.png,2.png\n")
     words = ["--manifest", str(folder / "two.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
     assert main([*words, "--threshold", "0.01"]) == 0
-    assert "Strangers Not judged: there are too few images. 100% of strangers match: 1 of 1 pairs" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Strangers Not judged: it takes 100 pairs of 20 images, and 1 pairs of 2 images were compared. 100% of" in said
+
+
+def test_the_reason_is_said_where_images_are_not_what_is_missing(folder, small_model, tmp_path, capsys):
+    left = [f"{number}.png" for number in range(0, 40, 2)]
+    frame = pd.DataFrame({"left": left, "right": [f"{number}.png" for number in range(1, 41, 2)], "a": "x", "b": "x"})
+    frame.to_csv(folder / "same.csv", index=False)
+    words = ["--manifest", str(folder / "same.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
+    assert main([*words, "--subject-columns", "a", "b"]) == 0
+    assert "pairs are left out because they show one subject." in " ".join(capsys.readouterr().out.split())
+
+
+def test_subjects_that_are_unknown_or_contradict_each_other_are_told(folder, small_model, tmp_path, capsys):
+    numbers = np.arange(40)
+    frame = pd.DataFrame({"left": [f"{n}.png" for n in numbers], "right": [f"{(n + 1) % 40}.png" for n in numbers]})
+    frame = frame.assign(a=numbers, b=(numbers + 1) % 40, none=np.nan, some=np.where(numbers < 30, numbers, np.nan))
+    frame.to_csv(folder / "subjects.csv", index=False)
+    words = ["--manifest", str(folder / "subjects.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
+    told = []
+    # The columns of each side; that of the left side alone; swapped; and columns that name nobody.
+    for columns in (("a", "b"), ("some", "none"), ("b", "a"), ("none", "none")):
+        assert main([*words, "--overwrite", "--subject-columns", *columns, "--max-stranger-matches", "100%"]) == 0
+        section = json.loads((tmp_path / "out" / "_summary.json").read_text())["strangers"]
+        told.append((section["mates_known_by"], section["without_subject"], section["of_several_subjects"]))
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("in the right order?" in said) == (columns == ("b", "a"))
+        assert ("Images of one subject are left out" in said) == (columns != ("none", "none"))
+    assert told == [("subjects", 0, 0), ("subjects", 10, 0), ("subjects", 0, 40), (None, 40, 0)]
 
 
 def test_a_gate_on_strangers_is_not_met_where_none_can_be_drawn(folder, small_model, tmp_path, capsys):

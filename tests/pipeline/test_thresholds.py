@@ -97,6 +97,30 @@ def test_what_cannot_be_is_refused(words, message, folder, labelled, small_model
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("check", [[], ["--check"]], ids=["run", "check"])
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--model", "{other}"], "another model, sha256:"),
+        (["--model", "{same}", "--color", "bgr"], "another color, so for scores"),
+    ],
+    ids=["model", "meaning"],
+)
+def test_a_threshold_for_other_scores_is_refused(words, reason, check, folder, labelled, small_model, tmp_path, capsys):
+    other = Path(batchverify.__file__).parent / "demo" / "faulty.keras"
+    given = [word.format(other=other, same=small_model) for word in words]
+    where = ["--manifest", str(folder / "tonight.csv"), "--output", str(tmp_path / "out"), *check]
+    assert main([*where, *given, "--threshold-from", f"{labelled}:fmr=0.1"]) == 2
+    said = capsys.readouterr().err
+    assert reason in said and "name a labelled run of this model" in said and not (tmp_path / "out").exists()
+
+
+def test_the_report_names_the_run_of_the_threshold(folder, labelled, small_model, tmp_path):
+    words = ["--manifest", str(folder / "pairs.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
+    assert main([*words, "--threshold-from", f"{labelled}:fmr=0.1"]) == 0
+    assert f"taken from {labelled}:fmr=0.1" in (tmp_path / "out" / "_report.html").read_text()
+
+
 def test_a_run_without_labels_gives_no_threshold(folder, labelled, small_model, tmp_path, capsys):
     words = ["--manifest", str(folder / "tonight.csv"), "--model", small_model]
     assert main([*words, "--output", str(tmp_path / "first")]) == 0
