@@ -217,7 +217,7 @@ def identity_message(summary: dict[str, Any]) -> str:
     """Returns the identity verdict of a run, with an explanation for somebody who never heard of it."""
     from batchverify.evaluation.strangers import MANY_MATCH
 
-    identity, compared = summary["identity"], sum(count for _, count in summary["score_histograms"]["identity"])
+    identity, compared = summary["identity"], summary["identity"]["images_compared"]
     if not compared:
         return "NOT CHECKED. No image could be encoded, so none was compared with itself."
     low, high = (f"{identity[name]:.4f}" for name in ("score_min", "score_max"))
@@ -293,7 +293,7 @@ def _fill(text: str, first_indent: str, indent: str) -> str:
 
 def _identity_fault_message(summary: dict[str, Any], scores: str) -> str:
     below, outscored = summary["identity"]["images_below_threshold"], summary["identity"]["outscored"]
-    threshold, compared = summary["run"]["threshold"], summary["images"]["ok"]
+    threshold, compared = summary["run"]["threshold"], summary["identity"]["images_compared"]
     faults = []
     if below:
         faults.append(f"{below:,} of {compared:,} images, compared with themselves, fall below the threshold {threshold:g}")

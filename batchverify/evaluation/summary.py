@@ -141,6 +141,7 @@ class Summary:
         low, high = self.identity_range
         return {
             **{str(verdict): self.counts[f"identity.{verdict}"] for verdict in IdentityCheck},
+            "images_compared": images,
             "images_below_threshold": self.counts["identity.images_below_threshold"],
             "score_min": low if images else None,
             "score_mean": self.identity_sum / images if images else None,

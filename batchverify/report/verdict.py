@@ -118,7 +118,7 @@ def _gates_met(summary: dict[str, Any]) -> bool:
 
 def _judge_identity(summary: dict[str, Any]) -> Finding:
     identity, threshold = summary["identity"], summary["run"]["threshold"]
-    compared = sum(count for _, count in summary["score_histograms"]["identity"])
+    compared = identity["images_compared"]
     if identity["score_min"] is None:
         return Finding("warn", "Identity check: no image could be encoded, so none was compared with itself.")
     low, high = identity["score_min"], identity["score_max"]

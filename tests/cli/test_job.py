@@ -153,7 +153,7 @@ def test_a_fault_is_explained():
         "rows": {"total": 3, "scored": 3, "failed": 0, "matches": 2},
         "images": {"total": 4, "ok": 4},
         "image_traits": {},
-        "identity": {"images_below_threshold": 4, "outscored": 0, "score_min": 0.5, "score_max": 0.5},
+        "identity": {"images_compared": 4, "images_below_threshold": 4, "outscored": 0, "score_min": 0.5, "score_max": 0.5},
         "error_rates": None,
     }
     words = run_message("out", summary)
