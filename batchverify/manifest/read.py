@@ -46,7 +46,7 @@ class ReadManifest(beam.PTransform[PBegin, PCollection[tuple[str, pa.Table]]]):
             | "Spread" >> beam.Reshuffle()
             | "Read"
             >> beam.FlatMap(
-                with_storage_options(_read_timed), self._stats, self._manifest.without_files(), self._config
+                with_storage_options(read_keyed_timed), self._stats, self._manifest.without_files(), self._config
             ).with_output_types(tuple[str, pa.Table])
         )
         return blocks
@@ -70,9 +70,10 @@ def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> 
         raise RunError(str(error)) from None
 
 
-def _read_timed(
+def read_keyed_timed(
     shard: Shard, stats: WorkerStats, manifest: Manifest, config: VerificationConfig
 ) -> Iterator[tuple[str, pa.Table]]:
+    """Yields the blocks of `read_keyed`, and counts the time that reading takes."""
     blocks = read_keyed(shard, manifest, config)
     while True:
         with stats.timed("read"):

@@ -16,6 +16,7 @@ from batchverify.model.sidecar import apply_sidecar, read_sidecar
 from batchverify.notebook.images import ImageFiles, absolute_uris, as_images
 from batchverify.pipeline.buckets import distinct_uris
 from batchverify.pipeline.compare import compare_block
+from batchverify.pipeline.image_arrays import BlockImages
 from batchverify.pipeline.keras_network import keras_loader
 from batchverify.pipeline.network import Network
 from batchverify.temporary_folder import temporary_folder
@@ -108,7 +109,7 @@ class Scorer:
             sides = {self._config.left_column: lefts, self._config.right_column: rights}
             block = pa.table({name: absolute_uris(files.uris(images, name)) for name, images in sides.items()})
             images = self._network.encode(distinct_uris(block, self._config))
-            scored = compare_block(block, images, self._network, self._config)
+            scored = compare_block(block, BlockImages(images), self._network, self._config)
             _warn_of_failures(files.plain_errors(scored["error"]))
         scores = scored["score"].to_numpy().astype(np.float32)
         return float(scores[0]) if is_one_left and is_one_right else scores

@@ -25,6 +25,7 @@ from batchverify.output.write_scores import FinishRun, WriteScores
 from batchverify.pipeline.plan import RunPlan
 from batchverify.pipeline.provenance import file_metadata
 from batchverify.pipeline.transforms import Verified, VerifyPairs
+from batchverify.pipeline.two_readings import VerifiedManifest, VerifyManifest
 from batchverify.report.render import make_report
 from batchverify.schema import CANDIDATE_FIELDS, optional_fields, output_schema
 from batchverify.worker_stats import WorkerStats, profile_run
@@ -37,8 +38,7 @@ def build(pipeline: beam.Pipeline, plan: RunPlan) -> None:
     optional = optional_fields(config.review is not None, calibration is not None, config.prior is not None)
     optional += CANDIDATE_FIELDS if config.candidate is not None else ()
     schema = output_schema(plan.manifest.schema, file_metadata(plan.provenance, plan.candidate), optional)
-    blocks = pipeline | "ReadManifest" >> ReadManifest(plan.manifest, plan.config, plan.stats)
-    verified = blocks | "VerifyPairs" >> _verify_pairs(plan)
+    blocks, verified = _verify(pipeline, plan)
     files = verified.scores | "WriteScores" >> WriteScores(directory, schema)
     summary = _summarise(verified, plan)
     report = summary | "MakeReport" >> beam.Map(with_storage_options(make_report))
@@ -51,9 +51,19 @@ def build(pipeline: beam.Pipeline, plan: RunPlan) -> None:
     _ = pipeline | "Once" >> beam.Create([None]) | "FinishRun" >> finish
 
 
-def _verify_pairs(plan: RunPlan) -> VerifyPairs:
-    sidecars = plan.sidecar, plan.candidate_sidecar
-    return VerifyPairs(plan.config, plan.expected_images, plan.loader, plan.table, plan.stats, plan.session, *sidecars)
+def _verify(pipeline: beam.Pipeline, plan: RunPlan) -> VerifiedManifest:
+    """Returns the blocks of the manifest, and what becomes of them."""
+    options: dict[str, Any] = {
+        "loader": plan.loader, "stats": plan.stats, "session": plan.session, "sidecar": plan.sidecar,
+        "candidate_sidecar": plan.candidate_sidecar,
+    }  # fmt: skip
+    if plan.table is not None:
+        verified: VerifiedManifest = pipeline | "VerifyPairs" >> VerifyManifest(
+            plan.manifest, plan.config, plan.table, **options
+        )
+        return verified
+    blocks = pipeline | "ReadManifest" >> ReadManifest(plan.manifest, plan.config, plan.stats)
+    return VerifiedManifest(blocks, blocks | "VerifyPairs" >> VerifyPairs(plan.config, plan.expected_images, **options))
 
 
 def _summarise(verified: Verified, plan: RunPlan) -> PCollection[dict[str, Any]]:

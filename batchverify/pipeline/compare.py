@@ -14,13 +14,11 @@ from apache_beam.metrics.metric import Metrics
 
 from batchverify.config import ScoringConfig
 from batchverify.errors import RunError
-from batchverify.evaluation.candidate import candidate_images
 from batchverify.evaluation.identity import check_identity
 from batchverify.manifest.columns import pair_uris
 from batchverify.model.calibration import Calibration, posterior
-from batchverify.pipeline.buckets import distinct_uris
-from batchverify.pipeline.encoded_images import OK_CODE, embedding_matrix, no_encoded_images
-from batchverify.pipeline.image_table import ImageTableLoader
+from batchverify.pipeline.encoded_images import OK_CODE, no_encoded_images
+from batchverify.pipeline.image_arrays import BlockImages, ImageArrays, Images
 from batchverify.pipeline.network import Network, NetworkLoader, NetworkWithCandidate
 from batchverify.schema import (
     BAD_ROW_COLUMN,
@@ -44,11 +42,28 @@ from batchverify.worker_stats import WorkerStats
 BLOCK_TABLE, IMAGES_TABLE = "block", "images"
 NOT_A_NUMBER = "the model gave a score that is not a number"
 CANDIDATE_NOT_A_NUMBER = NOT_A_NUMBER.replace("model", "candidate")
-_NO_URI = STATUSES.index(ImageStatus.NO_URI)
 _BAD_ROW = STATUSES.index(ImageStatus.BAD_ROW)
 # Pairs are compared in slices, so that the embeddings of a slice stay small beside the block, however wide they are.
 _BYTES_PER_SLICE = 64 * 2**20
 _MAX_PAIRS_PER_SLICE = 8192
+
+
+class CountRows:
+    """Beam's counters of the rows that have a score. Beam takes values only from the thread that processes a bundle."""
+
+    def __init__(self) -> None:
+        self._scored = Metrics.counter("batchverify", "rows_scored")
+        self._encodings = Metrics.counter("batchverify", "encodings")
+
+    def add(self, scored: pa.Table, network: Network, config: ScoringConfig, stats: WorkerStats) -> None:
+        """Counts the rows of a scored block."""
+        failed = scored["score"].null_count
+        rows, encodings_per_pair = scored.num_rows - failed, network.encodings_per_pair
+        if config.candidate is not None:
+            encodings_per_pair += cast(NetworkWithCandidate, network).candidate.encodings_per_pair
+        self._scored.inc(rows)
+        self._encodings.inc(rows * encodings_per_pair)
+        stats.add(rows_scored=rows, rows_failed=failed)
 
 
 class ComparePairs(beam.DoFn):
@@ -57,7 +72,6 @@ class ComparePairs(beam.DoFn):
     Args:
         loader: The loader of the network.
         config: The configuration, completed by the model's sidecar.
-        table: The table in which `EncodeImages` has put the images; None if they are among the input.
         stats: The counts and times of this process.
         calibration: What turns scores into log-likelihood ratios, or None.
     """
@@ -66,21 +80,15 @@ class ComparePairs(beam.DoFn):
         self,
         loader: NetworkLoader,
         config: ScoringConfig,
-        table: ImageTableLoader | None = None,
         stats: WorkerStats | None = None,
         calibration: Calibration | None = None,
     ):
-        self._loader, self._config, self._table_loader, self._stats = loader, config, table, stats or WorkerStats()
+        self._loader, self._config, self._stats = loader, config, stats or WorkerStats()
         self._calibration = calibration
-        self._scored = Metrics.counter("batchverify", "rows_scored")
-        self._encodings = Metrics.counter("batchverify", "encodings")
+        self._count = CountRows()
 
     def setup(self) -> None:
         self._network = self._loader.get()
-        self._encodings_per_pair = self._network.encodings_per_pair
-        if self._config.candidate is not None:
-            self._encodings_per_pair += cast(NetworkWithCandidate, self._network).candidate.encodings_per_pair
-        self._table = None if self._table_loader is None else self._table_loader.get()
 
     def process(self, element: tuple[str, Iterable[tuple[str, pa.Table]]]) -> Iterator[pa.Table]:
         key, tables = element
@@ -91,31 +99,23 @@ class ComparePairs(beam.DoFn):
             raise RunError(f"{len(by_kind[BLOCK_TABLE])} blocks have the key {key}; give every block a key of its own.")
         (block,) = by_kind[BLOCK_TABLE]
         with self._stats.timed("compare"), span("compare", rows=block.num_rows):
-            images = self._images(block, by_kind[IMAGES_TABLE])
+            answers = by_kind[IMAGES_TABLE]
+            images = BlockImages(pa.concat_tables(answers).combine_chunks() if answers else no_encoded_images())
             scored = compare_block(block, images, self._network, self._config, self._calibration)
-        failed = scored["score"].null_count
-        rows = scored.num_rows - failed
-        self._scored.inc(rows)
-        self._encodings.inc(rows * self._encodings_per_pair)
         # Beam runs the following steps, which write, before it resumes this generator.
         with self._stats.timed("write"), span("write", rows=block.num_rows):
             yield scored
-        self._stats.add(rows_scored=rows, rows_failed=failed)
-
-    def _images(self, block: pa.Table, answers: list[pa.Table]) -> pa.Table:
-        if self._table is not None:
-            return self._table.look_up(distinct_uris(block, self._config))
-        return pa.concat_tables(answers).combine_chunks() if answers else no_encoded_images()
+        self._count.add(scored, self._network, self._config, self._stats)
 
 
 def compare_block(
-    block: pa.Table, images: pa.Table, network: Network, config: ScoringConfig, calibration: Calibration | None = None
+    block: pa.Table, images: Images, network: Network, config: ScoringConfig, calibration: Calibration | None = None
 ) -> pa.Table:
     """Returns `block` with the result columns.
 
     Args:
         block: Rows of the manifest.
-        images: The encoded images of the block, in any order.
+        images: The encoded images of the block, and maybe others.
         network: The network that compares embeddings.
         config: The configuration, completed by the model's sidecar.
         calibration: What turns scores into log-likelihood ratios; None for none, and then there is no probability either.
@@ -124,11 +124,12 @@ def compare_block(
         RunError: If a score is not a number, unless `config.on_nan` is `keep`.
     """
     left, right = (_PairSide.look_up(uris, images) for uris in pair_uris(block, config))
-    scores = _score(left, right, images, network)
+    arrays = images.arrays
+    scores = _score(left, right, arrays, network)
     is_nan = np.isnan(scores) & left.is_ok() & right.is_ok()
     _refuse_nan(is_nan, config, NOT_A_NUMBER)
-    again = [] if config.candidate is None else _compare_again(left, right, images, network, config)
-    error = _first_errors(left, right, is_nan)
+    again = [] if config.candidate is None else _compare_again(left, right, arrays, network, config)
+    error = _first_errors(left, right, is_nan, arrays)
     if BAD_ROW_COLUMN in block.column_names:
         row_error = block[BAD_ROW_COLUMN]
         left, right = (side.with_bad_rows(row_error.is_valid().to_numpy()) for side in (left, right))
@@ -140,7 +141,7 @@ def compare_block(
         _with_nulls(left.identity),
         _with_nulls(right.identity),
         category(verdicts, VERDICTS),
-        _is_same_image(left, right, images),
+        _is_same_image(left, right, arrays),
         category(left.status, STATUSES),
         category(right.status, STATUSES),
         error,
@@ -176,12 +177,12 @@ def _refuse_nan(is_nan: np.ndarray, config: ScoringConfig, problem: str) -> None
 
 
 def _compare_again(
-    left: _PairSide, right: _PairSide, images: pa.Table, network: Network, config: ScoringConfig
+    left: _PairSide, right: _PairSide, arrays: ImageArrays, network: Network, config: ScoringConfig
 ) -> list[pa.Array]:
     """Returns the columns of `CANDIDATE_FIELDS`."""
-    images, threshold = candidate_images(images), config.candidate_match_threshold()
-    left, right = left.with_images(images), right.with_images(images)
-    scores = _score(left, right, images, cast(NetworkWithCandidate, network).candidate)
+    arrays, threshold = arrays.candidate or arrays, config.candidate_match_threshold()
+    left, right = left.with_arrays(arrays), right.with_arrays(arrays)
+    scores = _score(left, right, arrays, cast(NetworkWithCandidate, network).candidate)
     missing = np.isnan(scores)
     _refuse_nan(missing & left.is_ok() & right.is_ok(), config, CANDIDATE_NOT_A_NUMBER)
     verdicts = check_identity(scores, left.identity, right.identity, threshold, config.identity_tolerance)
@@ -198,33 +199,25 @@ class _PairSide:
 
     Attributes:
         uris: Text `(n,)`, null where a row names none.
-        image_row: int64 `(n,)`, the image's row in the table of encoded images; -1 where there is none.
+        image_row: int64 `(n,)`, the position of the image; -1 where there is none.
         status: int8 `(n,)`, positions in `STATUSES`.
         identity: float32 `(n,)`, the identity scores; NaN where there is none.
-        error: Text `(n,)`, null where the image is ok.
     """
 
     uris: pa.ChunkedArray
     image_row: np.ndarray
     status: np.ndarray
     identity: np.ndarray
-    error: pa.ChunkedArray
 
     @classmethod
-    def look_up(cls, uris: pa.ChunkedArray, images: pa.Table) -> _PairSide:
-        """Looks the images of one side up in the table of encoded images."""
-        index = pc.index_in(uris, value_set=images["uri"])
-        image_row = pc.fill_null(index, -1).to_numpy().astype(np.int64)
-        if np.any((image_row < 0) & uris.is_valid().to_numpy(zero_copy_only=False)):
-            raise RunError("a block did not get an image that it asked for; this is a fault of this program.")
-        status, identity = _status_and_identity(images, image_row)
-        error = pc.if_else(pc.is_valid(index), images["error"].take(index), "the manifest names no image")
-        return cls(uris, image_row, status, identity, error)
+    def look_up(cls, uris: pa.ChunkedArray, images: Images) -> _PairSide:
+        """Looks up the images of one side."""
+        image_row, arrays = images.find(uris), images.arrays
+        return cls(uris, image_row, arrays.status[image_row], arrays.identity[image_row])
 
-    def with_images(self, images: pa.Table) -> _PairSide:
-        """Returns this side with the status and the identity scores of another table of the same images."""
-        status, identity = _status_and_identity(images, self.image_row)
-        return dataclasses.replace(self, status=status, identity=identity)
+    def with_arrays(self, arrays: ImageArrays) -> _PairSide:
+        """Returns this side with the status and the identity scores that another model gives the same images."""
+        return dataclasses.replace(self, status=arrays.status[self.image_row], identity=arrays.identity[self.image_row])
 
     def is_ok(self) -> np.ndarray:
         """Returns bool `(n,)`: which images have been encoded."""
@@ -235,24 +228,17 @@ class _PairSide:
         """Returns this side with the status `bad_row` where `is_bad`, bool `(n,)`."""
         return dataclasses.replace(self, status=np.where(is_bad, np.int8(_BAD_ROW), self.status))
 
-    def full_errors(self, side: str) -> pa.ChunkedArray:
+    def full_errors(self, side: str, arrays: ImageArrays) -> pa.ChunkedArray:
         """Returns the errors, each with the name of the side and the URI; null where there is none."""
-        return pc.binary_join_element_wise(f"{side} image ", pc.fill_null(self.uris, "(none)"), ": ", self.error, "")
+        errors = arrays.error_texts(self.image_row)
+        return pc.binary_join_element_wise(f"{side} image ", pc.fill_null(self.uris, "(none)"), ": ", errors, "")
 
 
-def _status_and_identity(images: pa.Table, image_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the columns `status` and `identity` of encoded images, by the images' rows."""
-    # Row -1 is the last one: what is appended there is the value of a row that names no image.
-    status = np.append(images["status"].to_numpy(), np.int8(_NO_URI))[image_row].astype(np.int8)
-    identity = np.append(images["identity"].to_numpy(), np.float32(np.nan))[image_row].astype(np.float32)
-    return status, identity
-
-
-def _score(left: _PairSide, right: _PairSide, images: pa.Table, network: Network) -> np.ndarray:
+def _score(left: _PairSide, right: _PairSide, arrays: ImageArrays, network: Network) -> np.ndarray:
     """Returns float32 `(n,)`, NaN where an image of the pair has no embedding."""
     scores = np.full(len(left.image_row), np.nan, np.float32)
     rows = np.flatnonzero(left.is_ok() & right.is_ok())
-    scores[rows] = compare_in_slices(embedding_matrix(images), left.image_row[rows], right.image_row[rows], network)
+    scores[rows] = compare_in_slices(arrays.embeddings, left.image_row[rows], right.image_row[rows], network)
     return scores
 
 
@@ -276,19 +262,21 @@ def compare_in_slices(embeddings: np.ndarray, left: np.ndarray, right: np.ndarra
     return scores
 
 
-def _is_same_image(left: _PairSide, right: _PairSide, images: pa.Table) -> pa.Array:
+def _is_same_image(left: _PairSide, right: _PairSide, arrays: ImageArrays) -> pa.Array:
     """Returns whether both files of a pair have the same content; null where one of them could not be read."""
-    digests = images["digest"].combine_chunks().dictionary_encode()
-    codes = np.append(pc.fill_null(digests.indices, -1).to_numpy(), -1)
-    left_code, right_code = codes[left.image_row], codes[right.image_row]
-    return pa.array(left_code == right_code, mask=(left_code < 0) | (right_code < 0))
+    left_digest, right_digest = arrays.digest[left.image_row], arrays.digest[right.image_row]
+    is_unread = ~left_digest.any(axis=1) | ~right_digest.any(axis=1)
+    return pa.array((left_digest == right_digest).all(axis=1), mask=is_unread)
 
 
-def _first_errors(left: _PairSide, right: _PairSide, is_nan: np.ndarray) -> pa.ChunkedArray | pa.Array:
+def _first_errors(
+    left: _PairSide, right: _PairSide, is_nan: np.ndarray, arrays: ImageArrays
+) -> pa.ChunkedArray | pa.Array:
     """Returns the first error of each row: the left image's, the right image's, or that of a score that is not a number."""
     if left.is_ok().all() and right.is_ok().all() and not is_nan.any():
         return pa.nulls(len(left.status), pa.string())
-    return pc.coalesce(left.full_errors("left"), right.full_errors("right"), pc.if_else(pa.array(is_nan), NOT_A_NUMBER, None))
+    is_nan_error = pc.if_else(pa.array(is_nan), NOT_A_NUMBER, None)
+    return pc.coalesce(left.full_errors("left", arrays), right.full_errors("right", arrays), is_nan_error)
 
 
 def _with_plain_file_names(block: pa.Table) -> pa.Table:

@@ -88,7 +88,6 @@ class EncodeImages(beam.DoFn):
         bucket, tables = element
         requests, stored = split_requests(tables)
         generation = None if self._session is None else NextGeneration(self._session, stored)
-        encoded: list[pa.Table] = []
         drawn: list[DrawnImages] = []
         chunk_size = max(1, self._chunk_bytes // self._network.embedding_bytes)
         for start in range(0, len(requests.uris), chunk_size):
@@ -104,9 +103,8 @@ class EncodeImages(beam.DoFn):
             if self._table is None:
                 yield from requests.answers(images, start)
             else:
-                encoded.append(images)
-        if self._table is not None and requests.keys:
-            self._table.put(bucket, encoded)
+                self._table.put(images)
+        if self._table is not None:
             yield from ((key, no_encoded_images()) for key in requests.keys)
         if drawn:
             yield beam.pvalue.TaggedOutput(DRAWN_OUTPUT, DrawnImages.merge(drawn))

@@ -3,41 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import cast
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from apache_beam.utils.shared import Shared
 
 from batchverify.errors import RunError
-from batchverify.pipeline.buckets import split_by_bucket
 from batchverify.pipeline.encoded_images import no_encoded_images
+from batchverify.pipeline.image_arrays import ImageArrays
+from batchverify.pipeline.uri_index import UriIndex
+
+CHANGED = "the manifest has changed since the run began; run again, and leave it as it is meanwhile"
 
 
 class ImageTable:
-    """All encoded images of a run, by bucket. Workers that share one process look into it, so no image is sent to a block.
+    """All encoded images of a run. Workers that share one process look into it, so no image is sent to a block.
 
-    Args:
-        buckets: The number of buckets.
+    Attributes:
+        index: The positions of the images' URIs.
+        checksums: The checksums of the manifest's URIs, by the file and the first row of a shard.
     """
 
-    def __init__(self, buckets: int):
-        self._by_bucket: list[pa.Table | None] = [None] * buckets
+    def __init__(self) -> None:
+        self.index = UriIndex()
+        self.checksums: dict[tuple[str, int], int] = {}
+        self._arrays: ImageArrays | None = None
 
-    def put(self, bucket: int, tables: list[pa.Table]) -> None:
-        """Stores the encoded images of one bucket."""
-        self._by_bucket[bucket] = pa.concat_tables(tables)
+    @property
+    def arrays(self) -> ImageArrays:
+        """The encoded images by the positions of their URIs in `index`."""
+        return ImageArrays.of(no_encoded_images()) if self._arrays is None else self._arrays
 
-    def look_up(self, uris: pa.Array) -> pa.Table:
-        """Returns the encoded images of distinct `uris`, in any order."""
-        tables = []
-        for bucket, bucket_uris in split_by_bucket(uris, len(self._by_bucket)):
-            images = self._by_bucket[bucket]
-            if images is None:
-                raise RunError("a block is compared before its images are encoded; this is a fault of this program.")
-            tables.append(images.take(pc.index_in(bucket_uris, value_set=images["uri"])))
-        return pa.concat_tables(tables).combine_chunks() if tables else no_encoded_images()
+    def put(self, images: pa.Table) -> None:
+        """Stores encoded images; all URIs of the run must be in `index`."""
+        if self._arrays is None:
+            self._arrays = ImageArrays.empty(len(self.index), images)
+        self._arrays.put(self.index.find(images["uri"].combine_chunks()), images)
+
+    def find(self, uris: pa.ChunkedArray) -> np.ndarray:
+        """Returns the positions of images; see `image_arrays.Images`."""
+        positions = self.index.find(pa.chunked_array(uris.chunks, pa.string()).combine_chunks())
+        if np.any((positions < 0) & uris.is_valid().to_numpy(zero_copy_only=False)):
+            raise RunError(f"{CHANGED}.")
+        return positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +56,7 @@ class ImageTableLoader:
     The table lives as long as something refers to it, so whoever runs the pipeline keeps the result of `get`.
 
     Attributes:
-        buckets: The number of buckets.
+        buckets: The number of buckets in which images are encoded.
     """
 
     buckets: int
@@ -55,4 +64,4 @@ class ImageTableLoader:
 
     def get(self) -> ImageTable:
         """Returns the table of this process, made by the first call."""
-        return cast(ImageTable, self._shared.acquire(functools.partial(ImageTable, self.buckets)))
+        return cast(ImageTable, self._shared.acquire(ImageTable))

@@ -10,6 +10,7 @@ from apache_beam.pvalue import PCollection
 from apache_beam.transforms.window import GlobalWindows
 
 from batchverify.config import ScoringConfig, accelerator_hint
+from batchverify.model.calibration import Calibration
 from batchverify.model.candidate import apply_candidate_sidecar, read_candidate_sidecar
 from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
 from batchverify.output.embedding_session import EmbeddingStoreSession
@@ -29,7 +30,7 @@ from batchverify.worker_stats import WorkerStats
 
 # The least memory of a worker that encodes on a GPU: an estimate with room to spare, not measured on Dataflow.
 _ENCODER_RAM = "12GB"
-_BY_BUCKET = tuple[int, tuple[str, pa.Table]]
+BY_BUCKET = tuple[int, tuple[str, pa.Table]]
 _BY_BLOCK = tuple[str, tuple[str, pa.Table]]
 
 
@@ -62,6 +63,14 @@ class Verified(NamedTuple):
     examined: PCollection[Examined] | None = None
 
 
+class _Prepared(NamedTuple):
+    """What the steps of `VerifyPairs` share, once the sidecars have been read."""
+
+    config: ScoringConfig
+    loader: NetworkLoader
+    calibration: Calibration | None
+
+
 class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
     """Scores blocks of pairs: `(block key, pa.Table)` to tables with the result columns.
 
@@ -75,8 +84,6 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
         config: The model, the threshold, the columns and the limits.
         expected_images: The approximate number of distinct images; it decides in how many groups they are encoded.
         loader: The loader of the network in each worker process; by default that of the Keras model of `config`.
-        table: The table that holds the encoded images, if all workers share one process; by default the images are sent to
-            each block.
         stats: The counts and times of the workers on this machine.
         session: The use of a store of embeddings, or None.
         sidecar: The content of the model's sidecar; None to read it when the transform is applied.
@@ -104,7 +111,6 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
         config: ScoringConfig,
         expected_images: int = 100_000,
         loader: NetworkLoader | None = None,
-        table: ImageTableLoader | None = None,
         stats: WorkerStats | None = None,
         session: EmbeddingStoreSession | None = None,
         sidecar: Sidecar | None = None,
@@ -112,23 +118,39 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
     ):
         super().__init__()
         self._config, self._sidecar, self._candidate_sidecar = config, sidecar, candidate_sidecar
-        self._buckets = table.buckets if table else bucket_count(expected_images)
-        self._loader, self._table, self._stats = loader, table, stats or WorkerStats()
-        self._session = session
+        self._loader, self._stats, self._session = loader, stats or WorkerStats(), session
+        self._buckets = bucket_count(expected_images)
 
     def expand(self, blocks: PCollection[tuple[str, pa.Table]]) -> Verified:
-        sidecar = read_sidecar(self._config.model) if self._sidecar is None else self._sidecar
-        second = read_candidate_sidecar(self._config) if self._candidate_sidecar is None else self._candidate_sidecar
-        config = apply_candidate_sidecar(apply_sidecar(self._config, sidecar), second)
-        refuse_prior_alone(config, sidecar)
-        loader = self._loader or network_loader(config, sidecar, second, calibration=sidecar.calibration)
-        encoded = self._request(blocks, config) | "EncodeImages" >> self._encode(loader, config, blocks.pipeline)
-        compare = ComparePairs(loader, config, self._table, self._stats, sidecar.calibration)
+        config, loader, calibration = self._prepare()
+        request = beam.FlatMap(request_images, config, self._buckets).with_output_types(BY_BUCKET)
+        requests = blocks | "RequestImages" >> request
+        encoded = self._by_bucket(requests) | "EncodeImages" >> self._encode(loader, config, blocks.pipeline)
+        compare = ComparePairs(loader, config, self._stats, calibration)
         scores = (
             _by_block(blocks, encoded.answers)
             | "GroupByBlock" >> beam.GroupByKey()
             | "ComparePairs" >> beam.ParDo(compare).with_output_types(pa.Table)
         )
+        return self._verified(blocks, encoded, scores, loader, config)
+
+    def _prepare(self) -> _Prepared:
+        sidecar = read_sidecar(self._config.model) if self._sidecar is None else self._sidecar
+        second = read_candidate_sidecar(self._config) if self._candidate_sidecar is None else self._candidate_sidecar
+        config = apply_candidate_sidecar(apply_sidecar(self._config, sidecar), second)
+        refuse_prior_alone(config, sidecar)
+        loader = self._loader or network_loader(config, sidecar, second, calibration=sidecar.calibration)
+        return _Prepared(config, loader, sidecar.calibration)
+
+    def _verified(
+        self,
+        blocks: PCollection[tuple[str, pa.Table]],
+        encoded: Any,
+        scores: PCollection[pa.Table],
+        loader: NetworkLoader,
+        config: ScoringConfig,
+    ) -> Verified:
+        """Returns the outputs, with the store's files and what drawn images say."""
         stored_files = None
         if self._session is not None:
             rows = encoded[STORED_ROWS_OUTPUT]
@@ -141,28 +163,28 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
             examined = pcolls | "ExamineDrawn" >> ExamineDrawn(loader, config, base_of_draw(config), self._stats)
         return Verified(scores, encoded[IMAGES_OUTPUT], stored_files, examined)
 
-    def _request(self, blocks: PCollection[tuple[str, pa.Table]], config: ScoringConfig) -> PCollection[_BY_BUCKET]:
-        """Returns the requests of the blocks by bucket, with the stored rows of each bucket beside them."""
-        request = beam.FlatMap(request_images, config, self._buckets).with_output_types(_BY_BUCKET)
-        requests: PCollection[_BY_BUCKET] = blocks | "RequestImages" >> request
+    def _by_bucket(self, requests: PCollection[BY_BUCKET]) -> PCollection[BY_BUCKET]:
+        """Returns the requests by bucket, with the stored rows of each bucket beside them."""
         if self._session is not None:
-            requests = (requests, self._read_stored(blocks.pipeline, self._session)) | "AddStored" >> beam.Flatten()
-        by_bucket: PCollection[_BY_BUCKET] = requests | beam.GroupByKey()
+            requests = (requests, self._read_stored(requests.pipeline, self._session)) | "AddStored" >> beam.Flatten()
+        by_bucket: PCollection[BY_BUCKET] = requests | beam.GroupByKey()
         return by_bucket
 
-    def _read_stored(self, pipeline: beam.Pipeline, session: EmbeddingStoreSession) -> PCollection[_BY_BUCKET]:
-        stored: PCollection[_BY_BUCKET] = (
+    def _read_stored(self, pipeline: beam.Pipeline, session: EmbeddingStoreSession) -> PCollection[BY_BUCKET]:
+        stored: PCollection[BY_BUCKET] = (
             pipeline
             | "StoredFiles" >> beam.Create(session.files(), reshuffle=False)
             | "SpreadFiles" >> beam.Reshuffle()
-            | "ReadStored" >> beam.FlatMap(read_stored, session, self._buckets, self._stats).with_output_types(_BY_BUCKET)
+            | "ReadStored" >> beam.FlatMap(read_stored, session, self._buckets, self._stats).with_output_types(BY_BUCKET)
         )
         return stored
 
-    def _encode(self, loader: NetworkLoader, config: ScoringConfig, pipeline: beam.Pipeline) -> Any:
+    def _encode(
+        self, loader: NetworkLoader, config: ScoringConfig, pipeline: beam.Pipeline, table: ImageTableLoader | None = None
+    ) -> Any:
         """Returns the step that encodes; what it is applied to gives the outputs of `EncodeImages` by tag."""
         chunk_bytes = max_element_bytes(pipeline.options)
-        shared = self._table, self._session, self._stats
+        shared = table, self._session, self._stats
         encode = beam.ParDo(EncodeImages(loader, config, self._buckets, base_of_draw(config), chunk_bytes, *shared))
         outputs = {IMAGES_OUTPUT: pa.Table, STORED_ROWS_OUTPUT: pa.Table, DRAWN_OUTPUT: DrawnImages}
         return (
