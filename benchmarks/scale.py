@@ -35,8 +35,7 @@ Numbers = Sequence[float] | np.ndarray
 __all__ = ["estimate", "fit_growth", "main"]
 
 _EMBEDDING_BYTES = 4 * EMBEDDING_SIZE
-# Bytes in memory of a row of the generated manifest, and of the libraries.
-_ROW_BYTES, _LIBRARY_BYTES = 61, 2**29
+_LIBRARY_BYTES = 2**29
 _PAIRS_PER_IMAGE = 20
 _BLOCK_ROWS = VerificationConfig.block_rows
 
@@ -192,7 +191,7 @@ def _rows(millions: float) -> int:
 
 def _require_memory(millions: Sequence[float]) -> None:
     pairs = _rows(max(millions))
-    needed = _LIBRARY_BYTES + process_bytes(_ROW_BYTES * pairs, pairs // _PAIRS_PER_IMAGE, _EMBEDDING_BYTES)
+    needed = _LIBRARY_BYTES + process_bytes(pairs // _PAIRS_PER_IMAGE, _EMBEDDING_BYTES)
     left = available_bytes()
     print(f"{pairs:,} rows need about {needed / 2**30:.1f} GiB.", file=sys.stderr)
     if left is not None and needed > left:

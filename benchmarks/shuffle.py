@@ -35,6 +35,7 @@ from batchverify.model.sidecar import Sidecar
 from batchverify.output.run_directory import RunDirectory
 from batchverify.pipeline.build import build
 from batchverify.pipeline.encoded_images import encoded_images
+from batchverify.pipeline.image_table import ROWS_AT_ONCE
 from batchverify.pipeline.inference_metrics import InferenceLog
 from batchverify.pipeline.network import Network, NetworkLoader
 from batchverify.pipeline.plan import RunPlan, image_table, with_bounded_blocks
@@ -118,27 +119,26 @@ class Measured:
         )
 
 
-def measure(pairs: int, images: int, case: str = "uniform", block_rows: int | None = None) -> Measured:
+def measure(folder: str, manifests: tuple[str, ...], pairs: int, images: int, block_rows: int | None = None) -> Measured:
     """Runs the pipeline once in this process.
 
     Args:
+        folder: Folder to write to.
+        manifests: Files of the manifest.
         pairs: Number of rows of the manifest.
         images: Number of images that the rows are drawn from.
-        case: Name of a manifest of `benchmarks.skew`.
         block_rows: Number of rows of a block, if images are sent to blocks as on a distributed runner; None means that the
             images are in one table.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        manifests = write_manifest(Path(folder), CASES[case](pairs, images))
-        config = VerificationConfig(manifests=manifests, output=f"{folder}/scores")
-        carried = None
-        started = time.perf_counter()
-        if block_rows is None:
-            run_null(config)
-        else:
-            config = dataclasses.replace(config, block_rows=block_rows)
-            carried = count_carried(lambda: run_null(config, shared=False), pairs)
-        seconds = time.perf_counter() - started
+    config = VerificationConfig(manifests=manifests, output=f"{folder}/scores")
+    carried = None
+    started = time.perf_counter()
+    if block_rows is None:
+        run_null(config)
+    else:
+        config = dataclasses.replace(config, block_rows=block_rows)
+        carried = count_carried(lambda: run_null(config, shared=False), pairs)
+    seconds = time.perf_counter() - started
     return Measured(pairs, images, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, carried)
 
 
@@ -170,10 +170,30 @@ def run_null(
         del table
 
 
-def measure_alone(pairs: int, images: int, **settings: Any) -> Measured:
-    """Calls `measure` in a new process, because the peak of memory is that of the whole life of a process."""
+def measure_alone(pairs: int, images: int, case: str = "uniform", block_rows: int | None = None) -> Measured:
+    """Calls `measure` in a new process, because the peak of memory is that of the whole life of a process.
+
+    The manifest is written by another one, for the same reason.
+
+    Args:
+        pairs: Number of rows of the manifest.
+        images: Number of images that the rows are drawn from.
+        case: Name of a manifest of `benchmarks.skew`.
+        block_rows: As that of `measure`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        manifests = _alone(_write_case, folder, case, pairs, images)
+        measured: Measured = _alone(measure, folder, manifests, pairs, images, block_rows)
+    return measured
+
+
+def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(measure, pairs, images, **settings).result()
+        return process.submit(function, *arguments).result()
+
+
+def _write_case(folder: str, case: str, pairs: int, images: int) -> tuple[str, ...]:
+    return write_manifest(Path(folder), CASES[case](pairs, images))
 
 
 def _plan_null(
@@ -181,6 +201,8 @@ def _plan_null(
 ) -> RunPlan:
     """Plans a run without a model."""
     manifest, loader = plan_manifest(config), NetworkLoader(load)
+    if shared:
+        config = dataclasses.replace(config, block_rows=min(config.block_rows, ROWS_AT_ONCE))
     if is_bounded:
         config = with_bounded_blocks(config, manifest, loader.get().embedding_bytes, options)
     return RunPlan(
@@ -193,7 +215,7 @@ def _plan_null(
         provenance=describe_run(config, manifest, NULL_MODEL, None),
         baseline=None,
         options=options,
-        table=image_table(options, manifest) if shared else None,
+        table=image_table(options) if shared else None,
         stats=WorkerStats(),
         session=None,
     )

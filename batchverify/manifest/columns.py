@@ -64,10 +64,15 @@ def resolve_uris(column: pa.ChunkedArray, base: str | None) -> pa.ChunkedArray:
     """Returns absolute URIs: relative paths start from `base`, `file:` URIs become paths, and empty text becomes null."""
     uris = column.cast(pa.string())
     uris = pc.if_else(pc.equal(uris, ""), None, uris)
-    uris = _local_paths(uris)
+    absolute = pc.starts_with(uris, "/")
+    if pc.all(absolute).as_py():
+        return uris
+    # Regular expressions cost more than all else here, and only names with a colon may be URIs.
+    if pc.any(pc.match_substring(uris, ":")).as_py():
+        uris = _local_paths(uris)
+        absolute = pc.match_substring_regex(uris, f"^(/|{URI_PATTERN.pattern})")
     if base is None:
         return uris
-    absolute = pc.match_substring_regex(uris, f"^(/|{URI_PATTERN.pattern})")
     return pc.if_else(absolute, uris, pc.binary_join_element_wise(base.rstrip("/"), uris, "/"))
 
 

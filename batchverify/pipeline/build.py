@@ -59,7 +59,7 @@ def _verify(pipeline: beam.Pipeline, plan: RunPlan) -> VerifiedManifest:
     }  # fmt: skip
     if plan.table is not None:
         verified: VerifiedManifest = pipeline | "VerifyPairs" >> VerifyManifest(
-            plan.manifest, plan.config, plan.table, **options
+            plan.manifest, plan.config, plan.table, expected_images=plan.expected_images, **options
         )
         return verified
     blocks = pipeline | "ReadManifest" >> ReadManifest(plan.manifest, plan.config, plan.stats)

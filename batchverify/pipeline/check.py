@@ -136,9 +136,9 @@ def _estimate_seconds(manifest: ManifestCounts, sample: SampleResult) -> float |
 
 
 def _estimate_memory(plan: RunPlan, manifest: ManifestCounts) -> int:
-    """Returns the estimated memory in bytes: what this process has needed at its peak, and what the rows and images add."""
+    """Returns the estimated memory in bytes: what this process has needed at its peak, and what rows and images add."""
     used, embedding_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, plan.network.embedding_bytes
     if plan.table is None:
         return used + worker_bytes(manifest.largest_block, manifest.max_images_per_block, embedding_bytes)
     images = manifest.images.count() + plan.stored_embeddings
-    return used + process_bytes(manifest.bytes, images, embedding_bytes)
+    return used + process_bytes(images, embedding_bytes)

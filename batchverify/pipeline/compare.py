@@ -269,9 +269,7 @@ def _is_same_image(left: _PairSide, right: _PairSide, arrays: ImageArrays) -> pa
     return pa.array((left_digest == right_digest).all(axis=1), mask=is_unread)
 
 
-def _first_errors(
-    left: _PairSide, right: _PairSide, is_nan: np.ndarray, arrays: ImageArrays
-) -> pa.ChunkedArray | pa.Array:
+def _first_errors(left: _PairSide, right: _PairSide, is_nan: np.ndarray, arrays: ImageArrays) -> pa.ChunkedArray | pa.Array:
     """Returns the first error of each row: the left image's, the right image's, or that of a score that is not a number."""
     if left.is_ok().all() and right.is_ok().all() and not is_nan.any():
         return pa.nulls(len(left.status), pa.string())

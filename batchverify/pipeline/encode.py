@@ -54,7 +54,8 @@ class EncodeImages(beam.DoFn):
         buckets: The number of buckets.
         base: The result of `base_of_draw`.
         chunk_bytes: The most embeddings that are encoded before they are sent, in bytes.
-        table: The table that takes the images; then the answers are empty. None to send the images in the answers.
+        table: The table that takes the images; then the answers are empty, and the number of buckets is the table's. None to
+            send the images in the answers.
         session: The use of a store of embeddings in this run, or None.
         stats: The counts and times of this process.
     """
@@ -86,6 +87,7 @@ class EncodeImages(beam.DoFn):
 
     def process(self, element: tuple[int, Iterable[tuple[str, pa.Table]]]) -> Iterator[Any]:
         bucket, tables = element
+        buckets = self._buckets if self._table is None else self._table.buckets
         requests, stored = split_requests(tables)
         generation = None if self._session is None else NextGeneration(self._session, stored)
         drawn: list[DrawnImages] = []
@@ -98,7 +100,7 @@ class EncodeImages(beam.DoFn):
             if generation is not None:
                 yield from _to_store(generation.add(images))
             if self._are_drawn:
-                drawn.append(DrawnImages.draw(images, self._network.embedding_bytes, self._buckets, self._base))
+                drawn.append(DrawnImages.draw(images, self._network.embedding_bytes, buckets, self._base))
             images = images.drop_columns([name for name in _NOT_SENT if name in images.column_names])
             if self._table is None:
                 yield from requests.answers(images, start)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
+import tempfile
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchverify.errors import RunError
+from batchverify.errors import RunError, short_reason
 from batchverify.evaluation.candidate import candidate_images
 from batchverify.pipeline.encoded_images import OK_CODE, embedding_matrix, is_with_candidate
+from batchverify.pipeline.memory import available_bytes
 from batchverify.schema import STATUSES, ImageStatus
 
+_LOG = logging.getLogger(__name__)
+# The share of the memory that is left which embeddings may take; blocks, pixels and tables of URIs need the rest.
+_SHARE_OF_MEMORY = 0.6
 _NO_IMAGE = "the manifest names no image"
 _NO_URI = STATUSES.index(ImageStatus.NO_URI)
 
@@ -49,7 +56,7 @@ class ImageArrays:
         embeddings = embedding_matrix(like)
         status, identity = np.full(count + 1, _NO_URI, np.int8), np.full(count + 1, np.nan, np.float32)
         candidate = cls.empty(count, candidate_images(like)) if is_with_candidate(like) else None
-        room = np.empty((count, embeddings.shape[1]), embeddings.dtype)
+        room = _room(count, embeddings.shape[1], embeddings.dtype)
         return cls(status, identity, np.zeros((count + 1, 2), np.uint64), room, {}, candidate)
 
     @classmethod
@@ -110,10 +117,38 @@ class BlockImages:
 
     def find(self, uris: pa.ChunkedArray) -> np.ndarray:
         """Returns the positions of the images; see `Images`."""
-        positions = pc.fill_null(pc.index_in(uris, value_set=self._uris), -1).to_numpy().astype(np.int64)
+        found = pc.fill_null(pc.index_in(uris, value_set=self._uris), -1)
+        positions: np.ndarray = found.to_numpy().astype(np.int64)
         if np.any((positions < 0) & uris.is_valid().to_numpy(zero_copy_only=False)):
             raise RunError("a block did not get an image that it asked for; this is a fault of this program.")
         return positions
+
+
+def _room(count: int, width: int, dtype: np.dtype) -> np.ndarray:
+    """Returns an array for embeddings, `(count, width)`: in memory, or in a temporary file where memory is too small.
+
+    Raises:
+        RunError: If there is no space for the file.
+    """
+    size, available = count * width * dtype.itemsize, available_bytes()
+    if available is None or size <= available * _SHARE_OF_MEMORY:
+        return np.empty((count, width), dtype)
+    _LOG.warning(
+        "The embeddings of %s images take %.1f GiB, and %.1f GiB of memory are left: they are kept in a file in %s, which "
+        "is slower. A distributed runner (--runner=DataflowRunner) spreads them over workers.",
+        f"{count:,}", size / 2**30, available / 2**30, tempfile.gettempdir(),
+    )  # fmt: skip
+    try:
+        # The file has no name, so that it ends with the process. What is not allocated now would kill the process later.
+        with tempfile.TemporaryFile(prefix="batchverify-embeddings-") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            room: np.ndarray = np.memmap(file, dtype, "r+", shape=(count, width))
+            return room
+    except OSError as error:
+        raise RunError(
+            f"{tempfile.gettempdir()}: the embeddings take {size / 2**30:.1f} GiB, which do not fit there "
+            f"({short_reason(error)}); free space, or set TMPDIR to a folder that has some."
+        ) from None
 
 
 def _digest_numbers(digests: pa.ChunkedArray) -> np.ndarray:
@@ -121,4 +156,5 @@ def _digest_numbers(digests: pa.ChunkedArray) -> np.ndarray:
     filled = pc.fill_null(digests, bytes(16)).combine_chunks()
     buffer = filled.buffers()[1]
     numbers: np.ndarray = np.frombuffer(buffer, np.uint64).reshape(-1, 2)
-    return numbers[filled.offset : filled.offset + len(filled)]
+    start: int = filled.offset
+    return numbers[start : start + len(digests)]

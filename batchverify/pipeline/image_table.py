@@ -14,6 +14,8 @@ from batchverify.pipeline.encoded_images import no_encoded_images
 from batchverify.pipeline.image_arrays import ImageArrays
 from batchverify.pipeline.uri_index import UriIndex
 
+# The most rows of a block where one table is shared: some blocks are in memory at a time, with all that is computed of them.
+ROWS_AT_ONCE = 131_072
 CHANGED = "the manifest has changed since the run began; run again, and leave it as it is meanwhile"
 
 
@@ -23,10 +25,12 @@ class ImageTable:
     Attributes:
         index: The positions of the images' URIs.
         checksums: The checksums of the manifest's URIs, by the file and the first row of a shard.
+        buckets: The number of buckets in which images are encoded.
     """
 
     def __init__(self) -> None:
         self.index = UriIndex()
+        self.buckets = 1
         self.checksums: dict[tuple[str, int], int] = {}
         self._arrays: ImageArrays | None = None
 
@@ -54,12 +58,8 @@ class ImageTableLoader:
     """Makes one `ImageTable` in a process and shares it between threads and DoFns.
 
     The table lives as long as something refers to it, so whoever runs the pipeline keeps the result of `get`.
-
-    Attributes:
-        buckets: The number of buckets in which images are encoded.
     """
 
-    buckets: int
     _shared: Shared = dataclasses.field(default_factory=Shared)
 
     def get(self) -> ImageTable:

@@ -1,7 +1,7 @@
 """Estimates of how much memory a run needs, and how much there is.
 
-The factors are measured with `python -m benchmarks.shuffle`. In one process, Beam's runner holds every row of the manifest
-for the whole run, at several stages at once, and this program holds one table of encoded images.
+The factors are measured with `python -m benchmarks.shuffle`. A run in one process holds some blocks of rows at a time,
+however many rows there are, and one table of all encoded images.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from batchverify.images.pixel_budget import BYTES_PER_PIXEL
 
-_COPIES_OF_ROWS = 5
-_COPIES_OF_IMAGES = 2
+# What blocks of 131,072 rows take that are compared, checked and written at a time.
+_BLOCKS_AT_ONCE_BYTES = 2**29
 # A worker of a distributed runner holds a block and its encoded images, both as tables and as bytes.
 _COPIES_IN_WORKER = 7
-# The columns of an encoded image beside its embedding.
-_OTHER_BYTES_PER_IMAGE = 120
+# The columns of an encoded image beside its embedding, its URI, and the place of that in the table of hashes.
+OTHER_BYTES_PER_IMAGE = 160
 _DECODING_PIXELS_IF_UNKNOWN = 128_000_000
 # The most embeddings that are sent to one block, and the most that are encoded before they are sent.
 EMBEDDING_BYTES_AT_ONCE = 256 * 2**20
@@ -29,15 +29,14 @@ PORTABLE_ELEMENT_BYTES = 16 * 2**20
 PORTABLE_BLOCK_BYTES = 64 * 2**20
 
 
-def process_bytes(row_bytes: int, images: int, embedding_bytes: int) -> int:
+def process_bytes(images: int, embedding_bytes: int) -> int:
     """Returns how much a run in one process needs beside the libraries and the model.
 
     Args:
-        row_bytes: The size of all rows of the manifest, as Arrow tables.
         images: The number of distinct images.
         embedding_bytes: The size of one embedding.
     """
-    return _COPIES_OF_ROWS * row_bytes + _COPIES_OF_IMAGES * images * (embedding_bytes + _OTHER_BYTES_PER_IMAGE)
+    return _BLOCKS_AT_ONCE_BYTES + images * (embedding_bytes + OTHER_BYTES_PER_IMAGE)
 
 
 def worker_bytes(row_bytes: int, images: int, embedding_bytes: int) -> int:
@@ -48,7 +47,7 @@ def worker_bytes(row_bytes: int, images: int, embedding_bytes: int) -> int:
         images: The number of distinct images of that block.
         embedding_bytes: The size of one embedding.
     """
-    return _COPIES_IN_WORKER * (row_bytes + images * (embedding_bytes + _OTHER_BYTES_PER_IMAGE))
+    return _COPIES_IN_WORKER * (row_bytes + images * (embedding_bytes + OTHER_BYTES_PER_IMAGE))
 
 
 def default_decoding_pixels() -> int:

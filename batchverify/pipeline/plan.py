@@ -26,12 +26,11 @@ from batchverify.output.embedding_key import differing_settings, embedding_key
 from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import EmbeddingStore, Generation, open_store
 from batchverify.output.run_directory import RunDirectory
-from batchverify.pipeline.buckets import bucket_count
 from batchverify.pipeline.calibration import plan_calibration
 from batchverify.pipeline.dataflow import configure_dataflow, is_dataflow, refuse_local_images
-from batchverify.pipeline.image_table import ImageTableLoader
+from batchverify.pipeline.image_table import ROWS_AT_ONCE, ImageTableLoader
 from batchverify.pipeline.keras_network import KerasNetwork
-from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, available_bytes, process_bytes, worker_bytes
+from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, worker_bytes
 from batchverify.pipeline.network import Network, NetworkLoader
 from batchverify.pipeline.portable import absolute_paths, configure_portable, max_block_bytes, max_element_bytes
 from batchverify.pipeline.provenance import describe_candidate, describe_run
@@ -132,9 +131,11 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
         earlier.refuse_other_scores(f"sha256:{network.facts.digest}", config_settings(config))
     session = _plan_session(config, network, *store) if store else None
     calibration = plan_calibration(config, sidecar, network.facts, manifest, options)
-    table = image_table(options, manifest, session.rows if session else 0)
+    table = image_table(options)
     if table is None:
         config = with_bounded_blocks(config, manifest, network.embedding_bytes, options)
+    else:
+        config = dataclasses.replace(config, block_rows=min(config.block_rows, ROWS_AT_ONCE))
     return RunPlan(
         config=config,
         sidecar=dataclasses.replace(sidecar, calibration=calibration.used),
@@ -175,30 +176,22 @@ def read_store_again(plan: RunPlan) -> RunPlan:
     if looked_at is not None and looked_at.name == store.published_name():
         return plan
     session = dataclasses.replace(plan.session, **_readable(plan.config, plan.session.key, store.read_published(), None))
-    return dataclasses.replace(plan, session=session, table=image_table(plan.options, plan.manifest, session.rows))
+    return dataclasses.replace(plan, session=session)
 
 
 def report_memory(plan: RunPlan) -> None:
-    """Logs an estimate of the memory that workers need, or a warning if a run in this process needs more than there is."""
+    """Logs an estimate of the memory that workers need, each of which is a process of its own."""
     if plan.table is None:
         _report_worker_memory(plan)
-    else:
-        _warn_of_process_memory(plan)
 
 
-def image_table(options: PipelineOptions, manifest: Manifest, stored_embeddings: int = 0) -> ImageTableLoader | None:
-    """Returns the table of encoded images for workers that share one process, or None where they are in several.
-
-    Args:
-        options: Beam's options.
-        manifest: The manifest of the run.
-        stored_embeddings: The number of embeddings that are read from a store.
-    """
+def image_table(options: PipelineOptions) -> ImageTableLoader | None:
+    """Returns the table of encoded images for workers that share one process, or None where they are in several."""
     if options.view_as(StandardOptions).runner != IN_PROCESS_RUNNER:
         return None
     if options.view_as(DirectOptions).direct_running_mode == "multi_processing":
         return None
-    return ImageTableLoader(bucket_count(max(manifest.expected_images, stored_embeddings)))
+    return ImageTableLoader()
 
 
 def with_bounded_blocks(
@@ -345,18 +338,6 @@ def _report_worker_memory(plan: RunPlan) -> None:
         "A worker needs up to %.1f GiB, beside libraries and model, for each block of %s rows that it works on at a time, and "
         "up to %.1f GiB to decode images.", needed / 2**30, f"{rows:,}", _decoding_bytes(plan) / 2**30,
     )  # fmt: skip
-
-
-def _warn_of_process_memory(plan: RunPlan) -> None:
-    manifest, available = plan.manifest, available_bytes()
-    images = manifest.expected_images + plan.stored_embeddings
-    needed = process_bytes(manifest.expected_bytes, images, plan.network.embedding_bytes) + _decoding_bytes(plan)
-    if available is not None and needed > available:
-        _LOG.warning(
-            "This run needs about %.1f GiB of memory, and %.1f GiB are left: %s rows and %s images are held in this process. "
-            "Run the manifest in parts, or on a distributed runner (--runner=DataflowRunner), which holds a block at a time.",
-            needed / 2**30, available / 2**30, f"{manifest.expected_rows:,}", f"{manifest.expected_images:,}",
-        )  # fmt: skip
 
 
 def _decoding_bytes(plan: RunPlan) -> int:

@@ -6,7 +6,7 @@ import collections
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -22,7 +22,7 @@ from batchverify.manifest.columns import pair_uris
 from batchverify.manifest.read import read_blocks, read_keyed_timed
 from batchverify.manifest.shard import Manifest, Shard
 from batchverify.model.calibration import Calibration
-from batchverify.pipeline.buckets import split_by_bucket
+from batchverify.pipeline.buckets import bucket_count, split_by_bucket
 from batchverify.pipeline.compare import CountRows, compare_block
 from batchverify.pipeline.image_table import CHANGED, ImageTableLoader
 from batchverify.pipeline.network import NetworkLoader
@@ -62,16 +62,13 @@ class VerifyManifest(VerifyPairs):
 
     def __init__(self, manifest: Manifest, config: VerificationConfig, table: ImageTableLoader, **options: object):
         super().__init__(config, **options)  # type: ignore[arg-type]
-        self._manifest, self._table, self._buckets = manifest, table, table.buckets
+        self._manifest, self._table = manifest, table
 
     def expand(self, begin: PBegin) -> VerifiedManifest:  # type: ignore[override]
         """Adds both readings to the pipeline."""
         prepared = self._prepare()
         config, loader = prepared.config, prepared.loader
-        shared = self._manifest, self._config, self._table, self._stats
-        first = beam.FlatMap(with_storage_options(read_uris), *shared).with_output_types(BY_BUCKET)
-        requests = begin | "Once" >> beam.Create([None], reshuffle=False) | "ReadUris" >> first
-        encoded = self._by_bucket(requests) | "EncodeImages" >> self._encode(loader, config, begin.pipeline, self._table)
+        encoded = self._request_all(begin) | "EncodeImages" >> self._encode(loader, config, begin.pipeline, self._table)
         second = with_storage_options(_read_again), self._stats, self._manifest.without_files(), self._config
         blocks: PCollection[tuple[str, pa.Table]] = (
             begin
@@ -82,11 +79,37 @@ class VerifyManifest(VerifyPairs):
         scores = blocks | "ComparePairs" >> beam.ParDo(compare).with_output_types(pa.Table)
         return VerifiedManifest(blocks, self._verified(blocks, encoded, scores, loader, config))
 
+    def _request_all(self, begin: PBegin) -> PCollection[Any]:
+        """Returns the requests for all images by bucket, with the stored rows of each bucket beside them."""
+        # Stored rows are spread over buckets before it is known how many images there are.
+        buckets = None if self._session is None else self._buckets
+        read = with_storage_options(read_uris), self._manifest, self._config, self._table, self._stats, buckets
+        once = begin | "Once" >> beam.Create([None], reshuffle=False)
+        if self._session is not None:
+            return self._by_bucket(once | "ReadUris" >> beam.FlatMap(*read).with_output_types(BY_BUCKET))
+        # One request a bucket needs no shuffle: the next step encodes a bucket as soon as this one has made it.
+        requests = once | "ReadUris" >> beam.FlatMap(*read)
+        groups: PCollection[Any] = requests | "AsGroups" >> beam.MapTuple(lambda bucket, request: (bucket, [request]))
+        return groups
+
 
 def read_uris(
-    _: None, manifest: Manifest, config: VerificationConfig, table: ImageTableLoader, stats: WorkerStats
+    _: None,
+    manifest: Manifest,
+    config: VerificationConfig,
+    table: ImageTableLoader,
+    stats: WorkerStats,
+    buckets: int | None = None,
 ) -> Iterator[tuple[int, tuple[str, pa.Table]]]:
-    """Reads the whole manifest for its URIs, and yields the distinct ones by bucket: `(bucket, ("", table of URIs))`."""
+    """Reads the whole manifest for its URIs, and yields the distinct ones by bucket: `(bucket, ("", table of URIs))`.
+
+    Args:
+        manifest: The manifest.
+        config: The configuration of the run.
+        table: The table that takes the URIs.
+        stats: The counts and times of this process.
+        buckets: The number of buckets; None for one that suits the number of images.
+    """
     images = table.get()
     for shard in manifest.shards:
         with stats.timed("read"):
@@ -96,8 +119,9 @@ def read_uris(
                 for uris in pair_uris(block, config):
                     images.index.add(pa.chunked_array(uris.chunks, pa.string()).combine_chunks().drop_null())
             images.checksums[shard.path, shard.first_row] = checksum
-    uris = images.index.uris.cast(pa.string()) if images.index.uris.nbytes < 2**31 - 1 else images.index.uris
-    for bucket, bucket_uris in split_by_bucket(uris, table.buckets):
+    uris = images.index.uris
+    images.buckets = buckets or bucket_count(len(uris))
+    for bucket, bucket_uris in split_by_bucket(uris, images.buckets):
         yield bucket, ("", pa.table({"uri": bucket_uris.cast(pa.string())}))
 
 

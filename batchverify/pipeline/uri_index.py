@@ -16,8 +16,8 @@ _LEAST_RECENT = 2**18
 class UriIndex:
     """The distinct URIs of a run, each with its position: they are numbered as they come.
 
-    URIs are found by their 64-bit hashes. As two URIs may have the same hash, by chance or on purpose, their texts are compared,
-    too.
+    URIs are found by their 64-bit hashes. As two URIs may have the same hash, by chance or on purpose, the texts are
+    compared, too.
     """
 
     def __init__(self) -> None:

@@ -20,7 +20,8 @@ from batchverify.images.fetch import fetch_bytes
 from batchverify.images.layout import ImageLoader, Layout
 from batchverify.images.picture_loader import PictureLoader
 from batchverify.manifest.plan import plan_manifest
-from batchverify.pipeline.image_table import ImageTableLoader
+from batchverify.manifest.read import read_keyed
+from batchverify.pipeline.image_table import ImageTable
 from tests.support.manifests import write_pairs
 from tests.support.processes import SUBPROCESS_WORKERS
 
@@ -147,24 +148,50 @@ def test_verify_pairs_in_a_pipeline_of_ones_own(small_model, pictures):
     assert found[0]["customer"] == 7 and 0 < found[0]["score"] < 1
 
 
-@pytest.mark.parametrize("buckets", [1, 7])
-def test_one_table_of_images_gives_what_sending_them_gives(buckets, small_model, pictures, tmp_path):
-    """With more buckets than some of them have images; several blocks; rows that name no image, or one that is missing."""
+def test_one_process_gives_what_sending_images_gives(small_model, pictures, tmp_path, read_scores):
+    """Several files and blocks; rows that name no image, or one that is missing."""
     names = [*(str(pictures / f"p{number}.png") for number in range(10)), "", "/nowhere.png"]
     chosen = np.random.default_rng(3).integers(len(names), size=(2, 60))
     table = pa.table({side: [names[i] for i in row] for side, row in zip(("left", "right"), chosen, strict=True)})
-    blocks = [(f"block {start}", table.slice(start, 25)) for start in range(0, 60, 25)]
-    config, found = batchverify.ScoringConfig(model=small_model), {}
-    for kind, shared in (("sent", None), ("shared", ImageTableLoader(buckets))):
-        held = shared and shared.get()
-        pipeline = beam.Pipeline(runner="FnApiRunner")
-        verified = pipeline | beam.Create(blocks) | batchverify.VerifyPairs(config, expected_images=30_000, table=shared)
-        _ = verified.scores | beam.Map(lambda scores, at=tmp_path / kind: pq.write_table(scores, f"{at}-{uuid.uuid4()}"))
-        pipeline.run().wait_until_finish()
-        tables = [pq.read_table(path) for path in tmp_path.glob(f"{kind}-*")]
-        found[kind] = sorted(repr(row) for table in tables for row in table.to_pylist())
-        del held
-    assert len(found["sent"]) == 60 and found["sent"] == found["shared"]
+    for number, start in enumerate((0, 40)):
+        pq.write_table(table.slice(start, 40), tmp_path / f"pairs-{number}.parquet")
+    manifests = tuple(str(tmp_path / f"pairs-{number}.parquet") for number in range(2))
+    config = batchverify.VerificationConfig(manifests=manifests, output=str(tmp_path / "out"), model=small_model, block_rows=7)
+    batchverify.run(config)
+    in_one_process = read_scores(tmp_path / "out")
+    assert len(in_one_process) == 60
+    plan = plan_manifest(config)
+    blocks = [block for shard in plan.shards for block in read_keyed(shard, plan, config)]
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    verified = pipeline | beam.Create(blocks) | batchverify.VerifyPairs(config, expected_images=30_000)
+    _ = verified.scores | beam.Map(lambda scores: pq.write_table(scores, tmp_path / f"sent-{uuid.uuid4()}"))
+    pipeline.run().wait_until_finish()
+    sent = pd.concat(pd.read_parquet(path) for path in tmp_path.glob("sent-*"))
+    keys = ["manifest_file", "manifest_row"]
+    pd.testing.assert_frame_equal(
+        in_one_process.sort_values(keys, ignore_index=True), sent.sort_values(keys, ignore_index=True), check_dtype=False
+    )
+
+
+@pytest.mark.parametrize("change", ["another order", "another image", "fewer rows"])
+def test_a_manifest_that_changes_between_its_two_readings_fails_the_run(change, small_model, pictures, tmp_path, monkeypatch):
+    names = [str(pictures / f"p{number}.png") for number in range(4)]
+    manifest = tmp_path / "pairs.csv"
+    manifest.write_text("left,right\n" + "".join(f"{left},{names[0]}\n" for left in names))
+    changed = {
+        "another order": [*names[1:], names[0]], "another image": [*names[:3], str(pictures / "p5.png")],
+        "fewer rows": names[:3],
+    }[change]  # fmt: skip
+
+    def put(self, images, put=ImageTable.put):
+        put(self, images)
+        manifest.write_text("left,right\n" + "".join(f"{left},{names[0]}\n" for left in changed))
+
+    monkeypatch.setattr(ImageTable, "put", put)
+    config = batchverify.VerificationConfig(manifests=(str(manifest),), output=str(tmp_path / "out"), model=small_model)
+    with pytest.raises(batchverify.RunError, match="the manifest has changed since the run began"):
+        batchverify.run(config)
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
 def test_a_run_directory_is_whole_or_not_at_all(small_model, pictures, tmp_path, read_scores):
