@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -86,6 +87,7 @@ _CHOICES = {"color": COLORS, "loader": LOADERS, "resize": RESIZES, "orientation"
             "on_nan": ON_NAN, "bad_rows": BAD_ROWS, "runtime": RUNTIMES, "precision": PRECISIONS,
             "embeddings_version": EMBEDDING_VERSIONS}  # fmt: skip
 THRESHOLD = 0.5
+DEFAULT_LABEL = "genuine"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -341,6 +343,22 @@ class ScoringConfig(ModelConfig):
         columns = [self.left_column, self.right_column, *filter(None, (self.label_column, self.fold_column))]
         for column in {column for column in columns if columns.count(column) > 1}:
             yield f"column '{column}' is given for two things; left, right, label and fold are different columns."
+        yield from self._problems_of_groups()
+
+    def _problems_of_groups(self) -> Iterator[str]:
+        label = DEFAULT_LABEL if self.label_column is None else self.label_column
+        why = {label: "the column of the labels: a {} of one label has one error rate, and none to compare it with"}
+        for side, column in (("left", self.left_column), ("right", self.right_column)):
+            why[column] = f"the column of the {side} images, so that each image would be a {{}} of its own"
+        pairs = itertools.chain.from_iterable(self.group_column_pairs)
+        for option, kind, columns in (
+            ("--group-column", "group", self.group_columns),
+            ("--group-columns", "group", pairs),
+            ("--subject-columns", "subject", self.subject_columns or ()),
+        ):
+            for column in dict.fromkeys(columns):
+                if column in why:
+                    yield f"{option} names '{column}', {why[column].format(kind)}; name a column with the {kind}s."
 
 
 Config = TypeVar("Config", bound=ScoringConfig)
@@ -445,15 +463,15 @@ class VerificationConfig(ScoringConfig):
         if self.max_group_ratio is not None and not (self.group_columns or self.group_column_pairs):
             yield "--max-group-ratio needs groups, and none are named; add --group-column NAME."
         for rate in self.fmr:
-            if not 0 < rate < 1:
-                yield f"--fmr is {rate:g}; give a false match rate between 0 and 1, such as 1e-5."
+            if why := _why_no_fmr(rate):
+                yield f"--fmr is {rate:g}; {why}."
         if self.threshold_from is not None:
             if self.threshold is not None:
                 yield "--threshold and --threshold-from are both given; leave one of them out."
             try:
                 split_threshold_source(self.threshold_from)
-            except ValueError:
-                yield f"--threshold-from is '{self.threshold_from}'; give RUN:fmr=RATE, such as scores/dt=2026-11-24:fmr=1e-3."
+            except ValueError as error:
+                yield f"--threshold-from is '{self.threshold_from}'; {error}."
 
     def _problems_of_baseline(self) -> Iterator[str]:
         if self.baseline == "":
@@ -488,12 +506,37 @@ def split_threshold_source(text: str) -> tuple[str, float]:
     """Returns the run and the FMR that `RUN:fmr=RATE` names.
 
     Raises:
-        ValueError: If the text is no such thing.
+        ValueError: If the text is no such thing, with the reason and the remedy.
     """
-    run, separator, rate = text.rpartition(":fmr=")
-    if not (run and separator and 0 < float(rate) < 1):
-        raise ValueError(text)
-    return run, float(rate)
+    run, separator, number = text.rpartition(":fmr=")
+    if not (run and separator):
+        raise ValueError("give RUN:fmr=RATE, such as scores/dt=2026-11-24:fmr=1e-3")
+    try:
+        rate = parse_share(number)
+    except ValueError:
+        raise ValueError(f"the FMR '{number}' is no number; give one such as fmr=1e-3 or fmr=0.1%") from None
+    if why := _why_no_fmr(rate):
+        raise ValueError(why)
+    return run, rate
+
+
+def parse_share(text: str) -> float:
+    """Reads a share of pairs, such as `0.001`, `1e-3` or `0.1%`.
+
+    Raises:
+        ValueError: If the text is no number.
+    """
+    number = text.strip().removesuffix("%")
+    return float(number) / 100 if number != text.strip() else float(number)
+
+
+def _why_no_fmr(rate: float) -> str | None:
+    """Returns why no threshold can be named for a false match rate, with the remedy; None where one can."""
+    if 0 < rate < 1:
+        return None
+    if rate == 0:
+        return "no number of pairs shows that none would match; give a false match rate above 0, such as 1e-5"
+    return "give a false match rate between 0 and 1, such as 1e-5, or a percentage such as 0.001%"
 
 
 def split_pixels(pixels: str) -> tuple[str, float | None]:

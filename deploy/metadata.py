@@ -31,9 +31,10 @@ _REGEXES = {
     "accelerator": r"[a-z][a-z0-9-]*|type:[a-z][a-z0-9-]*;count:1(;[A-Za-z0-9:._-]+)*",
     "max_stranger_matches": r"[0-9]+|[0-9]*\.?[0-9]+%", "max_flips": r"[0-9]+|[0-9]*\.?[0-9]+%",
     "subject_columns": "[^,]+,[^,]+",
-    "prior": r"0?\.[0-9]+(e-[0-9]+)?|[1-9](\.[0-9]+)?e-[0-9]+",
+    "prior": r"0?\.[0-9]+(e-[0-9]+)?|[1-9](\.[0-9]+)?e-[0-9]+|[0-9]*\.?[0-9]+%",
+    "fmr": rf"{_NUMBER}%?",
     "review": r"[0-9]*\.?[0-9]+,[0-9]*\.?[0-9]+",
-    "threshold_from": ".+:fmr=[0-9.e-]+",
+    "threshold_from": ".+:fmr=[0-9.e-]+%?",
     "label_column": ".*", "fold_column": ".*",
 }  # fmt: skip
 _DAY = {

@@ -25,6 +25,7 @@ from batchverify.config import (
     THRESHOLD,
     Limit,
     VerificationConfig,
+    parse_share,
 )
 
 LOG_FORMATS = ("text", "json")
@@ -153,13 +154,13 @@ def add_decision_options(parser: argparse.ArgumentParser) -> None:
         help="mark rows with a score from LOW to below HIGH in a column 'review', for people to look at",
     )  # fmt: skip
     add_option(
-        group, "--prior", type=float, metavar="P",
+        group, "--prior", type=_share, metavar="P",
         help="the share of genuine pairs among all pairs: adds a column 'probability', for a model that batchverify calibrate "
         "has calibrated",
     )  # fmt: skip
     group.add_argument(
-        "--fmr", type=float, metavar="RATE", action="append", default=[],
-        help="an FMR to name a threshold for, beside 0.01, 0.001 and 0.0001; may be given several times",
+        "--fmr", type=_share, metavar="RATE", action="append", default=[],
+        help="an FMR to name a threshold for, such as 1e-5 or 0.001%%, beside 0.01, 0.001 and 1e-4; may be given several times",
     )  # fmt: skip
     add_option(
         group, "--identity-tolerance", type=float, metavar="T",
@@ -342,6 +343,15 @@ def _limit(text: str) -> Limit:
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"'{text}' is no limit; give a count such as 100, or a percentage such as 0.5%"
+        ) from None
+
+
+def _share(text: str) -> float:
+    try:
+        return parse_share(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no share; give a number such as 1e-3, or a percentage such as 0.1%"
         ) from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from batchverify.evaluation import metrics
 from batchverify.evaluation.clusters import COARSE, ClusteredCounts, Clusters, Subjects, merge_clusters
 from batchverify.evaluation.strangers import Strangers
-from batchverify.manifest.group_values import NO_GROUPS, pair_groups
+from batchverify.manifest.group_values import MIXED, NO_GROUPS, NO_VALUE, pair_groups
 from batchverify.schema import MAX_GROUPS
 
 # The EER of a group needs no finer histogram: with a thousand values, all bins would take 190 MB. Near 0 and 1, where a
@@ -25,6 +25,8 @@ _BINS = len(_STARTS)
 # A group's rate can be told where as many errors are expected at the rate of all groups together.
 _LEAST_ERRORS = 5
 _SHOWN = 60  # Characters of a group's name in a sentence.
+# An interval whose upper bound is more than this many times the lower one tells nothing about a ratio.
+_WIDEST = 1_000
 KINDS = ("impostor", "genuine")
 
 
@@ -57,8 +59,13 @@ class Group:
         return cls(**sums, clusters=merge_clusters(part.clusters for part in parts))
 
 
+# A value of a column, `NO_VALUE` or `MIXED`.
+Value = str | None
 # By column and value; None for a column that has more than `MAX_GROUPS` values.
-Groups = dict[str, dict[str, Group] | None]
+Groups = dict[str, dict[Value, Group] | None]
+# By `kind` of the entries of `_summary.json`, what the report calls our own groups.
+_LABELS = {"none": "(none)", "mixed": "(mixed)"}
+_KINDS = {NO_VALUE: "none", MIXED: "mixed"}
 
 
 def count_groups(
@@ -84,8 +91,9 @@ def count_groups(
 
 def _count_column(
     column: pa.ChunkedArray, scores: np.ndarray, labels: np.ndarray, matches: np.ndarray, subjects: Subjects | None
-) -> dict[str, Group] | None:
-    encoded = pa.chunked_array(column.chunks, pa.string()).combine_chunks().dictionary_encode()
+) -> dict[Value, Group] | None:
+    texts = pa.chunked_array(column.chunks, pa.string()).combine_chunks()
+    encoded = texts.dictionary_encode(null_encoding="encode")
     names = encoded.dictionary.to_pylist()
     if len(names) > MAX_GROUPS:
         return None
@@ -113,7 +121,7 @@ def merge_groups(parts: Iterable[Groups]) -> Groups:
         if any(groups is None for groups in found):
             merged[column] = None
             continue
-        by_value: dict[str, list[Group]] = {}
+        by_value: dict[Value, list[Group]] = {}
         for groups in found:
             for value, group in (groups or {}).items():
                 by_value.setdefault(value, []).append(group)
@@ -133,12 +141,14 @@ def describe_groups(groups: Groups, strangers: Strangers | None = None) -> dict[
     }
 
 
-def _describe_column(values: Mapping[str, Group], strangers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _describe_column(values: Mapping[Value, Group], strangers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     whole = Group.merge(values.values())
     fmr, fnmr = _rates(whole)
     return {
         "each": [
-            _describe_group(value, values[value], fmr, fnmr) | {"strangers": strangers.get(value)} for value in sorted(values)
+            _describe_group(value, values[value], fmr, fnmr)
+            | {"strangers": strangers.get(value) if value is not None else None}
+            for value in _sorted(values)
         ],
         "fmr": fmr.value,
         "fnmr": fnmr.value,
@@ -147,18 +157,24 @@ def _describe_column(values: Mapping[str, Group], strangers: Mapping[str, Mappin
     }
 
 
+def _sorted(values: Iterable[Value]) -> list[Value]:
+    """Returns our own groups, and then the values in the order of their texts."""
+    return sorted(values, key=lambda value: (value not in NO_GROUPS, value is not None, value or ""))
+
+
 def _rates(group: Group) -> tuple[metrics.Rate, metrics.Rate]:
     (impostor, genuine), (false_matches, matches) = group.pairs.tolist(), group.matches.tolist()
     return metrics.Rate(false_matches, impostor), metrics.Rate(genuine - matches, genuine)
 
 
-def _describe_group(value: str, group: Group, whole_fmr: metrics.Rate, whole_fnmr: metrics.Rate) -> dict[str, Any]:
+def _describe_group(value: Value, group: Group, whole_fmr: metrics.Rate, whole_fnmr: metrics.Rate) -> dict[str, Any]:
     fmr, fnmr = _rates(group)
     impostor, genuine = group.histograms
     eer = metrics.equal_error_rate(genuine, impostor)[0] if group.pairs.all() else None
     of_fmr, of_fnmr = (_effective_sample_size(group, kind) for kind in KINDS)
     return {
-        "value": value,
+        "value": None if value in NO_GROUPS else value,
+        "kind": _KINDS.get(value, "value"),
         "rows": group.rows,
         "failed": group.failed,
         "impostor": fmr.trials,
@@ -208,14 +224,18 @@ class _Estimate:
         return cls(rate, group.clusters.get(kind), value, value * (1 - value) / (rate.trials * share), size.quantile)
 
     def ratio_to(self, other: _Estimate, covariance: float) -> dict[str, Any]:
-        """Returns the ratio of this rate to another, and its 95% interval by the delta method on its logarithm."""
+        """Returns the ratio of this rate to another, and its 95% interval by the delta method on its logarithm.
+
+        The interval is None where it would span more than three powers of ten: the pairs are too few.
+        """
         ratio = self.value / other.value
         variance = self.variance / self.value**2 + other.variance / other.value**2 - 2 * covariance / (self.value * other.value)
         reach = max(self.quantile, other.quantile) * math.sqrt(max(0.0, variance))
-        return {"ratio": ratio, "interval": (ratio * math.exp(-reach), ratio * math.exp(reach))}
+        interval = (ratio * math.exp(-reach), ratio * math.exp(reach)) if 2 * reach <= math.log(_WIDEST) else None
+        return {"ratio": ratio, "interval": interval}
 
 
-def _ratios(values: Mapping[str, Group], kind: str) -> dict[str, Any] | None:
+def _ratios(values: Mapping[Value, Group], kind: str) -> dict[str, Any] | None:
     """Returns the ratio of the worst group to the best and to all; None where fewer than two groups can be told.
 
     Pairs of two groups are neither the worst nor the best: impostors of one group are most often harder to tell apart. Rows
@@ -224,8 +244,8 @@ def _ratios(values: Mapping[str, Group], kind: str) -> dict[str, Any] | None:
     together, place = Group.merge(values.values()), KINDS.index(kind)
     told = [
         value
-        for value in sorted(values)
-        if value not in NO_GROUPS and _can_be_told(_rates(values[value])[place], _rates(together)[place])
+        for value in _sorted(values)
+        if value is not None and value not in NO_GROUPS and _can_be_told(_rates(values[value])[place], _rates(together)[place])
     ]
     if len(told) < 2:
         return None
@@ -250,6 +270,16 @@ def largest_ratio(section: Mapping[str, Any] | None) -> float | None:
     return max((ratio["worst_to_best"]["ratio"] for ratio in ratios), default=None)
 
 
+def group_label(group: Mapping[str, Any]) -> str:
+    """Returns what the report calls an entry of `groups.*.each`; no value has the label of another, or one of ours."""
+    return _LABELS.get(group["kind"]) or _value_label(group["value"])
+
+
+def _value_label(value: str) -> str:
+    is_clear = value not in _LABELS.values() and not value.startswith("'")
+    return value if is_clear else f"'{value}'"
+
+
 def describe_differential(column: str, section: Mapping[str, Any] | None) -> str:
     """Returns in words how far the groups of one column lie apart."""
     if section is None:
@@ -259,14 +289,21 @@ def describe_differential(column: str, section: Mapping[str, Any] | None) -> str
         if ratios := section[f"{rate}_ratios"]:
             by_value = {group["value"]: group[rate] for group in section["each"]}
             worst, best = by_value[ratios["worst"]], by_value[ratios["best"]]
-            names = [name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…" for name in (ratios["worst"], ratios["best"])]
+            labels = map(_value_label, (ratios["worst"], ratios["best"]))
+            names = [label if len(label) <= _SHOWN else f"{label[:_SHOWN]}…" for label in labels]
             half = ", counting half an error for none" if best == 0 else ""
-            (low, high), to_all = ratios["worst_to_best"]["interval"], ratios["worst_to_all"]["ratio"]
-            times = f"{ratios['worst_to_best']['ratio']:.1f} times, 95% interval {low:.1f} to {high:.1f}"
+            to_best, to_all = ratios["worst_to_best"], ratios["worst_to_all"]
+            times = f"{to_best['ratio']:.1f} times, {_describe_interval(to_best['interval'])}"
+            all_times = f"{to_all['ratio']:.1f} times that of all"
             sentences.append(
-                f"{rate.upper()} {worst:.2%} for {names[0]} and {best:.2%} for {names[1]} "
-                f"({times}{half}; {to_all:.1f} times that of all)"
+                f"{rate.upper()} {worst:.2%} for {names[0]} and {best:.2%} for {names[1]} ({times}{half}; {all_times})"
             )
     if section["fmr"] is None and section["fnmr"] is None:
         return f"{column}: no labels, so no error rates; the report has the strangers of each group"
     return f"{column}: {'; '.join(sentences) if sentences else 'too few pairs to tell groups apart'}"
+
+
+def _describe_interval(interval: Sequence[float] | None) -> str:
+    if interval is None:
+        return "too few pairs to tell an interval"
+    return f"95% interval {interval[0]:.1f} to {interval[1]:.1f}"

@@ -32,7 +32,7 @@ class Strangers:
     Attributes:
         section: The section `strangers` of `_summary.json`.
         histogram: Histogram of their scores, int64 `(metrics.BINS,)`.
-        groups: By grouping and by group, the entries `strangers` of the section `groups`.
+        groups: By grouping and by group, a value or `NO_VALUE`, the entries `strangers` of the section `groups`.
     """
 
     section: Mapping[str, Any]
@@ -54,7 +54,7 @@ class ImageGroups:
     """The groups of the drawn images.
 
     Attributes:
-        names: The names of the groups.
+        names: The groups: values, or `NO_VALUE`.
         codes: The number of each image's group, int64 `(images,)`; -1 where it has none, or several.
     """
 

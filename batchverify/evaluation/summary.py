@@ -20,6 +20,7 @@ from batchverify.evaluation.groups import Groups, count_groups, describe_groups,
 from batchverify.evaluation.strangers import Strangers
 from batchverify.manifest.group_values import group_columns
 from batchverify.manifest.labels import parse_labels
+from batchverify.manifest.names import column_names
 from batchverify.schema import STATUSES, IdentityCheck, ImageStatus, ImageTraits, is_match
 
 KINDS = ("unlabelled", "impostor", "genuine")
@@ -230,8 +231,7 @@ def _count_labelled(table: pa.Table, labels: np.ndarray) -> collections.Counter[
 
 def _fold_histograms(column: pa.ChunkedArray, scores: np.ndarray, scored: np.ndarray, labels: np.ndarray) -> Folds | None:
     """Returns the histograms of each fold; rows with an empty value belong to none."""
-    text = pc.utf8_slice_codeunits(column.cast(pa.string()), 0, _MAX_FOLD_LENGTH)
-    names = pc.if_else(pc.equal(text, ""), None, text).combine_chunks().dictionary_encode()
+    names = pc.utf8_slice_codeunits(column_names(column), 0, _MAX_FOLD_LENGTH).combine_chunks().dictionary_encode()
     if len(names.dictionary) > _MAX_FOLDS:
         return None
     fold = pc.fill_null(names.indices, -1).to_numpy()

@@ -12,12 +12,12 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchverify.config import ScoringConfig, VerificationConfig
+from batchverify.config import DEFAULT_LABEL, ScoringConfig, VerificationConfig
 from batchverify.errors import RunError
 from batchverify.schema import BAD_ROW_COLUMN, CANDIDATE_FIELDS, MANIFEST_FILE, RESERVED_COLUMNS, REVIEW_FIELD, is_text
 from batchverify.uris import URI_PATTERN, is_remote
 
-DEFAULT_LABEL, DEFAULT_FOLD = "genuine", "fold"
+DEFAULT_FOLD = "fold"
 # What separates columns where commas do not.
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
@@ -114,10 +114,17 @@ def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) ->
     used += [("--group-column", name) for name in dict.fromkeys(config.group_columns)]
     used += [("--group-columns", name) for name in dict.fromkeys(itertools.chain.from_iterable(config.group_column_pairs))]
     used += [("--subject-columns", name) for name in dict.fromkeys(config.subject_columns or ())]
+    missing: dict[str, list[str]] = {}
     for option, name in used:
         if name not in names:
-            yield f"{path}: there is no column '{name}', only {quote_names(names)}; name the right one with {option}."
-        elif option in ("--left-column", "--right-column") and not _holds_uris(schema.field(name).type):
+            missing.setdefault(name, []).append(option)
+    for name, options in missing.items():
+        given = " and ".join(options)
+        yield f"{path}: there is no column '{name}', only {quote_names(names)}; name the right one with {given}."
+    for option, name in used:
+        if name in missing:
+            continue
+        if option in ("--left-column", "--right-column") and not _holds_uris(schema.field(name).type):
             yield f"{path}: column '{name}' holds {schema.field(name).type}, not text; give paths or URIs."
         elif option in _NAMING and not _holds_names(schema.field(name).type):
             yield f"{path}: column '{name}' holds {schema.field(name).type}, not names; name another with {option}."

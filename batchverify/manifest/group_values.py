@@ -6,9 +6,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchverify.config import ScoringConfig
+from batchverify.manifest.names import column_names
 
-# The group of rows without a value, and that of pairs whose two images have different ones.
-NO_VALUE, MIXED = "(none)", "(mixed)"
+# The group of rows without a value, and that of pairs whose two images have different ones. No value of a manifest is either.
+NO_VALUE, MIXED = "", None
 NO_GROUPS = (NO_VALUE, MIXED)
 # A longer text is no name of a group.
 MAX_LENGTH = 1000
@@ -24,9 +25,8 @@ def group_columns(config: ScoringConfig) -> dict[str, tuple[str, str]]:
 
 
 def image_groups(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Returns the groups that a column names."""
-    names = column.cast(pa.string())
-    return pc.if_else(pc.equal(pc.fill_null(names, ""), ""), NO_VALUE, names)
+    """Returns the group of each image, or `NO_VALUE`."""
+    return pc.fill_null(column_names(column), NO_VALUE)
 
 
 def pair_groups(table: pa.Table, left: str, right: str) -> pa.ChunkedArray:

@@ -9,6 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchverify.manifest.names import column_names
+
 
 def hash_text(values: pa.Array) -> np.ndarray:
     """Returns a hash of each text, uint64 `(n,)`."""
@@ -29,6 +31,6 @@ def hash_column(column: pa.ChunkedArray, hash_values: Callable[[pa.Array], np.nd
 
 
 def hash_names(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the hashes of names, uint64 `(n,)`, and which of them are known: neither null nor empty, bool `(n,)`."""
-    names = pc.fill_null(column.cast(pa.string()), "")
-    return hash_column(names), pc.not_equal(names, "").to_numpy()
+    """Returns the hashes of names, uint64 `(n,)`, and which of them are known, bool `(n,)`; see `column_names`."""
+    names = column_names(column)
+    return hash_column(pc.fill_null(names, "")), names.is_valid().to_numpy()

@@ -10,6 +10,7 @@ from typing import Any
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
 from batchverify.model.local_copy import digest_model, local_model
+from batchverify.model.start_tensorflow import start_tensorflow
 from batchverify.uris import is_remote
 
 
@@ -51,6 +52,7 @@ def require_digest(model: str, digest: str, settings: Mapping[str, Any], remedy:
 
 def _digest_loaded(model: str, local: str, settings: Mapping[str, Any]) -> str:
     """Returns the digest that a run records; where a file has its architecture or weights in another file, it has both."""
+    start_tensorflow()
     from batchverify.model.load_file import load_file
 
     fields = {field.name for field in dataclasses.fields(ModelConfig)} - {"model"}

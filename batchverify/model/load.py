@@ -33,8 +33,12 @@ _LOG = logging.getLogger(__name__)
 _TRIAL_LIMIT_S = 600.0
 
 
-def load_model(config: ModelConfig) -> PairModel:
+def load_model(config: ModelConfig, is_candidate: bool = False) -> PairModel:
     """Loads the model that `config` names, splits it where that is possible, and tries it on generated images.
+
+    Args:
+        config: The model, and what its file does not say.
+        is_candidate: Whether it is a candidate; what is logged about it then names it.
 
     Raises:
         OpenQuestionError: If its file leaves something open; everything that is open is asked at once.
@@ -46,7 +50,7 @@ def load_model(config: ModelConfig) -> PairModel:
     use_tensor_float_32(False)
     # A model may compute without end, and the thread that waits for it inside TensorFlow hears no signal.
     loaded, model = threading.Event(), Future[PairModel]()
-    threading.Thread(target=_load_in_thread, args=(config, loaded, model), name="load-model", daemon=True).start()
+    threading.Thread(target=_load_in_thread, args=(config, is_candidate, loaded, model), name="load-model", daemon=True).start()
     loaded.wait()
     try:
         return model.result(_TRIAL_LIMIT_S)
@@ -57,33 +61,33 @@ def load_model(config: ModelConfig) -> PairModel:
         ) from None
 
 
-def _load_in_thread(config: ModelConfig, is_loaded: threading.Event, model: Future[PairModel]) -> None:
+def _load_in_thread(config: ModelConfig, is_candidate: bool, is_loaded: threading.Event, model: Future[PairModel]) -> None:
     try:
-        model.set_result(_load_and_try(config, is_loaded))
+        model.set_result(_load_and_try(config, is_candidate, is_loaded))
     except BaseException as error:  # `Future.result` raises it.
         model.set_exception(error)
     finally:
         is_loaded.set()
 
 
-def _load_and_try(config: ModelConfig, is_loaded: threading.Event) -> PairModel:
+def _load_and_try(config: ModelConfig, is_candidate: bool, is_loaded: threading.Event) -> PairModel:
     interview = Interview(config)
     with local_model(config.model) as local:
         loaded = interview.answer(functools.partial(load_file, local=local))
         is_loaded.set()
         model = interview.answer(functools.partial(_try_loaded, loaded))
     interview.end()
-    _log_decisions(model)
+    _log_decisions(model, f"Candidate {config.model}: " if is_candidate else "")
     return model
 
 
-def _log_decisions(model: PairModel) -> None:
+def _log_decisions(model: PairModel, subject: str) -> None:
     if model.facts.encodings_per_pair:
         reason = model.facts.structure.removeprefix("whole: ")
-        _LOG.info("The network runs whole, twice for each pair and once more for each image: %s.", reason)
-    _LOG.info("Images: %s.", model.facts.preprocessing)
+        _LOG.info("%sThe network runs whole, twice for each pair and once more for each image: %s.", subject, reason)
+    _LOG.info("%sImages: %s.", subject, model.facts.preprocessing)
     for note in model.facts.notes:
-        _LOG.info("%s", note)
+        _LOG.info("%s%s", subject, note)
 
 
 def _try_loaded(loaded: LoadedModel, config: ModelConfig) -> PairModel:

@@ -339,8 +339,10 @@ def load_network(config: ScoringConfig, stats: WorkerStats | None = None, versio
     return KerasNetwork(*load_parts(config, stats, versions))
 
 
-def load_parts(config: ScoringConfig, stats: WorkerStats | None = None, versions: str | None = None) -> NetworkParts:
-    """Does what `load_network` does, and returns the parts of the network."""
+def load_parts(
+    config: ScoringConfig, stats: WorkerStats | None = None, versions: str | None = None, is_candidate: bool = False
+) -> NetworkParts:
+    """Does what `load_network` does, and returns the parts of the network; see `load_model` for a candidate."""
     start_tensorflow()
     from batchverify.model.load import load_model, share_cores
 
@@ -348,7 +350,7 @@ def load_parts(config: ScoringConfig, stats: WorkerStats | None = None, versions
     share_cores(_core_count() // _parallel_batches())
     inferences = InferenceLog()
     with inferences.loading():
-        model = load_model(config)
+        model = load_model(config, is_candidate)
     limits = config.max_image_pixels, config.max_image_bytes
     budget = PixelBudget(config.max_decoding_pixels or default_decoding_pixels())
     reader = ImageReader(

@@ -71,7 +71,7 @@ class KnownMates:
         for grouping, columns in groupings.items():
             values_of = [image_groups(block[column]) for column in columns]
             sides = zip((left, right), values_of, strict=True)
-            groups[grouping] = np.concatenate([_subjects_of(uris, values, base) for uris, values in sides])
+            groups[grouping] = np.concatenate([_hash_groups(uris, values, base) for uris, values in sides])
             for values in values_of:
                 distinct = values.unique()
                 names |= zip(hash_text(distinct).tolist(), distinct.to_pylist(), strict=True)
@@ -130,6 +130,12 @@ def _subjects_of(uris: pa.ChunkedArray, subjects: pa.ChunkedArray, base: str) ->
     names, is_named = hash_names(subjects)
     is_known = pc.is_valid(uris).to_numpy(zero_copy_only=False) & is_named
     return np.stack([_hash_images(uris.filter(pa.array(is_known)), base), names[is_known]], axis=1)
+
+
+def _hash_groups(uris: pa.ChunkedArray, groups: pa.ChunkedArray, base: str) -> np.ndarray:
+    """Returns the hashes of images and of their groups, uint64 `(n, 2)`; rows without an image are left out."""
+    is_known = pc.is_valid(uris)
+    return np.stack([_hash_images(uris.filter(is_known), base), hash_column(groups.filter(is_known))], axis=1)
 
 
 def _hash_images(uris: pa.ChunkedArray, base: str) -> np.ndarray:

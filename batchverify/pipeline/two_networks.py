@@ -142,7 +142,7 @@ def load_two_networks(
     parts = load_parts(config, stats)
     assert candidate.model is not None
     with naming_the_candidate(candidate.model):
-        candidate_parts = load_parts(candidate, stats)
+        candidate_parts = load_parts(candidate, stats, is_candidate=True)
     network = TwoNetworks(parts, candidate_parts)
     pixels = "the same pixels, so that files are decoded once" if network.share_pixels else "other pixels"
     _LOG.info("The candidate %s takes %s.", candidate.model, pixels)

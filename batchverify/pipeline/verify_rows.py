@@ -16,8 +16,9 @@ from apache_beam.typehints.schemas import named_fields_from_element_type
 from batchverify.config import ScoringConfig
 from batchverify.errors import PreflightError
 from batchverify.keywords import field_names, make_config
+from batchverify.model.sidecar import Sidecar, read_sidecar
 from batchverify.pipeline.transforms import VerifyPairs
-from batchverify.schema import RESULT_FIELDS, REVIEW_FIELD
+from batchverify.schema import CANDIDATE_FIELDS, RESULT_FIELDS, optional_fields
 
 _ROWS_PER_BLOCK = 10_000
 _ROW = "batchverify.row"
@@ -36,6 +37,9 @@ class VerifyRows(beam.PTransform[PCollection[Any], PCollection[Any]]):
     has it, with the columns that name the images; all other columns pass through, whatever their types. `VerifyPairs` takes
     blocks of rows in Arrow, and costs less for each row.
 
+    The results are those of a run with the same options: with `review`, a candidate, or a calibration in the model's sidecar,
+    their columns too.
+
     Args:
         expected_images: The approximate number of distinct images; it decides in how many groups they are encoded.
         options: The fields of `ScoringConfig`, such as `model`, `threshold` and `left_column`, but for those that concern
@@ -43,7 +47,7 @@ class VerifyRows(beam.PTransform[PCollection[Any], PCollection[Any]]):
 
     Raises:
         PreflightError: If an option cannot be; when the transform is applied, if the rows lack a column or have one that the
-            results add.
+            results add, or the sidecar cannot be read.
 
     Examples:
         >>> import apache_beam as beam, batchverify
@@ -60,8 +64,9 @@ class VerifyRows(beam.PTransform[PCollection[Any], PCollection[Any]]):
         self._config = make_config(ScoringConfig, "VerifyRows", options, _OPTIONS, stranger_pairs=0, steadiness_images=0)
 
     def expand(self, rows: PCollection[Any]) -> PCollection[Any]:
-        fields = self._checked_fields(rows.element_type)
-        results = [*RESULT_FIELDS, *([REVIEW_FIELD] if self._config.review else [])]
+        sidecar = read_sidecar(self._config.model)
+        fields = self._checked_fields(rows.element_type, sidecar)
+        results = self._result_fields(sidecar)
         blocks = (
             rows
             | "Batch" >> beam.BatchElements(1, _ROWS_PER_BLOCK)
@@ -69,13 +74,19 @@ class VerifyRows(beam.PTransform[PCollection[Any], PCollection[Any]]):
             # The key of a block is drawn at random; a retry must not draw another one.
             | "KeepKeys" >> beam.Reshuffle().with_output_types(tuple[str, pa.Table])
         )
-        verified = blocks | "VerifyPairs" >> VerifyPairs(self._config, self._expected_images)
+        verified = blocks | "VerifyPairs" >> VerifyPairs(self._config, self._expected_images, sidecar=sidecar)
         scored: PCollection[Any] = verified.scores | "ToRows" >> beam.FlatMap(
             to_rows, [field.name for field in results]
         ).with_output_types(row_type.RowTypeConstraint.from_fields([*fields, *map(_typed, results)]))
         return scored
 
-    def _checked_fields(self, element_type: Any) -> list[tuple[str, Any]]:
+    def _result_fields(self, sidecar: Sidecar) -> list[pa.Field]:
+        """Returns the columns that the results have, as in a run with the same options."""
+        config = self._config
+        optional = optional_fields(config.review is not None, sidecar.calibration is not None, config.prior is not None)
+        return [*RESULT_FIELDS, *optional, *(CANDIDATE_FIELDS if config.candidate is not None else ())]
+
+    def _checked_fields(self, element_type: Any, sidecar: Sidecar) -> list[tuple[str, Any]]:
         try:
             fields = named_fields_from_element_type(element_type)
         except (TypeError, ValueError):
@@ -89,7 +100,7 @@ class VerifyRows(beam.PTransform[PCollection[Any], PCollection[Any]]):
                     f"the rows have no column '{getattr(self._config, option)}', only {', '.join(names)}; name the right one "
                     f"with {option}."
                 )
-        if taken := [field.name for field in (*RESULT_FIELDS, REVIEW_FIELD) if field.name in names]:
+        if taken := [field.name for field in self._result_fields(sidecar) if field.name in names]:
             raise PreflightError(f"the rows have {', '.join(taken)} already, which the result adds; rename that first.")
         return fields
 

@@ -9,6 +9,7 @@ import jinja2
 
 from batchverify.errors import printable
 from batchverify.evaluation import metrics
+from batchverify.evaluation.groups import group_label
 from batchverify.report.verdict import format_value
 
 
@@ -28,6 +29,7 @@ def environment() -> jinja2.Environment:
         "interval": _interval,
         "threshold": metrics.format_threshold,
         "spaced": _spaced,
+        "group_label": group_label,
     }
     return environment
 

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from batchverify.evaluation import metrics
+from batchverify.evaluation.groups import group_label
 
 # Placeholders that look like no other colour of a plot. Each is replaced by a variable of the page's style sheet.
 INK, MUTED, GRID, GENUINE, IMPOSTOR, NEUTRAL, FAULT, PAPER = (f"#0102{number:02x}" for number in range(8))
@@ -194,7 +195,7 @@ def group_plot(column: str, groups: Sequence[dict[str, Any]], number: int) -> st
             heights = [place + shift for place in places]
             axes.errorbar(rates, heights, xerr=reach, fmt="o", color=colour, markersize=4, label=rate.upper())
         axes.set_xscale("log")
-        axes.set_yticks(range(len(groups)), [group["value"][:24] for group in groups])
+        axes.set_yticks(range(len(groups)), [group_label(group)[:24] for group in groups])
         axes.invert_yaxis()
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{100 * rate:g}%"))

@@ -1,5 +1,6 @@
 """A run directory is a dataset: each reader that people have opens it as it is, and a month of nights in one go."""
 
+import inspect
 import re
 import shutil
 import sys
@@ -98,6 +99,19 @@ def test_the_page_reads_a_month_with_the_columns_of_all_nights(library, nights, 
 def test_polars_reads_the_columns_of_the_first_night(nights):
     month = pl.scan_parquet(f"{nights}/*/*.parquet", hive_partitioning=True, extra_columns="ignore").collect()
     assert month.height == 21 and "camera" not in month.columns
+
+
+@pytest.mark.slow
+def test_polars_takes_a_folder_only_without_what_begins_with_an_underscore(one):
+    for path in (one, f"{one}/"):
+        with pytest.raises(pl.exceptions.PolarsError, match="different file extensions"):
+            pl.read_parquet(path)
+        with pytest.raises(pl.exceptions.PolarsError, match="different file extensions"):
+            pl.scan_parquet(path).collect()
+    for pattern in ("*.parquet", "scores-*.parquet", "**/*.parquet"):
+        assert pl.read_parquet(f"{one}/{pattern}").height == 6
+    if "hidden_file_prefix" in inspect.signature(pl.scan_parquet).parameters:
+        assert pl.scan_parquet(one, hidden_file_prefix="_").collect().height == 6
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import keras
@@ -12,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pvalue import Row
+from apache_beam.testing.util import assert_that
 
 import batchverify
 from batchverify.cli.main import main
@@ -157,6 +160,22 @@ def test_workers_in_other_processes_and_a_transform_of_ones_own_give_the_same(fo
         _ = verified.scores | beam.Map(pq.write_table, written)
     rows = pq.read_table(written)
     assert rows.column_names[-2:] == ["llr", "probability"]
+    row_options = {"model": config.model, "prior": 0.2, "candidate": config.model, "review": (0.4, 0.6)}
+    optional = ["review", "llr", "probability", "score_candidate", "match_candidate", "identity_check_candidate"]
+
+    def check(found: list[Any]) -> None:
+        assert list(found[0]._asdict())[-6:] == optional and len(found) == 50
+        by_pair = {(row.left, row.right): row for row in found}
+        found = [by_pair[pair] for pair in zip(*(pairs[side].to_pylist() for side in ("left", "right")), strict=True)]
+        np.testing.assert_allclose([row.llr for row in found], here["llr"][:50], rtol=1e-4)
+        np.testing.assert_allclose([row.probability for row in found], here["probability"][:50], rtol=1e-4)
+        assert [(row.score, row.match) for row in found] == [(row.score_candidate, row.match_candidate) for row in found]
+
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        elements = pipeline | beam.Create([Row(**pair) for pair in pairs.to_pylist()])
+        scored = elements | batchverify.VerifyRows(expected_images=80, **row_options)
+        assert_that(scored, check)
+        assert [name for name, *_ in scored.element_type._fields][-6:] == optional
     np.testing.assert_allclose(rows["llr"].to_numpy(), here["llr"][:50], rtol=1e-4)
 
 

@@ -3,6 +3,7 @@
 import datetime
 import json
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -15,7 +16,8 @@ from sklearn.metrics import roc_curve
 
 import batchverify
 from batchverify.cli.main import main
-from batchverify.evaluation.groups import count_groups, describe_groups
+from batchverify.evaluation.clusters import Subjects
+from batchverify.evaluation.groups import count_groups, describe_differential, describe_groups, group_label
 from batchverify.evaluation.metrics import wilson_interval
 from tests.support.manifests import draw_shades
 
@@ -37,7 +39,7 @@ def folder(tmp_path_factory):
     left = np.where(rng.random(3_000) < 0.02, COUNT, left)
     label = np.where(rng.random(3_000) < 0.05, "", genuine.astype(int).astype(str))
     frame = pd.DataFrame({"left": names[left], "right": names[right], "genuine": label, "region": region})
-    frame["row"] = np.arange(3_000)
+    frame["row"], frame["right_side"] = np.arange(3_000), right % 2
     frame.to_csv(folder / "pairs.csv", index=False)
     return folder
 
@@ -59,9 +61,9 @@ def finished(folder, small_model, tmp_path_factory, read_scores):
 def test_counts_and_rates_are_those_of_pandas(finished):
     section, scores = finished
     scores["region"] = scores["region"].replace("", "(none)").fillna("(none)")
-    assert [group["value"] for group in section["each"]] == sorted(scores["region"].unique())
+    assert [group_label(group) for group in section["each"]] == sorted(scores["region"].unique())
     for group in section["each"]:
-        rows = scores[scores["region"] == group["value"]]
+        rows = scores[scores["region"] == group_label(group)]
         scored = rows[rows["score"].notna()]
         impostor, genuine = (scored[scored["genuine"].astype(str) == label]["match"].astype(bool) for label in "01")
         assert (group["rows"], group["failed"]) == (len(rows), rows["score"].isna().sum())
@@ -150,12 +152,38 @@ def test_a_gate_on_the_ratio_gives_exit_code_3(folder, small_model, tmp_path, ca
     [
         (["--group-column", "row"], "column 'row' has 3,000 values in 3,000 rows, and 1,000 groups are the most"),
         (["--group-columns", "region", "regoin"], "there is no column 'regoin', only"),
+        (
+            ["--group-column", "left"],
+            "--group-column names 'left', the column of the left images, so that each image would be a group of its own",
+        ),
+        (["--group-columns", "region", "right"], "--group-columns names 'right', the column of the right images"),
+        (
+            ["--subject-columns", "left", "right"],
+            "--subject-columns names 'left', the column of the left images, so that each image would be a subject",
+        ),
+        (
+            ["--group-column", "genuine"],
+            "--group-column names 'genuine', the column of the labels: a group of one label has one",
+        ),
+        (["--label-column", "region", "--group-column", "region"], "--group-column names 'region', the column of the labels"),
         (["--group-columns", "region", "region"], "--group-columns is 'region' 'region'; name two columns"),
         (["--group-column", "regoin"], "there is no column 'regoin', only"),
         (["--max-group-ratio", "2"], "--max-group-ratio needs groups, and none are named; add --group-column NAME."),
         (["--group-column", "region", "--max-group-ratio", "0.5"], "--max-group-ratio is 0.5; give a ratio of at least 1"),
     ],
-    ids=["too many values", "no such right column", "one column twice", "no such column", "no groups", "below 1"],
+    ids=[
+        "too many values",
+        "no such right column",
+        "images as groups",
+        "images as groups of images",
+        "images as subjects",
+        "labels as groups",
+        "named labels as groups",
+        "one column twice",
+        "no such column",
+        "no groups",
+        "below 1",
+    ],
 )
 def test_what_cannot_be_is_refused(words, message, folder, small_model, tmp_path, capsys):
     where = ["--manifest", str(folder / "pairs.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
@@ -192,7 +220,7 @@ def test_dates_numbers_and_dictionaries_are_names(folder, small_model, tmp_path)
     groups = batchverify.run(config).summary["groups"]
     found = {name: [(group["value"], group["rows"]) for group in section["each"]] for name, section in groups.items()}
     assert found["day"] == [("2026-11-01", 2), ("2026-11-02", 1)] and found["whole"] == [("1", 2), ("2", 1)]
-    assert found["flag"] == [("(none)", 1), ("false", 1), ("true", 1)] and found["kind"] == [("a", 2), ("b", 1)]
+    assert found["flag"] == [(None, 1), ("false", 1), ("true", 1)] and found["kind"] == [("a", 2), ("b", 1)]
 
 
 def test_names_that_begin_alike_are_told_apart_and_a_text_is_no_name(folder, small_model, tmp_path, capsys):
@@ -250,7 +278,7 @@ def test_a_pair_belongs_to_the_group_of_both_images(of_images):
     for ratios in (section["fmr_ratios"], section["fnmr_ratios"]):
         assert ratios is None or {ratios["worst"], ratios["best"]} == {"east", "west"}
     assert section["fmr_ratios"]
-    assert {group["value"]: group["rows"] for group in section["each"]} == expected.value_counts().to_dict()
+    assert {group_label(group): group["rows"] for group in section["each"]} == expected.value_counts().to_dict()
 
 
 def test_strangers_of_a_group_are_its_images_with_each_other(of_images):
@@ -259,7 +287,7 @@ def test_strangers_of_a_group_are_its_images_with_each_other(of_images):
     numbers = [scores[side].str.extract(r"(\d+)\.png")[0].astype(int) for side in ("left", "right")]
     matches = dict(zip(zip(*numbers, strict=True), scores["match"], strict=True))
     section = summary["groups"]["left_region / right_region"]
-    found = {group["value"]: group["strangers"] for group in section["each"]}
+    found = {group_label(group): group["strangers"] for group in section["each"]}
     assert found["(mixed)"] is None
     for value, name in (("east", "east"), ("west", "west"), ("", "(none)")):
         members = np.flatnonzero(region == value)
@@ -293,7 +321,7 @@ def test_intervals_of_a_run_know_of_subjects(of_images):
     assert rates["fmr_interval"] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("columns", [{"group_columns": ("nowhere",)}, {"subject_columns": ("left", "nowhere")}])
+@pytest.mark.parametrize("columns", [{"group_columns": ("nowhere",)}, {"subject_columns": ("nowhere", "elsewhere")}])
 def test_a_block_without_a_column_is_refused_in_a_sentence(columns, small_model):
     pairs = pa.table({"left": ["1.png"], "right": ["2.png"]})
     pipeline = beam.Pipeline(runner="FnApiRunner")
@@ -305,7 +333,89 @@ def test_a_block_without_a_column_is_refused_in_a_sentence(columns, small_model)
 
 def test_two_columns_have_a_section_each_and_no_column_none(folder, small_model, tmp_path):
     words = ["--manifest", str(folder / "pairs.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
-    assert main([*words, "--group-column", "region", "--group-column", "genuine"]) == 0
-    assert list(json.loads((tmp_path / "out" / "_summary.json").read_text())["groups"]) == ["region", "genuine"]
+    assert main([*words, "--group-column", "region", "--group-column", "right_side"]) == 0
+    assert list(json.loads((tmp_path / "out" / "_summary.json").read_text())["groups"]) == ["region", "right_side"]
     assert main([*words, "--overwrite"]) == 0
     assert json.loads((tmp_path / "out" / "_summary.json").read_text())["groups"] is None
+
+
+def grouped(groups, scores, labels, other=None) -> dict[str, Any]:
+    """Returns the section of one column of groups, of the given scores and labels."""
+    table = pa.table({"g": groups, "h": groups if other is None else other, "match": np.asarray(scores) >= 0.5})
+    columns = {"g": ("g", "g" if other is None else "h")}
+    return (describe_groups(count_groups(table, np.asarray(scores, np.float32), np.asarray(labels, np.int8), columns)) or {})[
+        "g"
+    ]
+
+
+def test_values_that_are_called_as_our_own_groups_are_values():
+    left, right = ["(mixed)", "(none)", "a", "", "'(none)'", None], ["(mixed)", "(none)", "b", "a", "'(none)'", "a"]
+    each = grouped(left, [0.1] * 6, [0] * 6, right)["each"]
+    assert [(group["kind"], group["value"], group["rows"]) for group in each] == [
+        ("mixed", None, 1), ("none", None, 2), ("value", "'(none)'", 1), ("value", "(mixed)", 1), ("value", "(none)", 1),
+    ]  # fmt: skip
+    assert [group_label(group) for group in each] == ["(mixed)", "(none)", "''(none)''", "'(mixed)'", "'(none)'"]
+
+
+def test_a_value_that_is_called_as_our_own_group_can_be_the_worst():
+    """100 impostor pairs each: 40 of the value (none) match, 20 of b, and 90 of the rows without a value."""
+    scores = np.concatenate([np.arange(100) < matches for matches in (40, 20, 90)]).astype(float)
+    section = grouped(["(none)"] * 100 + ["b"] * 100 + [""] * 100, scores, [0] * 300)
+    assert (section["fmr_ratios"]["worst"], section["fmr_ratios"]["best"]) == ("(none)", "b")
+    assert section["fmr_ratios"]["worst_to_best"]["ratio"] == pytest.approx(2)
+    assert "FMR 40.00% for '(none)' and 20.00% for b (2.0 times" in describe_differential("g", section)
+
+
+def test_an_interval_that_tells_nothing_is_said_so():
+    """One subject has all errors of a, so its rate has one degree of freedom, whose t is 12.7."""
+    errors = np.zeros(200, bool)
+    errors[:30] = errors[100:140] = True
+    names = ["s"] * 30 + ["t"] * 70 + [f"u{number}" for number in range(100)]
+    table = pa.table({"g": ["a"] * 100 + ["b"] * 100, "match": errors, "l": names, "r": [""] * 200})
+    subjects = Subjects.read(table, ("l", "r"))
+    labels = np.zeros(200, np.int8)
+    groups = count_groups(table, errors.astype(np.float32), labels, {"g": ("g", "g")}, subjects)
+    section = (describe_groups(groups) or {})["g"]
+    to_best = section["fmr_ratios"]["worst_to_best"]
+    assert to_best["ratio"] == pytest.approx(40 / 30) and to_best["interval"] is None
+    assert "(1.3 times, too few pairs to tell an interval; " in describe_differential("g", section)
+    told = grouped(["a"] * 100 + ["b"] * 100, errors, labels)
+    low, high = told["fmr_ratios"]["worst_to_best"]["interval"]
+    reach = 1.96 * np.sqrt(0.7 / 30 + 0.6 / 40)  # The delta method: (1 - p) / errors of both rates.
+    assert (low, high) == pytest.approx((4 / 3 * np.exp(-reach), 4 / 3 * np.exp(reach)), rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def typed(tmp_path_factory):
+    """One manifest in both formats, with columns of booleans, floats, whole numbers with a gap, and times."""
+    folder = tmp_path_factory.mktemp("typed")
+    draw_shades(folder, np.random.default_rng(3), 6, noise=5)
+    images = [f"{number}.png" for number in range(6)]
+    frame = pd.DataFrame(
+        {"left": images, "right": images[1:] + images[:1], "genuine": [True, False, False, True, False, False]}
+    )
+    frame["flag"] = [True, False, True, True, False, False]
+    frame["size"] = [1.0, 2.5, 1e-5, 1e16, 1.0, np.nan]
+    frame["site"] = pd.array([7, None, 7, 8, 8, 8]).astype("float64")
+    frame["day"] = pd.to_datetime(["2026-11-01"] * 3 + ["2026-11-02"] * 3)
+    frame["fold"] = [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]
+    frame.to_csv(folder / "pairs.csv", index=False)
+    frame.to_parquet(folder / "pairs.parquet")
+    return folder
+
+
+def test_a_manifest_has_the_same_groups_in_both_formats(typed, small_model, tmp_path):
+    found = []
+    for name in ("pairs.csv", "pairs.parquet"):
+        config = batchverify.VerificationConfig(
+            manifests=(str(typed / name),), output=str(tmp_path / name), model=small_model, threshold=0.5,
+            group_columns=("flag", "size", "site", "day"), subject_columns=("size", "site"), steadiness_images=0,
+        )  # fmt: skip
+        summary = batchverify.run(config).summary
+        found.append([summary[section] for section in ("groups", "strangers", "error_rates")])
+    assert found[0] == found[1]
+    groups = {name: {group["value"]: group["rows"] for group in section["each"]} for name, section in found[0][0].items()}
+    assert groups["flag"] == {"true": 3, "false": 3} and groups["site"] == {None: 1, "7": 2, "8": 3}
+    assert groups["size"] == {None: 1, "1": 2, "2.5": 1, "0.00001": 1, "10000000000000000": 1}
+    assert groups["day"] == {"2026-11-01": 3, "2026-11-02": 3}
+    assert [fold["fold"] for fold in found[0][2]["folds"]["each"]] == ["1", "2"]

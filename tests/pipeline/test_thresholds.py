@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 
 import batchverify
+from batchverify.cli.job import parse
 from batchverify.cli.main import main
+from batchverify.evaluation.baseline import read_threshold
 from batchverify.output.run_directory import RunDirectory
 from tests.support.manifests import draw_shades
 
@@ -68,6 +70,13 @@ def test_tonights_threshold_is_that_of_the_earlier_run(folder, labelled, small_m
     assert (scores["match"] == (scores["score"] >= np.float32(expected))).all()
 
 
+def test_a_rate_may_be_a_percentage(labelled):
+    job = ["--manifest=m", "--output=o"]
+    assert parse([*job, "--fmr", "5%", "--fmr=0.001%", "--fmr", "1e-4"]).config.fmr == (0.05, 1e-5, 1e-4)
+    assert read_threshold(f"{labelled}:fmr=10%").point == read_threshold(f"{labelled}:fmr=0.1").point
+    assert parse([*job, "--prior", "2.5%"]).config.prior == 0.025
+
+
 def test_it_counts_more_than_the_threshold_of_a_sidecar(folder, labelled, small_model, read_scores, tmp_path):
     model = tmp_path / "model.keras"
     model.write_bytes(Path(small_model).read_bytes())
@@ -82,14 +91,36 @@ def test_it_counts_more_than_the_threshold_of_a_sidecar(folder, labelled, small_
     ("words", "message"),
     [
         (["--threshold-from", "{run}"], "give RUN:fmr=RATE"),
-        (["--threshold-from", "{run}:fmr=2"], "give RUN:fmr=RATE"),
-        (["--threshold-from", "{run}:fmr=x"], "give RUN:fmr=RATE"),
+        (
+            ["--threshold-from", "{run}:fmr=2"],
+            ":fmr=2'; give a false match rate between 0 and 1, such as 1e-5, or a",
+        ),
+        (
+            ["--threshold-from", "{run}:fmr=0"],
+            ":fmr=0'; no number of pairs shows that none would match; give a false match",
+        ),
+        (["--threshold-from", "{run}:fmr=0%"], ":fmr=0%'; no number of pairs shows that none would match"),
+        (["--threshold-from", "{run}:fmr=x"], "the FMR 'x' is no number; give one such as fmr=1e-3 or fmr=0.1%"),
         (["--threshold-from", "{run}:fmr=0.1", "--threshold", "0.5"], "--threshold and --threshold-from are both given"),
         (["--threshold-from", "/nowhere:fmr=0.1"], "--threshold-from /nowhere does not exist; name an earlier run"),
-        (["--fmr", "0"], "--fmr is 0; give a false match rate between 0 and 1"),
+        (["--fmr", "0"], "--fmr is 0; no number of pairs shows that none would match; give a false match rate above 0"),
+        (["--fmr", "150%"], "--fmr is 1.5; give a false match rate between 0 and 1, such as 1e-5, or a percentage such as"),
+        (["--fmr", "a%"], "argument --fmr: 'a%' is no share; give a number such as 1e-3, or a percentage such as 0.1%"),
         (["--fmr", "1e-3", "--fmr", "1"], "--fmr is 1; give a false match rate between 0 and 1"),
     ],
-    ids=["no rate", "above 1", "no number", "two thresholds", "no run", "zero", "one"],
+    ids=[
+        "no rate",
+        "above 1",
+        "zero of a run",
+        "0%",
+        "no number",
+        "two thresholds",
+        "no run",
+        "zero",
+        "150%",
+        "no share",
+        "one",
+    ],
 )
 def test_what_cannot_be_is_refused(words, message, folder, labelled, small_model, tmp_path, capsys):
     where = ["--manifest", str(folder / "tonight.csv"), "--model", small_model, "--output", str(tmp_path / "out")]

@@ -27,15 +27,15 @@ def pytest_runtest_setup() -> None:
 class _LoadOnce:
     """Loads a model, or returns the one that was loaded from the same file with the same settings."""
 
-    def __init__(self, load_model: Callable[[ModelConfig], Any]):
+    def __init__(self, load_model: Callable[[ModelConfig, bool], Any]):
         self._load_model = load_model
         self._loaded: dict[tuple[Any, ...], Any] = {}
 
-    def __call__(self, config: ModelConfig) -> Any:
+    def __call__(self, config: ModelConfig, is_candidate: bool = False) -> Any:
         if config.model is not None and not os.path.isfile(config.model):
-            return self._load_model(config)
+            return self._load_model(config, is_candidate)
         key = (*(getattr(config, name) for name in _SETTINGS), _version_of(config.model))
-        self._loaded[key] = model = self._loaded.pop(key, None) or self._load_model(config)
+        self._loaded[key] = model = self._loaded.pop(key, None) or self._load_model(config, is_candidate)
         if len(self._loaded) > _KEPT:
             del self._loaded[next(iter(self._loaded))]
         return model
