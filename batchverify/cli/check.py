@@ -11,6 +11,7 @@ from batchverify.pipeline.check import CheckResult
 from batchverify.pipeline.plan import IN_PROCESS_RUNNER
 from batchverify.pipeline.sample import SampleResult
 from batchverify.uris import is_remote
+from batchverify.words import counted
 
 
 def check_message(check: CheckResult) -> str:
@@ -47,9 +48,9 @@ def _manifest_lines(check: CheckResult) -> Iterator[str]:
     survey, limit = check.manifest, check.config.limit
     bad = f", {survey.bad_rows:,} of them bad" if survey.bad_rows else ""
     limited = f" (the first {limit:,}, --limit)" if limit else ""
-    yield f"Manifest  {survey.rows:,} rows{bad}{limited} in {survey.files:,} files"
+    yield f"Manifest  {counted(survey.rows, 'row')}{bad}{limited} in {counted(survey.files, 'file')}"
     about = "" if survey.images.is_exact() else "about "
-    yield f"          {about}{survey.images.count():,} distinct images"
+    yield f"          {about}{counted(survey.images.count(), 'distinct image')}"
 
 
 def _sample_lines(sample: SampleResult) -> Iterator[str]:

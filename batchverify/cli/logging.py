@@ -10,7 +10,7 @@ import re
 import threading
 import warnings
 
-from batchverify.cli.streams import print_records
+from batchverify.cli.streams import print_records, record_stream
 from batchverify.errors import WORKER_DIED, PreflightError, RunError, printable
 from batchverify.run_id import current_run_id
 
@@ -28,6 +28,8 @@ def set_log_format(log_format: str) -> None:
     logging.basicConfig(level=logging.ERROR)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_JsonFormatter() if is_json else _PrintableFormatter())
+        if is_json and type(handler) is logging.StreamHandler:
+            handler.setStream(record_stream())
     logging.captureWarnings(is_json)
     logging.getLogger("py.warnings").setLevel(logging.WARNING)
     threading.excepthook = _log_failed_thread if is_json else threading.__excepthook__

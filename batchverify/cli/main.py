@@ -14,7 +14,7 @@ from batchverify.cli import run_end
 from batchverify.cli.early_options import EarlyOptions, read_early_options
 from batchverify.cli.exit_code import ExitCode, exit_code_of
 from batchverify.cli.logging import log_crash, quieten_libraries, set_log_format
-from batchverify.cli.streams import configure_streams, flush_streams, print_text
+from batchverify.cli.streams import configure_streams, flush_streams, make_records_of_stderr, print_text
 from batchverify.cli.subcommands import JOB, SUBCOMMANDS, load_subcommand
 from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError, RunError, short_reason
 from batchverify.run_id import set_run_id
@@ -23,8 +23,7 @@ from batchverify.run_id import set_run_id
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what `argv`, or else the command line of this process, asks for, and returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    is_job = not arguments or arguments[0].startswith("-")
-    early = read_early_options(arguments) if is_job else EarlyOptions()
+    early = _read_early_options(arguments)
     set_run_id("")
     set_log_format(early.log_format)
     run_end.begin(early)
@@ -36,9 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         log_crash(error)
         return ExitCode.FAILED
-    if is_job:
+    if _is_job(arguments):
         run_end.tell(code, verdict)
     return code
+
+
+def _is_job(arguments: Sequence[str]) -> bool:
+    return not arguments or arguments[0].startswith("-")
+
+
+def _read_early_options(arguments: Sequence[str]) -> EarlyOptions:
+    return read_early_options(arguments) if _is_job(arguments) else EarlyOptions()
 
 
 def _run(arguments: list[str]) -> tuple[int, str]:
@@ -70,6 +77,8 @@ def _problems(error: BaseException, name: str) -> list[str]:
 def run_as_process() -> NoReturn:
     """Runs what the command line of this process asks for, and ends the process with the exit code."""
     configure_streams()
+    if _read_early_options(sys.argv[1:]).log_format == "json":
+        make_records_of_stderr()
     for number in shutdown.stopping_signals()[1:]:  # Python turns SIGINT into KeyboardInterrupt.
         signal.signal(number, _stop)
     code = main()
@@ -110,7 +119,7 @@ def _stop(number: int, _: Any) -> NoReturn:
 
 def _choose(arguments: list[str]) -> tuple[str, list[str]]:
     """Returns the name of the subcommand, or of the job, and its arguments."""
-    if not arguments or arguments[0].startswith("-"):
+    if _is_job(arguments):
         return JOB, arguments
     if arguments[0] not in SUBCOMMANDS:
         raise PreflightError(_unknown_subcommand(arguments[0]))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from batchverify.cli.streams import print_text
 from batchverify.errors import printable
 from batchverify.evaluation.traits import describe_traits
+from batchverify.words import agree, counted, counted_of
 from batchverify.worker_stats import WORK_NAMES
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def _review_message(summary: dict[str, Any]) -> str:
     count, scored = summary["rows"]["review"], summary["rows"].get("scored", 0)
     low, high = summary["run"]["options"]["review"]
     share = f" ({count / scored:.2%} of those with a score)" if scored else ""
-    return f"Review    {count:,} rows{share} score from {low:g} to below {high:g}"
+    return f"Review    {counted(count, 'row')}{share} {agree(count, 'scores', 'score')} from {low:g} to below {high:g}"
 
 
 def _calibration_message(run: dict[str, Any]) -> str:
@@ -132,7 +133,8 @@ def candidate_message(candidate: dict[str, Any]) -> str:
     """Returns in one line how many decisions a candidate changes, and in a second one what is wrong with it."""
     from batchverify.evaluation.candidate import describe_changes, describe_faults
 
-    matches = f"{candidate['rows'].get('matches', 0):,} matches at threshold {candidate['threshold']:g}"
+    count = candidate["rows"].get("matches", 0)
+    matches = f"{count:,} match{'' if count == 1 else 'es'} at threshold {candidate['threshold']:g}"
     line = printable(f"{candidate['model']}: {matches}; {describe_changes(candidate)}")
     faults = describe_faults(candidate)
     return f"{line}\n{_INDENT}{faults}" if faults else line
@@ -177,8 +179,9 @@ def _doubt(evidence: str, points: list[dict[str, Any]]) -> str:
 
 def store_message(embeddings: dict[str, Any]) -> str:
     """Returns how many images a run took from its store of embeddings, in one line."""
-    total = embeddings["reused"] + embeddings["encoded"]
-    share = f"{embeddings['reused']:,} of {total:,} images were in it unchanged" if total else "no image could be read"
+    reused, total = embeddings["reused"], embeddings["reused"] + embeddings["encoded"]
+    share = f"{counted_of(reused, total, 'image')} {agree(reused, 'was', 'were', total)} in it unchanged"
+    share = share if total else "no image could be read"
     ignored = f"; not used: {embeddings['ignored']}" if embeddings["ignored"] else ""
     return printable(f"{embeddings['path']}: {share}{ignored}")
 
@@ -226,13 +229,17 @@ def identity_message(summary: dict[str, Any]) -> str:
         return _identity_fault_message(summary, scores)
     if (summary.get("strangers") or {}).get("verdict") == MANY_MATCH:
         return (
-            f"Each of {compared:,} images was compared with itself and scored {scores}, as it should;\n"
+            f"{_each_image(compared)} was compared with itself and scored {scores}, as it should;\n"
             "          but that makes no score trustworthy while strangers match."
         )
     return (
-        f"SANE. Each of {compared:,} images was compared with itself and scored {scores};\n"
+        f"SANE. {_each_image(compared)} was compared with itself and scored {scores};\n"
         "          none fell below the threshold, and no pair scored higher than its own images do."
     )
+
+
+def _each_image(compared: int) -> str:
+    return "The only image" if compared == 1 else f"Each of {compared:,} images"
 
 
 def groups_messages(groups: dict[str, Any]) -> list[str]:
@@ -296,9 +303,11 @@ def _identity_fault_message(summary: dict[str, Any], scores: str) -> str:
     threshold, compared = summary["run"]["threshold"], summary["identity"]["images_compared"]
     faults = []
     if below:
-        faults.append(f"{below:,} of {compared:,} images, compared with themselves, fall below the threshold {threshold:g}")
+        verb = agree(below, "itself, falls", "themselves, fall", compared)
+        faults.append(f"{counted_of(below, compared, 'image')}, compared with {verb} below the threshold {threshold:g}")
     if outscored:
-        faults.append(f"{outscored:,} pairs of different images score higher than an image against itself")
+        pairs = "pair of different images scores" if outscored == 1 else "pairs of different images score"
+        faults.append(f"{outscored:,} {pairs} higher than an image against itself")
     return (
         f"FAULT. {'; '.join(faults)}.\n"
         f"          Seen:  an image compared with itself scores {scores}; nothing can be more alike, so it should be near 1.\n"
@@ -353,13 +362,13 @@ def _format_value(value: Any) -> str:
 
 def manifest_written_message(pairs: int, output: str) -> str:
     """Returns how many pairs a manifest got."""
-    return printable(f"{pairs:,} pairs written to {output}.")
+    return printable(f"{counted(pairs, 'pair')} written to {output}.")
 
 
 def scores_written_message(counts: ScoreCounts, output: str) -> str:
     """Returns how many scores were written, and how many rows have no place in the files."""
     left_out = {"a score": counts.without_score, "a label": counts.without_label}
-    missing = " and ".join(f"{number:,} rows without {what}" for what, number in left_out.items() if number)
+    missing = " and ".join(f"{counted(number, 'row')} without {what}" for what, number in left_out.items() if number)
     written = f"{counts.genuine:,} genuine and {counts.impostor:,} impostor scores written to {output}"
     return printable(f"{written}; {missing} left out." if missing else f"{written}.")
 

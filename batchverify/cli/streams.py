@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
 from collections.abc import Callable
 from typing import TextIO
 
+from batchverify.cli import stderr_records
+
+_STDERR = 2
+# Where records go, if stderr itself leads through a process that makes records of what others write there.
+_records: TextIO | None = None
 # Turns a level and a text into a line for stderr, where everything is printed as records; None where text is.
 _as_record: Callable[[str, str], str] | None = None
 
@@ -27,6 +33,34 @@ def configure_streams() -> None:
     sys.stdout, sys.stderr = (_tolerant(stream) for stream in (sys.stdout, sys.stderr))
 
 
+def make_records_of_stderr() -> None:
+    """Has whatever writes to stderr from now on, libraries and their C++ too, write lines of JSON, through another process.
+
+    Our own records go past it, see `record_stream`. Without a stderr, or where no process can be started, nothing changes.
+    """
+    global _records
+    import subprocess  # `--help` needs it not.
+
+    if not sys.executable:
+        return
+    with contextlib.suppress(OSError):
+        # Its own session keeps Ctrl-C away from it.
+        relay = subprocess.Popen(
+            [sys.executable, "-I", "-S", stderr_records.__file__],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        assert relay.stdin is not None
+        _records = open(os.dup(_STDERR), "w", encoding="ascii", errors="backslashreplace")  # noqa: SIM115  # As long as the process lives.
+        os.dup2(relay.stdin.fileno(), _STDERR)
+        relay.stdin.close()
+        relay.returncode = 0  # It outlives this process, which does not wait for it.
+
+
+def record_stream() -> TextIO:
+    """Returns the stream that takes records."""
+    return _records or sys.stderr
+
+
 def flush_streams() -> None:
     """Writes out what the streams hold; a reader that is gone, or a full disk, is no failure of the program.
 
@@ -39,7 +73,7 @@ def flush_streams() -> None:
 def print_text(text: str, to_stderr: bool = False) -> None:
     """Prints text to a stream, or nothing where the stream takes nothing any more."""
     if _as_record:
-        _write(sys.stderr, _as_record("ERROR" if to_stderr else "INFO", text.strip()) + "\n")
+        _write(record_stream(), _as_record("ERROR" if to_stderr else "INFO", text.strip()) + "\n")
     else:
         _write(sys.stderr if to_stderr else sys.stdout, f"{text}\n")
 

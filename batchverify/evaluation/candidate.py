@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from batchverify.evaluation.steadiness import UNSTEADY
 from batchverify.evaluation.strangers import MANY_MATCH, percent
 from batchverify.schema import CANDIDATE_FIELDS, IdentityCheck
+from batchverify.words import agree, counted, counted_of
 
 GAINED, LOST = "matches_gained", "matches_lost"
 # The columns of encoded images that a candidate adds, by the column of its own that each of them is.
@@ -139,8 +140,10 @@ def describe_changes(section: Mapping[str, Any]) -> str:
     flips, test = section["flips"], section["mcnemar"]
     if not flips["compared"]:
         return "no row has a score of both models"
-    changed = f"{flips['gained'] + flips['lost']:,} of {flips['compared']:,} rows are decided in another way"
-    counts = f"{changed} ({flips['gained']:,} matches gained, {flips['lost']:,} lost)"
+    changed, compared = flips["gained"] + flips["lost"], flips["compared"]
+    verb = agree(changed, "is", "are", compared)
+    gained = f"{flips['gained']:,} match{'' if flips['gained'] == 1 else 'es'} gained"
+    counts = f"{counted_of(changed, compared, 'row')} {verb} decided in another way ({gained}, {flips['lost']:,} lost)"
     return counts if test is None else f"{counts}; {describe_test(test)}"
 
 
@@ -149,9 +152,11 @@ def describe_faults(section: Mapping[str, Any]) -> str:
     identity, strangers, steadiness = section["identity"], section["strangers"] or {}, section["steadiness"] or {}
     faults = []
     if below := identity["images_below_threshold"]:
-        faults.append(f"{below:,} images, compared with themselves, fall below its threshold")
+        faults.append(
+            f"{counted(below, 'image')}, compared with {agree(below, 'itself, falls', 'themselves, fall')} below its threshold"
+        )
     if outscored := identity["outscored"]:
-        faults.append(f"{outscored:,} pairs score higher than an image against itself")
+        faults.append(f"{counted(outscored, 'pair')} {agree(outscored, 'scores', 'score')} higher than an image against itself")
     if strangers.get("verdict") == MANY_MATCH:
         faults.append(f"{percent(strangers['match_rate'])} of strangers match")
     if steadiness.get("verdict") == UNSTEADY:
@@ -162,7 +167,7 @@ def describe_faults(section: Mapping[str, Any]) -> str:
 def describe_test(test: Mapping[str, Any]) -> str:
     """Returns the result of McNemar's test in words."""
     ours, theirs = test["only_model_right"], test["only_candidate_right"]
-    result = f"only the candidate is right on {theirs:,} labelled pairs, only the model on {ours:,}"
+    result = f"only the candidate is right on {counted(theirs, 'labelled pair')}, only the model on {ours:,}"
     return f"{result} (McNemar's test: p {_format_p(test['p_value'])})"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from batchverify.config import Limit, VerificationConfig
 from batchverify.evaluation.groups import largest_ratio
+from batchverify.words import agree, counted_of
 
 _DRIFT, _GROUPS, STRANGERS = "--max-drift", "--max-group-ratio", "--max-stranger-matches"
 FLIPS = "--max-flips"
@@ -46,14 +47,16 @@ class Gate:
         if self.option == STRANGERS and not self.rows:
             return f"no two images could be drawn at random, so nobody knows whether {STRANGERS} {self.limit} is met"
         if self.option == STRANGERS:
-            return f"{self.found:,} of {self.rows:,} pairs drawn at random match, where {STRANGERS} allows {self.limit}"
+            drawn = counted_of(int(self.found or 0), self.rows, "pair")
+            verb = agree(int(self.found or 0), "matches", "match")
+            return f"{drawn} drawn at random {verb}, where {STRANGERS} allows {self.limit}"
         if self.option == FLIPS and not self.rows:
             return f"no row has a score of both models, so nobody knows whether {FLIPS} {self.limit} is met"
         if self.option == FLIPS:
             return (
                 f"the candidate decides {self.found:,} of {self.rows:,} rows in another way, where {FLIPS} allows {self.limit}"
             )
-        return f"{self.found:,} of {self.rows:,} rows, where {self.option} allows {self.limit}"
+        return f"{counted_of(int(self.found or 0), self.rows, 'row')}, where {self.option} allows {self.limit}"
 
 
 def evaluate_gates(config: VerificationConfig, summary: dict[str, Any]) -> list[Gate]:

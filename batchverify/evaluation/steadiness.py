@@ -9,6 +9,7 @@ import numpy as np
 
 from batchverify.images.variants import CHANGES, JUDGED_CHANGES
 from batchverify.schema import is_match
+from batchverify.words import agree, counted_of
 
 STEADY, UNSTEADY = "steady", "unsteady"
 
@@ -42,6 +43,8 @@ def _describe_change(scores: np.ndarray, threshold: float) -> dict[str, Any]:
 def describe_rejections(section: Mapping[str, Any]) -> str:
     """Returns in words how many images the model rejects as themselves after each change."""
     (first, change), *others = section["changes"].items()
-    counts = [f"{change['rejected']:,} of {section['images']:,} images are rejected as themselves when {CHANGES[first]}"]
+    rejected, images = change["rejected"], section["images"]
+    verb = agree(rejected, "is rejected as itself", "are rejected as themselves", images)
+    counts = [f"{counted_of(rejected, images, 'image')} {verb} when {CHANGES[first]}"]
     counts += [f"{change['rejected']:,} when {CHANGES[name]}" for name, change in others]
     return f"{', '.join(counts)} (not judged)"

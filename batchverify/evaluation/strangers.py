@@ -16,6 +16,7 @@ from batchverify.config import Limit
 from batchverify.evaluation import metrics
 from batchverify.evaluation.clusters import ClusteredCounts
 from batchverify.schema import is_match
+from batchverify.words import agree, counted
 
 # Matches above this share make a run untrustworthy, where `--max-stranger-matches` names no other limit.
 DEFAULT_LIMIT = Limit(10, is_percentage=True)
@@ -201,7 +202,8 @@ def describe_rate(section: Mapping[str, Any]) -> str:
     if not section["pairs"]:
         return "no two images could be drawn at random"
     low, high = map(percent, section["match_rate_interval"])
-    drawn = f"{section['matches']:,} of {section['pairs']:,} pairs of images drawn at random"
+    pairs = "pair" if section["pairs"] == 1 else "pairs"
+    drawn = f"{section['matches']:,} of {section['pairs']:,} {pairs} of images drawn at random"
     return f"{percent(section['match_rate'])} of strangers match: {drawn} (95% interval {low} to {high})"
 
 
@@ -237,8 +239,12 @@ def describe_shortage(section: Mapping[str, Any]) -> str:
     """Returns in words why strangers were not judged."""
     why = {"same_content": "are copies of one file", "genuine": "are labelled genuine", "same_subject": "show one subject"}
     reason, count = max(section["left_out"].items(), key=lambda item: item[1], default=("", 0))
-    cause = f"; {count:,} pairs are left out because they {why[reason]}" if count else ""
-    compared = f"{section['pairs']:,} pairs of {section['images']:,} images were compared"
+    left_out = (
+        f"{counted(count, 'pair')} {agree(count, 'is', 'are')} left out because {agree(count, 'its images', 'their images')}"
+    )
+    cause = f"; {left_out} {why[reason]}" if count else ""
+    pairs, images = counted(section["pairs"], "pair"), counted(section["images"], "image")
+    compared = f"{pairs} of {images} {agree(section['pairs'], 'was', 'were')} compared"
     return f"it takes {_LEAST_PAIRS} pairs of {_LEAST_IMAGES} images, and {compared}{cause}"
 
 

@@ -6,6 +6,7 @@ import html
 from typing import Any
 
 from batchverify.report.verdict import Verdict, judge_run
+from batchverify.words import counted_of
 
 # Colours that can be read on white and on black.
 _COLOURS = {"good": "#23935a", "warn": "#b97700", "bad": "#d9463d", "plain": "#7d7d7d"}
@@ -50,4 +51,6 @@ class RunSummary(dict[str, Any]):
 
 def _describe_rows(summary: dict[str, Any]) -> str:
     rows = summary["rows"]
-    return f"{rows.get('scored', 0):,} of {rows.get('total', 0):,} rows scored, {rows.get('matches', 0):,} matches."
+    matches = rows.get("matches", 0)
+    scored = counted_of(rows.get("scored", 0), rows.get("total", 0), "row")
+    return f"{scored} scored, {matches:,} match{'' if matches == 1 else 'es'}."

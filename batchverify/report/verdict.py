@@ -21,7 +21,9 @@ from batchverify.evaluation.strangers import (
     describe_shortage,
     percent,
 )  # fmt: skip
+from batchverify.words import agree, counted, counted_of
 
+_COMPARED = "were compared with themselves"
 _MARKS = {"good": "✓", "warn": "!", "bad": "✗", "plain": "–"}
 _SHIFTS = {Shift.LITTLE: "good", Shift.SOME: "warn", Shift.LARGE: "bad"}
 
@@ -127,14 +129,18 @@ def _judge_identity(summary: dict[str, Any]) -> Finding:
     if not below and not outscored:
         return Finding(
             "good",
-            f"Identity check passed: {compared:,} images were compared with themselves and scored {span}. None fell below the "
+            f"Identity check passed: {counted(compared, 'image')} {agree(compared, 'was compared with itself', _COMPARED)} "
+            f"and scored {span}. None fell below the "
             f"threshold {threshold:g}, and no pair scored higher than its images score against themselves.",
         )
     faults = []
     if below:
-        faults.append(f"{below:,} of {compared:,} images, compared with themselves, fall below the threshold {threshold:g}")
+        verb = agree(below, "itself, falls", "themselves, fall", compared)
+        faults.append(f"{counted_of(below, compared, 'image')}, compared with {verb} below the threshold {threshold:g}")
     if outscored:
-        faults.append(f"{outscored:,} of {summary['rows'].get('scored', 0):,} pairs score higher than an image against itself")
+        scored = summary["rows"].get("scored", 0)
+        verb = agree(outscored, "scores", "score", scored)
+        faults.append(f"{counted_of(outscored, scored, 'pair')} {verb} higher than an image against itself")
     return Finding(
         "bad",
         f"Identity check failed: {'; '.join(faults)}. An image compared with itself scores {span}. Nothing can be more "
@@ -194,7 +200,8 @@ def _judge_certificate(summary: dict[str, Any]) -> Iterator[Finding]:
     if certificate and certificate["holds"] is False and not summary["identity"]["outscored"]:
         yield Finding(
             "warn",
-            f"{certificate['positive_weights']:,} of {certificate['weights']:,} weights of the head are positive. A pair can "
+            f"{certificate['positive_weights']:,} of {counted(certificate['weights'], 'weight')} of the head "
+            f"{agree(certificate['positive_weights'], 'is', 'are', certificate['weights'])} positive. A pair can "
             "therefore outscore an image against itself, though none did in this run.",
         )
 
@@ -228,8 +235,8 @@ def _judge_gates(summary: dict[str, Any]) -> Iterator[Finding]:
             yield Finding("bad", f"Gate not met: {Gate(**gate)}.")
             continue
         measured = f"{gate['option']} {gate['limit']}: found {format_value(gate['found'])}"
-        kind = "pairs of strangers" if gate["option"] == STRANGERS else "rows"
-        measured += f" of {gate['rows']:,} {kind}" if gate.get("rows") and isinstance(gate["found"], int) else ""
+        kind = "stranger pair" if gate["option"] == STRANGERS else "row"
+        measured += f" of {counted(gate['rows'], kind)}" if gate.get("rows") and isinstance(gate["found"], int) else ""
         yield Finding("good" if gate["met"] else "bad", f"Gate {'met' if gate['met'] else 'not met'}: {measured}.")
 
 
@@ -246,7 +253,8 @@ def _judge_rows(summary: dict[str, Any]) -> Iterator[Finding]:
     if failed:
         yield Finding(
             "warn",
-            f"{failed:,} of {total:,} rows ({failed / total:.2%}) have no score. They count as neither match nor non-match.",
+            f"{counted_of(failed, total, 'row')} ({failed / total:.2%}) {agree(failed, 'has', 'have')} no score, and "
+            f"{agree(failed, 'counts', 'count')} as neither match nor non-match.",
         )
     elif total:
         yield Finding("good", "Every row has a score.")

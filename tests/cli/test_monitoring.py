@@ -292,6 +292,30 @@ def _break_planning() -> None:
     batchverify.pipeline.run.plan_run = fail  # type: ignore[attr-defined]
 
 
+@pytest.mark.processes
+def test_what_others_write_to_stderr_is_told_in_lines_of_json(arguments):
+    program = start_program([*arguments, "--log-format", "json"], before=_chat_while_planning)
+    out, err = program.communicate(120)
+    assert program.returncode == 1 and out == "" and err.isascii() and "\x1b" not in err
+    found = {line["message"]: (line["level"], line["logger"]) for line in records(err)}
+    no_device = "E0000 00:00:1795923928.792946   16906 cuda_platform.cc:52] no device"
+    assert found[no_device] == ("ERROR", "stderr")
+    assert [found[text] for text in ("of C\x1b[1m\ufffd", "of Python", "of a child")] == [("WARNING", "stderr")] * 3
+    assert found["a record"] == ("INFO", "other") and "the program failed: ValueError" in found
+
+
+def _chat_while_planning() -> None:
+    def fail(*_):
+        os.write(2, b"E0000 00:00:1795923928.792946   16906 cuda_platform.cc:52] no device\nof C\x1b[1m\xff\n\n")
+        os.write(2, b'{"level": "INFO", "logger": "other", "message": "a record"}\n')
+        print("of Python", file=sys.stderr, flush=True)
+        subprocess.run(["sh", "-c", "printf 'of a child' >&2"], check=True)
+        os.write(2, b"\n")
+        raise ValueError("größer")
+
+    batchverify.pipeline.run.plan_run = fail  # type: ignore[attr-defined]
+
+
 def test_there_is_no_bar_among_lines_of_json(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with ExitStack() as stack:
