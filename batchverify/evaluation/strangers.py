@@ -239,9 +239,7 @@ def describe_shortage(section: Mapping[str, Any]) -> str:
     """Returns in words why strangers were not judged."""
     why = {"same_content": "are copies of one file", "genuine": "are labelled genuine", "same_subject": "show one subject"}
     reason, count = max(section["left_out"].items(), key=lambda item: item[1], default=("", 0))
-    left_out = (
-        f"{counted(count, 'pair')} {agree(count, 'is', 'are')} left out because {agree(count, 'its images', 'their images')}"
-    )
+    left_out = f"{counted(count, 'pair')} {agree(count, 'is', 'are')} left out because {agree(count, 'its images', 'they')}"
     cause = f"; {left_out} {why[reason]}" if count else ""
     pairs, images = counted(section["pairs"], "pair"), counted(section["images"], "image")
     compared = f"{pairs} of {images} {agree(section['pairs'], 'was', 'were')} compared"

@@ -27,6 +27,7 @@ from batchverify.manifest.labels import COMMON_SPELLING, SPELLINGS, LabelSpellin
 from batchverify.manifest.partitions import partition_values
 from batchverify.manifest.shard import Manifest
 from batchverify.uris import is_remote
+from batchverify.words import counted
 
 _LOG = logging.getLogger(__name__)
 # The bytes that are read before a run to find mistakes: all of most manifests, and a few seconds' worth of a huge one.
@@ -93,7 +94,24 @@ def _inspect_files(paths: list[str], config: VerificationConfig) -> tuple[list[F
             files.append(inspect_file(path, config, budget))
         except PreflightError as error:
             problems += error.problems
-    return files, problems + [problem for file in files for problem in file.problems]
+    return files, problems + _told_once(files)
+
+
+def _told_once(files: list[FileInspection]) -> list[str]:
+    """Returns the problems of all files; one that several files have in the same words is one sentence."""
+    paths: dict[tuple[str, str], list[str]] = {}
+    for file in files:
+        for problem in file.problems:
+            words = problem.removeprefix(f"{file.path}: ")
+            paths.setdefault(("" if words != problem else file.path, words), []).append(file.path)
+    return [_of_files(*known, same) for known, same in paths.items()]
+
+
+def _of_files(own_path: str, words: str, paths: list[str]) -> str:
+    if own_path:  # The sentence says where in the file.
+        return words
+    others = f" and {counted(len(paths) - 1, 'other file')}" if len(paths) > 1 else ""
+    return f"{paths[0]}{others}: {words}"
 
 
 def _expect_images(files: list[FileInspection]) -> int:

@@ -114,10 +114,14 @@ def _as_pandas(frame: Any) -> pd.DataFrame:
 
 def _refuse_columns(frame: pd.DataFrame, config: VerificationConfig) -> None:
     names = list(frame.columns)
+    missing: dict[str, list[str]] = {}
+    for option, name in _named_columns(config):
+        if name not in names:
+            missing.setdefault(name, []).append(option)
+    only = quote_names(map(str, names))
     problems = [
-        f"the frame has no column '{name}', only {quote_names(map(str, names))}; name the right one with {option}."
-        for option, name in _named_columns(config)
-        if name not in names
+        f"the frame has no column '{name}', only {only}; name the right one with {' and '.join(dict.fromkeys(options))}."
+        for name, options in missing.items()
     ]
     doubled = dict.fromkeys(name for name in names if names.count(name) > 1)
     problems += [f"the frame has the column '{name}' {names.count(name)} times; rename all but one." for name in doubled]

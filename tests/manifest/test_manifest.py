@@ -121,6 +121,17 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
     assert any("disagree on columns ('score')" in problem for problem in told)
 
 
+def test_a_column_that_is_missing_is_told_once(tmp_path):
+    paths = [write(tmp_path / f"{name}.csv", "left,right\na,b\n") for name in "abc"]
+    named = {"group_columns": ("x",), "group_column_pairs": (("x", "y"),), "subject_columns": ("x", "y")}
+    about_x, about_y = problems(*paths, **named)
+    assert about_x == (
+        f"{paths[0]} and 2 other files: there is no column 'x', only 'left', 'right'; name the right one with --group-column "
+        "and --group-columns and --subject-columns."
+    )
+    assert about_y.endswith("only 'left', 'right'; name the right one with --group-columns and --subject-columns.")
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [
