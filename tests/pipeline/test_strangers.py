@@ -192,7 +192,7 @@ def test_a_run_with_two_images_says_that_it_cannot_judge(folder, small_model, tm
     words = ["--manifest", str(folder / "two.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
     assert main([*words, "--threshold", "0.01"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Strangers Not judged: it takes 100 pairs of 20 images, and 1 pairs of 2 images were compared. 100% of" in said
+    assert "Strangers Not judged: it takes 100 pairs of 20 images, and 1 pair of 2 images was compared. 100% of" in said
 
 
 def test_the_reason_is_said_where_images_are_not_what_is_missing(folder, small_model, tmp_path, capsys):
