@@ -16,6 +16,7 @@ from batchverify.cli.messages import calibrated_message
 from batchverify.cli.parser import Parser, join_values, path_option
 from batchverify.cli.streams import print_text
 from batchverify.config import CALIBRATION_METHODS as METHODS
+from batchverify.errors import PreflightError
 
 if TYPE_CHECKING:
     from batchverify.evaluation.calibration import LabelledRun
@@ -53,6 +54,7 @@ def run(argv: Sequence[str]) -> int:
     from batchverify.evaluation.baseline import read_labelled_run
     from batchverify.evaluation.calibration import describe_calibration, fit_calibration
     from batchverify.io.object_store import set_storage_arguments
+    from batchverify.model.registry import is_registry_name
     from batchverify.model.sidecar import sidecar_path, write_calibration
 
     places = [("the run", options.run), ("--model", options.model), ("--sidecar", options.sidecar)]
@@ -60,6 +62,10 @@ def run(argv: Sequence[str]) -> int:
     labelled = read_labelled_run(options.run)
     calibration = fit_calibration(labelled, options.method, options.run)
     path = options.sidecar or sidecar_path(_find_model(labelled, options.model))
+    if is_registry_name(path):
+        raise PreflightError(
+            f"{path} lies in a registry, whose versions never change; name a file with --sidecar, and register it."
+        )
     write_calibration(path, calibration)
     figures = describe_calibration(calibration, labelled.genuine, labelled.impostor)
     print_text(calibrated_message(str(calibration), calibration.knots, figures or {}, path, options.sidecar is None))
@@ -69,8 +75,11 @@ def run(argv: Sequence[str]) -> int:
 def _find_model(run: LabelledRun, given: str | None) -> str:
     """Returns the path or URI of the run's model, whose sidecar is written; one of another digest is refused."""
     from batchverify.model.find_model import locate_model, require_digest
+    from batchverify.model.registry import is_registry_name, resolve_model
 
     model = given or locate_model(run.model, run.working_directory)
     remedy = "name the right one" if given else "say where that lies with --model, or name a file with --sidecar"
+    if is_registry_name(model):
+        model, _ = resolve_model(model)
     require_digest(model, run.model_digest, run.options, remedy)
     return model

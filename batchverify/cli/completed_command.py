@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from batchverify.cli.doctor import make_parser
 from batchverify.cli.subcommands import JOB
 from batchverify.errors import OpenQuestion
+from batchverify.model.registry import is_registry_name
 from batchverify.model.sidecar import sidecar_path
 from batchverify.uris import is_remote
 
@@ -42,7 +43,13 @@ def _sidecar_command(arguments: Sequence[str], answers: list[str]) -> list[str]:
     """Returns the arguments of a doctor that writes the sidecar; empty if the command does so already, or cannot."""
     parser = make_parser()
     own, _ = parser.parse_known_args(arguments)
-    if own.write_sidecar or own.model is None or is_remote(own.model) or os.path.exists(sidecar_path(own.model)):
+    if (
+        own.write_sidecar
+        or own.model is None
+        or is_remote(own.model)
+        or is_registry_name(own.model)
+        or os.path.exists(sidecar_path(own.model))
+    ):
         return []
     return ["doctor", *parser.own_arguments(arguments, but=("--manifest", "--images", "--json")), *answers, "--write-sidecar"]
 

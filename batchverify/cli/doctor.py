@@ -81,10 +81,11 @@ def run(argv: Sequence[str]) -> int:
 
 def _write_sidecar(config: ModelConfig) -> None:
     """Writes what the options say about the model beside it, so that runs need not be told."""
+    from batchverify.model.registry import is_registry_name
     from batchverify.model.sidecar import sidecar_path
     from batchverify.uris import is_remote
 
-    if config.model is None or is_remote(config.model):
+    if config.model is None or is_remote(config.model) or is_registry_name(config.model):
         raise PreflightError("--write-sidecar needs a --model on this machine; copy the file to its store yourself.")
     path = sidecar_path(config.model)
     if os.path.exists(path):

@@ -54,6 +54,8 @@ def print_run(message: str, with_colours: bool = True) -> None:
 def run_message(output: str, summary: dict[str, Any]) -> str:
     """Returns what the terminal shows at the end of a run: counts, the verdict with its reason, and where the files are."""
     lines = ["", _rows_message(summary), _images_message(summary)]
+    if summary["run"].get("model_version"):
+        lines.append(_model_message(summary["run"]))
     if traits := describe_traits(summary["image_traits"]):
         lines.append("Traits    " + traits)
     lines.append(_matches_message(summary))
@@ -98,6 +100,13 @@ def _images_message(summary: dict[str, Any]) -> str:
     reused = f", {embeddings['reused']:,} from the store" if embeddings else ""
     kinds = ", ".join(f"{number} {kind}" for kind, number in images.items() if kind not in ("total", "ok"))
     return f"Images    {total:,} distinct: {encoded}{reused}, {total - readable:,} failed" + (f" ({kinds})" if kinds else "")
+
+
+def _model_message(run: dict[str, Any]) -> str:
+    """Returns the version that a registry's name stood for, and the alias or revision that was asked for."""
+    version = run["model_version"]
+    asked = version.get("alias") or version.get("revision")
+    return printable(f"Model     {run['model']}" + (f" ({asked})" if asked else ""))
 
 
 def _matches_message(summary: dict[str, Any]) -> str:

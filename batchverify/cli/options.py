@@ -81,7 +81,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the model")
     add_option(
         group, "--model", type=path_option, metavar="FILE",
-        help="a .keras, .h5 or .onnx file or a SavedModel folder: two images in, one score out (default: embedded)",
+        help="a .keras, .h5 or .onnx file or a SavedModel folder: two images in, one score out; or "
+        "models:/NAME@ALIAS in MLflow, or hf://ORG/REPO@REVISION/PATH (default: embedded)",
     )  # fmt: skip
     add_option(group, "--batch-size", type=int, metavar="N", help="number of images that are encoded at once")
     add_option(group, "--runtime", choices=RUNTIMES, help="what runs the network; openvino is an extra, for processors")

@@ -9,6 +9,7 @@ from apache_beam.io.filesystems import FileSystems
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError, short_reason
 from batchverify.io.filesystem import read_bytes
+from batchverify.model.registry import is_registry_name
 
 _MAX_BYTES = 2**26
 
@@ -21,6 +22,8 @@ def read_architecture(options: ModelConfig) -> bytes | None:
     Raises:
         PreflightError: If there is such a file and it cannot be read, or `options.architecture` is not there.
     """
+    if options.architecture is None and is_registry_name(options.model):
+        return None
     path = options.architecture or _path_beside(options.model or "")
     try:
         if options.architecture is None and not FileSystems.exists(path):

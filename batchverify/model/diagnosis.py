@@ -57,8 +57,10 @@ def examine(config: ModelConfig, images: str | None = None, manifest: str | None
     """
     from batchverify.model.identity_bound import UNKNOWN_BOUND, find_identity_bound
     from batchverify.model.load import load_model
+    from batchverify.model.registry import resolve_models
     from batchverify.model.sidecar import apply_sidecar, read_sidecar
 
+    config, _ = resolve_models(config)
     sidecar = read_sidecar(config.model)
     config = apply_sidecar(config, sidecar)
     model = load_model(config)

@@ -11,6 +11,7 @@ from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
 from batchverify.model.local_copy import digest_model, local_model
 from batchverify.model.start_tensorflow import start_tensorflow
+from batchverify.model.registry import is_registry_name
 from batchverify.uris import is_remote
 
 
@@ -29,7 +30,7 @@ def locate_model(model: str, working_directory: str) -> str:
             "the run used the embedded model, which has no sidecar of yours: copy batchverify/demo/sane.keras and "
             "its sidecar, run with --model COPY, and calibrate that run, or name a file with --sidecar."
         )
-    return model if is_remote(model) else os.path.join(working_directory, model)
+    return model if is_remote(model) or is_registry_name(model) else os.path.join(working_directory, model)
 
 
 def require_digest(model: str, digest: str, settings: Mapping[str, Any], remedy: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from batchverify.errors import PreflightError, short_reason
 from batchverify.io.filesystem import list_folder, open_for_reading
+from batchverify.model.registry import fetch_model, is_registry_name
 from batchverify.temporary_folder import temporary_copy, temporary_folder
 from batchverify.uris import is_remote
 
@@ -27,6 +28,9 @@ def local_model(path: str | None) -> Iterator[str]:
     if path is None:
         with importlib.resources.as_file(importlib.resources.files("batchverify.demo") / "sane.keras") as local:
             yield str(local)
+    elif is_registry_name(path):
+        with temporary_folder() as folder:
+            yield fetch_model(path, folder)
     elif not is_remote(path):
         if not os.path.exists(path):
             raise PreflightError(f"--model {path}: there is no such file; check the path.")

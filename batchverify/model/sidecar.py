@@ -10,7 +10,7 @@ import importlib.resources
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from apache_beam.io.filesystems import FileSystems
@@ -20,6 +20,7 @@ from batchverify.errors import PreflightError, short_reason
 from batchverify.io.atomic_output import atomic_output
 from batchverify.io.filesystem import read_bytes, write_text
 from batchverify.model.calibration import Calibration, find_calibration_problem, parse_calibration
+from batchverify.model.registry import is_registry_name, read_beside
 from batchverify.uris import is_remote
 
 _SUFFIX = ".batchverify.json"
@@ -139,18 +140,26 @@ def _read_embedded() -> tuple[str, Any]:
 def _read_beside(model: str) -> tuple[str, Any]:
     """Returns the path of a model's sidecar and its JSON value."""
     path = sidecar_path(model)
+    if is_registry_name(model):
+        return path, _parse(path, lambda: read_beside(model, _SUFFIX))
     return path, _read_json(path)
 
 
 def _read_json(path: str) -> Any:
     """Returns the JSON value of a sidecar; an empty object where there is no such file."""
+    return _parse(path, lambda: read_bytes(path, _MAX_BYTES + 1) if FileSystems.exists(path) else None)
+
+
+def _parse(path: str, read: Callable[[], bytes | None]) -> Any:
     try:
-        if not FileSystems.exists(path):
+        data = read()
+        if data is None:
             return {}
-        data = read_bytes(path, _MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError(f"it is larger than {_MAX_BYTES // 2**20} MiB")
         return json.loads(data)
+    except PreflightError:
+        raise
     except Exception as error:  # Beam wraps whatever the store's client raises, and JSON has errors of its own.
         raise PreflightError(f"{path}: it cannot be read ({short_reason(error)}); repair or remove it.") from None
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from batchverify.config import ModelConfig, ScoringConfig
 from batchverify.errors import PreflightError
 from batchverify.keywords import field_names, make_config
+from batchverify.model.registry import resolve_models
 from batchverify.model.sidecar import apply_sidecar, read_sidecar
 from batchverify.notebook.images import ImageFiles, absolute_uris, as_images
 from batchverify.pipeline.buckets import distinct_uris
@@ -48,7 +49,8 @@ def load(model: str | os.PathLike[str] | None, **options: Any) -> Scorer:
     """
     path = None if model is None else os.fspath(model)
     config = make_config(ScoringConfig, "load", options, _OPTIONS, model=path)
-    sidecar = read_sidecar(path)
+    config, _ = resolve_models(config)
+    sidecar = read_sidecar(config.model)
     config = apply_sidecar(config, sidecar)
     return Scorer(config, keras_loader(config, sidecar.golden_pairs).get())
 

@@ -21,6 +21,7 @@ from apache_beam.options.pipeline_options_validator import PipelineOptionsValida
 import batchverify
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
+from batchverify.model.registry import is_registry_name
 from batchverify.uris import is_remote
 
 _LOG = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ def _find_local_paths(config: VerificationConfig) -> Iterator[str]:
 
 
 def _is_local(path: str) -> bool:
-    return not is_remote(path) or path.startswith("file:")
+    return not (is_remote(path) or is_registry_name(path)) or path.startswith("file:")
 
 
 def _find_missing_packages(options: PipelineOptions, config: VerificationConfig) -> Iterator[str]:

@@ -21,6 +21,7 @@ from batchverify.manifest.shard import Manifest
 from batchverify.model.calibration import config_settings
 from batchverify.model.candidate import apply_candidate_sidecar, read_candidate_sidecar
 from batchverify.model.facts import ModelFacts
+from batchverify.model.registry import resolve_models
 from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
 from batchverify.output.embedding_key import differing_settings, embedding_key
 from batchverify.output.embedding_session import EmbeddingStoreSession
@@ -106,6 +107,7 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
     Raises:
         PreflightError: If the manifest, model, baseline, store of embeddings or output directory cannot be used.
     """
+    config, resolved = resolve_models(config)
     options = _checked_options(config, beam_args)
     config = absolute_paths(options, config)
     RunDirectory(config.output).refuse_taken(config.overwrite)
@@ -151,6 +153,7 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
             earlier.source if earlier else None,
             calibration.used,
             calibration.ignored,
+            resolved.get("model"),
         ),
         baseline=baseline,
         options=options,
@@ -158,7 +161,7 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
         stats=stats,
         session=session,
         candidate_sidecar=candidate_sidecar,
-        candidate=_describe_candidate(config, network),
+        candidate=_describe_candidate(config, network, resolved.get("candidate")),
     )
 
 
@@ -283,11 +286,13 @@ def _load_checked(loader: NetworkLoader, manifest: Manifest) -> KerasNetwork:
     return network
 
 
-def _describe_candidate(config: VerificationConfig, network: KerasNetwork) -> dict[str, Any] | None:
+def _describe_candidate(
+    config: VerificationConfig, network: KerasNetwork, version: dict[str, str] | None
+) -> dict[str, Any] | None:
     if not isinstance(network, TwoNetworks):
         return None
     candidate = network.candidate
-    return describe_candidate(config, candidate.facts, candidate.identity_bound(), network.share_pixels)
+    return describe_candidate(config, candidate.facts, candidate.identity_bound(), network.share_pixels, version)
 
 
 def _plan_session(

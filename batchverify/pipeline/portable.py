@@ -28,6 +28,7 @@ from apache_beam.runners.runner import create_runner
 from batchverify import shutdown
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, RunError, short_reason
+from batchverify.model.registry import is_registry_name
 from batchverify.pipeline.flink import cancel_flink_job
 from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, PORTABLE_BLOCK_BYTES, PORTABLE_ELEMENT_BYTES
 from batchverify.uris import is_remote
@@ -56,7 +57,7 @@ def absolute_paths(options: PipelineOptions, config: VerificationConfig) -> Veri
 
 
 def _absolute(path: str) -> str:
-    return path if is_remote(path) else os.path.abspath(path)
+    return path if is_remote(path) or is_registry_name(path) else os.path.abspath(path)
 
 
 def configure_portable(options: PipelineOptions, config: VerificationConfig) -> None:
@@ -197,7 +198,7 @@ def _find_local_paths(options: PipelineOptions, config: VerificationConfig) -> I
     paths += [("--model", config.model), ("--candidate", config.candidate), ("--image-root", config.image_root)]
     paths += [("--output", config.output), ("--embeddings", config.embeddings)]
     for option, path in paths:
-        if path and not is_remote(path):
+        if path and not (is_remote(path) or is_registry_name(path)):
             yield f"{option} {path} lies on this machine, and {place} cannot reach it; use a store, such as s3:// or gs://."
 
 

@@ -24,7 +24,7 @@ _LIBRARIES = ("apache-beam", "keras", "numpy", "pillow", "pyarrow", "tensorflow"
 # What the metadata of the Parquet files have about the candidate.
 _CANDIDATE_KEYS = ("model", "model_digest", "threshold", "preprocessing")
 # Keys that stand in the summary, and not in the metadata of the Parquet files.
-_SUMMARY_ONLY = ("label_column", "fold_column", "working_directory", "options", "versions", "certificate")
+_SUMMARY_ONLY = ("label_column", "fold_column", "working_directory", "options", "versions", "certificate", "model_version")
 
 
 def describe_run(
@@ -35,6 +35,7 @@ def describe_run(
     threshold_from: str | None = None,
     calibration: Calibration | None = None,
     calibration_ignored: str | None = None,
+    version: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Returns the section `run` of `_summary.json`.
 
@@ -46,6 +47,7 @@ def describe_run(
         threshold_from: The earlier run that the threshold was taken from, as `--threshold-from` names it; None if it was not.
         calibration: What turns scores into log-likelihood ratios, or None.
         calibration_ignored: The reason why the calibration of the model's sidecar is not used, or None.
+        version: The version that a registry's name stood for, or None.
     """
     return {
         "version": VERSION,
@@ -55,6 +57,7 @@ def describe_run(
         "limit": config.limit,
         "model": model.path,
         "model_digest": f"sha256:{model.digest}",
+        "model_version": None if version is None else dict(version),
         "threshold": config.match_threshold(),
         "threshold_from": threshold_from,
         "calibration": None if calibration is None else str(calibration),
@@ -73,7 +76,11 @@ def describe_run(
 
 
 def describe_candidate(
-    config: VerificationConfig, model: ModelFacts, bound: IdentityBound | None, shares_pixels: bool
+    config: VerificationConfig,
+    model: ModelFacts,
+    bound: IdentityBound | None,
+    shares_pixels: bool,
+    version: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     """Returns what a run knows about its candidate before it starts: the first keys of the section `candidate`.
 
@@ -82,10 +89,12 @@ def describe_candidate(
         model: The facts about the candidate.
         bound: What the weights of its head prove; None where it could not be split.
         shares_pixels: Whether it takes the same pixels as the first model.
+        version: The version that a registry's name stood for, or None.
     """
     return {
         "model": model.path,
         "model_digest": f"sha256:{model.digest}",
+        "model_version": None if version is None else dict(version),
         "threshold": config.candidate_match_threshold(),
         "model_structure": model.structure,
         "model_notes": list(model.notes),

@@ -12,6 +12,7 @@ from apache_beam.transforms.window import GlobalWindows
 from batchverify.config import ScoringConfig, accelerator_hint
 from batchverify.model.calibration import Calibration
 from batchverify.model.candidate import apply_candidate_sidecar, read_candidate_sidecar
+from batchverify.model.registry import resolve_models
 from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
 from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import StoredFile
@@ -135,9 +136,11 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
         return self._verified(blocks, encoded, scores, loader, config)
 
     def _prepare(self) -> _Prepared:
-        sidecar = read_sidecar(self._config.model) if self._sidecar is None else self._sidecar
-        second = read_candidate_sidecar(self._config) if self._candidate_sidecar is None else self._candidate_sidecar
-        config = apply_candidate_sidecar(apply_sidecar(self._config, sidecar), second)
+        # The job has resolved the names of its models before it read their sidecars.
+        config = resolve_models(self._config)[0] if self._sidecar is None else self._config
+        sidecar = read_sidecar(config.model) if self._sidecar is None else self._sidecar
+        second = read_candidate_sidecar(config) if self._candidate_sidecar is None else self._candidate_sidecar
+        config = apply_candidate_sidecar(apply_sidecar(config, sidecar), second)
         refuse_prior_alone(config, sidecar)
         loader = self._loader or network_loader(config, sidecar, second, calibration=sidecar.calibration)
         return _Prepared(config, loader, sidecar.calibration)
