@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 from urllib.parse import quote, unquote
 
 from batchverify.config import ModelConfig
@@ -60,7 +60,7 @@ class _Place:
         raise NotImplementedError
 
 
-def is_registry_name(model: str | None) -> bool:
+def is_registry_name(model: str | None) -> TypeGuard[str]:
     """Returns whether a model is named by a registry, and not by a path or the URI of a store."""
     return model is not None and model.startswith(_SCHEMES)
 
@@ -71,7 +71,8 @@ def resolve_models(config: Config) -> tuple[Config, dict[str, dict[str, str]]]:
     Raises:
         PreflightError: If a registry has no such model, or cannot be asked.
     """
-    versions, changes = {}, {}
+    versions: dict[str, dict[str, str]] = {}
+    changes: dict[str, Any] = {}
     for field in ("model", "candidate"):
         name = getattr(config, field, None)
         if is_registry_name(name):
@@ -215,7 +216,8 @@ class _RegisteredVersion(_Place):
         return get_artifact_repository(self.location)
 
     def list_files(self) -> list[str]:
-        artifacts, files, folders = self._artifacts(), [], [""]
+        artifacts, folders = self._artifacts(), [""]
+        files: list[str] = []
         while folders:
             for item in artifacts.list_artifacts(folders.pop() or None):
                 (folders if item.is_dir else files).append(item.path)
@@ -282,12 +284,13 @@ class _Repository(_Place):
 
 def _hugging_face() -> Any:
     try:
-        import huggingface_hub.utils
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
         raise PreflightError("Hugging Face needs huggingface_hub: pip install 'batchverify[huggingface]'.") from None
-    huggingface_hub.utils.disable_progress_bars()
+    disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    return huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
 
 
 def _resolve_hugging_face(name: str) -> tuple[str, dict[str, str]]:
