@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ _STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _BYTE_TYPES, _MAX_NUMBERS, _INLINE_BYTES = (1, 2, 6, 7), 2**18, 8
 _EXIF, _APP1 = b"Exif\0\0", 0xE1
+_SEQUENTIAL_FRAMES, _START_OF_SCAN = (0xC0, 0xC1), 0xDA  # ITU-T T.81, table B.1.
+# Tables, restart interval, comments and parts of applications: all decoders take them for segments with a length.
+_PLAIN_SEGMENTS = frozenset({*_SEQUENTIAL_FRAMES, 0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE})
 # Files that may hold EXIF: what they begin with, where that stands, and the name of the part.
 _EXIF_HOLDERS = ((b"\x89PNG", 0, b"eXIf"), (b"RIFF", 0, b"EXIF"), (b"ftyp", 4, b""))
 # What Pillow takes for the start of a directory, also with its bytes in the wrong order.
@@ -34,8 +38,8 @@ _DIRECTORY = re.compile(rb"II(?:\*\0|\0\*|\+\0)|MM(?:\0\*|\*\0|\0\+)")
 
 def find_decoding_hazard(data: bytes) -> str | None:
     """Returns what would make a small file take minutes or gigabytes to open; None if there is nothing of the kind."""
-    if data.startswith(b"\xff\xd8") and (hazard := _find_jpeg_hazard(data)):
-        return hazard
+    if data.startswith(b"\xff\xd8"):
+        return _find_jpeg_hazard(data) or _find_directory_hazard(_jpeg_exif(data))
     if data.startswith(b"GIF8") and not _has_short_gif_header(data):
         return f"a GIF file of more than {_MAX_GIF_BLOCKS} blocks before its picture"
     if data.startswith(b"\x89PNG") and data.count(b"iCCP") > _MAX_PNG_PROFILES:
@@ -56,12 +60,36 @@ def _find_pnm_hazard(data: bytes) -> str | None:
 
 
 def _find_jpeg_hazard(data: bytes) -> str | None:
-    # Only the first count is cheap; the second one leaves out bytes that only resemble the start of a scan.
-    if data.count(b"\xff\xda") > _MAX_SCANS and sum(1 for _ in _SCAN.finditer(data)) > _MAX_SCANS:
+    if _has_one_scan(data):
+        return None
+    if sum(1 for _ in itertools.islice(_SCAN.finditer(data), _MAX_SCANS + 1)) > _MAX_SCANS:
         return f"a JPEG file of more than {_MAX_SCANS} scans"
     if not _has_short_jpeg_header(data):
         return f"a JPEG file of more than {_MAX_SEGMENTS} segments, or with junk between them"
     return None
+
+
+def _has_one_scan(data: bytes) -> bool:
+    """Returns whether decoders decode one scan at most: a sequential frame, whose first scan has all of its components.
+
+    Then libjpeg refuses a second scan (`consume_markers` in its jdinput.c). The header must be so plain that all decoders
+    find the same segments in it, so that the bytes behind it need not be searched.
+    """
+    position, components = 2, 0
+    for _ in range(_MAX_SEGMENTS):
+        if position + 5 > len(data) or data[position] != 0xFF:
+            return False
+        marker, length = data[position + 1], data[position + 2] << 8 | data[position + 3]
+        if marker == _START_OF_SCAN:
+            return 0 < components == data[position + 4]
+        if marker not in _PLAIN_SEGMENTS or length < 2 or position + 2 + length > len(data):
+            return False
+        if marker in _SEQUENTIAL_FRAMES:
+            if components or length < 8:
+                return False
+            components = data[position + 9]
+        position += 2 + length
+    return False
 
 
 def _has_short_jpeg_header(data: bytes) -> bool:
@@ -143,12 +171,15 @@ def _directory_entries(block: bytes) -> Iterator[tuple[int, int, int, int]]:
         return
 
 
+def _jpeg_exif(data: bytes) -> bytes:
+    """Returns the block of EXIF in a JPEG file, empty without one. Pillow joins its parts."""
+    parts = [segment for marker, segment in _jpeg_segments(data) if marker == _APP1 and segment.startswith(_EXIF)]
+    return b"".join(part.removeprefix(_EXIF) for part in parts)
+
+
 def _exif_blocks(data: bytes) -> Iterator[bytes]:
-    """Yields what Pillow may take for a block of EXIF in a file that is no TIFF file."""
-    if data.startswith(b"\xff\xd8"):
-        parts = [segment for marker, segment in _jpeg_segments(data) if marker == _APP1 and segment.startswith(_EXIF)]
-        yield b"".join(part.removeprefix(_EXIF) for part in parts)  # Pillow joins them.
-    elif any(data.startswith(start, place) and name in data for start, place, name in _EXIF_HOLDERS):
+    """Yields what Pillow may take for a block of EXIF in a file that is neither JPEG nor TIFF."""
+    if any(data.startswith(start, place) and name in data for start, place, name in _EXIF_HOLDERS):
         for found in _DIRECTORY.finditer(data):
             yield data[found.start() :]
 
