@@ -50,6 +50,8 @@ _MAX_PARALLEL_BATCHES = 4
 # read and encoded 1,124 images a second, and eight threads 760.
 _REMOTE_FETCH_THREADS = 16
 _LOOKUP_BATCH_SIZE = 1024
+# To hand a local file to a thread and back costs as much as to read it, so that a thread takes several at once.
+_READ_TOGETHER = 16
 # Large photos take long to change and to decode again, and each change of one is in memory, so that fewer of them are.
 _CHANGED_AT_ONCE, _CHANGING_THREADS = 8, 2
 _MAX_CHANGED_PIXELS = 100_000_000
@@ -290,7 +292,8 @@ class KerasNetwork:
         if self._prefetcher is None:
             limit_s, threads = self._config.image_timeout, self._fetch_threads(uris)
             read = functools.partial(self._reader.read_with_version, defer=self.can_decode_batches())
-            self._prefetcher = Prefetcher(read, _timed_out_after(limit_s), threads, limit_s)
+            together = 1 if any(map(is_remote, uris)) else min(_READ_TOGETHER, max(1, self._config.batch_size // (2 * threads)))
+            self._prefetcher = Prefetcher(read, _timed_out_after(limit_s), threads, limit_s, together)
         return self._prefetcher
 
     def can_decode_batches(self) -> bool:
