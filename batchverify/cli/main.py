@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -17,6 +19,7 @@ from batchverify.cli.logging import log_crash, quieten_libraries, set_log_format
 from batchverify.cli.streams import configure_streams, flush_streams, make_records_of_stderr, print_text
 from batchverify.cli.subcommands import JOB, SUBCOMMANDS, load_subcommand
 from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError, RunError, short_reason
+from batchverify.model.start_tensorflow import leave_out_unused
 from batchverify.run_id import set_run_id
 
 
@@ -81,12 +84,40 @@ def run_as_process() -> NoReturn:
         make_records_of_stderr()
     for number in shutdown.stopping_signals()[1:]:  # Python turns SIGINT into KeyboardInterrupt.
         signal.signal(number, _stop)
+    leave_out_unused()
     code = main()
     flush_streams()
     if code in (ExitCode.FAILED, ExitCode.REFUSED, ExitCode.MANIFEST_MISSING):
         # The runner may have threads that wait for ever for a worker that is gone, and Arrow one that still reads a manifest.
         os._exit(code)
-    sys.exit(code)
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    """Ends the process as Python does, but leaves it to the system to free the memory.
+
+    Python would first take apart every object of TensorFlow and Beam, one by one, which lasts 1 to 2 seconds and does nothing
+    for anybody. What libraries have registered for the end of the process is called.
+    """
+    if _is_still_used():
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    flush_streams()
+    os._exit(code)
+
+
+def _is_still_used() -> bool:
+    """Returns whether anything needs the interpreter after the program: a thread, a child process, a profiler, a prompt."""
+    threads = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    return bool(threads or _has_children() or sys.getprofile() or sys.gettrace() or sys.flags.inspect)
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _refuse_unfit_process() -> None:

@@ -26,6 +26,9 @@ _GPU_SOURCE = re.compile(r"cuda|cudnn|cublas|cufft|gpu|rocm|tensorrt|tf2tensorrt
 _lock = threading.Lock()
 _current: list[_HeldStderr] = []
 _is_started = False
+# What Keras imports where it is installed, and uses only for its wrappers of estimators and for galleries of pictures.
+_UNUSED_BY_THE_PROGRAM = ("sklearn", "matplotlib.pyplot")
+_left_out: tuple[str, ...] = ()
 
 
 class LogLine(NamedTuple):
@@ -48,6 +51,15 @@ class LogLine(NamedTuple):
         """Returns the lines of a log that have a level."""
         matches = [(line, _LOG_LINE.match(line)) for line in log.splitlines()]
         return [cls(found[1] or found[2], found[3], found[4], line) for line, found in matches if found]
+
+
+def leave_out_unused() -> None:
+    """Has Keras start without packages that the program does not use, which take a second to import.
+
+    It is for a process that is the program alone: Keras' `SKLearnClassifier` and `plot_image_gallery` do not work there.
+    """
+    global _left_out
+    _left_out = _UNUSED_BY_THE_PROGRAM
 
 
 def start_tensorflow() -> None:
@@ -119,9 +131,23 @@ def _read(path: Path) -> str:
 
 def _list_gpus() -> int:
     """Imports TensorFlow, and returns how many GPUs it can use."""
-    import tensorflow as tf
+    with _without(_left_out):
+        import tensorflow as tf
 
     return len(tf.config.list_physical_devices("GPU"))
+
+
+@contextlib.contextmanager
+def _without(packages: Sequence[str]) -> Iterator[None]:
+    """Has imports of packages fail in its block as if these were not installed; but not of those that are imported already."""
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None is how Python itself marks what cannot be imported.
+    try:
+        yield
+    finally:
+        for name in hidden:
+            if sys.modules.get(name) is None:
+                sys.modules.pop(name, None)
 
 
 def _report(log: list[LogLine], gpus: int) -> None:

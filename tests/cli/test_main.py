@@ -192,6 +192,43 @@ def test_a_signal_while_modules_load_gives_its_code():
     assert start(sys.executable, "-c", program) == (143, "batchverify: stopped by SIGTERM.\n")
 
 
+END_OF_THE_PROGRAM = """
+import atexit, os, subprocess, sys, threading, types
+import batchverify.cli.main as program
+
+class Torn:
+    def __del__(self):
+        os.write(1, b" torn apart")
+
+torn = Torn()
+torn.itself = torn
+atexit.register(print, "registered", end="")
+def run(arguments):
+    {run}
+    print("run", end=" ")
+    return 3
+program.load_subcommand = lambda name: types.SimpleNamespace(run=run)
+program.run_as_process()
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("run", "printed"),
+    [
+        ("pass", "run registered"),
+        ("threading.Timer(0.5, lambda: print('thread', end=' ')).start()", "run thread registered torn apart"),
+        ("sys.child = subprocess.Popen(['sleep', '1'])", "run registered torn apart"),
+    ],
+    ids=["nothing is left", "a thread is left", "a child is left"],
+)  # fmt: skip
+def test_the_interpreter_is_taken_apart_only_where_something_still_needs_it(run, printed):
+    done = subprocess.run(
+        [sys.executable, "-c", END_OF_THE_PROGRAM.format(run=run)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (3, printed)
+
+
 @pytest.mark.processes
 def test_a_working_directory_that_was_deleted_is_told_in_a_sentence(tmp_path):
     (tmp_path / "gone").mkdir()

@@ -197,3 +197,22 @@ def test_a_gpu_is_found_among_the_devices(vendor, kind, found, tmp_path):
 def test_a_gpu_with_a_driver_is_found(tmp_path):
     (tmp_path / "proc/driver/nvidia/gpus/0000:00:04.0").mkdir(parents=True)
     assert has_nvidia_gpu(tmp_path) and not has_nvidia_gpu(tmp_path / "elsewhere")
+
+
+@pytest.mark.processes
+def test_the_program_starts_keras_without_packages_that_it_does_not_use(tmp_path):
+    (tmp_path / "sklearn.py").write_text("found = True\n")
+    tensorflow = """
+        try:
+            import sklearn
+        except ImportError:
+            write("left out")
+        else:
+            write("imported")
+    """
+    start = (
+        "from batchverify.model import start_tensorflow as tf; {}tf.start_tensorflow(); import sklearn; print(sklearn.found)"
+    )
+    for first, said in (("", "imported\n"), ("tf.leave_out_unused(); ", "left out\n")):
+        done = run(tmp_path, tensorflow, start.format(first))
+        assert (done.stdout, done.stderr) == ("True\n", said)
