@@ -17,6 +17,7 @@ _NOT_FOR_LAUNCHERS = {
     "--check",
     "--quiet",
     "--no-wait",
+    "--no-cache",
     "--metrics-file",
     "--notify-command",
 }

@@ -1,6 +1,7 @@
 """What the tests share: a small trained-looking model, drawn images, and a way to read a run's scores."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 pytest_plugins = ["tests.support.temporary_folder", "tests.support.models_loaded_once"]
+_CACHE_HOME = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 DEMO = Path(__file__).resolve().parents[1] / "manifests"
 
 
@@ -24,6 +26,20 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ.setdefault(name, "1")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Has the program find no cache of models, because a test should not depend on an earlier one."""
+    # Matplotlib's list of fonts lies in the same place, and takes long to make.
+    os.environ.setdefault("MPLCONFIGDIR", str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "matplotlib")))
+    session.config.stash[_CACHE_HOME] = cache_home = tempfile.TemporaryDirectory(prefix="batchverify-tests-")
+    os.environ["XDG_CACHE_HOME"] = cache_home.name
+    Path(cache_home.name, "batchverify").touch()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Deletes the folder that stands for the user's cache."""
+    session.config.stash[_CACHE_HOME].cleanup()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

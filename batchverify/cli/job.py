@@ -35,6 +35,7 @@ from batchverify.cli.streams import flush_streams, print_text
 from batchverify.cli.subcommands import SUBCOMMANDS
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
+from batchverify.model.cache_switch import model_cache
 from batchverify.version import VERSION
 
 _USAGE = """batchverify --manifest FILE --output DIR [options]
@@ -62,6 +63,7 @@ class JobArguments:
         quiet: Whether to print errors only.
         no_wait: Whether to return when the job is submitted.
         log_format: How everything is said, one of `options.LOG_FORMATS`.
+        no_cache: Whether to load the model as if nothing had been proven about it before.
     """
 
     config: VerificationConfig
@@ -70,6 +72,7 @@ class JobArguments:
     quiet: bool
     no_wait: bool
     log_format: str
+    no_cache: bool = False
 
 
 def make_parser() -> Parser:
@@ -106,7 +109,7 @@ def parse(argv: Sequence[str]) -> JobArguments:
     if missing := [f"{name} is missing; see batchverify --help." for name, value in given.items() if not value]:
         raise PreflightError(missing)
     fields = config_fields(options)
-    flags = {name: fields.pop(name) for name in ("check", "quiet", "no_wait", "log_format")}
+    flags = {name: fields.pop(name) for name in ("check", "quiet", "no_wait", "log_format", "no_cache")}
     for name in ("print_completion", "metrics_file", "notify_command"):  # `run_end` knows these.
         del fields[name]
     return JobArguments(VerificationConfig(**fields), beam_args, **flags)
@@ -118,7 +121,8 @@ def run(argv: Sequence[str]) -> int:
         arguments = parse(argv)
         if arguments.config.model is None and not arguments.quiet:
             print_text("No --model given: scoring with the embedded demo model, trained on handwritten characters.")
-        return _check(arguments) if arguments.check else _run(arguments)
+        with model_cache(not arguments.no_cache):
+            return _check(arguments) if arguments.check else _run(arguments)
 
 
 def _check(arguments: JobArguments) -> int:

@@ -45,6 +45,9 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--check", action="store_true", help="check everything that the run needs, print the plan, write nothing"
     )
+    group.add_argument(
+        "--no-cache", action="store_true", help="load and prove the model again, and keep nothing of it in ~/.cache/batchverify"
+    )
     add_option(group, "--limit", type=int, metavar="N", help="score only the first N rows of the manifest")
     add_option(
         group,

@@ -6,19 +6,47 @@ them. `python -m benchmarks.encoder` measures the gain.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import function_pb2
+from tensorflow.python.eager import context
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from batchverify.model.calls_by_shape import CallsByShape
+from batchverify.model.saved_model_safety import find_forbidden_in_function
 
 _LOG = logging.getLogger(__name__)
 # A graph is one protocol buffer of at most 2 GiB, and freezing holds its constants several times over.
 _MAX_WEIGHT_BYTES = 2**30
+
+
+class StoredFunction(NamedTuple):
+    """A function of tensors that has no variables and calls no other function, so that it can be written to a file.
+
+    Attributes:
+        definition: TensorFlow's `FunctionDef`, serialised.
+        rows: The number of rows that it takes at once; None stands for any number.
+    """
+
+    definition: bytes
+    rows: int | None
+
+
+class _PreparedCall(NamedTuple):
+    """What is kept for one shape of the arguments.
+
+    Attributes:
+        call: A function of tensors that returns one tensor.
+        concrete: TensorFlow's concrete function without variables; None where it has some.
+    """
+
+    call: Callable[..., Any]
+    concrete: Any
 
 
 class FrozenFunction:
@@ -37,24 +65,78 @@ class FrozenFunction:
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         """Returns the function's value for `arrays`."""
-        call = self._calls.find(arrays)
+        call = self._calls.find(arrays).call
         # `tf.constant` would first write each array out as text, for a trace that nobody reads.
         return cast(np.ndarray, call(*map(tf.convert_to_tensor, arrays)).numpy())
 
-    def _prepare(self, concrete: Any) -> Callable[..., Any]:
+    def stored(self, *arrays: np.ndarray) -> StoredFunction | None:
+        """Returns what is called for arrays of the shapes of `arrays`; None where it cannot be stored."""
+        concrete = self._calls.find(arrays).concrete
+        return None if concrete is None else _store(concrete)
+
+    def _prepare(self, concrete: Any) -> _PreparedCall:
         reason = _reason_not_to_freeze(concrete)
         if reason is None:
             frozen = freeze(concrete)
-            return lambda *tensors: frozen(*tensors)[0]
+            return _PreparedCall(lambda *tensors: frozen(*tensors)[0], frozen)
         if concrete.variables and not self._has_logged:
             _LOG.info("The network's weights stay variables: %s.", reason)
         self._has_logged = True
-        return lambda *tensors: concrete(*tensors)
+        return _PreparedCall(lambda *tensors: concrete(*tensors), None if concrete.captured_inputs else concrete)
 
 
 def freeze(concrete: Any) -> Any:
     """Returns a concrete function with its variables turned into constants."""
     return convert_variables_to_constants_v2(concrete, lower_control_flow=False)
+
+
+def store_for_any_rows(function: Callable[..., Any], specs: list[tuple[tuple[int, ...], str]]) -> StoredFunction | None:
+    """Returns a function of tensors for any number of rows; None where it cannot be stored.
+
+    Args:
+        function: A function that takes tensors and returns one tensor.
+        specs: The shape of one row, and the type, of each argument.
+    """
+    traced = tf.function(function, autograph=False)
+    concrete = traced.get_concrete_function(*(tf.TensorSpec((None, *shape), dtype) for shape, dtype in specs))
+    if not concrete.variables:
+        return None if concrete.captured_inputs else _store(concrete)
+    return _store(freeze(concrete)) if _reason_not_to_freeze(concrete) is None else None
+
+
+def _store(concrete: Any) -> StoredFunction | None:
+    """Returns a concrete function without variables; None if it has an operation that `load_function` would refuse."""
+    definition = concrete.function_def
+    if find_forbidden_in_function(definition):
+        return None
+    return StoredFunction(definition.SerializeToString(), concrete.inputs[0].shape[0])
+
+
+def load_function(stored: StoredFunction) -> Callable[..., np.ndarray]:
+    """Returns a stored function, as a function of arrays.
+
+    It is given to TensorFlow as it is. To import it as a graph would take half a second, most of it in Python.
+
+    Raises:
+        ValueError: If it has an operation that does more than to compute with tensors in memory.
+        Exception: Whatever protobuf and TensorFlow raise for what is no function.
+    """
+    definition = function_pb2.FunctionDef.FromString(stored.definition)
+    if forbidden := find_forbidden_in_function(definition):
+        raise ValueError(f"it has the operation {forbidden}")
+    # Two functions of one name must be the same.
+    name = f"stored_{hashlib.sha256(stored.definition).hexdigest()}"
+    definition.signature.name = name
+    runtime = context.context()
+    runtime.ensure_initialized()
+    if not runtime.has_function(name):
+        runtime.add_function_def(definition)
+
+    def call(*arrays: np.ndarray) -> np.ndarray:
+        (output,) = runtime.call_function(name.encode(), [*map(tf.convert_to_tensor, arrays)], 1)
+        return cast(np.ndarray, output.numpy())
+
+    return call
 
 
 def _reason_not_to_freeze(concrete: Any) -> str | None:

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from batchverify.config import ModelConfig
 from batchverify.errors import IgnoredInputError, PreflightError, SplitError, UnsuitableModelError, short_reason
+from batchverify.model.facts import ModelFacts
 from batchverify.model.inputs import decide_image_shape, find_pixel_scale, order_inputs, put_channels_last, why_scale_hidden
 from batchverify.model.interview import Interview
 from batchverify.model.load_file import load_file
@@ -46,8 +47,7 @@ def load_model(config: ModelConfig, is_candidate: bool = False) -> PairModel:
     """
     if config.trust_model_code:
         _LOG.warning("--trust-model-code: any code that %s holds runs with your rights on every worker.", config.model)
-    _let_gpu_memory_grow()
-    use_tensor_float_32(False)
+    prepare_devices()
     # A model may compute without end, and the thread that waits for it inside TensorFlow hears no signal.
     loaded, model = threading.Event(), Future[PairModel]()
     threading.Thread(target=_load_in_thread, args=(config, is_candidate, loaded, model), name="load-model", daemon=True).start()
@@ -77,16 +77,27 @@ def _load_and_try(config: ModelConfig, is_candidate: bool, is_loaded: threading.
         is_loaded.set()
         model = interview.answer(functools.partial(_try_loaded, loaded))
     interview.end()
-    _log_decisions(model, f"Candidate {config.model}: " if is_candidate else "")
+    log_decisions(model.facts, decisions_subject(config, is_candidate))
     return model
 
 
-def _log_decisions(model: PairModel, subject: str) -> None:
-    if model.facts.encodings_per_pair:
-        reason = model.facts.structure.removeprefix("whole: ")
+def decisions_subject(config: ModelConfig, is_candidate: bool) -> str:
+    """Returns what the lines of `log_decisions` begin with, so that those of two models are told apart."""
+    return f"Candidate {config.model}: " if is_candidate else ""
+
+
+def log_decisions(facts: ModelFacts, subject: str = "") -> None:
+    """Logs what was decided about a model when it was loaded.
+
+    Args:
+        facts: The facts about the model.
+        subject: The result of `decisions_subject`.
+    """
+    if facts.encodings_per_pair:
+        reason = facts.structure.removeprefix("whole: ")
         _LOG.info("%sThe network runs whole, twice for each pair and once more for each image: %s.", subject, reason)
-    _LOG.info("%sImages: %s.", subject, model.facts.preprocessing)
-    for note in model.facts.notes:
+    _LOG.info("%sImages: %s.", subject, facts.preprocessing)
+    for note in facts.notes:
         _LOG.info("%s%s", subject, note)
 
 
@@ -192,6 +203,12 @@ def share_cores(threads: int) -> None:
     if not tf.config.threading.get_intra_op_parallelism_threads():
         with contextlib.suppress(RuntimeError):
             tf.config.threading.set_intra_op_parallelism_threads(threads)
+
+
+def prepare_devices() -> None:
+    """Has GPUs take memory as they need it, and compute in whole float32."""
+    _let_gpu_memory_grow()
+    use_tensor_float_32(False)
 
 
 def _let_gpu_memory_grow() -> None:

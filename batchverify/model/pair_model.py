@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +13,8 @@ import tensorflow as tf
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
 from batchverify.model.facts import ModelFacts
-from batchverify.model.frozen_graph import FrozenFunction
+from batchverify.model.frozen_graph import FrozenFunction, StoredFunction, store_for_any_rows
+from batchverify.model.identity_bound import IdentityBound, find_identity_bound
 from batchverify.model.loaded import LoadedModel
 from batchverify.model.plan import ExecutionPlan
 from batchverify.model.precision import use_tensor_float_32, whole_float_32
@@ -26,6 +27,22 @@ _MAX_VALUES_COMPARED_AT_ONCE = 2**24
 _MAX_PAIRS_AT_ONCE = 8192
 _MAX_VALUES_ENCODED_AT_ONCE = 2**28
 _MAX_DIFFERENCE_OF_RUNTIMES = 1e-3
+
+
+class StoredParts(NamedTuple):
+    """What computes a network, as functions that can be stored.
+
+    Attributes:
+        encode: The function from loaded images, as many as the encoder takes at once, to embeddings.
+        compare: The function from two batches of embeddings to scores.
+        whole: The whole model, from two batches of loaded images to its output; None for an encoder without a head.
+        head: The function from two batches of embeddings to the same output; None for an encoder without a head.
+    """
+
+    encode: StoredFunction | None
+    compare: StoredFunction | None
+    whole: StoredFunction | None
+    head: StoredFunction | None
 
 
 class PairModel:
@@ -134,6 +151,32 @@ class PairModel:
             in_tensorflow = _shifted_scores(images, self._reference.encode, self._reference.compare)
         return float(np.nanmax(np.abs(here - in_tensorflow)))
 
+    def identity_bound(self, config: ModelConfig) -> IdentityBound | None:
+        """Returns what the weights of the head prove; None where the model could not be split."""
+        return find_identity_bound(self.split, config) if self.split else None
+
+    def stored_parts(self) -> StoredParts | None:
+        """Returns what computes the network, as functions that can be stored; None where one of them cannot be."""
+        encode, compare = (call and call.function for call in (self._encode, self._compare))
+        if not isinstance(encode, FrozenFunction) or not isinstance(compare, FrozenFunction) or self.loaded.inputs[0].batch:
+            return None
+        assert self._encode is not None
+        shape, (size, dtype) = self.facts.image_shape, self._plan.embedding
+        pixel_dtype = self.preprocessing.layout().pixel_dtype
+        embeddings = np.zeros((self._compare.rows, size), dtype)
+        parts = StoredParts(
+            encode.stored(np.zeros((self._encode.rows, *shape), pixel_dtype)),
+            compare.stored(embeddings, embeddings),
+            store_for_any_rows(self._output_of_whole, [(shape, pixel_dtype)] * 2) if self.split else None,
+            store_for_any_rows(self._plan.head, [((size,), dtype)] * 2) if self._plan.head else None,
+        )
+        is_complete = all(parts) if self.split else all(parts[:2])
+        return parts if is_complete else None
+
+    def _output_of_whole(self, left: Any, right: Any) -> Any:
+        dtype = self.loaded.inputs[0].dtype
+        return self.loaded.call(*(self.preprocessing.to_input(side, dtype) for side in (left, right)))
+
     def check_split(self, images: np.ndarray) -> None:
         """Compares the scores of the two parts with those of the whole model; does nothing if the model is not split.
 
@@ -157,10 +200,14 @@ class FixedShapeCall:
     Args:
         function: A function that takes arrays of `rows` rows each, and returns one array of `rows` rows.
         rows: The largest number of rows at once; it is halved when the device runs out of memory.
+
+    Attributes:
+        function: The function.
+        rows: The number of rows at once.
     """
 
     def __init__(self, function: Callable[..., np.ndarray], rows: int):
-        self._function, self.rows = function, rows
+        self.function, self.rows = function, rows
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         while True:
@@ -178,7 +225,7 @@ class FixedShapeCall:
     def _slice(self, arrays: tuple[np.ndarray, ...], start: int, rows: int) -> np.ndarray:
         parts = [array[start : start + rows] for array in arrays]
         count = len(parts[0])
-        return self._function(*(_padded(part, rows) for part in parts))[:count]
+        return self.function(*(_padded(part, rows) for part in parts))[:count]
 
 
 def _shifted_scores(images: np.ndarray, encode: Callable[[Any], Any] | None, compare: Callable[[Any, Any], Any]) -> np.ndarray:

@@ -32,6 +32,7 @@ class ExecutionPlan:
         encodings_per_image: The number of encodings for each image; see `ModelFacts`.
         encodings_per_pair: The number of encodings for each pair; see `ModelFacts`.
         notes: The decisions that were made, one sentence each.
+        head: A function like `compare` that returns the output as the model gives it; None without a head.
     """
 
     structure: str
@@ -41,6 +42,7 @@ class ExecutionPlan:
     encodings_per_image: int
     encodings_per_pair: int
     notes: tuple[str, ...]
+    head: Callable[[Any, Any], Any] | None = None
 
 
 def plan_split(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelConfig, split: SplitModel) -> ExecutionPlan:
@@ -61,10 +63,13 @@ def plan_split(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelC
         parts = zip(bounds, bounds[1:], shapes, strict=False)
         return [tf.reshape(embeddings[:, start:end], [-1, *shape]) for start, end, shape in parts]
 
-    def compare(left: Any, right: Any) -> Any:
+    def head(left: Any, right: Any) -> Any:
         tensors = [*unpack(left)[split.left], *unpack(right)[split.right]]
         typed = [keras.ops.cast(tensor, kind) for tensor, kind in zip(tensors, types, strict=True)]
-        return to_score(split.head(typed, training=False))
+        return split.head(typed, training=False)
+
+    def compare(left: Any, right: Any) -> Any:
+        return to_score(head(left, right))
 
     structure = (
         "one encoder for both images, each image encoded once"
@@ -72,7 +77,7 @@ def plan_split(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelC
         else "an encoder for the left image and another for the right, each image encoded once by each"
     )
     encodings = 1 if split.shared else 2
-    return ExecutionPlan(structure, encode, compare, (bounds[-1], "float32"), encodings, 0, loaded.notes)
+    return ExecutionPlan(structure, encode, compare, (bounds[-1], "float32"), encodings, 0, loaded.notes, head)
 
 
 def plan_encoder(loaded: LoadedModel, preprocessing: Preprocessing, config: ModelConfig) -> ExecutionPlan:

@@ -28,6 +28,18 @@ def find_forbidden_operation(saved: Any) -> str | None:
     return next((name for meta_graph in saved.meta_graphs for name in _forbidden_operations(meta_graph)), None)
 
 
+def find_forbidden_in_function(function: Any) -> str | None:
+    """Returns the name of an operation in a `FunctionDef` message that nobody allowed; None if there is none.
+
+    The function stands alone, so that a call of another function, or of itself, is no operation that is allowed.
+    """
+    nodes = [node.op for node in function.node_def if node.op not in ALLOWED_OPERATIONS]
+    called = [name for node in function.node_def for name in _function_names(node.attr.values())]
+    library = function_pb2.FunctionDefLibrary(function=[function])
+    hidden = (name for text in _strings_of_library(library) for name in _hidden_operations(text))
+    return next(iter([*nodes, *called]), None) or next(hidden, None)
+
+
 def _forbidden_operations(meta_graph: Any) -> Iterator[str]:
     graph = meta_graph.graph_def
     functions = {function.signature.name: function for function in graph.library.function}

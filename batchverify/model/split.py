@@ -92,12 +92,25 @@ def check_split(split: SplitModel, whole: Callable[[Any, Any], Any], left: Any, 
             itself makes of the same images in another order, four times that, up to 1e-3.
     """
     expected, parts = np.asarray(whole(left, right)), np.asarray(split.score(left, right))
+    return check_outputs(expected, parts, lambda: np.asarray(whole(left[::-1], right[::-1]))[::-1])
+
+
+def check_outputs(expected: np.ndarray, parts: np.ndarray, repeat: Callable[[], np.ndarray]) -> float:
+    """Returns the largest difference between the parts' output and the whole model's.
+
+    Args:
+        expected: The output of the whole model.
+        parts: The output of its parts.
+        repeat: A function that returns the output of the whole model for the same images, computed in another order.
+
+    Raises:
+        SplitError: If they differ; see `check_split`.
+    """
     difference = _largest_difference(expected, parts)
     tolerance = _TOLERANCE * max(1.0, float(np.max(np.abs(expected), where=~np.isnan(expected), initial=0.0)))
     if not difference <= tolerance:
         # GPUs add up in another order from call to call, so the same images may get other scores.
-        reordered = np.asarray(whole(left[::-1], right[::-1]))[::-1]
-        tolerance = max(tolerance, min(_MAX_NOISE, _NOISE_FACTOR * _largest_difference(expected, reordered)))
+        tolerance = max(tolerance, min(_MAX_NOISE, _NOISE_FACTOR * _largest_difference(expected, repeat())))
     if not difference <= tolerance:
         raise SplitError(
             f"its parts give scores that differ from the whole model's by {difference:.2g}, more than {tolerance:.2g}"

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from batchverify.images.tensorflow_loader import BatchDecoder
     from batchverify.model.identity_bound import IdentityBound
     from batchverify.model.pair_model import PairModel
+    from batchverify.model.proven_model import ProvenModel
 
 _PREFETCHED_BATCHES = 3
 # Several batches are decoded and encoded at the same time, each with its share of the cores, so that no core waits for the
@@ -75,7 +76,7 @@ class EncodedBatch:
 class NetworkParts(NamedTuple):
     """What a `KerasNetwork` is made of; see there."""
 
-    model: PairModel
+    model: PairModel | ProvenModel
     reader: ImageReader
     decode_batch: BatchDecoder | None
     config: ScoringConfig
@@ -107,7 +108,7 @@ class KerasNetwork:
 
     def __init__(
         self,
-        model: PairModel,
+        model: PairModel | ProvenModel,
         reader: ImageReader,
         decode_batch: BatchDecoder | None,
         config: ScoringConfig,
@@ -204,9 +205,7 @@ class KerasNetwork:
 
     def identity_bound(self) -> IdentityBound | None:
         """Returns what the weights of the head prove; None where the model could not be split."""
-        from batchverify.model.identity_bound import find_identity_bound
-
-        return find_identity_bound(self._model.split, self._config) if self._model.split else None
+        return self._model.identity_bound(self._config)
 
     def check_split(self, uris: Sequence[str]) -> None:
         """Compares the network's two parts with the whole network, on those images at `uris` that can be read.
@@ -347,13 +346,15 @@ def load_parts(
 ) -> NetworkParts:
     """Does what `load_network` does, and returns the parts of the network; see `load_model` for a candidate."""
     start_tensorflow()
-    from batchverify.model.load import load_model, share_cores
+    from batchverify.model.load import decisions_subject, load_model, share_cores
+    from batchverify.model.proven_model import load_proven
 
     stats = stats or WorkerStats()
     share_cores(_core_count() // _parallel_batches())
     inferences = InferenceLog()
     with inferences.loading():
-        model = load_model(config, is_candidate)
+        load = functools.partial(load_model, is_candidate=is_candidate)
+        model = load_proven(config, load, decisions_subject(config, is_candidate))
     limits = config.max_image_pixels, config.max_image_bytes
     budget = PixelBudget(config.max_decoding_pixels or default_decoding_pixels())
     reader = ImageReader(
