@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from batchverify import shutdown
+from batchverify import garbage_collector, shutdown
 from batchverify.cli import run_end
 from batchverify.cli.early_options import EarlyOptions, read_early_options
 from batchverify.cli.exit_code import ExitCode, exit_code_of
@@ -59,6 +59,8 @@ def _run(arguments: list[str]) -> tuple[int, str]:
         name, arguments = _choose(arguments)
         _refuse_unfit_process()
         quieten_libraries()
+        if name != JOB:  # The job resumes it when everything is imported.
+            garbage_collector.resume()
         return load_subcommand(name).run(arguments), ""
     except (PreflightError, RunError, KeyboardInterrupt) as error:
         problems = _problems(error, name)
@@ -85,6 +87,7 @@ def run_as_process() -> NoReturn:
     for number in shutdown.stopping_signals()[1:]:  # Python turns SIGINT into KeyboardInterrupt.
         signal.signal(number, _stop)
     leave_out_unused()
+    garbage_collector.pause()
     code = main()
     flush_streams()
     if code in (ExitCode.FAILED, ExitCode.REFUSED, ExitCode.MANIFEST_MISSING):

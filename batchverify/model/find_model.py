@@ -10,8 +10,8 @@ from typing import Any
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
 from batchverify.model.local_copy import digest_model, local_model
-from batchverify.model.start_tensorflow import start_tensorflow
 from batchverify.model.registry import is_registry_name
+from batchverify.model.start_tensorflow import start_tensorflow
 from batchverify.uris import is_remote
 
 

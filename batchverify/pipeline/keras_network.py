@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from batchverify import garbage_collector
 from batchverify.config import ScoringConfig
 from batchverify.errors import PreflightError
 from batchverify.images.decode import UndecodedImage
@@ -158,7 +159,10 @@ class KerasNetwork:
                         left -= changed[0]
                         for name, image in changed[1].items():
                             pixels[name].append(image)
-        embeddings = {name: self._encode_in_batches(images) for name, images in pixels.items() if images}
+        embeddings: dict[str, np.ndarray] = {}
+        if positions:  # All changes are encoded together, because a batch takes as long when it is not full.
+            encoded = self._encode_in_batches([image for images in pixels.values() for image in images])
+            embeddings = dict(zip(pixels, np.split(encoded, len(pixels)), strict=True))
         return np.array(positions, np.int64), embeddings
 
     def _keep_lowest(self, uris: pa.Array) -> None:
@@ -348,6 +352,8 @@ def load_parts(
     start_tensorflow()
     from batchverify.model.load import decisions_subject, load_model, share_cores
     from batchverify.model.proven_model import load_proven
+
+    garbage_collector.resume()
 
     stats = stats or WorkerStats()
     share_cores(_core_count() // _parallel_batches())

@@ -36,6 +36,7 @@ from batchverify.pipeline.network import Network, NetworkLoader
 from batchverify.pipeline.portable import absolute_paths, configure_portable, max_block_bytes, max_element_bytes
 from batchverify.pipeline.provenance import describe_candidate, describe_run
 from batchverify.pipeline.two_networks import TwoNetworks, network_loader
+from batchverify.report.render import prepare_report
 from batchverify.tracing import span
 from batchverify.worker_stats import WorkerStats
 
@@ -282,6 +283,7 @@ def _named_paths(config: VerificationConfig) -> Iterator[tuple[str, str | None]]
 def _load_checked(loader: NetworkLoader, manifest: Manifest) -> KerasNetwork:
     network = loader.get()
     assert isinstance(network, KerasNetwork)
+    prepare_report()
     network.check_split(manifest.sample)
     return network
 

@@ -5,7 +5,10 @@ The scores are not read. Only the images of the thumbnails are not in `_summary.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +70,16 @@ def _read_summary(run: RunDirectory, directory: str) -> dict[str, Any]:
     if not isinstance(summary, dict) or "summary_version" not in summary:
         raise PreflightError(f"{directory}: its _summary.json is not one that batchverify wrote; run the job again.")
     return summary
+
+
+def prepare_report() -> None:
+    """Imports in a thread what a report takes, while TensorFlow computes; most of a second on a short run's way otherwise."""
+    threading.Thread(target=_import_plots, name="prepare-report", daemon=True).start()
+
+
+def _import_plots() -> None:
+    with contextlib.suppress(ImportError):  # The report says so.
+        importlib.import_module("batchverify.report.plots")
 
 
 def make_report(summary: dict[str, Any]) -> str:

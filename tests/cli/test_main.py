@@ -230,6 +230,17 @@ def test_the_interpreter_is_taken_apart_only_where_something_still_needs_it(run,
 
 
 @pytest.mark.processes
+def test_garbage_is_collected_while_a_subcommand_runs():
+    program = (
+        "import gc, sys, types, batchverify.cli.main as program\n"
+        "run = lambda arguments: 0 if gc.isenabled() else 1\n"
+        "program.load_subcommand = lambda name: types.SimpleNamespace(run=run)\n"
+        "program.run_as_process()"
+    )
+    assert start(sys.executable, "-c", program, "report") == (0, "")
+
+
+@pytest.mark.processes
 def test_a_working_directory_that_was_deleted_is_told_in_a_sentence(tmp_path):
     (tmp_path / "gone").mkdir()
     script = 'rmdir "$PWD" && exec "$@"'

@@ -1,6 +1,7 @@
 """The cache of models: what it gives computes the same bit for bit, and it is used for nothing else than it was made of."""
 
 import dataclasses
+import gc
 import io
 import logging
 import shutil
@@ -12,11 +13,13 @@ import pandas as pd
 import pytest
 
 import batchverify
+from batchverify import garbage_collector
 from batchverify.cli.main import main
-from batchverify.config import ModelConfig
+from batchverify.config import ModelConfig, ScoringConfig
 from batchverify.errors import SplitError
 from batchverify.model.cache_switch import model_cache
 from batchverify.model.start_tensorflow import start_tensorflow
+from batchverify.pipeline.keras_network import load_parts
 
 start_tensorflow()
 
@@ -237,6 +240,12 @@ def test_when_a_device_is_out_of_memory_the_model_is_loaded_for_smaller_batches(
     monkeypatch.setattr(proven_model, "load_function", for_few_rows)
     np.testing.assert_allclose(load(config).encode(images), loaded.encode(images), atol=1e-6)
     assert len(load.loads) == 2
+
+
+def test_garbage_is_collected_once_everything_is_imported(small_model):
+    garbage_collector.pause()
+    load_parts(ScoringConfig(model=small_model))
+    assert gc.isenabled()
 
 
 @pytest.mark.slow
