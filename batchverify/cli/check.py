@@ -62,7 +62,7 @@ def _sample_lines(sample: SampleResult) -> Iterator[str]:
 def _store_message(session: EmbeddingStoreSession, sample: SampleResult) -> str:
     if session.ignored:
         return f"{session.path}: what is stored is not used: {session.ignored}"
-    if session.stored is None:
+    if session.published is None and not session.unfinished_rows:
         return f"{session.path}: nothing is stored yet"
     tried = sum(sample.statuses.values())
     unchanged = f"; of {tried:,} images tried, {sample.unchanged:,} are in it unchanged" if sample.unchanged is not None else ""

@@ -7,11 +7,13 @@ callers that must report a failure catch `Exception`.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import glob
 import os
 import re
 import stat
+import uuid
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -102,6 +104,38 @@ def write_bytes(path: str, data: bytes) -> None:
 def write_text(path: str, text: str) -> None:
     """Writes a UTF-8 file, in place of any that is there."""
     write_bytes(path, text.encode())
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Writes a file that appears whole or not at all, also after a loss of power, in place of any that is there.
+
+    An object store shows a new object only once it is complete.
+    """
+    if is_remote(path):
+        write_bytes(path, data)
+        return
+    folder, name = os.path.split(path)
+    os.makedirs(folder or ".", exist_ok=True)
+    unfinished = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(unfinished)
+        raise
+    _sync_folder(folder or ".")
+
+
+def _sync_folder(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def list_files(pattern: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The rows of a store of embeddings: their columns, which of them still hold, and which of them the next generation has."""
+"""The rows of a store of embeddings: their columns, which of them still hold, and which of them are kept."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 
 from batchverify.schema import STATUSES, ImageStatus
 
+# A row that is used is not written again for its date alone before its date is older than so many days.
+DATES_LAG_DAYS = 6
 _OK = STATUSES.index(ImageStatus.OK)
 
 
@@ -22,7 +24,7 @@ def stored_schema(embedding_size: int) -> pa.Schema:
     - `identity`: the score of the image against itself.
     - `traits`: what the file holds beyond the colours of one upright picture, as `schema.ImageTraits`.
     - `embedding`: float32 `(embedding_size,)`.
-    - `last_used`: the date of the last run whose manifest named the image.
+    - `last_used`: the date of the last run whose manifest named the image, or one up to `DATES_LAG_DAYS` days before.
     """
     return pa.schema(
         [
@@ -49,7 +51,7 @@ def is_unchanged(stored: pa.Table, now: pa.Table) -> np.ndarray:
 
 
 def current_rows(images: pa.Table, today: datetime.date) -> pa.Table:
-    """Returns the rows of the next generation for images that this run could read.
+    """Returns the rows to store for images that this run could read.
 
     Args:
         images: Images with `uri`, `status`, `version`, `digest`, `identity` and `embedding`.
@@ -62,7 +64,7 @@ def current_rows(images: pa.Table, today: datetime.date) -> pa.Table:
 
 
 def retained_rows(stored: pa.Table, today: datetime.date, days: int | None) -> pa.Table:
-    """Returns the rows of the next generation for stored images that this run did not name or could not read.
+    """Returns those rows to keep of stored images that this run did not name or could not read.
 
     Args:
         stored: The rows of these images.
@@ -71,4 +73,11 @@ def retained_rows(stored: pa.Table, today: datetime.date, days: int | None) -> p
     """
     if days is None:
         return stored
-    return stored.filter(pc.greater_equal(stored["last_used"], pa.scalar(today - datetime.timedelta(days), pa.date32())))
+    oldest = today - datetime.timedelta(days + DATES_LAG_DAYS)
+    return stored.filter(pc.greater_equal(stored["last_used"], pa.scalar(oldest, pa.date32())))
+
+
+def has_recent_date(stored: pa.Table, today: datetime.date) -> pa.ChunkedArray:
+    """Returns bool `(n,)`: which rows need not be written again for their dates."""
+    oldest = today - datetime.timedelta(DATES_LAG_DAYS)
+    return pc.greater_equal(stored["last_used"], pa.scalar(oldest, pa.date32()))

@@ -125,6 +125,8 @@ class CompleteSummary(beam.DoFn):
         return {
             "path": self._session.path,
             "stored": self._session.rows,
+            "unfinished": self._session.unfinished_rows,
+            "written_anew": self._session.writes_all,
             "ignored": self._session.ignored,
             "reused": summary.counts["embeddings.reused"],
             "encoded": summary.counts["embeddings.encoded"],

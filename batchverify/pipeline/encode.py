@@ -16,6 +16,7 @@ from batchverify.config import ScoringConfig
 from batchverify.errors import RunError
 from batchverify.evaluation.candidate import candidate_images
 from batchverify.output.embedding_session import EmbeddingStoreSession
+from batchverify.output.embedding_store import StoredFile
 from batchverify.pipeline.compare import CANDIDATE_NOT_A_NUMBER, NOT_A_NUMBER
 from batchverify.pipeline.drawn_images import DrawnImages
 from batchverify.pipeline.encoded_images import (
@@ -27,12 +28,12 @@ from batchverify.pipeline.encoded_images import (
 from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.inference_metrics import InferenceMetrics
 from batchverify.pipeline.network import EmbeddingLookupNetwork, NetworkLoader
-from batchverify.pipeline.stored_embeddings import NextGeneration, encode_changed
+from batchverify.pipeline.stored_embeddings import PartClock, StoredBucket
 from batchverify.tracing import span
 from batchverify.worker_stats import WorkerStats
 
 # The tags of the outputs of `EncodeImages` beside its main output, the answers to blocks.
-IMAGES_OUTPUT, STORED_ROWS_OUTPUT, DRAWN_OUTPUT = "images", "stored_rows", "drawn"
+IMAGES_OUTPUT, STORED_FILES_OUTPUT, DRAWN_OUTPUT = "images", "stored_files", "drawn"
 # Columns of encoded images that `ComparePairs` does not need.
 _NOT_SENT = ("version", "reused", "traits")
 
@@ -44,7 +45,8 @@ class EncodeImages(beam.DoFn):
     is in one chunk. The output `IMAGES_OUTPUT` has one row for each distinct image, without its embedding.
 
     With a store of embeddings, some of the tables of the input hold stored rows instead of URIs; they have no block. The output
-    `STORED_ROWS_OUTPUT` then has the rows of the next generation of the store.
+    `STORED_FILES_OUTPUT` then has the files that were written to the store. They are written here, as soon as their images are
+    encoded, and not in a step of its own, which some runners begin only when this one has ended.
 
     The output `DRAWN_OUTPUT` has images to compare with strangers, a `DrawnImages` for each bucket.
 
@@ -84,21 +86,22 @@ class EncodeImages(beam.DoFn):
     def setup(self) -> None:
         self._network = self._loader.get()
         self._table = None if self._table_loader is None else self._table_loader.get()
+        self._clock = PartClock()
 
     def process(self, element: tuple[int, Iterable[tuple[str, pa.Table]]]) -> Iterator[Any]:
         bucket, tables = element
         buckets = self._buckets if self._table is None else self._table.buckets
         requests, stored = split_requests(tables)
-        generation = None if self._session is None else NextGeneration(self._session, stored)
+        store = None if self._session is None else StoredBucket(self._session, stored, self._clock, self._stats)
         drawn: list[DrawnImages] = []
         chunk_size = max(1, self._chunk_bytes // self._network.embedding_bytes)
         for start in range(0, len(requests.uris), chunk_size):
             uris = requests.uris.slice(start, chunk_size)
             with span("encode", images=len(uris), bucket=bucket):
-                images = self._encode(uris, stored)
+                images = self._encode(uris, store)
             yield beam.pvalue.TaggedOutput(IMAGES_OUTPUT, without_embeddings(images))
-            if generation is not None:
-                yield from _to_store(generation.add(images))
+            if store is not None:
+                yield from _stored(store.add(images))
             if self._are_drawn:
                 drawn.append(DrawnImages.draw(images, self._network.embedding_bytes, buckets, self._base))
             images = images.drop_columns([name for name in _NOT_SENT if name in images.column_names])
@@ -110,15 +113,15 @@ class EncodeImages(beam.DoFn):
             yield from ((key, no_encoded_images()) for key in requests.keys)
         if drawn:
             yield beam.pvalue.TaggedOutput(DRAWN_OUTPUT, DrawnImages.merge(drawn))
-        if generation is not None:
-            yield from _to_store(generation.finish())
+        if store is not None:
+            yield from _stored(store.finish())
 
-    def _encode(self, uris: pa.Array, stored: pa.Table | None) -> pa.Table:
-        if self._session is None:
+    def _encode(self, uris: pa.Array, store: StoredBucket | None) -> pa.Table:
+        if store is None:
             images = self._network.encode(uris)
             reused = 0
         else:
-            images = encode_changed(uris, stored, cast(EmbeddingLookupNetwork, self._network), self._stats)
+            images = store.encode(uris, cast(EmbeddingLookupNetwork, self._network))
             reused = pc.sum(images["reused"]).as_py() or 0
         if self._on_nan == "fail":
             _require_finite(images)
@@ -180,8 +183,8 @@ def split_requests(tables: Iterable[tuple[str, pa.Table]]) -> tuple[BucketReques
     return BucketRequests.combine(requests), pa.concat_tables(stored).combine_chunks() if stored else None
 
 
-def _to_store(tables: Iterable[pa.Table]) -> Iterator[Any]:
-    return (beam.pvalue.TaggedOutput(STORED_ROWS_OUTPUT, table) for table in tables)
+def _stored(files: Iterable[StoredFile]) -> Iterator[Any]:
+    return (beam.pvalue.TaggedOutput(STORED_FILES_OUTPUT, file) for file in files)
 
 
 def _require_finite(images: pa.Table, problem: str = NOT_A_NUMBER) -> None:

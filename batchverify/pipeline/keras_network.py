@@ -134,6 +134,24 @@ class KerasNetwork:
         encoded: list[EncodedBatch] = []
         while batch := self._next_batch(batches):
             encoded.append(batch)
+        return self._with_versions(uris, encoded)
+
+    def encode_parts(self, uris: pa.Array, is_due: Callable[[], bool]) -> Iterator[pa.Table]:
+        """See `EmbeddingLookupNetwork.encode_parts`; the next images are read and encoded while a part is used."""
+        self._keep_lowest(uris)
+        batches = self._encode_batches(uris.to_pylist())
+        part: list[EncodedBatch] = []
+        start = end = 0
+        while batch := self._next_batch(batches):
+            part.append(batch)
+            end += len(batch.reads)
+            if end < len(uris) and is_due():
+                yield self._with_versions(uris.slice(start, end - start), part)
+                part, start = [], end
+        yield self._with_versions(uris.slice(start), part)
+
+    def _with_versions(self, uris: pa.Array, encoded: Sequence[EncodedBatch]) -> pa.Table:
+        """Returns the table of encoded images, with their versions where embeddings are stored."""
         images = self.to_table(uris, encoded)
         if self._reader.versions is None:
             return images

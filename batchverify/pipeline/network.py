@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, cast
 
 import numpy as np
@@ -48,6 +48,9 @@ class NetworkWithCandidate(Network, Protocol):
 
 class EmbeddingLookupNetwork(Network, Protocol):
     """What `EncodeImages` needs where embeddings are stored: `encode` also returns the column `version`."""
+
+    def encode_parts(self, uris: pa.Array, is_due: Callable[[], bool]) -> Iterator[pa.Table]:
+        """Yields what `encode` returns in parts, in order: one whenever `is_due` says so after a batch, and the last one."""
 
     def look_up(self, uris: pa.Array) -> pa.Table:
         """Returns one row for each of `uris`, in their order: `uri`, `status`, `error`, `digest` and `version`."""

@@ -25,7 +25,7 @@ from batchverify.model.registry import resolve_models
 from batchverify.model.sidecar import Sidecar, apply_sidecar, read_sidecar
 from batchverify.output.embedding_key import differing_settings, embedding_key
 from batchverify.output.embedding_session import EmbeddingStoreSession
-from batchverify.output.embedding_store import EmbeddingStore, Generation, open_store
+from batchverify.output.embedding_store import EmbeddingStore, Published, open_store
 from batchverify.output.run_directory import RunDirectory
 from batchverify.pipeline.calibration import plan_calibration
 from batchverify.pipeline.dataflow import configure_dataflow, is_dataflow, refuse_local_images
@@ -113,7 +113,7 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
     config = absolute_paths(options, config)
     RunDirectory(config.output).refuse_taken(config.overwrite)
     baseline = read_baseline(config)
-    store = open_store(config.embeddings, config.embeddings_rebuild) if config.embeddings else None
+    published = open_store(config.embeddings, config.embeddings_rebuild) if config.embeddings else None
     sidecar = read_sidecar(config.model)
     earlier = read_threshold(config.threshold_from) if config.threshold_from else None
     candidate_sidecar = read_candidate_sidecar(config)
@@ -132,7 +132,7 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
         network = _load_checked(loader, manifest)
     if earlier:
         earlier.refuse_other_scores(f"sha256:{network.facts.digest}", config_settings(config))
-    session = _plan_session(config, network, *store) if store else None
+    session = _plan_session(config, network, published) if config.embeddings else None
     calibration = plan_calibration(config, sidecar, network.facts, manifest, options)
     table = image_table(options)
     if table is None:
@@ -174,12 +174,18 @@ def read_store_again(plan: RunPlan) -> RunPlan:
     Raises:
         PreflightError: If the store cannot be used any more.
     """
-    if plan.session is None or plan.config.embeddings_rebuild:
+    if plan.session is None:
         return plan
-    store, looked_at = EmbeddingStore(plan.session.path), plan.session.stored
-    if looked_at is not None and looked_at.name == store.published_name():
-        return plan
-    session = dataclasses.replace(plan.session, **_readable(plan.config, plan.session.key, store.read_published(), None))
+    store, session = EmbeddingStore(plan.session.path), plan.session
+    looked_at = session.published.folder if session.published else None
+    if not session.is_rebuild and (looked_at is None or looked_at != store.published_folder()):
+        session = dataclasses.replace(session, **_readable(plan.config, session.key, store.read_published()))
+    session = dataclasses.replace(session, unfinished=store.unfinished_files(session.key, session.published))
+    if session.unfinished_rows:
+        _LOG.info(
+            "--embeddings %s: %s embeddings of runs that did not finish are used, too.",
+            session.path, f"{session.unfinished_rows:,}",
+        )  # fmt: skip
     return dataclasses.replace(plan, session=session)
 
 
@@ -297,16 +303,13 @@ def _describe_candidate(
     return describe_candidate(config, candidate.facts, candidate.identity_bound(), network.share_pixels, version)
 
 
-def _plan_session(
-    config: VerificationConfig, network: KerasNetwork, stored: Generation | None, ignored: str | None
-) -> EmbeddingStoreSession:
+def _plan_session(config: VerificationConfig, network: KerasNetwork, published: Published | None) -> EmbeddingStoreSession:
     """Decides how the store is used, and logs a warning if what it holds is not.
 
     Args:
         config: The configuration, completed by the model's sidecar.
         network: The network.
-        stored: The generation that the store holds, or None.
-        ignored: The reason why nothing of the store is used, or None.
+        published: What the store holds, or None.
     """
     assert config.embeddings is not None
     if network.encodings_per_pair:
@@ -315,25 +318,27 @@ def _plan_session(
             "pair, so that there are no embeddings to store; leave --embeddings out."
         )
     key = embedding_key(config, network.facts, network.preprocessing)
-    return EmbeddingStoreSession(
+    session = EmbeddingStoreSession(
         path=config.embeddings.rstrip("/") or "/",
         version=config.embeddings_version,
         key=key,
         today=datetime.datetime.now(datetime.UTC).date(),
         days=config.embeddings_days,
-        **_readable(config, key, stored, ignored),
+        is_rebuild=config.embeddings_rebuild,
+        **_readable(config, key, published),
     )
+    unfinished = EmbeddingStore(session.path).unfinished_files(key, session.published)
+    return dataclasses.replace(session, unfinished=unfinished)
 
 
-def _readable(
-    config: VerificationConfig, key: dict[str, Any], stored: Generation | None, ignored: str | None
-) -> dict[str, Any]:
-    """Returns the fields `stored` and `ignored` of a session."""
-    if stored and (names := differing_settings(stored.key, key)):
-        stored, ignored = None, f"made with another {', '.join(names).replace('_', ' ')}"
+def _readable(config: VerificationConfig, key: dict[str, Any], published: Published | None) -> dict[str, Any]:
+    """Returns the fields `published` and `ignored` of a session."""
+    ignored = "--embeddings-rebuild" if config.embeddings_rebuild else None
+    if published and (names := differing_settings(published.key, key)):
+        published, ignored = None, f"made with another {', '.join(names).replace('_', ' ')}"
     if ignored:
         _LOG.warning("--embeddings %s: what is stored is not used, and replaced at the end (%s).", config.embeddings, ignored)
-    return {"stored": stored, "ignored": ignored}
+    return {"published": published, "ignored": ignored}
 
 
 def _report_worker_memory(plan: RunPlan) -> None:

@@ -198,11 +198,11 @@ def _claimed(plan: RunPlan) -> Iterator[Callable[[], None]]:
     def detach() -> None:
         directory.detach(run_id)
         if store and session:
-            store.detach(session.generation)
+            store.detach(session.folder)
 
     with (
         directory.claimed(run_id, plan.config.overwrite),
-        store.claimed(session.generation) if store and session else nullcontext(),
+        store.claimed(session.folder) if store and session else nullcontext(),
     ):
         yield detach
 

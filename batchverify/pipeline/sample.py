@@ -73,12 +73,13 @@ def count_unchanged(network: EmbeddingLookupNetwork, session: EmbeddingStoreSess
     """Returns how many of the images a store holds unchanged; None where it is too large to be searched."""
     if session.rows > _MAX_STORE_ROWS:
         return None
-    sample, count = pa.array(uris, pa.string()), 0
-    for file in session.files():
-        rows = session.read(file)
+    sample, unchanged = pa.array(uris, pa.string()), set()
+    for number, file in session.files():
+        rows = session.read(number, file)
         rows = rows.filter(pc.is_in(rows["uri"], value_set=sample))
-        count += int(is_unchanged(rows, network.look_up(rows["uri"].combine_chunks())).sum())
-    return count
+        is_same = is_unchanged(rows, network.look_up(rows["uri"].combine_chunks()))
+        unchanged |= set(rows["uri"].filter(pa.array(is_same)).to_pylist())
+    return len(unchanged)
 
 
 def _measure_pairs(network: Network, images: pa.Table) -> float:

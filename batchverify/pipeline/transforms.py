@@ -20,12 +20,12 @@ from batchverify.pipeline.buckets import bucket_count, request_images
 from batchverify.pipeline.calibration import refuse_prior_alone
 from batchverify.pipeline.compare import BLOCK_TABLE, IMAGES_TABLE, ComparePairs
 from batchverify.pipeline.drawn_images import DrawnImages, base_of_draw
-from batchverify.pipeline.encode import DRAWN_OUTPUT, IMAGES_OUTPUT, STORED_ROWS_OUTPUT, EncodeImages
+from batchverify.pipeline.encode import DRAWN_OUTPUT, IMAGES_OUTPUT, STORED_FILES_OUTPUT, EncodeImages
 from batchverify.pipeline.examine import Examined, ExamineDrawn
 from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.network import NetworkLoader
 from batchverify.pipeline.portable import max_element_bytes
-from batchverify.pipeline.stored_embeddings import read_stored, write_stored
+from batchverify.pipeline.stored_embeddings import read_stored
 from batchverify.pipeline.two_networks import network_loader
 from batchverify.worker_stats import WorkerStats
 
@@ -154,10 +154,7 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
         config: ScoringConfig,
     ) -> Verified:
         """Returns the outputs, with the store's files and what drawn images say."""
-        stored_files = None
-        if self._session is not None:
-            rows = encoded[STORED_ROWS_OUTPUT]
-            stored_files = rows | "WriteEmbeddings" >> beam.FlatMap(write_stored, self._session, self._stats)
+        stored_files = None if self._session is None else encoded[STORED_FILES_OUTPUT]
         examined = None
         # In windows, each block may be the last: there is no run to draw images from.
         is_one_run = isinstance(blocks.windowing.windowfn, GlobalWindows)
@@ -189,7 +186,7 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
         chunk_bytes = max_element_bytes(pipeline.options)
         shared = table, self._session, self._stats
         encode = beam.ParDo(EncodeImages(loader, config, self._buckets, base_of_draw(config), chunk_bytes, *shared))
-        outputs = {IMAGES_OUTPUT: pa.Table, STORED_ROWS_OUTPUT: pa.Table, DRAWN_OUTPUT: DrawnImages}
+        outputs = {IMAGES_OUTPUT: pa.Table, STORED_FILES_OUTPUT: StoredFile, DRAWN_OUTPUT: DrawnImages}
         return (
             _on_accelerator(encode, config.accelerator)
             .with_outputs(*outputs, main="answers")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import shutil
@@ -25,8 +26,10 @@ from batchverify.images.layout import Layout
 from batchverify.images.picture_loader import PictureLoader
 from batchverify.images.reader import ImageReader
 from batchverify.model import load
+from batchverify.output.embedding_rows import stored_schema
 from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import EmbeddingStore
+from batchverify.pipeline.keras_network import KerasNetwork
 from tests.support.manifests import write_pairs
 from tests.support.processes import SUBPROCESS_WORKERS, start_program, wait_for
 
@@ -111,14 +114,15 @@ def counts(result) -> tuple[int, int]:
 
 
 def stored(tmp_path) -> pd.DataFrame:
-    """What the store has, read by nothing but its own words."""
+    """What the store has, read by nothing but its own words: of several rows for one image the last one counts."""
     store = tmp_path / "store"
     said = json.loads((store / POINTER).read_text())
-    assert sorted(path.name for path in store.iterdir()) == sorted([said["generation"], POINTER])
-    files = sorted(path.name for path in (store / said["generation"]).iterdir())
-    assert files == sorted(one["name"] for one in said["files"])
-    rows = pd.concat([pq.read_table(store / said["generation"] / name).to_pandas() for name in files], ignore_index=True)
-    assert len(rows) == said["rows"] and rows["uri"].is_unique
+    listed = [f"{one['folder']}/{one['name']}" for one in said["files"]]
+    assert sorted(str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()) == sorted([*listed, POINTER])
+    assert not [path for path in store.iterdir() if path.is_dir() and not any(path.iterdir())]
+    rows = pd.concat([pq.read_table(store / path).to_pandas() for path in listed], ignore_index=True)
+    rows = rows.drop_duplicates("uri", keep="last", ignore_index=True)
+    assert len(rows) == said["rows"]
     return rows
 
 
@@ -270,17 +274,16 @@ def test_rows_that_tonight_does_not_name_stay_and_grow_old(first, night, pairs, 
 
 
 def grow_older(tmp_path, days):
-    """Writes the store's only file again with earlier dates, as the store itself would have then."""
-    said = json.loads((tmp_path / "store" / POINTER).read_text())
-    published = EmbeddingStore(str(tmp_path / "store")).read_published()
-    session = EmbeddingStoreSession(str(tmp_path / "store"), "stat", said["key"], published, None, datetime.date.min)
-    (part,) = session.files()
-    rows = session.read(part)
-    earlier = pa.array(np.array(rows["last_used"]) - np.timedelta64(days, "D"), pa.date32())
-    parts = list(
-        session.write(rows.set_column(rows.schema.get_field_index("last_used"), rows.schema.field("last_used"), earlier))
-    )
-    session.publish(parts, "older")
+    """Writes the store again with earlier dates, as the store itself would have then."""
+    path = str(tmp_path / "store")
+    published = EmbeddingStore(path).read_published()
+    assert published is not None
+    earlier = published.since - datetime.timedelta(days)
+    session = EmbeddingStoreSession(path, "stat", published.key, None, None, earlier)
+    rows = pa.Table.from_pandas(stored(tmp_path), stored_schema(published.key["embedding_size"]), preserve_index=False)
+    dates = pa.array(np.array(rows["last_used"]) - np.timedelta64(days, "D"), pa.date32())
+    rows = rows.set_column(rows.schema.get_field_index("last_used"), rows.schema.field("last_used"), dates)
+    session.publish(list(session.write(rows)), "older")
 
 
 def cut(store, said, part):
@@ -314,7 +317,7 @@ def test_a_store_that_is_not_whole_is_refused_or_rebuilt(damage, first, night, t
     store = tmp_path / "store"
     break_it, told = DAMAGES[damage]
     said = json.loads((store / POINTER).read_text())
-    break_it(store, said, store / said["generation"] / said["files"][0]["name"])
+    break_it(store, said, store / said["folder"] / said["files"][0]["name"])
     (store / POINTER).write_text(json.dumps(said) if said else "{not JSON")
     with pytest.raises(batchverify.PreflightError, match=f"the store is not whole: .*{told}.*--embeddings-rebuild"):
         night("second")
@@ -341,8 +344,8 @@ def test_damage_inside_of_a_file_fails_the_run(first, night, tmp_path):
 
 @pytest.mark.processes
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_is_killed_leaves_the_store_as_it_was(how, first, night, pairs, pictures, small_model, tmp_path):
-    before = stored(tmp_path)
+def test_what_a_killed_run_has_encoded_is_not_encoded_again(how, first, night, pairs, pictures, small_model, tmp_path):
+    before = (tmp_path / "store" / POINTER).read_bytes()
     made_anew(pictures / "p3.png")
     arguments = ["--manifest", str(pairs), "--output", str(tmp_path / "out"), "--model", small_model, "--block-rows", "1"]
     process = start_program([*arguments, "--embeddings", str(tmp_path / "store")], os.environ | {"TMPDIR": str(tmp_path)})
@@ -352,19 +355,134 @@ def test_a_run_that_is_killed_leaves_the_store_as_it_was(how, first, night, pair
         time.sleep(0.005)
     process.send_signal(how)
     process.communicate(timeout=300)
-    if how == signal.SIGTERM:
-        pd.testing.assert_frame_equal(stored(tmp_path), before)
-    assert counts(night("again")) == (1, 9)
+    assert (tmp_path / "store" / POINTER).read_bytes() == before
+    again = night("again")
+    assert counts(again) == (0, 10) and again.summary["embeddings"]["unfinished"] == 1
     assert len(stored(tmp_path)) == 10
 
 
-def test_a_run_that_misses_a_gate_publishes_nothing(first, night, pictures, tmp_path):
+@pytest.fixture
+def fail_midway(night, monkeypatch):
+    """Runs a night whose encoder fails for good after the first six images, batch by batch, each batch a part of its own."""
+
+    def run(name, **settings):
+        encode = KerasNetwork.encode_parts
+
+        def encode_some(self, uris, is_due):
+            yield from itertools.islice(encode(self, uris, lambda: True), 2)
+            raise MemoryError("the device is gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(KerasNetwork, "encode_parts", encode_some)
+            with pytest.raises(batchverify.RunError, match="the device is gone"):
+                night(name, batch_size=3, **settings)
+
+    return run
+
+
+def test_a_failed_night_is_gone_on_with(fail_midway, night, tmp_path, read_scores):
+    fail_midway("failed")
+    assert not (tmp_path / "store" / POINTER).exists() and not (tmp_path / "out-failed" / "_SUCCESS").exists()
+    resumed = night("resumed", batch_size=3)
+    assert counts(resumed) == (4, 6) and resumed.summary["embeddings"]["unfinished"] == 6
+    assert len(stored(tmp_path)) == 10
+    undisturbed = night("undisturbed", batch_size=3, embeddings=None)
+    assert undisturbed.counters["images_encoded"] == 10
+    scores = [read_scores(tmp_path / f"out-{name}") for name in ("resumed", "undisturbed")]
+    pd.testing.assert_frame_equal(*scores, check_exact=False, rtol=0, atol=1e-6)
+    assert counts(night("next")) == (0, 10)
+
+
+def test_what_a_failed_night_has_encoded_is_kept_though_the_next_one_does_not_name_it(fail_midway, night, pairs, tmp_path):
+    fail_midway("failed")
+    lines = pairs.read_text().splitlines()
+    pairs.write_text("\n".join([lines[0], "pictures/p1.png,pictures/p2.png"]))
+    encoded, reused = counts(night("short"))
+    kept = len(stored(tmp_path))
+    assert encoded + reused == 2 and kept == 6 + encoded
+    pairs.write_text("\n".join(lines))
+    assert counts(night("whole")) == (10 - kept, kept) and len(stored(tmp_path)) == 10
+
+
+def test_a_torn_part_is_left_out_and_deleted(fail_midway, night, tmp_path, caplog):
+    fail_midway("failed")
+    cut_short, damaged = sorted((tmp_path / "store").glob("embeddings-*/part-*.parquet"))
+    cut_short.write_bytes(cut_short.read_bytes()[:-100])
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 3] ^= 1
+    damaged.write_bytes(data)
+    (damaged.parent / ".part.unfinished").write_bytes(b"PAR1")
+    assert counts(night("resumed")) == (10, 0)
+    assert "is damaged" in caplog.text and "is of a run that did not finish, and is left out" in caplog.text
+    assert len(stored(tmp_path)) == 10
+
+
+def test_parts_of_another_model_or_before_a_rebuild_are_not_used(fail_midway, night, tmp_path):
+    fail_midway("failed")
+    assert counts(night("other", color="bgr")) == (10, 0) and len(stored(tmp_path)) == 10
+    fail_midway("failed-again", color="bgr", embeddings_rebuild=True)
+    assert counts(night("rebuilt", color="bgr", embeddings_rebuild=True)) == (10, 0) and len(stored(tmp_path)) == 10
+
+
+def test_nights_add_what_is_new_and_write_all_now_and_then(first, night, pairs, pictures, tmp_path):
+    def written_anew(name):
+        said = night(name).summary["embeddings"]
+        return said["encoded"], said["written_anew"]
+
+    base = said_of(tmp_path)["base"]
     before = (tmp_path / "store" / POINTER).read_bytes()
+    assert written_anew("unchanged") == (0, False) and (tmp_path / "store" / POINTER).read_bytes() == before
+    for number in (1, 2, 3):
+        made_anew(pictures / f"p{number}.png")
+        assert written_anew(f"added-{number}") == (1, False)
+        assert said_of(tmp_path)["base"] == base and len(said_of(tmp_path)["files"]) == number + 1
+        assert len(stored(tmp_path)) == 10
+    (added,) = (tmp_path / "store").glob(f"{said_of(tmp_path)['folder']}/*.parquet")
+    assert pq.read_metadata(added).num_rows == 1
+    made_anew(pictures / "p4.png")
+    assert written_anew("anew") == (0 + 1, False)  # Three of thirteen rows were added: less than a quarter.
+    assert written_anew("anew-2") == (0, True)
+    assert len(said_of(tmp_path)["files"]) == 1 and said_of(tmp_path)["base"] != base and len(stored(tmp_path)) == 10
+
+
+def said_of(tmp_path):
+    return json.loads((tmp_path / "store" / POINTER).read_text())
+
+
+def test_after_a_week_all_is_written_anew_with_tonight_s_dates(first, night, tmp_path):
+    grow_older(tmp_path, days=6)
+    assert counts(night("sixth")) == (0, 10) and said_of(tmp_path)["run_id"] == "older"
+    grow_older(tmp_path, days=1)
+    night("seventh")
+    today = datetime.datetime.now(datetime.UTC).date()
+    assert said_of(tmp_path)["since"] == today.isoformat() and set(stored(tmp_path)["last_used"]) == {today}
+
+
+def test_of_two_runs_at_once_neither_loses_what_it_has_encoded(first, night, tmp_path):
+    """Some stores know no locks: the run that ends last leaves the store as it is, and the next run uses what it wrote."""
+    path = str(tmp_path / "store")
+    published = EmbeddingStore(path).read_published()
+    assert published is not None
+    today = datetime.datetime.now(datetime.UTC).date()
+    sessions = [EmbeddingStoreSession(path, "stat", published.key, published, None, today) for _ in range(2)]
+    rows = sessions[0].read(0, published.files[0])
+    for number, session in enumerate(sessions):
+        named = pa.array([f"/tonight/{number}.png"], pa.string())
+        session.publish(session.write(rows.slice(0, 1).set_column(0, rows.schema.field("uri"), named)), f"run-{number}")
+    now = EmbeddingStore(path).read_published()
+    assert now is not None and now.rows == 11 and now.folder == sessions[0].folder
+    night("next")
+    assert {"/tonight/0.png", "/tonight/1.png"} < set(stored(tmp_path)["uri"])
+
+
+def test_a_run_that_misses_a_gate_publishes_its_embeddings(first, night, pictures, tmp_path):
     (pictures / "p3.png").unlink()
     made_anew(pictures / "p4.png")
-    gated = night("gated", max_failed_rows=batchverify.Limit.parse("0"))
-    assert not gated.summary["gates"][0]["met"]
-    assert (tmp_path / "store" / POINTER).read_bytes() == before and len(stored(tmp_path)) == 10
+    gate = batchverify.Limit.parse("0")
+    gated = night("gated", max_failed_rows=gate)
+    assert not gated.summary["gates"][0]["met"] and counts(gated) == (1, 8)
+    assert len(stored(tmp_path)) == 10
+    assert counts(night("again", max_failed_rows=gate)) == (0, 9)
 
 
 def test_one_store_takes_one_run_at_a_time(night, tmp_path):
@@ -376,15 +494,18 @@ def test_one_store_takes_one_run_at_a_time(night, tmp_path):
     assert counts(night("third")) == (10, 0)
 
 
-def test_a_store_that_cannot_be_published_costs_the_embeddings_alone(first, night, tmp_path, monkeypatch, caplog):
-
+def test_a_store_that_cannot_be_published_costs_nothing(first, night, pictures, tmp_path, monkeypatch, caplog):
     def full(self, text):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(EmbeddingStore, "_replace_pointer", full)
-    assert counts(night("second")) == (0, 10)
+    made_anew(pictures / "p3.png")
+    before = (tmp_path / "store" / POINTER).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingStore, "_replace_pointer", full)
+        assert counts(night("second")) == (1, 9)
     assert "the scores are whole, but the new embeddings could not be published (No space left" in caplog.text
-    assert (tmp_path / "out-second" / "_SUCCESS").exists() and len(stored(tmp_path)) == 10
+    assert (tmp_path / "out-second" / "_SUCCESS").exists() and (tmp_path / "store" / POINTER).read_bytes() == before
+    assert counts(night("third")) == (0, 10) and len(stored(tmp_path)) == 10
 
 
 def test_leftovers_of_crashed_runs_are_swept_and_other_folders_refused(night, tmp_path, pictures):
