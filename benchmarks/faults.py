@@ -3,7 +3,8 @@
     python -m benchmarks.faults --tries 20
 
 Each case prints a line of a table: tries, rows in the manifests, rows in the outputs, rows that failed with a reason, and rows
-that are lost, doubled or wrong. The exit code is 1 if any row is lost, doubled or wrong.
+that are lost, doubled or wrong; for runs that are killed and gone on with, also the images, and how many were encoded in all.
+The exit code is 1 if any row is lost, doubled or wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +33,7 @@ import pyarrow.parquet as pq
 from batchverify.config import VerificationConfig
 from batchverify.manifest.plan import plan_manifest
 from batchverify.manifest.read import read_blocks
+from benchmarks import resume
 from benchmarks.hostile_images import MOST_BYTES, MOST_PIXELS, write_corpus
 from benchmarks.hostile_manifests import write_manifests
 
@@ -56,6 +58,8 @@ class Outcome:
         lost: Number of rows that are missing in the output.
         doubled: Number of rows that were written more than once.
         wrong: Number of runs whose rows differ from an undisturbed run, of wrong exit codes and of unexpected files.
+        images: Number of images of runs that were killed and gone on with.
+        encoded: Number of images that all these runs have encoded together.
     """
 
     case: str
@@ -66,9 +70,17 @@ class Outcome:
     lost: int = 0
     doubled: int = 0
     wrong: int = 0
+    images: int = 0
+    encoded: int = 0
 
-    def account(self, expected_rows: int, output: Path, undisturbed: pd.DataFrame | None = None) -> None:
-        """Adds a finished run of a manifest with `expected_rows` rows."""
+    def account(
+        self,
+        expected_rows: int,
+        output: Path,
+        undisturbed: pd.DataFrame | None = None,
+        equal: Callable[[pd.DataFrame, pd.DataFrame], bool] = pd.DataFrame.equals,
+    ) -> None:
+        """Adds a finished run of a manifest with `expected_rows` rows, which are compared with those of an undisturbed run."""
         rows = read(output)
         keys = rows[["manifest_file", "manifest_row"]]
         self.rows_in += expected_rows
@@ -80,7 +92,7 @@ class Outcome:
         self.wrong += int((failed & rows["error"].isna()).sum())
         self.wrong += len(names(output) ^ {"_SUCCESS", "_report.html", "_summary.json", *scores(output)})
         if undisturbed is not None:
-            self.wrong += 0 if rows.equals(undisturbed) else 1
+            self.wrong += 0 if equal(rows, undisturbed) else 1
 
 
 class Campaign:
@@ -89,10 +101,11 @@ class Campaign:
     Args:
         folder: Folder for all files.
         tries: Number of tries of the random cases.
+        images: Number of images of the runs that are killed and gone on with.
     """
 
-    def __init__(self, folder: Path, tries: int):
-        self.folder, self.tries = folder, tries
+    def __init__(self, folder: Path, tries: int, images: int):
+        self.folder, self.tries, self.images = folder, tries, images
         self.random = random.Random(0)
         self.manifest = folder / "pairs.csv"
         self.rows = write_pairs(self.manifest)
@@ -245,6 +258,36 @@ class Campaign:
             summary = json.loads((again / "_summary.json").read_text(encoding="utf-8"))
             outcome.wrong += summary["embeddings"]["encoded"] != 0
 
+    def resume(self, outcome: Outcome) -> None:
+        """Kills a run with a store of embeddings at 25, 50 and 75% of its images, each time starts it again: see `resume`."""
+        self._resume(outcome, str(self.folder / "resumed-embeddings"))
+
+    def resume_on_s3(self, outcome: Outcome) -> None:
+        """Does the same with a store of embeddings on s3://."""
+        with resume.s3_bucket() as (bucket, arguments, keys):
+            self._resume(outcome, f"{bucket}/embeddings", *arguments, environment=keys)
+
+    def resume_in_workers(self, outcome: Outcome) -> None:
+        """Does the same on a portable runner, and kills the worker processes, too."""
+        self._resume(outcome, str(self.folder / "workers-embeddings"), *WORKERS)
+
+    def _resume(self, outcome: Outcome, store: str, *more: str, environment: Mapping[str, str] | None = None) -> None:
+        folder = self.folder / outcome.case
+        manifest = resume.write_images(DEMO, folder, self.images)
+        output, rows = folder / "resumed", self.images // 2
+        outcome.wrong += self.run(folder / "undisturbed", manifest=manifest) != FINISHED
+        for number in self._tries(outcome, 1):
+            arguments = ["--overwrite", "--embeddings", f"{store}-{number}", *more]
+
+            def start(temporary: Mapping[str, str], arguments: list[str] = arguments) -> subprocess.Popen[bytes]:
+                variables = {**(environment or {}), **temporary}
+                return self.start(output, *arguments, manifest=manifest, environment=variables)
+
+            encoded = resume.run_with_kills(start, self.images, folder / str(number))
+            outcome.images, outcome.encoded = outcome.images + self.images, outcome.encoded + encoded
+            outcome.wrong += encoded > resume.MOST_ENCODINGS * self.images
+            outcome.account(rows, output, read(folder / "undisturbed"), resume.are_equal)
+
     def bad_rows(self, outcome: Outcome) -> None:
         """Mixes in rows with one field too few or too many: a tenth of all rows."""
         lines = self.manifest.read_text().splitlines()
@@ -290,11 +333,13 @@ class Campaign:
         stdout: int = subprocess.DEVNULL,
         stderr: int = subprocess.DEVNULL,
         before: Callable[[], None] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Starts the command in a process group of its own; `before` is called in its process."""
         command = [sys.executable, "-m", "batchverify", "--manifest", str(manifest or self.manifest), "--output", str(output)]
         command += ["--block-rows", "500", *more]
-        return subprocess.Popen(command, start_new_session=True, stdout=stdout, stderr=stderr, preexec_fn=before)
+        variables = {**os.environ, **(environment or {})}
+        return subprocess.Popen(command, start_new_session=True, stdout=stdout, stderr=stderr, preexec_fn=before, env=variables)
 
     def run(self, output: Path, *more: str, manifest: Path | None = None) -> int:
         """Runs the command to its end and returns its exit code."""
@@ -366,15 +411,19 @@ def main() -> int:
         description="Kills and stops real runs, gives them damaged input, and accounts for every row."
     )
     parser.add_argument("--tries", type=int, default=20, help="tries of the random cases (default: 20)")
+    parser.add_argument(
+        "--images", type=int, default=60_000, help="images of the runs that are killed and gone on with (default: 60,000)"
+    )
     parser.add_argument("--only", nargs="*", help="cases to run (default: all)")
     options = parser.parse_args()
     columns = [field.name for field in dataclasses.fields(Outcome)][1:]
     with tempfile.TemporaryDirectory() as folder:
-        campaign = Campaign(Path(folder), options.tries)
+        campaign = Campaign(Path(folder), options.tries, options.images)
         cases: list[Callable[[Outcome], None]] = [
             campaign.hostile_images, campaign.hostile_manifests, campaign.bad_rows, campaign.ten_million_rows,
             campaign.repeat_bundles, campaign.two_at_once, campaign.one_embedding_store, campaign.kill, campaign.stop,
-            campaign.kill_worker, campaign.limited_files, campaign.unread_words,
+            campaign.kill_worker, campaign.limited_files, campaign.unread_words, campaign.resume, campaign.resume_on_s3,
+            campaign.resume_in_workers,
         ]  # fmt: skip
         print(f"{'':22}" + "".join(f"{name:>12}" for name in columns), flush=True)
         outcomes = []

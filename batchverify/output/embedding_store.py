@@ -328,6 +328,8 @@ class EmbeddingStore(ClaimedDirectory):
         changed = self._last_changes()
         folders = set(changed)
         if not is_remote(self.path):
+            for path in Path(self.path).glob(f".{_POINTER}.*"):
+                path.unlink()
             folders |= {path.name for path in Path(self.path).glob("embeddings-*/")}
         for name in filter(_FOLDER_NAME.fullmatch, folders - counting):
             is_other = name[:_KEY_PREFIX_CHARACTERS] != current[:_KEY_PREFIX_CHARACTERS]

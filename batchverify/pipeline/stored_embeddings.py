@@ -18,9 +18,9 @@ from batchverify.pipeline.encoded_images import OK_CODE, embedding_matrix, encod
 from batchverify.pipeline.network import EmbeddingLookupNetwork
 from batchverify.worker_stats import WorkerStats
 
-# A part is written each second at first, and later each hundredth of the time that a worker has worked: what a kill costs is
+# A part is written each half second at first, and later each hundredth of the time that a worker has worked: what a kill costs is
 # one part, and the number of parts stays small.
-_FIRST_PART_S, _LAST_PART_S, _PART_SHARE = 1.0, 30.0, 0.01
+_FIRST_PART_S, _LAST_PART_S, _PART_SHARE = 0.5, 30.0, 0.01
 # The column that tells from which file a stored row comes, as `EmbeddingStoreSession.files` numbers them.
 _FILE_NUMBER = "file_number"
 
@@ -73,11 +73,11 @@ class StoredBucket:
     def __init__(self, session: EmbeddingStoreSession, stored: pa.Table | None, clock: PartClock, stats: WorkerStats):
         self._session, self._clock, self._stats = session, clock, stats
         self._stored = None if stored is None else _newest(stored)
-        self._published_uris = self._settled_uris = pa.chunked_array([], pa.string())
+        self._published_uris = self._settled_uris = pa.array([], pa.string())
         if stored is not None and self._stored is not None:
-            self._published_uris = stored.filter(self._is_published(stored))["uri"]
+            self._published_uris = stored["uri"].filter(self._is_published(stored)).combine_chunks()
             is_settled = pc.and_(self._is_published(self._stored), has_recent_date(self._stored, session.today))
-            self._settled_uris = self._stored.filter(is_settled)["uri"]
+            self._settled_uris = self._stored["uri"].filter(is_settled).combine_chunks()
         self._current_uris: list[pa.Array] = []
         self._waiting: list[pa.Table] = []
         self._parts: set[str] = set()
@@ -95,12 +95,12 @@ class StoredBucket:
     def add(self, images: pa.Table) -> Iterator[StoredFile]:
         """Adds encoded images, and yields the files with the rows that waited."""
         yield from self._release()
-        current = images.filter(pc.equal(images["status"], OK_CODE))
-        self._current_uris.append(current["uri"].combine_chunks())
+        is_kept = pc.equal(images["status"], OK_CODE)
+        self._current_uris.append(images["uri"].filter(is_kept).combine_chunks())
         if not self._session.writes_all:
-            is_settled = pc.and_(current["reused"], pc.is_in(current["uri"], value_set=self._settled_uris.combine_chunks()))
-            current = current.filter(pc.invert(is_settled))
-        self._waiting = [current_rows(current, self._session.today)]
+            is_settled = pc.and_(images["reused"], pc.is_in(images["uri"], value_set=self._settled_uris))
+            is_kept = pc.and_not(is_kept, is_settled)
+        self._waiting = [current_rows(images.filter(is_kept), self._session.today)]
 
     def finish(self) -> Iterator[StoredFile]:
         """Yields the files with the last rows, among them stored rows whose images this run did not name or could not read."""
@@ -138,7 +138,7 @@ class StoredBucket:
     def _release(self) -> Iterator[StoredFile]:
         if any(table.num_rows for table in self._waiting):
             rows = pa.concat_tables(self._waiting)
-            is_replacing = pc.is_in(rows["uri"], value_set=self._published_uris.combine_chunks())
+            is_replacing = pc.is_in(rows["uri"], value_set=self._published_uris)
             replaced = 0 if self._session.writes_all else pc.sum(is_replacing).as_py()
             with self._stats.timed("write"):
                 files = list(self._session.write(rows, replaced))
@@ -184,9 +184,11 @@ def encode_changed(
 
 def _newest(stored: pa.Table) -> pa.Table:
     """Returns the rows of the newest files only, one for each image."""
-    stored = stored.take(pa.array(np.argsort(stored[_FILE_NUMBER].to_numpy(), kind="stable")))
-    is_older = pd.Index(stored["uri"].to_pandas()).duplicated(keep="last")
-    return stored.filter(pa.array(~is_older)).combine_chunks() if is_older.any() else stored
+    if pc.count_distinct(stored["uri"]).as_py() == stored.num_rows:
+        return stored
+    order = np.argsort(stored[_FILE_NUMBER].to_numpy(), kind="stable")
+    is_older = pd.Index(stored["uri"].take(pa.array(order)).to_pandas()).duplicated(keep="last")
+    return stored.take(pa.array(order[~is_older])).combine_chunks()
 
 
 def _with_reused(images: pa.Table, is_reused: bool) -> pa.Table:
