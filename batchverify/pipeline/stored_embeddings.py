@@ -18,7 +18,7 @@ from batchverify.pipeline.encoded_images import OK_CODE, embedding_matrix, encod
 from batchverify.pipeline.network import EmbeddingLookupNetwork
 from batchverify.worker_stats import WorkerStats
 
-# A part is written each half second at first, and later each hundredth of the time that a worker has worked: what a kill costs is
+# A part is written each half second at first, and later each hundredth of the time that a worker has worked: a kill costs
 # one part, and the number of parts stays small.
 _FIRST_PART_S, _LAST_PART_S, _PART_SHARE = 0.5, 30.0, 0.01
 # The column that tells from which file a stored row comes, as `EmbeddingStoreSession.files` numbers them.
