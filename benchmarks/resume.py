@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from batchverify.worker_stats import images_done, read_totals
 
@@ -28,7 +29,7 @@ _SCORES = ("score", "identity_left", "identity_right")
 
 def write_images(demo: Path, folder: Path, count: int) -> Path:
     """Makes `count` images under `folder`, and returns a manifest that names each of them once."""
-    originals = sorted((demo / "images").glob("*.png"))
+    originals = [path for path in sorted((demo / "images").glob("*.png")) if _can_be_read(path)]
     (folder / "images").mkdir(parents=True)
     for number in range(count):
         os.symlink(originals[number % len(originals)], folder / "images" / f"{number:06d}.png")
@@ -36,6 +37,15 @@ def write_images(demo: Path, folder: Path, count: int) -> Path:
     names = [f"images/{number:06d}.png" for number in range(count)]
     pd.DataFrame({"left": names[: count // 2], "right": names[count // 2 :]}).to_csv(manifest, index=False)
     return manifest
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.load()
+        return True
+    except (OSError, SyntaxError):
+        return False
 
 
 def run_with_kills(start: Callable[[Mapping[str, str]], subprocess.Popen[bytes]], images: int, folder: Path) -> int:
