@@ -34,6 +34,8 @@ _MLFLOW_SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
+_NO_REGISTRY = "no registry that this environment can read is named; set MLFLOW_TRACKING_URI to the address of its server."
+
 Config = TypeVar("Config", bound=ModelConfig)
 
 
@@ -235,7 +237,12 @@ def _mlflow_client() -> Any:
     except ImportError:
         raise PreflightError("a registry of MLflow needs mlflow-skinny: pip install 'batchverify[mlflow]'.") from None
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    return mlflow.MlflowClient()
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+
+    try:
+        return mlflow.MlflowClient()
+    except UnsupportedModelRegistryStoreURIException:
+        raise PreflightError(_NO_REGISTRY) from None
 
 
 def _resolve_mlflow(name: str) -> tuple[str, dict[str, str]]:

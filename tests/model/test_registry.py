@@ -8,8 +8,11 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import apache_beam as beam
 import huggingface_hub.constants
 import mlflow
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import batchverify
@@ -44,7 +47,7 @@ def registry(tmp_path, monkeypatch) -> Path:
 
 
 def sane_files(threshold: float) -> dict[str, Path | bytes]:
-    sidecar = json.dumps({"threshold": threshold}).encode()
+    sidecar = json.dumps({"threshold": threshold, "loader": "batchverify"}).encode()
     return {"MLmodel": b"flavors: {}", "data/model.keras": DEMO / "sane.keras", "data/model.keras.batchverify.json": sidecar}
 
 
@@ -68,6 +71,50 @@ def test_a_run_uses_and_records_the_version_that_an_alias_names_when_it_begins(r
     assert "which the alias champion named" in (registry / "scores/_report.html").read_text()
     client.set_registered_model_alias("faces", "champion", second)
     assert resolve_model("models:/faces@champion")[0] == "models:/faces/2/model.keras"
+
+
+def test_an_alias_that_moves_in_mid_run_changes_nothing(registry, demo):
+    client = mlflow.MlflowClient()
+    first = register(registry, "faces", sane_files(0.7))
+    second = register(registry, "faces", {"model.keras": DEMO / "faulty.keras"})
+    client.set_registered_model_alias("faces", "champion", first)
+
+    def move(*_):
+        client.set_registered_model_alias("faces", "champion", second)
+
+    config = batchverify.VerificationConfig(
+        manifests=(str(demo / "demo.csv"),), output=str(registry / "scores"), model="models:/faces@champion"
+    )
+    result = batchverify.run(config, watch=move)
+    assert str(client.get_model_version_by_alias("faces", "champion").version) == second
+    assert result.summary["run"]["model"] == "models:/faces/1/data/model.keras"
+    assert result.summary["identity"]["score_min"] > 0.99  # The other version's is 0.5.
+
+
+def test_images_at_hand_and_pipelines_take_models_of_a_registry(registry, demo):
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias("faces", "champion", register(registry, "faces", sane_files(0.7)))
+    names = sorted(str(path) for path in (demo / "images").glob("*_c0_*.png"))[:3]
+    expected = batchverify.load(str(DEMO / "sane.keras")).score(names[0], names)
+    assert batchverify.load("models:/faces@champion").score(names[0], names).tolist() == expected.tolist()
+
+    block = pa.table({"left": names[:1] * 3, "right": names})
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    verified = pipeline | beam.Create([("only", block)]) | batchverify.VerifyPairs(
+        batchverify.ScoringConfig(model="models:/faces@champion"), expected_images=3
+    )  # fmt: skip
+    _ = verified.scores | beam.Map(lambda scores, at=str(registry / "own.parquet"): pq.write_table(scores, at))
+    pipeline.run().wait_until_finish()
+    found = pq.read_table(registry / "own.parquet")
+    assert found["score"].to_pylist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert found["match"].to_pylist() == [score >= 0.7 for score in expected]  # The threshold of its sidecar.
+
+
+def test_without_an_address_the_sentence_says_so(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PreflightError, match=r"models:/faces/1: no registry .* set MLFLOW_TRACKING_URI"):
+        resolve_model("models:/faces/1")
 
 
 def test_a_saved_model_and_the_path_of_one_of_several_models_are_found(registry):
