@@ -14,8 +14,10 @@ from batchverify.images.pixel_budget import BYTES_PER_PIXEL
 _BLOCKS_AT_ONCE_BYTES = 2**29
 # A worker of a distributed runner holds a block and its encoded images, both as tables and as bytes.
 _COPIES_IN_WORKER = 7
-# The columns of an encoded image beside its embedding, its URI, and the place of that in the table of hashes.
-OTHER_BYTES_PER_IMAGE = 160
+# The columns of an encoded image beside its embedding.
+_OTHER_BYTES_PER_IMAGE = 120
+# The place of an image's URI in the table of hashes of a run in one process, and what that has to spare.
+_INDEX_BYTES_PER_IMAGE = 40
 _DECODING_PIXELS_IF_UNKNOWN = 128_000_000
 # The most embeddings that are sent to one block, and the most that are encoded before they are sent.
 EMBEDDING_BYTES_AT_ONCE = 256 * 2**20
@@ -36,7 +38,7 @@ def process_bytes(images: int, embedding_bytes: int) -> int:
         images: The number of distinct images.
         embedding_bytes: The size of one embedding.
     """
-    return _BLOCKS_AT_ONCE_BYTES + images * (embedding_bytes + OTHER_BYTES_PER_IMAGE)
+    return _BLOCKS_AT_ONCE_BYTES + images * (embedding_bytes + _OTHER_BYTES_PER_IMAGE + _INDEX_BYTES_PER_IMAGE)
 
 
 def worker_bytes(row_bytes: int, images: int, embedding_bytes: int) -> int:
@@ -47,7 +49,7 @@ def worker_bytes(row_bytes: int, images: int, embedding_bytes: int) -> int:
         images: The number of distinct images of that block.
         embedding_bytes: The size of one embedding.
     """
-    return _COPIES_IN_WORKER * (row_bytes + images * (embedding_bytes + OTHER_BYTES_PER_IMAGE))
+    return _COPIES_IN_WORKER * (row_bytes + images * (embedding_bytes + _OTHER_BYTES_PER_IMAGE))
 
 
 def default_decoding_pixels() -> int:
