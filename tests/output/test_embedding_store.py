@@ -44,11 +44,13 @@ def networks_kept():
     """Loads each network once in this process, as what is tested here begins after that."""
     networks = {}
 
-    def load_once(config, load_model=load.load_model):
+    load_model = load.load_model
+
+    def load_once(config, is_candidate=False):
         settings = tuple(getattr(config, field.name) for field in dataclasses.fields(ModelConfig))
         key = settings, Path(config.model).read_bytes() if Path(config.model).is_file() else None
         if key not in networks:
-            networks[key] = load_model(config)
+            networks[key] = load_model(config, is_candidate)
         return networks[key]
 
     with pytest.MonkeyPatch.context() as patch:
