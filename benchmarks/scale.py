@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from batchverify.config import VerificationConfig
 from batchverify.manifest.plan import plan_manifest
 from batchverify.pipeline.memory import available_bytes, process_bytes
+from batchverify.pipeline.two_readings import ROWS_AT_ONCE
 from benchmarks.estimate import DEVICES, Device, Job, distinct, estimate, format_estimates, table
 from benchmarks.shuffle import EMBEDDING_SIZE, Measured, measure_alone, write_manifest
 from benchmarks.skew import CASES, uniform
@@ -37,7 +38,6 @@ __all__ = ["estimate", "fit_growth", "main"]
 _EMBEDDING_BYTES = 4 * EMBEDDING_SIZE
 _LIBRARY_BYTES = 2**29
 _PAIRS_PER_IMAGE = 20
-_BLOCK_ROWS = VerificationConfig.block_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ def format_growth(runs: Sequence[Measured]) -> str:
 
 def _distinct_images_of_blocks(run: Measured) -> float:
     """Returns the number of distinct images in each block of a run, summed over the blocks."""
-    rows = min(run.pairs, _BLOCK_ROWS)
+    rows = min(run.pairs, ROWS_AT_ONCE)
     return run.pairs / rows * distinct(2 * rows, run.images)
 
 

@@ -35,7 +35,6 @@ from batchverify.model.sidecar import Sidecar
 from batchverify.output.run_directory import RunDirectory
 from batchverify.pipeline.build import build
 from batchverify.pipeline.encoded_images import encoded_images
-from batchverify.pipeline.image_table import ROWS_AT_ONCE
 from batchverify.pipeline.inference_metrics import InferenceLog
 from batchverify.pipeline.network import Network, NetworkLoader
 from batchverify.pipeline.plan import RunPlan, image_table, with_bounded_blocks
@@ -201,8 +200,6 @@ def _plan_null(
 ) -> RunPlan:
     """Plans a run without a model."""
     manifest, loader = plan_manifest(config), NetworkLoader(load)
-    if shared:
-        config = dataclasses.replace(config, block_rows=min(config.block_rows, ROWS_AT_ONCE))
     if is_bounded:
         config = with_bounded_blocks(config, manifest, loader.get().embedding_bytes, options)
     return RunPlan(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from batchverify.config import ScoringConfig
 from batchverify.manifest.columns import pair_uris, require_columns
+from batchverify.manifest.text_hashes import hash_text
 
 _IMAGES_PER_BUCKET = 4096
 _MAX_BUCKETS = 4096
@@ -44,7 +44,12 @@ def split_by_bucket(uris: pa.Array, buckets: int) -> Iterator[tuple[int, pa.Arra
 
 def rows_by_bucket(uris: pa.Array, buckets: int) -> Iterator[tuple[int, pa.Array]]:
     """Yields `(bucket, positions in uris)` for each bucket that some of `uris` belong to."""
-    bucket_of = pd.util.hash_array(uris.to_numpy(zero_copy_only=False), categorize=False) % buckets
+    yield from rows_of_hashes(hash_text(uris), buckets)
+
+
+def rows_of_hashes(hashes: np.ndarray, buckets: int) -> Iterator[tuple[int, pa.Array]]:
+    """Yields what `rows_by_bucket` does, from the hashes of the URIs, uint64 `(n,)`."""
+    bucket_of = hashes % np.uint64(buckets)
     order = np.argsort(bucket_of, kind="stable")
     bounds = np.searchsorted(bucket_of[order], np.arange(buckets + 1))
     for bucket in np.unique(bucket_of):

@@ -70,10 +70,8 @@ class ImageArrays:
         """Puts encoded images at positions, int64 `(m,)`."""
         self.status[positions] = images["status"].to_numpy()
         self.identity[positions] = images["identity"].to_numpy()
-        if "digest" in images.column_names:
-            self.digest[positions] = _digest_numbers(images["digest"])
-        if len(positions):
-            self.embeddings[positions] = embedding_matrix(images)
+        self.digest[positions] = _digest_numbers(images["digest"])
+        self.embeddings[positions] = embedding_matrix(images)
         failed = np.flatnonzero(images["error"].is_valid().to_numpy())
         errors = images["error"].take(pa.array(failed)).to_pylist()
         self.errors.update(zip(positions[failed].tolist(), errors, strict=True))

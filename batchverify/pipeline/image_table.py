@@ -14,8 +14,6 @@ from batchverify.pipeline.encoded_images import no_encoded_images
 from batchverify.pipeline.image_arrays import ImageArrays
 from batchverify.pipeline.uri_index import UriIndex
 
-# The most rows of a block where one table is shared: some blocks are in memory at a time, with all that is computed of them.
-ROWS_AT_ONCE = 131_072
 CHANGED = "the manifest has changed since the run began; run again, and leave it as it is meanwhile"
 
 

@@ -29,7 +29,7 @@ from batchverify.output.embedding_store import EmbeddingStore, Published, open_s
 from batchverify.output.run_directory import RunDirectory
 from batchverify.pipeline.calibration import plan_calibration
 from batchverify.pipeline.dataflow import configure_dataflow, is_dataflow, refuse_local_images
-from batchverify.pipeline.image_table import ROWS_AT_ONCE, ImageTableLoader
+from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.keras_network import KerasNetwork
 from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, worker_bytes
 from batchverify.pipeline.network import Network, NetworkLoader
@@ -137,8 +137,6 @@ def plan_run(config: VerificationConfig, beam_args: Sequence[str] = (), stats: W
     table = image_table(options)
     if table is None:
         config = with_bounded_blocks(config, manifest, network.embedding_bytes, options)
-    else:
-        config = dataclasses.replace(config, block_rows=min(config.block_rows, ROWS_AT_ONCE))
     return RunPlan(
         config=config,
         sidecar=dataclasses.replace(sidecar, calibration=calibration.used),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ from batchverify.manifest.columns import pair_uris
 from batchverify.manifest.read import read_blocks, read_keyed_timed
 from batchverify.manifest.shard import Manifest, Shard
 from batchverify.model.calibration import Calibration
-from batchverify.pipeline.buckets import bucket_count, split_by_bucket
+from batchverify.pipeline.buckets import bucket_count, rows_of_hashes
 from batchverify.pipeline.compare import CountRows, compare_block
 from batchverify.pipeline.image_table import CHANGED, ImageTableLoader
 from batchverify.pipeline.network import NetworkLoader
@@ -32,6 +33,8 @@ from batchverify.worker_stats import WorkerStats
 
 # Blocks that are compared at the same time, each in a thread, while the next one is read and an earlier one is written.
 _BLOCKS_AT_ONCE = 2
+# The most rows of a block: some blocks are in memory at a time, with all that is computed of them.
+ROWS_AT_ONCE = 131_072
 
 
 class VerifiedManifest(NamedTuple):
@@ -61,6 +64,7 @@ class VerifyManifest(VerifyPairs):
     """
 
     def __init__(self, manifest: Manifest, config: VerificationConfig, table: ImageTableLoader, **options: object):
+        config = dataclasses.replace(config, block_rows=min(config.block_rows, ROWS_AT_ONCE))
         super().__init__(config, **options)  # type: ignore[arg-type]
         self._manifest, self._table = manifest, table
 
@@ -121,8 +125,8 @@ def read_uris(
             images.checksums[shard.path, shard.first_row] = checksum
     uris = images.index.uris
     images.buckets = buckets or bucket_count(len(uris))
-    for bucket, bucket_uris in split_by_bucket(uris, images.buckets):
-        yield bucket, ("", pa.table({"uri": bucket_uris.cast(pa.string())}))
+    for bucket, rows in rows_of_hashes(images.index.hashes, images.buckets):
+        yield bucket, ("", pa.table({"uri": uris.take(rows).cast(pa.string())}))
 
 
 def _read_again(

@@ -39,6 +39,12 @@ class UriIndex:
         self._merge_recent()
         return self._uris
 
+    @property
+    def hashes(self) -> np.ndarray:
+        """The hashes of `uris`, uint64 `(n,)`."""
+        self._merge_recent()
+        return np.append(self._hashes.to_numpy(), hash_text(self._uris.slice(len(self._hashes))))
+
     def add(self, uris: pa.Array) -> None:
         """Adds those of `uris` that are new.
 

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from batchverify.manifest.text_hashes import hash_text
 from batchverify.pipeline import uri_index
 from batchverify.pipeline.uri_index import UriIndex
 
@@ -34,6 +35,12 @@ def test_uris_are_found_in_blocks_of_any_kind(index, repeats):
     asked = [*URIS[::-1], None, "/photos/none.jpg"] * repeats
     found = [None if position < 0 else index.uris[int(position)].as_py() for position in index.find(pa.array(asked))]
     assert found == [*URIS[::-1], None, None] * repeats
+
+
+def test_each_uri_has_the_hash_that_decides_its_bucket():
+    index = UriIndex()
+    index.add(pa.array(URIS))
+    assert index.hashes.tolist() == hash_text(index.uris).tolist()
 
 
 def test_an_index_of_no_uri_finds_none():
