@@ -198,7 +198,7 @@ def test_a_check_tells_the_plan_and_writes_nothing(folder, night, small_model, t
     assert main(arguments(folder, small_model, tmp_path / "deep" / "out", "--check", "--baseline", night)) == 0
     told = capsys.readouterr().out
     for words in (
-        "60 rows in 1 files",
+        "60 rows in 1 file\n",
         "11 distinct images",
         "11 tried: 10 ok, 1 missing",
         "none.png: there is no such file",

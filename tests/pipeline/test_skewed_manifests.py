@@ -48,7 +48,11 @@ class Run:
         manifests = write_manifest(folder, self.tables)
         config = VerificationConfig(manifests=manifests, output=str(folder / "out"), block_rows=BLOCK_ROWS)
         load = functools.partial(LoggingNetwork, log, embedding_bytes)
-        self.carried: dict[str, Carried] = count_carried(lambda: run_null(config, load, shared), PAIRS)
+        self.carried: dict[str, Carried] = {}
+        if shared:
+            run_null(config, load)  # In one process neither requests nor blocks are carried from step to step.
+        else:
+            self.carried = count_carried(lambda: run_null(config, load, shared=False), PAIRS)
         self.encoded = [path.read_text().splitlines() for path in log.iterdir()]
         self.output = folder / "out"
 
