@@ -1,4 +1,4 @@
-"""Models in a registry: `models:/name@alias` and `models:/name/7` of MLflow, `hf://org/repo@revision/path` of Hugging Face
+"""Models in a registry: `models:/name@alias` or `/7` or `/latest` of MLflow, `hf://org/repo@revision/path` of Hugging Face
 
 A name is resolved once, in the launcher. Workers get the resolved name, so that an alias or branch that moves changes nothing.
 No code of a model's flavour or of its repository runs: one file, or the folder of one SavedModel, is fetched.
@@ -13,6 +13,7 @@ import posixpath
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard, TypeVar
@@ -21,7 +22,7 @@ from urllib.parse import quote, unquote
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError, short_reason
 
-_MLFLOW = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))(?:/(?P<path>.+))?")
+_MLFLOW = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+|latest))(?:/(?P<path>.+))?")
 _HUGGING_FACE = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.+))?")
 _SCHEMES = ("models:/", "hf://")
 _MODEL_FILES = (".keras", ".h5", ".hdf5", ".onnx")
@@ -158,8 +159,8 @@ def _open_place(name: str) -> _Place:
         repo, revision = found["repo"], unquote(found["revision"] or "main")
         return _Repository(name, f"hf://{repo}@{quote(revision, safe='')}", found["path"] or "", repo, revision)
     found = _match(_MLFLOW, name)
-    if not found["version"]:
-        raise PreflightError("its alias is not resolved; give a version, such as models:/name/7.")
+    if found["version"] in (None, "latest"):
+        raise PreflightError("it is not resolved; give a version, such as models:/name/7.")
     root = f"models:/{found['name']}/{found['version']}"
     location = _mlflow_client().get_model_version_download_uri(found["name"], found["version"])
     return _RegisteredVersion(name, root, found["path"] or "", location)
@@ -169,7 +170,7 @@ def _match(pattern: re.Pattern[str], name: str) -> re.Match[str]:
     found = pattern.fullmatch(name.rstrip("/"))
     if found is None:
         raise PreflightError(
-            "it is no name of a model; give models:/NAME@ALIAS, models:/NAME/VERSION or hf://ORG/REPO@REVISION/PATH."
+            "it is no name of a model; give models:/NAME@ALIAS, models:/NAME/VERSION, models:/NAME/latest or hf://ORG/REPO@REVISION/PATH."
         )
     if ".." in (found["path"] or "").split("/"):
         raise PreflightError("its path leads out of the version; leave out '..'.")
@@ -253,6 +254,8 @@ def _resolve_mlflow(name: str) -> tuple[str, dict[str, str]]:
     try:
         if found["alias"]:
             version = client.get_model_version_by_alias(found["name"], found["alias"])
+        elif found["version"] == "latest":
+            version = _latest_version(client, found["name"])
         else:
             version = client.get_model_version(found["name"], found["version"])
         location = client.get_model_version_download_uri(found["name"], str(version.version))
@@ -264,9 +267,19 @@ def _resolve_mlflow(name: str) -> tuple[str, dict[str, str]]:
     return f"{root}/{path}".rstrip("/"), facts | ({"alias": found["alias"]} if found["alias"] else {})
 
 
+def _latest_version(client: Any, name: str) -> Any:
+    with warnings.catch_warnings():
+        # It warns that stages are deprecated, and is what MLflow itself asks for the latest version of all.
+        warnings.simplefilter("ignore", FutureWarning)
+        versions = client.get_latest_versions(name)
+    if not versions:
+        raise PreflightError(f"the model '{name}' has no version; register one.")
+    return max(versions, key=lambda version: int(version.version))
+
+
 def _describe_mlflow_error(error: Any, found: re.Match[str]) -> str:
     if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-        what = "model" if found["alias"] else f"version {found['version']} of a model"
+        what = "model" if found["version"] in (None, "latest") else f"version {found['version']} of a model"
         return f"the registry has no {what} '{found['name']}'; check the name, and MLFLOW_TRACKING_URI."
     if error.error_code == "INVALID_PARAMETER_VALUE" and found["alias"]:
         return f"the model '{found['name']}' has no alias '{found['alias']}'; set it in the registry, or name a version."

@@ -7,10 +7,14 @@ import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import huggingface_hub.constants
+import keras
 import mlflow
+import numpy as np
+import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -46,7 +50,7 @@ def registry(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def sane_files(threshold: float) -> dict[str, Path | bytes]:
+def sane_files(threshold: float) -> dict[str, Any]:
     sidecar = json.dumps({"threshold": threshold, "loader": "batchverify"}).encode()
     return {"MLmodel": b"flavors: {}", "data/model.keras": DEMO / "sane.keras", "data/model.keras.batchverify.json": sidecar}
 
@@ -124,6 +128,65 @@ def test_a_saved_model_and_the_path_of_one_of_several_models_are_found(registry)
     assert resolve_model("models:/two/1/b")[0] == "models:/two/1/b/b.h5"
 
 
+def test_latest_is_the_highest_version(registry):
+    for _ in range(10):
+        register(registry, "faces", {"model.keras": b"1"})
+    name, facts = resolve_model("models:/faces/latest")
+    assert name == "models:/faces/10/model.keras" and facts["version"] == "10"
+
+
+def test_a_saved_model_of_a_registry_scores_as_its_folder_does(registry, demo):
+    keras.models.load_model(DEMO / "sane.keras").export(registry / "exported", verbose=False)
+    files = {
+        str(path.relative_to(registry / "exported")): path for path in (registry / "exported").rglob("*") if path.is_file()
+    }
+    version = register(registry, "graph", {f"data/model/{path}": file for path, file in files.items()})
+    left, right = (str(path) for path in sorted((demo / "images").glob("*_c0_*.png"))[:2])
+    expected = batchverify.load(str(registry / "exported"), pixels="0..255").score(left, right)
+    assert batchverify.load(f"models:/graph/{version}", pixels="0..255").score(left, right) == expected
+
+
+def test_an_onnx_file_of_a_registry_comes_with_the_file_of_its_weights(registry):
+    values = np.random.default_rng(2).normal(size=(3, 5)).astype(np.float32)
+    nodes = [
+        onnx.helper.make_node("GlobalAveragePool", ["image"], ["pool"]),
+        onnx.helper.make_node("Flatten", ["pool"], ["flat"]),
+        onnx.helper.make_node("MatMul", ["flat", "values"], ["embedding"]),
+    ]
+    floats = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        nodes, "encoder",
+        [onnx.helper.make_tensor_value_info("image", floats, ["n", 3, 8, 8])],
+        [onnx.helper.make_tensor_value_info("embedding", floats, ["n", 5])],
+        [onnx.numpy_helper.from_array(values, "values")],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    path = registry / "encoder.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="encoder.onnx.data", size_threshold=0)
+    version = register(registry, "faces", {f"data/{name}": registry / name for name in ("encoder.onnx", "encoder.onnx.data")})
+    left, right = np.random.default_rng(3).integers(0, 256, (2, 4, 8, 8, 3), np.uint8)
+    expected = batchverify.load(str(path), compare="cosine", pixels="0..255").score(left, right)
+    found = batchverify.load(f"models:/faces/{version}", compare="cosine", pixels="0..255").score(left, right)
+    assert found.tolist() == expected.tolist()
+
+
+def test_a_calibration_goes_into_a_file_and_not_into_the_registry(registry, demo, tmp_path, capsys):
+    version = register(registry, "faces", sane_files(0.7))
+    scores, name = str(tmp_path / "scores"), f"models:/faces/{version}"
+    assert main(["--manifest", str(demo / "demo.csv"), "--output", scores, "--model", name, "--label-column", "genuine"]) == 0
+    assert main(["calibrate", scores]) == 2
+    assert "lies in a registry, whose versions never change; name a file with --sidecar" in capsys.readouterr().err
+    assert main(["calibrate", scores, "--sidecar", str(tmp_path / "sidecar.json")]) == 0
+    assert "Version</dt><dd>1</dd>" in (tmp_path / "scores" / "_report.html").read_text()
+    files = sane_files(0.7)
+    sidecar = json.loads(files["data/model.keras.batchverify.json"]) | json.loads((tmp_path / "sidecar.json").read_text())
+    version = register(registry, "faces", files | {"data/model.keras.batchverify.json": json.dumps(sidecar).encode()})
+    again = ["--manifest", str(demo / "demo.csv"), "--output", str(tmp_path / "again"), "--limit", "20"]
+    assert main([*again, "--model", f"models:/faces/{version}"]) == 0
+    scored = pq.read_table(tmp_path / "again")
+    assert scored["llr"].null_count == scored["score"].null_count < 20
+
+
 @pytest.mark.parametrize(
     "name, reason",
     [
@@ -173,6 +236,7 @@ class Hub(ThreadingHTTPServer):
         self.commits: dict[str, dict[str, bytes]] = {}
         self.branch = ""
         self.downloads: list[str] = []
+        self.token = ""  # What a client must know, if anything.
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -192,7 +256,8 @@ class HubHandler(BaseHTTPRequestHandler):
         is_api = parts[:2] == ["api", "models"]
         repo, rest = ("/".join(parts[2:4]), parts[4:]) if is_api else ("/".join(parts[:2]), parts[2:])
         commit = self.server.branch if len(rest) > 1 and rest[1] == "main" else (rest[1] if len(rest) > 1 else "")
-        if repo != "org/faces":
+        is_known = not self.server.token or self.headers.get("Authorization") == f"Bearer {self.server.token}"
+        if repo != "org/faces" or not is_known:
             return 401, b"", {"X-Error-Code": "RepoNotFound"}
         if commit not in self.server.commits:
             return 404, b"", {"X-Error-Code": "RevisionNotFound"}
@@ -248,11 +313,23 @@ def test_a_run_uses_the_commit_that_a_branch_named_and_fetches_it_once(hub, demo
     assert run["model_version"] == facts
     assert run["model_digest"] == f"sha256:{hashlib.sha256((DEMO / 'sane.keras').read_bytes()).hexdigest()}"
 
+    assert "which the revision main named" in (tmp_path / "scores/_report.html").read_text()
+
     assert main(["doctor", "--model", name]) == 0
     assert hub.downloads.count("net/a.keras") == 1
     hub.branch = "b" * 40
     assert resolve_model(name)[0] == f"hf://org/faces@{'b' * 40}/net/a.keras"
     assert read_sidecar(run["model"]).settings == {"threshold": 0.7}
+
+
+def test_a_private_repository_is_read_with_the_user_s_token(hub, monkeypatch):
+    hub.token = "hf_secret"
+    name = "hf://org/faces/net/a.keras"
+    with pytest.raises(PreflightError, match=r"no such repository, or it is private; .* set HF_TOKEN"):
+        resolve_model(name)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    image = np.zeros((96, 96, 3), np.uint8)
+    assert batchverify.load(name).score(image, image) > 0.99
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.support.object_stores import s3_store
 from tests.support.workers_elsewhere import REPOSITORY, assert_as_local, make_environment, start_launcher, write_input
 
 pytestmark = pytest.mark.engines
-END_S = 400
+END_S = 900  # beside other tests, on a slow machine
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +52,34 @@ def store(cluster, tmp_path_factory, small_model):
 
 
 @pytest.fixture
-def slow_run(cluster, store, launcher):
-    """Starts a run that fetches its images slowly, and returns it as soon as workers fetch them."""
+def start_run(cluster, store, launcher):
+    """Starts runs; whatever became of them, the next test finds no process, no job and no output of theirs."""
     started = []
 
-    def start(*words: str):
+    def start(*words: str) -> subprocess.Popen:
         store.proxy.clear()
+        started.append(start_launcher(store, launcher, *words))
+        return started[-1]
+
+    yield start
+    store.proxy.clear()
+    for process in started:
+        process.kill()
+        process.communicate()
+    deadline = time.monotonic() + END_S
+    while cluster.active_jobs() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for folder in ("out", "embeddings"):
+        store.clear(folder)
+
+
+@pytest.fixture
+def slow_run(cluster, store, start_run):
+    """Starts a run that fetches its images slowly, and returns it as soon as workers fetch them."""
+
+    def start(*words: str) -> subprocess.Popen:
+        process = start_run(*cluster.arguments, "--parallelism=2", "--fetch-threads=2", *words)
         store.proxy.delay_s = 1
-        process = start_launcher(store, launcher, *cluster.arguments, "--parallelism=2", "--fetch-threads=2", *words)
-        started.append(process)
         deadline = time.monotonic() + END_S
         while not cluster.active_jobs() or not (cluster.workers(0) or cluster.workers(1)):
             assert process.poll() is None, process.communicate()
@@ -71,15 +91,7 @@ def slow_run(cluster, store, launcher):
             time.sleep(0.05)
         return process
 
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-    deadline = time.monotonic() + END_S
-    while cluster.active_jobs() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    for folder in ("out", "embeddings"):
-        store.clear(folder)
+    return start
 
 
 def test_a_run_that_loses_a_worker_pool_and_a_task_manager_is_whole(cluster, store, slow_run, tmp_path, read_scores):
@@ -107,14 +119,13 @@ def test_a_run_that_loses_a_worker_pool_and_a_task_manager_is_whole(cluster, sto
     assert uris.is_unique and len(uris) == 30
 
 
-def test_workers_may_be_processes_that_the_engine_starts(cluster, store, launcher, boot, tmp_path, read_scores):
-    process = start_launcher(store, launcher, *cluster.process_arguments(boot), "--parallelism=2")
+def test_workers_may_be_processes_that_the_engine_starts(cluster, store, start_run, boot, tmp_path, read_scores):
+    process = start_run(*cluster.process_arguments(boot), "--parallelism=2")
     _, said = process.communicate(timeout=END_S)
     assert process.returncode == 0, said
     scores = read_scores(store.download("out", tmp_path / "out"))
     assert len(scores) == 300
     assert_as_local(scores, store, tmp_path, read_scores)
-    store.clear("out")
 
 
 def test_a_run_whose_worker_pools_are_gone_fails_in_a_sentence(cluster, store, slow_run):
@@ -132,11 +143,11 @@ def test_a_run_whose_worker_pools_are_gone_fails_in_a_sentence(cluster, store, s
     assert cluster.active_jobs() == 0 and store.names("out") == []
 
 
-def test_flink_s_address_is_asked_for(cluster, store, launcher):
+def test_flink_s_address_is_asked_for(cluster, start_run):
     if cluster.engine != "flink":
         pytest.skip("only the job server for Flink does not cancel jobs")
     arguments = [argument for argument in cluster.arguments if not argument.startswith("--flink_master")]
-    _, said = start_launcher(store, launcher, *arguments, "--check").communicate(timeout=END_S)
+    _, said = start_run(*arguments, "--check").communicate(timeout=END_S)
     assert "Name the address of Flink with --flink_master=HOST:PORT; without it a signal cannot cancel the job." in said
 
 
