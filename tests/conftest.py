@@ -13,6 +13,8 @@ from PIL import Image
 
 pytest_plugins = ["tests.support.temporary_folder", "tests.support.models_loaded_once"]
 _CACHE_HOME = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+# What takes minutes to make or to fetch: engines, what Go and pip keep, and Matplotlib's list of fonts.
+_KEPT_CACHES = ("batchverify-tests", "go-build", "pip", "matplotlib")
 DEMO = Path(__file__).resolve().parents[1] / "manifests"
 
 
@@ -30,16 +32,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Has the program find no cache of models, because a test should not depend on an earlier one."""
-    # Matplotlib's list of fonts lies in the same place, and takes long to make.
-    os.environ.setdefault("MPLCONFIGDIR", str(Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "matplotlib")))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return  # Its environment is that of the process that started it.
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     session.config.stash[_CACHE_HOME] = cache_home = tempfile.TemporaryDirectory(prefix="batchverify-tests-")
     os.environ["XDG_CACHE_HOME"] = cache_home.name
     Path(cache_home.name, "batchverify").touch()
+    for name in _KEPT_CACHES:
+        (cache / name).mkdir(parents=True, exist_ok=True)
+        Path(cache_home.name, name).symlink_to(cache / name)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Deletes the folder that stands for the user's cache."""
-    session.config.stash[_CACHE_HOME].cleanup()
+    if _CACHE_HOME in session.config.stash:
+        session.config.stash[_CACHE_HOME].cleanup()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
