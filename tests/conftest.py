@@ -1,8 +1,9 @@
 """What the tests share: a small trained-looking model, drawn images, and a way to read a run's scores."""
 
+import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         marks = {mark.name for mark in item.iter_markers()}
         ranks[item.path] = min(ranks[item.path], 0 if "engines" in marks else 1 if marks & slow else 2)
     items.sort(key=lambda item: ranks[item.path])
+
+
+@pytest.fixture(autouse=True)
+def every_report_is_made(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test whose run could not make its report, because no run fails for that."""
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("batchverify.report.render")
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+    if not request.node.get_closest_marker("broken_report"):
+        assert told == []
 
 
 @pytest.fixture(scope="session")

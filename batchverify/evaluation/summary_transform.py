@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
 
 from batchverify.config import ScoringConfig
 from batchverify.evaluation.strangers import Strangers
@@ -27,7 +30,8 @@ class Summarise(beam.PTransform[Any, Any]):
 
     def expand(self, pcolls: dict[str, PCollection[Any]]) -> PCollection[Summary]:
         columns = (self._config, self._label_column, self._fold_column)
-        rows = pcolls["scores"] | "Rows" >> beam.Map(summarise_rows, *columns)
+        # Beam's own runner keeps what enters a Flatten; that is a part for each bundle, and not for each block.
+        rows = pcolls["scores"] | "Rows" >> beam.Map(summarise_rows, *columns) | "MergeRows" >> beam.ParDo(_MergeBundle())
         config = self._config
         second = None if config.candidate is None else config.candidate_match_threshold()
         images = pcolls["images"] | "Images" >> beam.Map(summarise_images, config.match_threshold(), second)
@@ -36,6 +40,26 @@ class Summarise(beam.PTransform[Any, Any]):
             parts.append(pcolls["examined"] | "Examined" >> beam.MapTuple(_summarise_examined))
         summary: PCollection[Summary] = parts | beam.Flatten() | beam.CombineGlobally(Summary.merge)
         return summary
+
+
+class _MergeBundle(beam.DoFn):
+    """Turns the summaries of a bundle into one."""
+
+    def __init__(self) -> None:
+        self._merged: Summary | None = None
+
+    def start_bundle(self) -> None:
+        """Forgets what a bundle has left that failed."""
+        self._merged = None
+
+    def process(self, part: Summary) -> None:
+        """Adds a part."""
+        self._merged = part if self._merged is None else Summary.merge([self._merged, part])
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        """Yields the summary of the bundle."""
+        if self._merged is not None:
+            yield GlobalWindows.windowed_value(self._merged)
 
 
 def _summarise_examined(strangers: Strangers | None, steadiness: dict[str, Any] | None, candidate: Any) -> Summary:

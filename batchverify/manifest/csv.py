@@ -20,7 +20,7 @@ from batchverify.manifest.decompress import DecompressedFile
 from batchverify.manifest.memory import out_of_memory
 from batchverify.schema import BAD_ROW_COLUMN
 
-_CSV_BLOCK_BYTES = 64 * 2**20
+_CSV_BLOCK_BYTES = 16 * 2**20
 _MAX_PROBLEMS = 20
 _END = "end"
 csv.field_size_limit(_CSV_BLOCK_BYTES)  # The limit is one for the process; Python's own of 128 KiB is below Arrow's.
@@ -54,8 +54,10 @@ def read_csv_batches(path: str, header: CsvHeader, keep: bool) -> Iterator[pa.Ta
                     column_types=dict.fromkeys(header.names, pa.binary()), null_values=[], strings_can_be_null=False
                 ),
             )
-            for batch in reader:
-                if misfits.rows and not keep:
+            while True:
+                with stream.next_block():
+                    batch = next(reader, None)
+                if batch is None or (misfits.rows and not keep):
                     break
                 rows = pa.Table.from_batches([batch])
                 rows = misfits.put_back(_text_or_bad(rows), row) if keep else _as_text(rows, path, row)
@@ -67,6 +69,7 @@ def read_csv_batches(path: str, header: CsvHeader, keep: bool) -> Iterator[pa.Ta
             if not _is_header_only(error):
                 raise PreflightError(f"{path}: {_why_unreadable(error)}.") from None
         finally:
+            stream.stop()
             del reader
             stream.take_back()
     if misfits.rows and not keep:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +16,9 @@ from batchverify.io.filesystem import open_input, read_stream
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _MEASURED_BYTES, _MAX_MEASURED_TEXT_BYTES = 2**18, 2**28
 _TAKE_BACK_WITHIN_S = 10.0
+# Arrow's reader of CSV files reads up to 32 blocks ahead, which would be most of a large file.
+_BLOCKS_AHEAD = 2
+_WITHOUT_ROWS_S = 0.5
 
 
 def compression_of(path: str) -> str | None:
@@ -57,6 +62,7 @@ class DecompressedFile(io.RawIOBase):
         # Arrow's decompressors report a truncated file; Beam's file systems end such a file without an error.
         self._source = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), kind) if kind else file
         self._stopped, self._returned = False, threading.Event()
+        self._progress, self._lead, self._is_awaited = threading.Condition(), 0, True
         self.quotes = 0
 
     def readable(self) -> bool:
@@ -73,19 +79,47 @@ class DecompressedFile(io.RawIOBase):
         return data
 
     def lend(self) -> pa.PythonFile:
-        """Returns a file for Arrow that reads from this one; call `take_back` when Arrow's reader has been deleted."""
+        """Returns a file for Arrow that reads from this one; call `stop`, delete Arrow's reader, and call `take_back`."""
         borrower = _Borrower(self)
         weakref.finalize(borrower, self._returned.set)
         return pa.PythonFile(borrower, mode="r")
 
+    @contextlib.contextmanager
+    def next_block(self) -> Iterator[None]:
+        """A context in which Arrow's reader is asked for one batch. It reads only a few blocks ahead of these."""
+        self._advance(is_awaited=True)
+        yield
+        self._advance(is_awaited=False, blocks=1)
+
+    def stop(self) -> None:
+        """Has Arrow find the end of the file from now on. When its reader is deleted, that waits for a read which has begun."""
+        self._stopped = True
+        self._advance(is_awaited=False)
+
     def take_back(self) -> None:
-        """Waits until Arrow no longer uses the file that was lent, and has all reads until then find the end of the file.
+        """Waits until Arrow no longer uses the file that was lent.
 
         Arrow reads ahead in a thread of its own, also after its reader has failed. If that thread is inside Python when the
         process ends, the process aborts.
         """
-        self._stopped = True
         self._returned.wait(_TAKE_BACK_WITHIN_S)
+
+    def _advance(self, is_awaited: bool, blocks: int = 0) -> None:
+        with self._progress:
+            self._is_awaited = is_awaited
+            self._lead -= blocks
+            self._progress.notify_all()
+
+    def _wait_for_turn(self) -> None:
+        """Waits until Arrow may read another block.
+
+        A block may give no rows, so that Arrow needs another one: somebody who waits for rows does not wait for long.
+        """
+        with self._progress:
+            while self._lead >= _BLOCKS_AHEAD and not self._stopped:
+                if not self._progress.wait(_WITHOUT_ROWS_S) and self._is_awaited:
+                    break
+            self._lead += 1
 
 
 class _Borrower(io.RawIOBase):
@@ -99,4 +133,5 @@ class _Borrower(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
+        self._file._wait_for_turn()
         return self._file.read(size)

@@ -216,7 +216,7 @@ def test_a_row_of_ten_megabytes_and_nul_bytes_are_read(tmp_path):
 
 def test_a_row_that_is_too_long_is_refused_in_a_sentence(tmp_path):
     path = write(tmp_path / "p.csv", "left,right\na,b\nc," + "x" * 140_000_000 + "\n")
-    assert "a row is longer than 64 MiB" in problems(path)[0]
+    assert "a row is longer than 16 MiB" in problems(path)[0]
 
 
 def test_repeated_rows_are_kept(tmp_path):

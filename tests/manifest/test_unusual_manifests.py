@@ -255,7 +255,7 @@ def test_a_compressed_line_without_an_end_is_refused_and_aborts_nothing(tmp_path
     path = write(tmp_path / "p.csv.gz", gzip.compress(b"left,right\n" + b"x" * 2**28 + b",b\n", 1))
     process = start_program(["--manifest", path, "--output", tmp_path / "out", "--check"], os.environ)
     _, said = process.communicate(timeout=300)
-    assert process.returncode == 2 and "a row is longer than 64 MiB" in said and "Fatal" not in said
+    assert process.returncode == 2 and "a row is longer than 16 MiB" in said and "Fatal" not in said
 
 
 # Names of files
