@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import csv
+import functools
 import io
 import itertools
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def read_csv_batches(path: str, header: CsvHeader, keep: bool) -> Iterator[pa.Ta
     Raises:
         PreflightError: If the file cannot be read, or has such rows and they are not to be kept.
     """
-    misfits = _MisfitRows(header)
+    misfits = _MisfitRows(header, None if keep else _MAX_PROBLEMS)
     with open_input(path) as file:
         stream = DecompressedFile(path, file)
         row = 0
@@ -48,7 +49,9 @@ def read_csv_batches(path: str, header: CsvHeader, keep: bool) -> Iterator[pa.Ta
                 # The reader knows row numbers only with one thread; workers read several files at a time.
                 read_options=pa.csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK_BYTES, skip_rows=header.first_line),
                 parse_options=pa.csv.ParseOptions(
-                    delimiter=header.separator, newlines_in_values=True, invalid_row_handler=misfits
+                    delimiter=header.separator,
+                    newlines_in_values=True,
+                    invalid_row_handler=stream.lend_object(functools.partial(misfits)),
                 ),
                 convert_options=pa.csv.ConvertOptions(
                     column_types=dict.fromkeys(header.names, pa.binary()), null_values=[], strings_can_be_null=False
@@ -66,7 +69,7 @@ def read_csv_batches(path: str, header: CsvHeader, keep: bool) -> Iterator[pa.Ta
         except MemoryError:
             raise PreflightError(out_of_memory(path)) from None
         except (pa.ArrowException, OSError) as error:
-            if not _is_header_only(error):
+            if not _is_header_only(error) and not misfits.are_too_many:
                 raise PreflightError(f"{path}: {_why_unreadable(error)}.") from None
         finally:
             stream.stop()
@@ -96,15 +99,21 @@ class _MisfitRows:
 
     Args:
         header: The header of the file.
+        most: The number of rows at which the reader gives up, or None.
     """
 
-    def __init__(self, header: CsvHeader):
-        self._header = header
+    def __init__(self, header: CsvHeader, most: int | None):
+        self._header, self._most = header, most
         self.rows: collections.deque[Any] = collections.deque()
 
     def __call__(self, row: Any) -> str:
         self.rows.append(row)
-        return "skip"
+        return "error" if self.are_too_many else "skip"
+
+    @property
+    def are_too_many(self) -> bool:
+        """Whether the reader has given up."""
+        return self._most is not None and len(self.rows) >= self._most
 
     def empty_table(self) -> pa.Table:
         """Returns a table of no rows."""

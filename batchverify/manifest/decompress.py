@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import queue
 import threading
+import time
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from batchverify.io.filesystem import open_input, read_stream
@@ -19,6 +22,8 @@ _TAKE_BACK_WITHIN_S = 10.0
 # Arrow's reader of CSV files reads up to 32 blocks ahead, which would be most of a large file.
 _BLOCKS_AHEAD = 2
 _WITHOUT_ROWS_S = 0.5
+
+Lent = TypeVar("Lent")
 
 
 def compression_of(path: str) -> str | None:
@@ -61,7 +66,9 @@ class DecompressedFile(io.RawIOBase):
         kind = compression_of(path)
         # Arrow's decompressors report a truncated file; Beam's file systems end such a file without an error.
         self._source = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), kind) if kind else file
-        self._stopped, self._returned = False, threading.Event()
+        self._stopped = False
+        self._lent: list[weakref.ref[Any]] = []
+        self._returned: queue.SimpleQueue[weakref.ref[Any]] = queue.SimpleQueue()
         self._progress, self._lead, self._is_awaited = threading.Condition(), 0, True
         self.quotes = 0
 
@@ -80,9 +87,13 @@ class DecompressedFile(io.RawIOBase):
 
     def lend(self) -> pa.PythonFile:
         """Returns a file for Arrow that reads from this one; call `stop`, delete Arrow's reader, and call `take_back`."""
-        borrower = _Borrower(self)
-        weakref.finalize(borrower, self._returned.set)
-        return pa.PythonFile(borrower, mode="r")
+        return pa.PythonFile(self.lend_object(_Borrower(self)), mode="r")
+
+    def lend_object(self, lent: Lent) -> Lent:
+        """Has `take_back` wait until Arrow no longer holds an object, which the caller must not keep."""
+        # The callback is not written in Python, so that no other thread can run, and end the process, before it has returned.
+        self._lent.append(weakref.ref(lent, self._returned.put))
+        return lent
 
     @contextlib.contextmanager
     def next_block(self) -> Iterator[None]:
@@ -97,12 +108,15 @@ class DecompressedFile(io.RawIOBase):
         self._advance(is_awaited=False)
 
     def take_back(self) -> None:
-        """Waits until Arrow no longer uses the file that was lent.
+        """Waits until Arrow no longer uses anything that was lent.
 
-        Arrow reads ahead in a thread of its own, also after its reader has failed. If that thread is inside Python when the
-        process ends, the process aborts.
+        Arrow reads ahead in a thread of its own, also after its reader has failed. If that thread needs Python when the process
+        ends, the process aborts.
         """
-        self._returned.wait(_TAKE_BACK_WITHIN_S)
+        give_up_at = time.monotonic() + _TAKE_BACK_WITHIN_S
+        with contextlib.suppress(queue.Empty):
+            for _ in self._lent:
+                self._returned.get(timeout=max(0.0, give_up_at - time.monotonic()))
 
     def _advance(self, is_awaited: bool, blocks: int = 0) -> None:
         with self._progress:
@@ -132,6 +146,6 @@ class _Borrower(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int = -1) -> np.ndarray:
         self._file._wait_for_turn()
-        return self._file.read(size)
+        return self._file.lend_object(np.frombuffer(self._file.read(size), np.uint8))
