@@ -30,11 +30,15 @@ class Summarise(beam.PTransform[Any, Any]):
 
     def expand(self, pcolls: dict[str, PCollection[Any]]) -> PCollection[Summary]:
         columns = (self._config, self._label_column, self._fold_column)
-        # Beam's own runner keeps what enters a Flatten; that is a part for each bundle, and not for each block.
+        # Beam's own runner keeps what enters a Flatten. That is a part for each bundle, and not for each block or bucket.
         rows = pcolls["scores"] | "Rows" >> beam.Map(summarise_rows, *columns) | "MergeRows" >> beam.ParDo(_MergeBundle())
         config = self._config
         second = None if config.candidate is None else config.candidate_match_threshold()
-        images = pcolls["images"] | "Images" >> beam.Map(summarise_images, config.match_threshold(), second)
+        images = (
+            pcolls["images"]
+            | "Images" >> beam.Map(summarise_images, config.match_threshold(), second)
+            | "MergeImages" >> beam.ParDo(_MergeBundle())
+        )
         parts = [rows, images]
         if "examined" in pcolls:
             parts.append(pcolls["examined"] | "Examined" >> beam.MapTuple(_summarise_examined))
