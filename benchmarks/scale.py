@@ -2,6 +2,7 @@
 
     python -m benchmarks.scale                              # 1, 3, 10 and 30 million rows
     python -m benchmarks.scale --millions 0.1 0.3 1         # smaller ones
+    python -m benchmarks.scale --by-hand --millions 10     # ten million rows, beside a script by hand
     python -m benchmarks.scale --skew                       # a million rows, uniform and skewed
     python -m benchmarks.scale --plan                       # seconds of planning a manifest
     python -m benchmarks.scale --estimate --pairs 1e9 --images 2e8 --embedding-bytes 404 5120 150528
@@ -27,6 +28,7 @@ from batchverify.config import VerificationConfig
 from batchverify.manifest.plan import plan_manifest
 from batchverify.pipeline.memory import available_bytes, process_bytes
 from batchverify.pipeline.two_readings import ROWS_AT_ONCE
+from benchmarks.by_hand import measure_by_hand
 from benchmarks.estimate import DEVICES, Device, Job, distinct, estimate, format_estimates, table
 from benchmarks.shuffle import EMBEDDING_SIZE, Measured, measure_alone, write_manifest
 from benchmarks.skew import CASES, uniform
@@ -94,6 +96,23 @@ def format_growth(runs: Sequence[Measured]) -> str:
     row, name = fit_parts(pairs, [_distinct_images_of_blocks(run) for run in runs], seconds)
     parts = f"seconds = {row * 1e6:.1f} µs · rows + {name * 1e6:.1f} µs · images that blocks name"
     return f"{measurements}\n\n{fit_growth(pairs, seconds)}\n\n{parts}"
+
+
+def by_hand(pairs: int, images: int, rounds: int) -> str:
+    """Measures a run beside a script that does its rows by hand. They take turns; each round gives a ratio."""
+    runs = [(measure_alone(pairs, images), measure_alone(pairs, images, function=measure_by_hand)) for _ in range(rounds)]
+    ratios = sorted(script.seconds / run.seconds for run, script in runs)
+    rows = [
+        [
+            name,
+            f"{np.median([run.seconds for run in measured]):.1f}",
+            f"{np.median([pairs / run.seconds for run in measured]):,.0f}",
+            f"{max(run.peak_gib for run in measured):.2f}",
+        ]
+        for name, measured in zip(("batchverify", "by hand"), zip(*runs, strict=True), strict=True)
+    ]
+    shown = table([f"{pairs:,} pairs, {images:,} images", "s (median)", "rows/s", "peak GiB"], rows)
+    return f"{shown}\n\nrows/s against the script: {np.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f} in {rounds} rounds)"
 
 
 def _distinct_images_of_blocks(run: Measured) -> float:
@@ -231,7 +250,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="millions of rows whose shuffled bytes are counted; no number skips this",
     )
     parser.add_argument("--skew", action="store_true", help="measure skewed manifests, with the first size of --millions")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of --skew")
+    parser.add_argument("--by-hand", action="store_true", help="measure the first size of --millions beside a script by hand")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of --skew and --by-hand")
     parser.add_argument("--plan", action="store_true", help="measure planning, with the first size of --millions")
     parser.add_argument("--estimate", action="store_true", help="measure nothing, and print the arithmetic")
     job = parser.add_argument_group("--estimate")
@@ -244,6 +264,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.estimate:
         print(format_estimates(_jobs(options), _devices(options.rate, options.price)))
+    elif options.by_hand:
+        pairs = _rows(options.millions[0])
+        print(by_hand(pairs, pairs // _PAIRS_PER_IMAGE, options.rounds))
     elif options.skew:
         print(skew(_rows(options.millions[0]), options.rounds))
     elif options.plan:

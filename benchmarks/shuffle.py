@@ -169,7 +169,13 @@ def run_null(
         del table
 
 
-def measure_alone(pairs: int, images: int, case: str = "uniform", block_rows: int | None = None) -> Measured:
+def measure_alone(
+    pairs: int,
+    images: int,
+    case: str = "uniform",
+    block_rows: int | None = None,
+    function: Callable[..., Measured] | None = None,
+) -> Measured:
     """Calls `measure` in a new process, because the peak of memory is that of the whole life of a process.
 
     The manifest is written by another one, for the same reason.
@@ -179,10 +185,12 @@ def measure_alone(pairs: int, images: int, case: str = "uniform", block_rows: in
         images: Number of images that the rows are drawn from.
         case: Name of a manifest of `benchmarks.skew`.
         block_rows: As that of `measure`.
+        function: What is measured, called as `measure` is without `block_rows`; None for `measure`.
     """
     with tempfile.TemporaryDirectory() as folder:
         manifests = _alone(_write_case, folder, case, pairs, images)
-        measured: Measured = _alone(measure, folder, manifests, pairs, images, block_rows)
+        run = (measure, block_rows) if function is None else (function,)
+        measured: Measured = _alone(run[0], folder, manifests, pairs, images, *run[1:])
     return measured
 
 

@@ -60,7 +60,8 @@ def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> 
     """
     row = shard.first_row
     try:
-        for batch in first_rows(read_batches(shard, config.bad_rows == "keep"), shard.max_rows):
+        batches = first_rows(read_batches(shard, config.bad_rows == "keep"), shard.max_rows)
+        for batch in _joined(batches, config.block_rows):
             rows = _rows_in_block(batch, config.block_rows)
             for start in range(0, batch.num_rows, rows):
                 block = batch.slice(start, rows)
@@ -95,6 +96,22 @@ def read_keyed(shard: Shard, manifest: Manifest, config: VerificationConfig) -> 
         if label is not None and (problem := find_bad_label(block, label, shard.path, first_row, spelling)):
             raise RunError(problem)
         yield f"{shard.path}#{first_row}", block
+
+
+def _joined(batches: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Joins batches until they have the rows, or the bytes, of a block: fewer blocks are sent fewer copies of an image."""
+    joined: list[pa.Table] = []
+    for batch in batches:
+        joined.append(batch)
+        if sum(part.num_rows for part in joined) >= rows or sum(part.nbytes for part in joined) >= _BLOCK_BYTES:
+            yield _join(joined)
+            joined = []
+    if joined:
+        yield _join(joined)
+
+
+def _join(batches: list[pa.Table]) -> pa.Table:
+    return batches[0] if len(batches) == 1 else pa.concat_tables(batches).combine_chunks()
 
 
 def _rows_in_block(batch: pa.Table, max_rows: int) -> int:
