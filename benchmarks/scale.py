@@ -112,7 +112,8 @@ def by_hand(pairs: int, images: int, rounds: int) -> str:
         for name, measured in zip(("batchverify", "by hand"), zip(*runs, strict=True), strict=True)
     ]
     shown = table([f"{pairs:,} pairs, {images:,} images", "s (median)", "rows/s", "peak GiB"], rows)
-    return f"{shown}\n\nrows/s against the script: {np.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f} in {rounds} rounds)"
+    spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f} in {rounds} rounds"
+    return f"{shown}\n\nrows/s against the script: {np.median(ratios):.2f} ({spread})"
 
 
 def _distinct_images_of_blocks(run: Measured) -> float:

@@ -264,9 +264,10 @@ def compare_in_slices(embeddings: np.ndarray, left: np.ndarray, right: np.ndarra
 
 def _is_same_image(left: _PairSide, right: _PairSide, arrays: ImageArrays) -> pa.Array:
     """Returns whether both files of a pair have the same content; null where one of them could not be read."""
-    left_digest, right_digest = arrays.digest[left.image_row], arrays.digest[right.image_row]
-    is_unread = ~left_digest.any(axis=1) | ~right_digest.any(axis=1)
-    return pa.array((left_digest == right_digest).all(axis=1), mask=is_unread)
+    left_digest, right_digest = (arrays.digest[side.image_row].T for side in (left, right))  # Two halves each, uint64 `(n,)`.
+    is_unread = ((left_digest[0] | left_digest[1]) == 0) | ((right_digest[0] | right_digest[1]) == 0)
+    is_same = (left_digest[0] == right_digest[0]) & (left_digest[1] == right_digest[1])
+    return pa.array(is_same, mask=is_unread)
 
 
 def _first_errors(left: _PairSide, right: _PairSide, is_nan: np.ndarray, arrays: ImageArrays) -> pa.ChunkedArray | pa.Array:

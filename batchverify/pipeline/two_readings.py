@@ -22,6 +22,7 @@ from batchverify.io.storage_options import with_storage_options
 from batchverify.manifest.columns import pair_uris
 from batchverify.manifest.read import read_blocks, read_keyed_timed
 from batchverify.manifest.shard import Manifest, Shard
+from batchverify.manifest.text_hashes import hash_text
 from batchverify.model.calibration import Calibration
 from batchverify.pipeline.buckets import bucket_count, rows_of_hashes
 from batchverify.pipeline.compare import CountRows, compare_block
@@ -125,7 +126,7 @@ def read_uris(
             images.checksums[shard.path, shard.first_row] = checksum
     uris = images.index.uris
     images.buckets = buckets or bucket_count(len(uris))
-    for bucket, rows in rows_of_hashes(images.index.hashes, images.buckets):
+    for bucket, rows in rows_of_hashes(hash_text(uris), images.buckets):
         yield bucket, ("", pa.table({"uri": uris.take(rows).cast(pa.string())}))
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchverify.manifest.text_hashes import hash_text
+from batchverify.manifest.text_hashes import hash_in_process
 
 # New URIs are looked for in one table of hashes, which is made again when this many have come, or half as many as it has.
 _LEAST_RECENT = 2**18
@@ -16,8 +16,8 @@ _LEAST_RECENT = 2**18
 class UriIndex:
     """The distinct URIs of a run, each with its position: they are numbered as they come.
 
-    URIs are found by their 64-bit hashes. As two URIs may have the same hash, by chance or on purpose, the texts are
-    compared, too.
+    URIs are found by their 64-bit hashes. As two URIs may have the same hash, by chance or on purpose, texts are compared, too,
+    when URIs are added; and when they are found, if there are two of one hash.
     """
 
     def __init__(self) -> None:
@@ -39,12 +39,6 @@ class UriIndex:
         self._merge_recent()
         return self._uris
 
-    @property
-    def hashes(self) -> np.ndarray:
-        """The hashes of `uris`, uint64 `(n,)`."""
-        self._merge_recent()
-        return np.append(self._hashes.to_numpy(), hash_text(self._uris.slice(len(self._hashes))))
-
     def add(self, uris: pa.Array) -> None:
         """Adds those of `uris` that are new.
 
@@ -53,7 +47,7 @@ class UriIndex:
         """
         if self._are_repeated(uris):
             uris = uris.unique()
-        hashes = hash_text(uris)
+        hashes = hash_in_process(uris)
         position = self._hashes.get_indexer(hashes)
         is_new = position < 0
         found = pa.array(position, pa.int64(), mask=is_new)
@@ -67,7 +61,10 @@ class UriIndex:
             self._merge_recent()
 
     def find(self, uris: pa.Array) -> np.ndarray:
-        """Returns the positions of `uris`, int64 `(n,)`; -1 for null, and for a URI that has not been added."""
+        """Returns the positions of `uris`, int64 `(n,)`; -1 for null.
+
+        They must have been added. A URI that has not been gets -1, or the position of one that has the same hash.
+        """
         self._merge_recent()
         if not self._are_repeated(uris):
             return self._find(uris)
@@ -77,18 +74,22 @@ class UriIndex:
         return found
 
     def _find(self, uris: pa.Array) -> np.ndarray:
-        is_null = uris.is_null()
         texts = pc.fill_null(uris, "") if uris.null_count else uris
-        position = self._hashes.get_indexer(hash_text(texts))
-        found = pa.array(position, pa.int64(), mask=position < 0)
+        positions: np.ndarray = self._hashes.get_indexer(hash_in_process(texts))
+        if self._same_hash:
+            positions = self._compare_texts(positions, texts)
+        if uris.null_count:
+            positions[uris.is_null().to_numpy(zero_copy_only=False)] = -1
+        return positions
+
+    def _compare_texts(self, positions: np.ndarray, texts: pa.Array) -> np.ndarray:
+        """Returns the positions of texts, some of which are not those that stand at `positions`."""
+        found = pa.array(positions, pa.int64(), mask=positions < 0)
         is_same = pc.equal(self._uris.take(found), texts.cast(pa.large_string()))
         is_found = pc.fill_null(is_same, False).to_numpy(zero_copy_only=False)
-        if uris.null_count:
-            is_found &= ~is_null.to_numpy(zero_copy_only=False)
-        positions = np.where(is_found, position, -1)
-        if self._same_hash and not is_found.all():
-            for row in np.flatnonzero(~is_found):
-                positions[row] = self._same_hash.get(uris[int(row)].as_py(), -1)
+        positions = np.where(is_found, positions, -1)
+        for row in np.flatnonzero(~is_found):
+            positions[row] = self._same_hash.get(texts[int(row)].as_py(), -1)
         return positions
 
     def _are_repeated(self, uris: pa.Array) -> bool:

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchverify.manifest.text_hashes import hash_text
+from batchverify.manifest.text_hashes import hash_in_process
 from batchverify.pipeline import uri_index
 from batchverify.pipeline.uri_index import UriIndex
 
@@ -15,7 +15,7 @@ def index(request, monkeypatch) -> UriIndex:
     monkeypatch.setattr(uri_index, "_LEAST_RECENT", 5)
     if request.param == "one hash for many":
         by_length = lambda uris: np.array([len(uri) % 7 for uri in uris.to_pylist()], np.uint64)  # noqa: E731
-        monkeypatch.setattr(uri_index, "hash_text", by_length)
+        monkeypatch.setattr(uri_index, "hash_in_process", by_length)
     return UriIndex()
 
 
@@ -37,10 +37,14 @@ def test_uris_are_found_in_blocks_of_any_kind(index, repeats):
     assert found == [*URIS[::-1], None, None] * repeats
 
 
-def test_each_uri_has_the_hash_that_decides_its_bucket():
-    index = UriIndex()
-    index.add(pa.array(URIS))
-    assert index.hashes.tolist() == hash_text(index.uris).tolist()
+def test_texts_differ_in_their_hashes_wherever_they_differ():
+    texts = {"", *("a" * length for length in range(1, 40))}
+    for length in range(1, 30):
+        texts |= {"a" * place + letter + "a" * (length - 1 - place) for place in range(length) for letter in "bßé\0"}
+    for kind in (pa.string(), pa.large_string()):
+        values = pa.array(["zz", *sorted(texts)], kind).slice(1)
+        assert len(set(hash_in_process(values).tolist())) == len(texts)
+        assert hash_in_process(values).tolist() == [hash_in_process(values.slice(row, 1))[0] for row in range(len(values))]
 
 
 def test_an_index_of_no_uri_finds_none():
