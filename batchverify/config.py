@@ -75,7 +75,7 @@ COMPARES = ("cosine", "euclidean", "l1")
 CALIBRATION_METHODS = ("logistic", "isotonic")
 ON_NAN = ("fail", "keep")
 BAD_ROWS = ("refuse", "keep")
-RUNTIMES = ("tensorflow", "openvino")
+RUNTIMES = ("tensorflow", "openvino", "auto")
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16", "float16")
 _OPENVINO_PRECISIONS = ("float32", "bfloat16")
 EMBEDDING_VERSIONS = ("stat", "content")
@@ -127,7 +127,8 @@ class ModelConfig:
         output_is: The meaning of the model's output, one of `OUTPUTS`; the default is `score`.
         match_column: The number, 0 or 1, of the softmax column that holds the probability of a match.
         batch_size: The number of images that the encoder takes at once.
-        runtime: The library that runs the network, one of `RUNTIMES`; OpenVINO is an optional dependency and runs on the CPU.
+        runtime: The library that runs the network, one of `RUNTIMES`; OpenVINO is an optional dependency and runs on the CPU;
+            `auto` takes it where it is installed, there is no GPU, and `precision` is `float32`.
         precision: The number format in which the encoder computes, one of `PRECISIONS`; weights, embeddings and scores are
             always float32. `tensorfloat32` is what GPUs compute in by default, and changes nothing on a processor.
     """
@@ -336,7 +337,7 @@ class ScoringConfig(ModelConfig):
                 f"--accelerator is '{self.accelerator}'; give a type such as nvidia-tesla-t4, or Dataflow's resource hint for "
                 "one GPU a worker, such as 'type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver'."
             )
-        if self.runtime != "tensorflow":
+        if self.runtime == "openvino":
             yield f"--accelerator asks for GPUs, but --runtime {self.runtime} runs on the CPU; leave one of them out."
 
     def _problems_of_columns(self) -> Iterator[str]:

@@ -88,7 +88,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "models:/NAME@ALIAS in MLflow, or hf://ORG/REPO@REVISION/PATH (default: embedded)",
     )  # fmt: skip
     add_option(group, "--batch-size", type=int, metavar="N", help="number of images that are encoded at once")
-    add_option(group, "--runtime", choices=RUNTIMES, help="what runs the network; openvino is an extra, for processors")
+    add_option(
+        group, "--runtime", choices=RUNTIMES,
+        help="what runs the network; openvino is an extra, for processors; auto takes it where that is installed",
+    )  # fmt: skip
     add_option(
         group, "--precision", choices=PRECISIONS, help="what the encoder computes in; the log says by how much scores change"
     )

@@ -26,6 +26,7 @@ from batchverify.model.plan import plan_encoder, plan_split, plan_whole, refuse_
 from batchverify.model.precision import computes_in_16_bits, refuse_without_layers, use_tensor_float_32, with_16_bits
 from batchverify.model.preprocessing import Preprocessing, decide_preprocessing, scale_contradiction
 from batchverify.model.probe_images import probe_images
+from batchverify.model.runtimes import choose_runtime
 from batchverify.model.split import split_model
 from batchverify.model.trial import SPLIT_CHECK_IMAGES, TRIAL_IMAGES, try_model
 
@@ -48,6 +49,7 @@ def load_model(config: ModelConfig, is_candidate: bool = False) -> PairModel:
     if config.trust_model_code:
         _LOG.warning("--trust-model-code: any code that %s holds runs with your rights on every worker.", config.model)
     prepare_devices()
+    config = choose_runtime(config)
     # A model may compute without end, and the thread that waits for it inside TensorFlow hears no signal.
     loaded, model = threading.Event(), Future[PairModel]()
     threading.Thread(target=_load_in_thread, args=(config, is_candidate, loaded, model), name="load-model", daemon=True).start()

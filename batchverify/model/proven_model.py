@@ -41,6 +41,7 @@ from batchverify.model.local_copy import digest_model, local_model
 from batchverify.model.pair_model import FixedShapeCall, PairModel, StoredParts
 from batchverify.model.precision import whole_float_32
 from batchverify.model.preprocessing import Preprocessing, decide_preprocessing
+from batchverify.model.runtimes import choose_runtime
 from batchverify.model.split import check_outputs
 from batchverify.version import VERSION
 
@@ -146,6 +147,7 @@ def load_proven(config: ModelConfig, load: Callable[[ModelConfig], PairModel], s
     Raises:
         PreflightError: If `load` raises it.
     """
+    config = choose_runtime(config)
     if not is_cache_used() or not _is_cacheable(config):
         return load(config)
     with contextlib.ExitStack() as stack:

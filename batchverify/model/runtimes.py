@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import importlib.util
 import threading
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
@@ -20,6 +22,20 @@ from batchverify.temporary_folder import temporary_copy, temporary_folder
 
 # OpenVINO's names of number formats. The only 16-bit format that processors compute in is bfloat16.
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def choose_runtime(config: ModelConfig) -> ModelConfig:
+    """Returns the configuration with the runtime that `auto` stands for in this process.
+
+    OpenVINO is taken where it is installed and can compute as TensorFlow would: in float32, on processors. An ONNX file has a
+    runtime of its own.
+    """
+    if config.runtime != "auto":
+        return config
+    is_onnx = (config.model or "").endswith(".onnx")
+    is_possible = config.precision == "float32" and not is_onnx and importlib.util.find_spec("openvino") is not None
+    runtime = "openvino" if is_possible and not tf.config.list_physical_devices("GPU") else "tensorflow"
+    return dataclasses.replace(config, runtime=runtime)
 
 
 def compile_for_runtime(function: Callable[..., Any], loaded: LoadedModel, config: ModelConfig) -> Callable[..., np.ndarray]:

@@ -164,7 +164,7 @@ def _find_missing_packages(options: PipelineOptions, config: VerificationConfig)
             "--extra_package=FILE with its wheel or sdist, or --sdk_container_image=IMAGE that holds it, built from "
             "deploy/Dockerfile."
         )
-    if config.runtime != "tensorflow" and not _container_image(options):
+    if config.runtime == "openvino" and not _container_image(options):
         yield f"--runtime {config.runtime} is an extra, which Beam's own image lacks; add --sdk_container_image=IMAGE with it."
     if any((model or "").lower().endswith(".onnx") for model in (config.model, config.candidate)) and not _container_image(
         options

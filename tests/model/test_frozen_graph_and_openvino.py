@@ -3,6 +3,7 @@
 OpenVINO runs in processes of its own here: where both are loaded, TensorFlow's training crashes later in the process.
 """
 
+import importlib.util
 import json
 import logging
 import subprocess
@@ -14,6 +15,8 @@ import tensorflow as tf
 
 import batchverify
 from batchverify.model.frozen_graph import FrozenFunction
+from batchverify.model.runtimes import choose_runtime
+from batchverify.model.start_tensorflow import has_nvidia_gpu
 from tests.support.processes import start_program
 
 pytestmark = pytest.mark.slow
@@ -52,6 +55,34 @@ def score_pairs(manifest, output, *options):
 def usual(demo, tmp_path_factory):
     """The demo's scores by TensorFlow."""
     return score_pairs(demo / "demo.csv", tmp_path_factory.mktemp("tensorflow") / "usual")
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "missing", "runtime"),
+    [
+        ("a.keras", "float32", "", "openvino"),
+        ("a.keras", "bfloat16", "", "tensorflow"),
+        ("a.onnx", "float32", "", "tensorflow"),
+        ("a.keras", "float32", "openvino", "tensorflow"),
+    ],
+)
+@pytest.mark.skipif(has_nvidia_gpu(), reason="this machine has a GPU")
+def test_auto_is_openvino_where_it_computes_the_same(model, precision, missing, runtime, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    config = batchverify.VerificationConfig(
+        manifests=("a.csv",), output="out", model=model, runtime="auto", precision=precision
+    )
+    assert choose_runtime(config).runtime == runtime
+
+
+@pytest.mark.processes
+def test_auto_says_what_it_takes_and_gives_the_same_scores(usual, demo, tmp_path, read_scores):
+    process = start_program(["--manifest", demo / "demo.csv", "--output", tmp_path / "auto", "--runtime", "auto"])
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0 and "The network is run by openvino in float32" in said
+    found, expected = read_scores(tmp_path / "auto"), read_scores(usual)
+    np.testing.assert_allclose(found["score"], expected["score"], atol=1e-4)
 
 
 @pytest.mark.processes
