@@ -213,7 +213,8 @@ class _PairSide:
     def look_up(cls, uris: pa.ChunkedArray, images: Images) -> _PairSide:
         """Looks up the images of one side."""
         image_row, arrays = images.find(uris), images.arrays
-        return cls(uris, image_row, arrays.status[image_row], arrays.identity[image_row])
+        # `take` is up to four times as fast as an index.
+        return cls(uris, image_row, arrays.status.take(image_row), arrays.identity.take(image_row))
 
     def with_arrays(self, arrays: ImageArrays) -> _PairSide:
         """Returns this side with the status and the identity scores that another model gives the same images."""
@@ -258,13 +259,15 @@ def compare_in_slices(embeddings: np.ndarray, left: np.ndarray, right: np.ndarra
     slice_size = max(1, min(_MAX_PAIRS_PER_SLICE, _BYTES_PER_SLICE // max(1, embeddings.itemsize * embeddings.shape[1])))
     for start in range(0, len(left), slice_size):
         chosen = slice(start, start + slice_size)
-        scores[chosen] = network.compare(embeddings[left[chosen]], embeddings[right[chosen]])
+        scores[chosen] = network.compare(embeddings.take(left[chosen], axis=0), embeddings.take(right[chosen], axis=0))
     return scores
 
 
 def _is_same_image(left: _PairSide, right: _PairSide, arrays: ImageArrays) -> pa.Array:
     """Returns whether both files of a pair have the same content; null where one of them could not be read."""
-    left_digest, right_digest = (arrays.digest[side.image_row].T for side in (left, right))  # Two halves each, uint64 `(n,)`.
+    left_digest, right_digest = (
+        arrays.digest.take(side.image_row, axis=0).T for side in (left, right)
+    )  # Two halves each, uint64 `(n,)`.
     is_unread = ((left_digest[0] | left_digest[1]) == 0) | ((right_digest[0] | right_digest[1]) == 0)
     is_same = (left_digest[0] == right_digest[0]) & (left_digest[1] == right_digest[1])
     return pa.array(is_same, mask=is_unread)

@@ -7,7 +7,7 @@ import dataclasses
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import apache_beam as beam
 import numpy as np
@@ -36,6 +36,7 @@ from batchverify.worker_stats import WorkerStats
 _BLOCKS_AT_ONCE = 2
 # The most rows of a block: some blocks are in memory at a time, with all that is computed of them.
 ROWS_AT_ONCE = 131_072
+Block = TypeVar("Block")
 
 
 class VerifiedManifest(NamedTuple):
@@ -119,7 +120,7 @@ def read_uris(
     for shard in manifest.shards:
         with stats.timed("read"):
             checksum = 0
-            for block in read_blocks(shard, manifest.schema, config):
+            for block in _read_ahead(read_blocks(shard, manifest.schema, config)):
                 checksum = uri_checksum(block, config, checksum)
                 for uris in pair_uris(block, config):
                     images.index.add(pa.chunked_array(uris.chunks, pa.string()).combine_chunks().drop_null())
@@ -128,6 +129,15 @@ def read_uris(
     images.buckets = buckets or bucket_count(len(uris))
     for bucket, rows in rows_of_hashes(hash_text(uris), images.buckets):
         yield bucket, ("", pa.table({"uri": uris.take(rows).cast(pa.string())}))
+
+
+def _read_ahead(blocks: Iterator[Block]) -> Iterator[Block]:
+    """Yields what `blocks` yields, the next one of which a thread reads meanwhile."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as thread:
+        waiting = thread.submit(next, blocks, None)
+        while (block := waiting.result()) is not None:
+            waiting = thread.submit(next, blocks, None)
+            yield block
 
 
 def _read_again(
@@ -144,7 +154,7 @@ def _read_again(
         RunError: If the URIs are not those of the first reading.
     """
     checksum = 0
-    for key, block in read_keyed_timed(shard, stats, manifest, config):
+    for key, block in _read_ahead(read_keyed_timed(shard, stats, manifest, config)):
         checksum = uri_checksum(block, config, checksum)
         yield key, block
     if checksum != table.get().checksums[shard.path, shard.first_row]:
