@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import multiprocessing
 import resource
 import tempfile
@@ -118,7 +119,14 @@ class Measured:
         )
 
 
-def measure(folder: str, manifests: tuple[str, ...], pairs: int, images: int, block_rows: int | None = None) -> Measured:
+def measure(
+    folder: str,
+    manifests: tuple[str, ...],
+    pairs: int,
+    images: int,
+    block_rows: int | None = None,
+    floats: int = EMBEDDING_SIZE,
+) -> Measured:
     """Runs the pipeline once in this process.
 
     Args:
@@ -128,15 +136,17 @@ def measure(folder: str, manifests: tuple[str, ...], pairs: int, images: int, bl
         images: Number of images that the rows are drawn from.
         block_rows: Number of rows of a block, if images are sent to blocks as on a distributed runner; None means that the
             images are in one table.
+        floats: Number of values of an embedding.
     """
+    load = functools.partial(NullNetwork, floats)
     config = VerificationConfig(manifests=manifests, output=f"{folder}/scores")
     carried = None
     started = time.perf_counter()
     if block_rows is None:
-        run_null(config)
+        run_null(config, load)
     else:
         config = dataclasses.replace(config, block_rows=block_rows)
-        carried = count_carried(lambda: run_null(config, shared=False), pairs)
+        carried = count_carried(lambda: run_null(config, load, shared=False), pairs)
     seconds = time.perf_counter() - started
     return Measured(pairs, images, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, carried)
 
@@ -175,6 +185,7 @@ def measure_alone(
     case: str = "uniform",
     block_rows: int | None = None,
     function: Callable[..., Measured] | None = None,
+    floats: int = EMBEDDING_SIZE,
 ) -> Measured:
     """Calls `measure` in a new process, because the peak of memory is that of the whole life of a process.
 
@@ -185,11 +196,12 @@ def measure_alone(
         images: Number of images that the rows are drawn from.
         case: Name of a manifest of `benchmarks.skew`.
         block_rows: As that of `measure`.
-        function: What is measured, called as `measure` is without `block_rows`; None for `measure`.
+        function: What is measured, called as `measure` is without the last two arguments; None for `measure`.
+        floats: As that of `measure`.
     """
     with tempfile.TemporaryDirectory() as folder:
         manifests = _alone(_write_case, folder, case, pairs, images)
-        run = (measure, block_rows) if function is None else (function,)
+        run = (measure, block_rows, floats) if function is None else (function,)
         measured: Measured = _alone(run[0], folder, manifests, pairs, images, *run[1:])
     return measured
 
@@ -231,12 +243,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Rows a second through the shuffles, with a null network.")
     parser.add_argument("--pairs", type=int, default=1_000_000)
     parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--floats", type=int, default=EMBEDDING_SIZE, metavar="N", help="values of an embedding")
     parser.add_argument("--grow", type=int, metavar="N", help="measure N times as many too, and print the ratio of the times")
     options = parser.parse_args()
     sizes = [(options.pairs * times, options.images * times) for times in (1, *([options.grow] if options.grow else []))]
     runs = []
     for pairs, images in sizes:
-        runs.append(measure_alone(pairs, images))
+        runs.append(measure_alone(pairs, images, floats=options.floats))
         print(runs[-1], flush=True)
     if options.grow:
         print(f"{options.grow} times as many take {runs[1].seconds / runs[0].seconds:.1f} times as long")

@@ -11,7 +11,7 @@ from pathlib import Path
 from batchverify.images.pixel_budget import BYTES_PER_PIXEL
 
 # What blocks of 131,072 rows take that are compared, checked and written at a time.
-_BLOCKS_AT_ONCE_BYTES = 2**29
+_BLOCKS_AT_ONCE_BYTES = 3 * 2**27
 # A worker of a distributed runner holds a block and its encoded images, both as tables and as bytes.
 _COPIES_IN_WORKER = 7
 # The columns of an encoded image beside its embedding.

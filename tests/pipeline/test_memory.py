@@ -17,7 +17,7 @@ GIB = 2**30
 
 def test_images_take_memory_and_rows_do_not():
     """`python -m benchmarks.shuffle --pairs 10000000 --images 500000`; 404 bytes an embedding."""
-    assert process_bytes(500_000, 404) / GIB == pytest.approx(0.76, rel=0.1)
+    assert process_bytes(500_000, 404) / GIB == pytest.approx(0.6, rel=0.1)
 
 
 def test_a_worker_needs_its_block_alone():
