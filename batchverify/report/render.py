@@ -145,7 +145,7 @@ def _plots(summary: dict[str, Any]) -> dict[str, str]:
         for kind in ("genuine", "impostor", "unlabelled", "identity", "strangers", "identity_faults")
     )
     threshold, all_pairs = summary["run"]["threshold"], genuine + impostor + unlabelled
-    drawn = dict.fromkeys(("scores", "identity", "det", "roc", "both_models", "time"), "")
+    drawn = dict.fromkeys(("scores", "identity", "det", "roc", "reliability", "both_models", "time"), "")
     if all_pairs.sum():
         kinds = {"genuine": genuine, "impostor": impostor, "unlabelled": unlabelled}
         drawn["scores"] = plots.score_plot(kinds, threshold)

@@ -185,6 +185,7 @@ def test_a_calibration_goes_into_a_file_and_not_into_the_registry(registry, demo
     assert main([*again, "--model", f"models:/faces/{version}"]) == 0
     scored = pq.read_table(tmp_path / "again")
     assert scored["llr"].null_count == scored["score"].null_count < 20
+    assert "too few labelled pairs to draw how reliable" in (tmp_path / "again" / "_report.html").read_text()
 
 
 @pytest.mark.parametrize(
