@@ -272,7 +272,9 @@ class Cluster:
         )
         command.chmod(0o755)
         config = json.dumps({"command": str(command)})
-        return [*self._job_service, "--environment_type=PROCESS", f"--environment_config={config}"]
+        # Without a cache, an engine starts new processes for each stage, each of which loads the model.
+        cache = "--environment_cache_millis=600000"
+        return [*self._job_service, "--environment_type=PROCESS", f"--environment_config={config}", cache]
 
     def __exit__(self, *_: Any) -> None:
         for name in list(self.processes):
