@@ -201,8 +201,8 @@ def measure_alone(
     """
     with tempfile.TemporaryDirectory() as folder:
         manifests = _alone(_write_case, folder, case, pairs, images)
-        run = (measure, block_rows, floats) if function is None else (function,)
-        measured: Measured = _alone(run[0], folder, manifests, pairs, images, *run[1:])
+        function = function or functools.partial(measure, block_rows=block_rows, floats=floats)
+        measured: Measured = _alone(function, folder, manifests, pairs, images)
     return measured
 
 

@@ -80,7 +80,7 @@ def read_csv_batches(path: str, header: CsvHeader, keep: bool) -> Iterator[pa.Ta
     if stream.quotes % 2 and _ends_in_quotes(path, header):
         raise PreflightError(f"{path}: a quote is opened and never closed; close it, or double quotes inside a field.")
     if misfits.rows:
-        yield misfits.put_back(misfits.empty_table(), row)
+        yield misfits.put_back(misfits.empty_table(), row, is_last=True)
 
 
 def _ends_in_quotes(path: str, header: CsvHeader) -> bool:
@@ -119,11 +119,11 @@ class _MisfitRows:
         """Returns a table of no rows."""
         return pa.table({name: pa.array([], pa.string()) for name in (*self._header.names, BAD_ROW_COLUMN)})
 
-    def put_back(self, rows: pa.Table, first_row: int) -> pa.Table:
+    def put_back(self, rows: pa.Table, first_row: int, is_last: bool = False) -> pa.Table:
         """Returns `rows` with the misfit rows among them; `first_row` is the number of the first row in the file."""
         due: list[Any] = []
-        # Each row that is put back moves the end of this batch by one row. The last batch is empty and takes all that remain.
-        while self.rows and (not rows.num_rows or self._row_of(self.rows[0]) < first_row + rows.num_rows + len(due)):
+        # Each row that is put back moves the end of this batch by one row. Arrow may have parsed later blocks already.
+        while self.rows and (is_last or self._row_of(self.rows[0]) < first_row + rows.num_rows + len(due)):
             due.append(self.rows.popleft())
         if not due:
             return rows

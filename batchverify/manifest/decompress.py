@@ -121,7 +121,8 @@ class DecompressedFile(io.RawIOBase):
     def _advance(self, is_awaited: bool, blocks: int = 0) -> None:
         with self._progress:
             self._is_awaited = is_awaited
-            self._lead -= blocks
+            # Blocks without rows, for which there was no batch, must not slow down those after them.
+            self._lead = min(self._lead - blocks, _BLOCKS_AHEAD - 1) if blocks else self._lead
             self._progress.notify_all()
 
     def _wait_for_turn(self) -> None:

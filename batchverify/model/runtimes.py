@@ -32,7 +32,7 @@ def choose_runtime(config: ModelConfig) -> ModelConfig:
     """
     if config.runtime != "auto":
         return config
-    is_onnx = (config.model or "").endswith(".onnx")
+    is_onnx = (config.model or "").lower().endswith(".onnx")
     is_possible = config.precision == "float32" and not is_onnx and importlib.util.find_spec("openvino") is not None
     runtime = "openvino" if is_possible and not tf.config.list_physical_devices("GPU") else "tensorflow"
     return dataclasses.replace(config, runtime=runtime)

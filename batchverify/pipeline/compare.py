@@ -265,9 +265,8 @@ def compare_in_slices(embeddings: np.ndarray, left: np.ndarray, right: np.ndarra
 
 def _is_same_image(left: _PairSide, right: _PairSide, arrays: ImageArrays) -> pa.Array:
     """Returns whether both files of a pair have the same content; null where one of them could not be read."""
-    left_digest, right_digest = (
-        arrays.digest.take(side.image_row, axis=0).T for side in (left, right)
-    )  # Two halves each, uint64 `(n,)`.
+    # Two halves each, uint64 `(n,)`.
+    left_digest, right_digest = (arrays.digest.take(side.image_row, axis=0).T for side in (left, right))
     is_unread = ((left_digest[0] | left_digest[1]) == 0) | ((right_digest[0] | right_digest[1]) == 0)
     is_same = (left_digest[0] == right_digest[0]) & (left_digest[1] == right_digest[1])
     return pa.array(is_same, mask=is_unread)

@@ -17,6 +17,8 @@ import pytest
 import zstandard
 
 import batchverify
+from batchverify.manifest.csv import read_csv_batches
+from batchverify.manifest.csv_header import read_header
 from batchverify.manifest.labels import parse_labels
 from batchverify.manifest.plan import plan_manifest
 from tests.manifest.test_manifest import problems, read, write
@@ -342,3 +344,19 @@ def test_the_line_in_which_excel_says_the_separator_is_read(mark, tmp_path):
 def test_a_bad_row_may_be_as_long_as_any(tmp_path):
     path = write(tmp_path / "p.csv", f"left,right\n{'a' * 200_000}\nb,c\n")
     assert [len(name) for name in read(path, bad_rows="keep")["left"].to_pylist()] == [200_000, 1]
+
+
+def test_rows_that_fill_whole_blocks_and_do_not_fit_stay_in_their_places(tmp_path, monkeypatch):
+    """A block may hold no other rows; Arrow may have read the next ones by then."""
+    monkeypatch.setattr("batchverify.manifest.csv._CSV_BLOCK_BYTES", 4096)
+    rng = np.random.default_rng(1)
+    rows = []
+    for number in range(3):
+        rows += [f"misfit-{number}-{row}" for row in range(600)]
+        rows += [f"{number}-{row},right" if fits else f"lone-{number}-{row}" for row, fits in enumerate(rng.random(1500) < 0.7)]
+    path = tmp_path / "pairs.csv"
+    path.write_text("\n".join(["left,right", *rows]) + "\n")
+    header = read_header(str(path), batchverify.VerificationConfig(manifests=(str(path),), output="out"))
+    assert header is not None
+    read = [left for batch in read_csv_batches(str(path), header, keep=True) for left in batch["left"].to_pylist()]
+    assert read == [row.partition(",")[0] for row in rows]
