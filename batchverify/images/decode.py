@@ -16,6 +16,7 @@ from batchverify.images.layout import Layout
 from batchverify.images.picture import PaddingError
 from batchverify.images.pillow_settings import no_limit_or_warnings, whole_files_only
 from batchverify.images.pixel_budget import PixelBudget
+from batchverify.images.plain_jpeg import plain_jpeg_size
 from batchverify.images.safety import find_decoding_hazard, find_memory_hazard, lacks_strips
 from batchverify.images.traits import find_traits
 from batchverify.schema import ImageStatus, ImageTraits
@@ -79,6 +80,8 @@ def decode_or_defer(
         defer: Whether a file that is not large is returned undecoded where the loader has a batch decoder for it.
         budget: The pixels that all threads may decode at the same time; None sets no bound.
     """
+    if defer and layout.loader.can_wait(None, layout.is_grey) and _is_small_and_plain(data, max_pixels):
+        return DecodedImage(UndecodedImage(data))
     if hazard := find_decoding_hazard(data):
         return DecodedImage(ImageFailure(ImageStatus.UNREADABLE, hazard))
     Image.init()  # Pillow loads its rarer formats late, and not when `Image.open` is given names of formats.
@@ -98,6 +101,12 @@ def decode_or_defer(
     except Exception as error:  # Pillow's decoders raise any exception on a broken file.
         failure = ImageFailure(ImageStatus.UNREADABLE, f"it cannot be decoded ({short_reason(error)})")
     return DecodedImage(failure)
+
+
+def _is_small_and_plain(data: bytes, max_pixels: int) -> bool:
+    """Returns whether a file can be left to the batch decoder without being opened."""
+    size = plain_jpeg_size(data)
+    return size is not None and size.width * size.height <= min(max_pixels, _MAX_DEFERRED_PIXELS)
 
 
 def _open_and_decode(data: bytes, layout: Layout, max_pixels: int, defer: bool, budget: PixelBudget | None) -> DecodedImage:

@@ -128,9 +128,17 @@ def _read_local(handle: int, max_bytes: int, with_data: bool) -> FetchedFile | I
     version = _version(status.st_size, status.st_mtime_ns)
     if not with_data:
         return FetchedFile(b"", version)
-    with open(handle, "rb", closefd=False) as file:
-        data = file.read(status.st_size + _SPARE_BYTES)  # The file may have grown since.
+    data = _read_up_to(handle, status.st_size + _SPARE_BYTES)  # The file may have grown since.
     return FetchedFile(data, version) if len(data) <= max_bytes else _too_many_bytes(None, max_bytes)
+
+
+def _read_up_to(handle: int, size: int) -> bytes:
+    """Reads a file up to its end, or `size` bytes; a file object would cost more than the reading of a small file."""
+    data = part = os.read(handle, size)
+    while part and len(data) < size:
+        part = os.read(handle, size - len(data))
+        data += part
+    return data
 
 
 def _local_failure(error: OSError) -> ImageFailure:

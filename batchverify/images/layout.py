@@ -44,8 +44,13 @@ class ImageLoader(Protocol):
     def pixel_dtype(self, grey: bool) -> str:
         """Returns the type of the pixels, `uint8` or `float32`; `grey` says whether colours are removed."""
 
-    def can_wait(self, image: Image.Image, grey: bool) -> bool:
-        """Returns whether a batch decoder can decode this file later, together with others."""
+    def can_wait(self, image: Image.Image | None, grey: bool) -> bool:
+        """Returns whether a batch decoder can decode a file later, together with others.
+
+        Args:
+            image: The file as Pillow has opened it; None for a plain JPEG file, as `plain_jpeg_size` has it.
+            grey: Whether colours are removed.
+        """
 
 
 _PICTURES = PictureLoader()

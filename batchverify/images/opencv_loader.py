@@ -68,6 +68,6 @@ class OpenCvLoader:
         """See `ImageLoader`."""
         return "uint8"
 
-    def can_wait(self, image: Image.Image, grey: bool) -> bool:
+    def can_wait(self, image: Image.Image | None, grey: bool) -> bool:
         """See `ImageLoader`."""
         return False

@@ -69,7 +69,7 @@ class PillowLoader:
         """See `ImageLoader`."""
         return "float32" if grey and self.keeps_16_bits else "uint8"
 
-    def can_wait(self, image: Image.Image, grey: bool) -> bool:
+    def can_wait(self, image: Image.Image | None, grey: bool) -> bool:
         """See `ImageLoader`."""
         return False
 

@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Iterator
 
+import numpy as np
 from PIL import ExifTags, ImageFile
 
 _MAX_SCANS = 100  # This is libtiff's limit too; programs write about ten.
@@ -14,7 +15,7 @@ _MAX_SEGMENTS = 1_000
 _MAX_GIF_BLOCKS = 4_000
 _MAX_STRIPS = 2**18
 _MAX_JUNK_BYTES = 2**16
-_MAX_PNG_PROFILES = 10
+_MAX_PNG_PROFILES, _MAX_PNG_CHUNKS = 10, 100_000
 # Pillow reads the numbers of text files, and comments of all, in Python: 60 MB take 10 seconds.
 _MAX_PNM_TEXT_BYTES, _MAX_PNM_HEADER_BYTES = 2**22, 2**16
 _PNM, _PNM_TEXT = re.compile(rb"P[1-6]\s"), re.compile(rb"P[1-3]\s")
@@ -30,8 +31,8 @@ _EXIF, _APP1 = b"Exif\0\0", 0xE1
 _SEQUENTIAL_FRAMES, _START_OF_SCAN = (0xC0, 0xC1), 0xDA  # ITU-T T.81, table B.1.
 # Tables, restart interval, comments and parts of applications: all decoders take them for segments with a length.
 _PLAIN_SEGMENTS = frozenset({*_SEQUENTIAL_FRAMES, 0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE})
-# Files that may hold EXIF: what they begin with, where that stands, and the name of the part.
-_EXIF_HOLDERS = ((b"\x89PNG", 0, b"eXIf"), (b"RIFF", 0, b"EXIF"), (b"ftyp", 4, b""))
+# Further files that may hold EXIF: what they begin with, where that stands, and the name of the part.
+_EXIF_HOLDERS = ((b"RIFF", 0, b"EXIF"), (b"ftyp", 4, b""))
 # What Pillow takes for the start of a directory, also with its bytes in the wrong order.
 _DIRECTORY = re.compile(rb"II(?:\*\0|\0\*|\+\0)|MM(?:\0\*|\*\0|\0\+)")
 
@@ -39,16 +40,26 @@ _DIRECTORY = re.compile(rb"II(?:\*\0|\0\*|\+\0)|MM(?:\0\*|\*\0|\0\+)")
 def find_decoding_hazard(data: bytes) -> str | None:
     """Returns what would make a small file take minutes or gigabytes to open; None if there is nothing of the kind."""
     if data.startswith(b"\xff\xd8"):
-        return _find_jpeg_hazard(data) or _find_directory_hazard(_jpeg_exif(data))
+        return _find_jpeg_hazard(data) or find_directory_hazard(_jpeg_exif(data))
     if data.startswith(b"GIF8") and not _has_short_gif_header(data):
         return f"a GIF file of more than {_MAX_GIF_BLOCKS} blocks before its picture"
-    if data.startswith(b"\x89PNG") and data.count(b"iCCP") > _MAX_PNG_PROFILES:
-        return "a PNG file of many colour profiles"
+    if data.startswith(b"\x89PNG"):
+        return _find_png_hazard(data)
     if data.startswith((b"II", b"MM")):
-        return _find_directory_hazard(data)
-    if hazard := next(filter(None, map(_find_directory_hazard, _exif_blocks(data))), None):
-        return hazard
+        return find_directory_hazard(data)
+    if any(data.startswith(start, place) and name in data for start, place, name in _EXIF_HOLDERS):
+        return _find_exif_hazard(data)
     return _find_pnm_hazard(data) if _PNM.match(data) else None
+
+
+def _find_png_hazard(data: bytes) -> str | None:
+    names = png_chunk_names(data)
+    if names is not None and len(names) >= _MAX_PNG_CHUNKS:
+        return f"a PNG file of more than {_MAX_PNG_CHUNKS} chunks"
+    profiles = data.count(b"iCCP") if names is None else names.count(b"iCCP")
+    if profiles > _MAX_PNG_PROFILES:
+        return "a PNG file of many colour profiles"
+    return _find_exif_hazard(data) if may_hold_exif(data, names) else None
 
 
 def _find_pnm_hazard(data: bytes) -> str | None:
@@ -62,11 +73,19 @@ def _find_pnm_hazard(data: bytes) -> str | None:
 def _find_jpeg_hazard(data: bytes) -> str | None:
     if _has_one_scan(data):
         return None
-    if sum(1 for _ in itertools.islice(_SCAN.finditer(data), _MAX_SCANS + 1)) > _MAX_SCANS:
+    if _has_many_scans(data):
         return f"a JPEG file of more than {_MAX_SCANS} scans"
     if not _has_short_jpeg_header(data):
         return f"a JPEG file of more than {_MAX_SEGMENTS} segments, or with junk between them"
     return None
+
+
+def _has_many_scans(data: bytes) -> bool:
+    # NumPy lets other threads run while it counts what may begin a scan.
+    numbers = np.frombuffer(data, np.uint8)
+    if np.count_nonzero((numbers[:-1] == 0xFF) & (numbers[1:] == _START_OF_SCAN)) <= _MAX_SCANS:
+        return False
+    return sum(1 for _ in itertools.islice(_SCAN.finditer(data), _MAX_SCANS + 1)) > _MAX_SCANS
 
 
 def _has_one_scan(data: bytes) -> bool:
@@ -137,13 +156,13 @@ def _has_short_gif_header(data: bytes) -> bool:
     return False
 
 
-def _find_directory_hazard(block: bytes) -> str | None:
+def find_directory_hazard(block: bytes) -> str | None:
     """Returns what would make Pillow's reader of TIFF and EXIF directories take far more memory or time than the block is long.
 
     Pillow copies what an entry names once for each entry, and turns numbers into Python objects.
     """
     named = 0
-    for tag, kind, count, offset in _directory_entries(block):
+    for tag, kind, count, offset in directory_entries(block):
         if tag in (_STRIP_OFFSETS, _TILE_OFFSETS) and count > _MAX_STRIPS:
             return f"a TIFF file of more than {_MAX_STRIPS} strips"
         size = count * _TYPE_BYTES.get(kind, 1)
@@ -157,7 +176,7 @@ def _find_directory_hazard(block: bytes) -> str | None:
     return None
 
 
-def _directory_entries(block: bytes) -> Iterator[tuple[int, int, int, int]]:
+def directory_entries(block: bytes) -> Iterator[tuple[int, int, int, int]]:
     """Yields tag, type, count and offset of each entry of the first directory (TIFF 6.0, section 2; BigTIFF is wider)."""
     order = "<" if block.startswith(b"II") else ">"
     head, size, entry = ("8xQ", "Q", "HHQQ") if block[2:4] in (b"+\0", b"\0+") else ("4xL", "H", "HHLL")
@@ -177,11 +196,36 @@ def _jpeg_exif(data: bytes) -> bytes:
     return b"".join(part.removeprefix(_EXIF) for part in parts)
 
 
-def _exif_blocks(data: bytes) -> Iterator[bytes]:
-    """Yields what Pillow may take for a block of EXIF in a file that is neither JPEG nor TIFF."""
-    if any(data.startswith(start, place) and name in data for start, place, name in _EXIF_HOLDERS):
-        for found in _DIRECTORY.finditer(data):
-            yield data[found.start() :]
+def png_chunk_names(data: bytes) -> list[bytes] | None:
+    """Returns the names of a PNG file's chunks, at most `_MAX_PNG_CHUNKS`; None where they cannot be followed to the end.
+
+    To search through the whole file for a name would take far longer, while no other thread can run.
+    """
+    names: list[bytes] = []
+    position = 8
+    while position + 8 <= len(data):
+        name = data[position + 4 : position + 8]
+        names.append(name)
+        if name == b"IEND" or len(names) == _MAX_PNG_CHUNKS:
+            return names
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return None
+
+
+def may_hold_exif(data: bytes, names: list[bytes] | None) -> bool:
+    """Returns whether a PNG file may hold EXIF.
+
+    Args:
+        data: The file's bytes.
+        names: The result of `png_chunk_names`.
+    """
+    return b"eXIf" in (data if names is None else names)
+
+
+def _find_exif_hazard(data: bytes) -> str | None:
+    """Returns the hazard in what Pillow may take for a block of EXIF in a file that is neither JPEG nor TIFF."""
+    blocks = (data[found.start() :] for found in _DIRECTORY.finditer(data))
+    return next(filter(None, map(find_directory_hazard, blocks)), None)
 
 
 def find_memory_hazard(image: ImageFile.ImageFile, max_pixels: int) -> str | None:

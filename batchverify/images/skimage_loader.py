@@ -75,6 +75,6 @@ class SkimageLoader:
         """See `ImageLoader`."""
         return "float32"
 
-    def can_wait(self, image: Image.Image, grey: bool) -> bool:
+    def can_wait(self, image: Image.Image | None, grey: bool) -> bool:
         """See `ImageLoader`."""
         return False

@@ -88,8 +88,10 @@ class TensorFlowLoader:
         """See `ImageLoader`."""
         return "uint8" if self._method == "nearest" else "float32"
 
-    def can_wait(self, image: Image.Image, grey: bool) -> bool:
+    def can_wait(self, image: Image.Image | None, grey: bool) -> bool:
         """See `ImageLoader`."""
+        if image is None:
+            return True
         is_upright = self._orientation == "ignore" or find_turn(image) is None
         return is_upright and self._is_decoded_by_tensorflow(image, grey)
 

@@ -1,17 +1,19 @@
 """The check before a decoder is called: what it refuses, and what decoders make of what it lets through."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from batchverify.config import ModelConfig
-from batchverify.images.decode import decode
+from batchverify.images.decode import decode, decode_or_defer
 from batchverify.images.failure import ImageFailure
 from batchverify.images.layout import Layout
 from batchverify.images.loaders import decide_loading, make_loader
 from batchverify.images.safety import find_decoding_hazard
+from batchverify.schema import ImageTraits
 
 MANY = 150
 
@@ -71,3 +73,47 @@ def test_files_as_programs_write_them_pass(jpeg):
     assert find_decoding_hazard(jpeg) is None
     assert find_decoding_hazard(saved(progressive=True)) is None
     assert find_decoding_hazard(jpeg[: len(jpeg) // 2]) is None
+
+
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+
+
+@pytest.fixture(scope="module")
+def png() -> tuple[bytes, bytes]:
+    """A PNG file up to its pixels, and the rest."""
+    file = io.BytesIO()
+    Image.new("RGB", (4, 6)).save(file, "PNG")
+    place = file.getvalue().index(b"IDAT") - 4
+    return file.getvalue()[:place], file.getvalue()[place:]
+
+
+def test_png_files_of_a_hundred_thousand_chunks_are_refused(png):
+    start, rest = png
+    comment = png_chunk(b"tEXt", b"a\0")
+    assert find_decoding_hazard(start + comment * 99_000 + rest) is None
+    assert find_decoding_hazard(start + comment * 100_000 + rest) == "a PNG file of more than 100000 chunks"
+
+
+@pytest.mark.parametrize("end", [b"", b"\0\0\0\1broken"])
+def test_profiles_of_a_png_file_are_counted_also_where_it_is_broken(png, end):
+    start, rest = png
+    data = start + png_chunk(b"iCCP", b"a\0\0") * 11 + (end or rest)
+    assert find_decoding_hazard(data) == "a PNG file of many colour profiles"
+
+
+def test_names_of_chunks_within_a_chunk_count_for_nothing(png):
+    start, rest = png
+    assert find_decoding_hazard(start + png_chunk(b"tEXt", b"a\0" + b"iCCP" * 20) + rest) is None
+
+
+@pytest.mark.parametrize("behind_the_pixels", [False, True])
+def test_a_turn_in_a_png_file_is_found_before_and_behind_its_pixels(png, behind_the_pixels):
+    start, rest = png
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    chunk = png_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    data = start + rest[:-12] + chunk + rest[-12:] if behind_the_pixels else start + chunk + rest
+    loader = make_loader(decide_loading(ModelConfig(loader="batchverify")))
+    found = decode_or_defer(data, Layout(4, 4, loader=loader), 1000, defer=False, budget=None)
+    assert found.traits is ImageTraits.TURNED

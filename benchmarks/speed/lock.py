@@ -1,0 +1,175 @@
+"""How long Python's interpreter lock is held for an image, and how busy readers can keep a fast device.
+
+    pip install -e '.[bench]'
+    python -m benchmarks.speed.lock
+
+One thread at a time runs Python in a process, whatever its cores. So a process reads at most as many images a second as the
+time for which it holds the lock, for each of them, allows. py-spy looks from outside, many times a second, whether the lock
+is held, while batchverify reads, decodes and stacks images for an encoder that does nothing. That takes a quiet machine:
+other work keeps a thread waiting also while it has the lock.
+
+The last table is of an encoder that sleeps as long as a device of a given speed would compute. The first row is measured on
+the cores that there are. The others are arithmetic: the least of what the cores decode, what the lock lets through, and what
+the device takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from batchverify.config import ModelConfig, ScoringConfig
+from batchverify.images.loaders import decide_loading
+from batchverify.images.reader import ImageReader
+from batchverify.model.facts import ModelFacts
+from batchverify.model.preprocessing import Preprocessing
+from batchverify.pipeline.inference_metrics import InferenceLog
+from batchverify.pipeline.keras_network import KerasNetwork
+from batchverify.worker_stats import WorkerStats
+from benchmarks.speed.images import SIZES, ensure_images
+
+_SIDE, _EMBEDDING, _FILES, _MOST = 224, 101, 256, 10**9
+_SAMPLES_A_SECOND = 500
+_CORES = (2, 4, 8, 16)
+_UPRIGHT = {0x010F: "Maker", 0x0110: "Model", 0x0112: 1}  # What a camera writes, in tags of EXIF.
+KINDS: dict[str, tuple[str, dict[str, object]]] = {
+    "JPEG": (".jpg", {"quality": 90}),
+    "JPEG with EXIF": (".jpg", {"quality": 90, "exif": _UPRIGHT}),
+    "progressive JPEG": (".jpg", {"quality": 90, "progressive": True}),
+    "PNG": (".png", {}),
+    "WebP": (".webp", {"quality": 90}),
+}
+LOADERS = {"tf": ModelConfig(loader="tf"), "antialias": ModelConfig(loader="tf", resize="bilinear-antialias")}
+
+
+class SleepingModel:
+    """Stands for a device that encodes so many images a second, one batch at a time; None for one that takes no time."""
+
+    def __init__(self, preprocessing: Preprocessing, images_per_second: float | None):
+        self.preprocessing, self._speed, self._device = preprocessing, images_per_second, threading.Lock()
+        shape = preprocessing.height, preprocessing.width, preprocessing.channels
+        self.facts = ModelFacts("null", "", shape, _EMBEDDING, 4 * _EMBEDDING, "null", 1, 0, "", runtime="numpy")
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Returns zeros `(n, 101)` after the time that the device takes."""
+        if self._speed is not None:
+            with self._device:
+                time.sleep(len(images) / self._speed)
+        return np.zeros((len(images), _EMBEDDING), np.float32)
+
+    def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Returns ones `(n,)`."""
+        return np.ones(len(left), np.float32)
+
+
+def main() -> None:
+    """Prints the time for each kind of file, and the share of its time that a device is busy."""
+    parser = argparse.ArgumentParser(description="Time that the interpreter lock is held for an image.")
+    parser.add_argument("--image-size", choices=SIZES, default="250x250")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--seconds", type=float, default=10.0, help="time to look at each kind for")
+    parser.add_argument("--device", type=float, default=12_000.0, help="images a second that the device encodes")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "batchverify-benchmark")
+    options = parser.parse_args()
+    print("| files | loader | lock held, µs an image | ceiling of a process, images/s | processor, µs an image |")
+    print("| --- | --- | --- | --- | --- |")
+    for kind in options.kinds:
+        paths = ensure_kind(options.cache, options.image_size, kind)
+        for name, config in LOADERS.items():
+            network = make_network(config, None)
+            held, processor = lock_and_processor_seconds(lambda n=network, p=paths: encode(n, p), options.seconds)
+            ceiling = f"{1 / held:,.0f}" if held else "no sample"
+            what = f"{kind} {options.image_size} | {name}"
+            print(f"| {what} | {1e6 * held:.0f} | {ceiling} | {1e6 * processor:.0f} |", flush=True)
+            if (kind, name) == (options.kinds[0], "tf"):
+                first = paths, held, processor
+    _print_busy_shares(*first, options.device, options.seconds)
+
+
+def ensure_kind(cache: Path, size: str, kind: str) -> list[str]:
+    """Returns the paths of files of a kind, made now where they are not there yet."""
+    ending, settings = KINDS[kind]
+    folder = cache / f"lock-{size}-{kind.replace(' ', '-')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(tags := settings.get("exif"), dict):
+        exif = Image.Exif()
+        exif.update(tags)
+        settings = {**settings, "exif": exif}
+    paths = []
+    for path in ensure_images(cache, SIZES[size], _FILES, seed=0):
+        paths.append(str(folder / Path(path).with_suffix(ending).name))
+        if not Path(paths[-1]).exists():
+            with Image.open(path) as image:
+                image.save(paths[-1], **settings)  # type: ignore[arg-type]
+    return paths
+
+
+def make_network(config: ModelConfig, images_per_second: float | None) -> KerasNetwork:
+    """Returns what a run reads images with, and a model that only sleeps."""
+    preprocessing = Preprocessing(_SIDE, _SIDE, 3, "0..255", "rgb", decide_loading(config), "stretch", "")
+    stats = WorkerStats()
+    model = SleepingModel(preprocessing, images_per_second)
+    reader = ImageReader(preprocessing.layout(), _MOST, _MOST, stats=stats)
+    decoder = preprocessing.batch_decoder(_MOST)
+    return KerasNetwork(model, reader, decoder, ScoringConfig(), stats, InferenceLog())  # type: ignore[arg-type]
+
+
+def encode(network: KerasNetwork, paths: Sequence[str]) -> int:
+    """Encodes files as a run does; returns their number."""
+    images = network.encode(pa.array(paths))
+    if set(images["status"].to_pylist()) != {0}:
+        raise ValueError("an image could not be read")
+    return len(paths)
+
+
+def lock_and_processor_seconds(call: Callable[[], int], seconds: float) -> tuple[float, float]:
+    """Returns for how many seconds the lock is held for each of what `call` counts, and the processor's seconds."""
+    call()
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder, "samples")
+        samples = round(_SAMPLES_A_SECOND * seconds)
+        watcher = _start_watcher(found, seconds)
+        started, before, count = time.perf_counter(), time.process_time(), 0
+        while watcher.poll() is None:
+            count += call()
+        elapsed, spent = time.perf_counter() - started, time.process_time() - before
+        if watcher.returncode:
+            sys.exit("py-spy failed; it needs the right to look into processes (root, or --cap-add SYS_PTRACE in a container).")
+        held = sum(int(line.rpartition(" ")[2]) for line in found.read_text().splitlines())
+    return held / samples * elapsed / count, spent / count
+
+
+def _start_watcher(output: Path, seconds: float) -> subprocess.Popen:
+    where = ["--pid", str(os.getpid()), "--output", str(output), "--format", "raw"]
+    how = ["--gil", "--nonblocking", "--rate", str(_SAMPLES_A_SECOND), "--duration", f"{seconds:g}"]
+    return subprocess.Popen(["py-spy", "record", *where, *how], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _print_busy_shares(paths: Sequence[str], held: float, processor: float, device: float, seconds: float) -> None:
+    network, count = make_network(LOADERS["tf"], device), 0
+    encode(network, paths)
+    started = time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        count += encode(network, paths)
+    print(f"\n| cores | images/s | share of its time that a device of {device:,.0f} images/s is busy |")
+    print("| --- | --- | --- |")
+    cores = len(os.sched_getaffinity(0))
+    print(f"| {cores}, measured | {count / elapsed:,.0f} | {count / elapsed / device:.0%} |")
+    for cores in _CORES:
+        rate = min(cores / processor, 1 / held if held else device, device)
+        print(f"| {cores}, by arithmetic | {rate:,.0f} | {rate / device:.0%} |")
+
+
+if __name__ == "__main__":
+    main()
