@@ -419,7 +419,8 @@ def training_data_message(plan: TrainingPlan) -> str:
 
 def _size_message(groups: Sequence[Group]) -> str:
     classes = [images for group in groups for images in group.classes]
-    return f"{sum(map(len, classes)):,} images of {len(classes):,} classes in {len(groups):,} groups"
+    images = counted(sum(map(len, classes)), "image")
+    return f"{images} of {len(classes):,} {agree(len(classes), 'class', 'classes')} in {counted(len(groups), 'group')}"
 
 
 def epoch_message(epoch: Epoch) -> str:
@@ -441,7 +442,7 @@ def trained_message(files: TrainingFiles, history: History, figures: dict[str, A
     if figures:
         trials = f"of {figures['one_shot_trials']:,} trials"
         lines += [
-            f"On {measured_on} classes, {figures['pairs']:,} pairs:",
+            f"On {measured_on} classes, {counted(figures['pairs'], 'pair')}:",
             f"  verification accuracy  {figures['accuracy']:.4f}   EER {figures['eer']:.4f}",
             f"  {figures['one_shot_ways']:2d}-way one-shot       {figures['one_shot']:.4f}   {trials}",
             f"  identity score f(x, x) {figures['identity_score']:.4f}   outscored by {figures['outscored']:.1%} of genuine",

@@ -36,7 +36,7 @@ class Gate:
 
     def __str__(self) -> str:
         if self.option == EMPTY:
-            missing = f"none of the {self.rows:,} rows has a score" if self.rows else "the manifest has no rows"
+            missing = "no row has a score" if self.rows else "the manifest has no rows"
             return f"{missing}, which only {EMPTY} allows; check the manifest, and --image-root"
         if self.option == _DRIFT:
             index = "no index, as a run has no scores" if self.found is None else f"an index of {self.found:.3g}"
@@ -54,7 +54,8 @@ class Gate:
             return f"no row has a score of both models, so nobody knows whether {FLIPS} {self.limit} is met"
         if self.option == FLIPS:
             return (
-                f"the candidate decides {self.found:,} of {self.rows:,} rows in another way, where {FLIPS} allows {self.limit}"
+                f"the candidate decides {counted_of(int(self.found or 0), self.rows, 'row')} in another way, where {FLIPS} "
+                f"allows {self.limit}"
             )
         return f"{counted_of(int(self.found or 0), self.rows, 'row')}, where {self.option} allows {self.limit}"
 

@@ -13,6 +13,7 @@ import numpy as np
 from batchverify.config import ModelConfig, VerificationConfig
 from batchverify.errors import PreflightError
 from batchverify.schema import is_match
+from batchverify.words import agree, counted_of
 
 if TYPE_CHECKING:
     from batchverify.images.reader import ImageReader
@@ -299,7 +300,8 @@ def _find_faults(findings: dict[str, dict[str, Any]], bound: IdentityBound, conf
 def _find_strangers(strangers: dict[str, Any], threshold: float) -> Iterator[str]:
     if strangers and strangers["images"] >= _LEAST_IMAGES and strangers["match_rate"] > _MANY_STRANGERS:
         yield (
-            f"{strangers['matches']:,} of {strangers['pairs']:,} pairs of images drawn at random match at the threshold "
+            f"{counted_of(strangers['matches'], strangers['pairs'], 'pair')} of images drawn at random "
+            f"{agree(strangers['matches'], 'matches', 'match', strangers['pairs'])} at the threshold "
             f"{threshold:g}. Check that the model was trained on images of this kind, the scale of the pixels (--pixels), and "
             "the threshold; if most of these images show the same subject, give images of many."
         )
@@ -312,9 +314,16 @@ def _find_unsteadiness(steadiness: dict[str, Any]) -> Iterator[str]:
         rejected = steadiness.get(f"rejected_after_{name}", 0)
         if rejected > _MANY_REJECTED * steadiness.get("images", 0):
             yield (
-                f"{rejected} of {steadiness['images']} images are rejected as themselves when they are {CHANGES[name]}. "
+                f"{counted_of(rejected, steadiness['images'], 'image')} "
+                f"{agree(rejected, 'is rejected as itself', 'are rejected as themselves', steadiness['images'])} when "
+                f"{CHANGES[name]}. "
                 "Train with such changes, or lower the threshold."
             )
+
+
+def _outscoring(behaviour: dict[str, Any]) -> str:
+    pairs, tried = behaviour["pairs_that_outscore"], behaviour["pairs_tried"]
+    return f"{counted_of(pairs, tried, 'pair')} of different images {agree(pairs, 'outscores', 'outscore', tried)}"
 
 
 def _find_identity_faults(
@@ -322,7 +331,7 @@ def _find_identity_faults(
 ) -> Iterator[str]:
     if behaviour["pairs_that_outscore"] >= _NEARLY_ALL * behaviour["pairs_tried"] and config.output_is in (None, "score"):
         yield (
-            f"{behaviour['pairs_that_outscore']} of {behaviour['pairs_tried']} pairs of different images outscore an image "
+            f"{_outscoring(behaviour)} an image "
             "against itself, so a low output seems to mean a match, as after training with a contrastive loss. "
             "Add --output-is dissimilarity."
         )
@@ -334,10 +343,7 @@ def _find_identity_faults(
             f"{threshold:g}, so it is rejected. Retrain the head with identity pairs and a bias that starts positive."
         )
     if behaviour["pairs_that_outscore"]:
-        yield (
-            f"{behaviour['pairs_that_outscore']} of {behaviour['pairs_tried']} pairs of different images outscore an image "
-            "against itself. Retrain the head with weights that cannot be positive."
-        )
+        yield (f"{_outscoring(behaviour)} an image against itself. Retrain the head with weights that cannot be positive.")
     elif bound.holds is False:
         yield (
             "The head has positive weights, so pairs can outscore an identity score, although none did here. "

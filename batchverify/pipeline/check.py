@@ -22,6 +22,7 @@ from batchverify.pipeline.plan import RunPlan, plan_run
 from batchverify.pipeline.sample import SampleResult, count_unchanged, measure_sample
 from batchverify.pipeline.two_networks import TwoNetworks
 from batchverify.schema import ImageStatus
+from batchverify.words import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,9 @@ def _find_nothing_to_score(manifest: ManifestCounts, sample: SampleResult) -> st
     if ImageStatus.OK in sample.statuses:
         return None
     if not tried:
-        return f"none of the {manifest.rows:,} rows names an image; name the columns with --left-column and --right-column."
+        return (
+            f"no row names an image ({counted(manifest.rows, 'row')}); name the columns with --left-column and --right-column."
+        )
     failures = ", ".join(f"{number:,} {status}" for status, number in sample.statuses.items())
     example = next(iter(sample.examples.values()))
     return f"no image of {tried:,} that were tried can be read: {failures}; for instance {example}; {_likely_cause(sample)}."

@@ -11,6 +11,7 @@ from batchverify.errors import printable
 from batchverify.evaluation import metrics
 from batchverify.evaluation.groups import group_label
 from batchverify.report.verdict import format_value
+from batchverify.words import agree, counted
 
 
 def environment() -> jinja2.Environment:
@@ -26,6 +27,8 @@ def environment() -> jinja2.Environment:
     environment.filters |= {
         "value": format_value,
         "percent": _percent,
+        "counted": counted,
+        "agree": agree,
         "interval": _interval,
         "threshold": metrics.format_threshold,
         "spaced": _spaced,

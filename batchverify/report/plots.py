@@ -21,6 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from batchverify.evaluation import metrics
 from batchverify.evaluation.groups import group_label
+from batchverify.words import counted
 
 # Placeholders that look like no other colour of a plot. Each is replaced by a variable of the page's style sheet.
 INK, MUTED, GRID, GENUINE, IMPOSTOR, NEUTRAL, FAULT, PAPER = (f"#0102{number:02x}" for number in range(8))
@@ -63,7 +64,7 @@ def score_plot(histograms: dict[str, np.ndarray], threshold: float) -> str:
     """
     present = {kind: counts for kind, counts in histograms.items() if counts.sum()}
     description = "Histogram of pair scores from 0 to 1, one panel each for " + ", ".join(
-        f"{int(counts.sum())} {kind} pairs" for kind, counts in present.items()
+        counted(int(counts.sum()), f"{kind} pair") for kind, counts in present.items()
     )
     with _figure(0.4 + 1.4 * len(present)) as (figure, finish):
         panels = np.atleast_1d(figure.subplots(len(present), 1, sharex=True))
@@ -99,7 +100,7 @@ def identity_plot(
         above, *between, below = figure.subplots(panels, 1, sharex=True)
         for axes in between:
             _bars(axes, strangers, IMPOSTOR)
-            title = f"Strangers: images drawn at random ({strangers.sum():,} pairs)"
+            title = f"Strangers: images drawn at random ({counted(int(strangers.sum()), 'pair')})"
             axes.set_title(title, fontweight="bold", color=IMPOSTOR)
         _bars(above, identity, INK)
         above.set_title(f"Images compared with themselves ({identity.sum():,})", fontweight="bold")
@@ -116,9 +117,13 @@ def identity_plot(
         below.set_xlabel("score")
         return finish(
             "identity",
-            f"Histogram of {int(identity.sum())} identity scores, from {span[0]:.4f} to {span[1]:.4f}, above "
-            + (f"a histogram of the scores of {int(strangers.sum())} pairs of strangers and " if strangers.sum() else "")
-            + f"a histogram of {int(pairs.sum())} pair scores, {int(faults.sum())} of them at fault.",
+            f"Histogram of {counted(int(identity.sum()), 'identity score')}, from {span[0]:.4f} to {span[1]:.4f}, above "
+            + (
+                f"a histogram of the scores of {counted(int(strangers.sum()), 'pair')} of strangers and "
+                if strangers.sum()
+                else ""
+            )
+            + f"a histogram of {counted(int(pairs.sum()), 'pair score')}, {int(faults.sum()):,} of them at fault.",
         )
 
 

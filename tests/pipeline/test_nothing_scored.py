@@ -24,7 +24,7 @@ def job(tmp_path, small_model, capsys):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("left,right\na.png,b.png\n", "none of the 1 rows has a score"),
+        ("left,right\na.png,b.png\n", "no row has a score"),
         ("left,right\n", "the manifest has no rows"),
         ("", "the manifest has no rows"),
     ],
