@@ -75,7 +75,13 @@ setup(
     entry_points={"console_scripts": ["batchverify = batchverify.cli.main:run_as_process"]},
     extras_require={
         "aws": ["apache-beam[aws]>=2.77,<2.80"],
-        "bench": ["pyspark>=4.0,<5", "ray[data]>=2.50,<3", "setuptools>=77,<82", "tensorflow-hub>=0.16,<0.17"],
+        "bench": [
+            "py-spy>=0.4,<0.5",
+            "pyspark>=4.0,<5",
+            "ray[data]>=2.50,<3",
+            "setuptools>=77,<82",
+            "tensorflow-hub>=0.16,<0.17",
+        ],
         "calibration": ["scikit-learn>=1.7,<2"],
         "completion": ["shtab>=1.7,<2"],
         "metrics": ["prometheus-client>=0.22,<1"],

@@ -1,7 +1,8 @@
 """JPEG files as hard to decode as photos, from a seed.
 
 A picture is a crop of one of a few base scenes (noise of many octaves, with edges), mixed with a crop of another, with
-other light and with a sensor's noise. At quality 90 it takes one to two and a half bits for each pixel, as photos do.
+other light and with a sensor's noise. At quality 90 it takes one to two and a half bits for each pixel, as photos do. Pictures
+as large as a telephone's are saved at quality 96, as telephones save them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-SIZES = {"250x250": (250, 250), "1024x768": (1024, 768)}
-QUALITY = 90
-_SCENES = 64
+SIZES = {"250x250": (250, 250), "1024x768": (1024, 768), "4000x3000": (4000, 3000)}
+QUALITY, PHONE_QUALITY, _PHONE_PIXELS = 90, 96, 4 * 10**6
+_SCENES, _MOST_SCENE_PIXELS = 64, 10**8  # Large pictures have fewer scenes.
 _MARGIN = 1.25  # how much larger than a picture a scene is
 _NOISES = 8
 _NOISE_LEVELS = 3.0  # standard deviation of the sensor's noise, in 255ths
@@ -56,9 +57,10 @@ class Camera:
         self._size, self._seed = size, seed
         rng = np.random.default_rng(seed)
         larger = (int(size[0] * _MARGIN), int(size[1] * _MARGIN))
-        self._scenes = [_scene(larger, rng) for _ in range(_SCENES)]
+        scenes = max(2, min(_SCENES, _MOST_SCENE_PIXELS // (larger[0] * larger[1])))
+        self._scenes = [_scene(larger, rng) for _ in range(scenes)]
         shape = (larger[1], larger[0], 3)
-        self._noises = [rng.standard_normal(shape, np.float32) * np.float32(_NOISE_LEVELS) for _ in range(_NOISES)]
+        self._noises = [rng.standard_normal(shape, np.float32) * np.float32(_NOISE_LEVELS) for _ in range(min(_NOISES, scenes))]
 
     def picture(self, number: int) -> np.ndarray:
         """Returns picture `number`, uint8 `(height, width, 3)`."""
@@ -71,7 +73,8 @@ class Camera:
 
     def save(self, number: int, path: Path) -> None:
         """Writes picture `number` as JPEG."""
-        Image.fromarray(self.picture(number)).save(path, "JPEG", quality=QUALITY)
+        quality = PHONE_QUALITY if self._size[0] * self._size[1] >= _PHONE_PIXELS else QUALITY
+        Image.fromarray(self.picture(number)).save(path, "JPEG", quality=quality)
 
     def _crop(self, arrays: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
         whole = arrays[rng.integers(len(arrays))]

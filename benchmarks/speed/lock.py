@@ -1,8 +1,5 @@
 """How long Python's interpreter lock is held for an image, and how busy readers can keep a fast device.
 
-    pip install -e '.[bench]'
-    python -m benchmarks.speed.lock
-
 One thread at a time runs Python in a process, whatever its cores. So a process reads at most as many images a second as the
 time for which it holds the lock, for each of them, allows. py-spy looks from outside, many times a second, whether the lock
 is held, while batchverify reads, decodes and stacks images for an encoder that does nothing. That takes a quiet machine:
@@ -15,7 +12,6 @@ the device takes.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -39,7 +35,8 @@ from batchverify.pipeline.keras_network import KerasNetwork
 from batchverify.worker_stats import WorkerStats
 from benchmarks.speed.images import SIZES, ensure_images
 
-_SIDE, _EMBEDDING, _FILES, _MOST = 224, 101, 256, 10**9
+_SIDE, _EMBEDDING, _MOST = 224, 101, 10**9
+_FILES, _PHOTOS, _PHOTO_PIXELS = 256, 32, 10**6
 _SAMPLES_A_SECOND = 500
 _CORES = (2, 4, 8, 16)
 _UPRIGHT = {0x010F: "Maker", 0x0110: "Model", 0x0112: 1}  # What a camera writes, in tags of EXIF.
@@ -73,32 +70,33 @@ class SleepingModel:
         return np.ones(len(left), np.float32)
 
 
-def main() -> None:
-    """Prints the time for each kind of file, and the share of its time that a device is busy."""
-    parser = argparse.ArgumentParser(description="Time that the interpreter lock is held for an image.")
-    parser.add_argument("--image-size", choices=SIZES, default="250x250")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--seconds", type=float, default=10.0, help="time to look at each kind for")
-    parser.add_argument("--device", type=float, default=12_000.0, help="images a second that the device encodes")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "batchverify-benchmark")
-    options = parser.parse_args()
+def print_lock(cache: Path, size: str, kinds: Sequence[str], seconds: float, device: float) -> None:
+    """Prints the time for each kind of file, and the share of its time that a device is busy.
+
+    Args:
+        cache: The folder of the pictures.
+        size: The size of the pictures, one of `SIZES`.
+        kinds: Names of `KINDS`; the shares are those of the first one.
+        seconds: The time to look at each kind for.
+        device: The images that the device encodes in a second.
+    """
     print("| files | loader | lock held, µs an image | ceiling of a process, images/s | processor, µs an image |")
     print("| --- | --- | --- | --- | --- |")
-    for kind in options.kinds:
-        paths = ensure_kind(options.cache, options.image_size, kind)
+    found: list[tuple[float, float]] = []
+    count = _PHOTOS if SIZES[size][0] * SIZES[size][1] > _PHOTO_PIXELS else _FILES
+    for kind in kinds:
+        paths = ensure_kind(cache, size, kind, count)
         for name, config in LOADERS.items():
             network = make_network(config, None)
-            held, processor = lock_and_processor_seconds(lambda n=network, p=paths: encode(n, p), options.seconds)
+            held, processor = lock_and_processor_seconds(lambda n=network, p=paths: encode(n, p), seconds)
+            found.append((held, processor))
             ceiling = f"{1 / held:,.0f}" if held else "no sample"
-            what = f"{kind} {options.image_size} | {name}"
-            print(f"| {what} | {1e6 * held:.0f} | {ceiling} | {1e6 * processor:.0f} |", flush=True)
-            if (kind, name) == (options.kinds[0], "tf"):
-                first = paths, held, processor
-    _print_busy_shares(*first, options.device, options.seconds)
+            print(f"| {kind} {size} | {name} | {1e6 * held:.0f} | {ceiling} | {1e6 * processor:.0f} |", flush=True)
+    _print_busy_shares(ensure_kind(cache, size, kinds[0], count), *found[0], device, seconds)
 
 
-def ensure_kind(cache: Path, size: str, kind: str) -> list[str]:
-    """Returns the paths of files of a kind, made now where they are not there yet."""
+def ensure_kind(cache: Path, size: str, kind: str, count: int) -> list[str]:
+    """Returns the paths of so many files of a kind, made now where they are not there yet."""
     ending, settings = KINDS[kind]
     folder = cache / f"lock-{size}-{kind.replace(' ', '-')}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +105,7 @@ def ensure_kind(cache: Path, size: str, kind: str) -> list[str]:
         exif.update(tags)
         settings = {**settings, "exif": exif}
     paths = []
-    for path in ensure_images(cache, SIZES[size], _FILES, seed=0):
+    for path in ensure_images(cache, SIZES[size], count, seed=0):
         paths.append(str(folder / Path(path).with_suffix(ending).name))
         if not Path(paths[-1]).exists():
             with Image.open(path) as image:
@@ -169,7 +167,3 @@ def _print_busy_shares(paths: Sequence[str], held: float, processor: float, devi
     for cores in _CORES:
         rate = min(cores / processor, 1 / held if held else device, device)
         print(f"| {cores}, by arithmetic | {rate:,.0f} | {rate / device:.0%} |")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,11 @@
 """What an image costs this machine, for the arithmetic of the limit: processor time to decode it, and to encode it.
 
+    pip install -e '.[bench]'
     python -m benchmarks.speed.rates --network demo --image-size 250x250
 
 Processor time, not wall time, multiplies by the cores. Other work on the machine still slows it, as it takes caches and
-memory: 0.66 ms to decode on a quiet machine were 1.07 ms on a busy one.
+memory: 0.66 ms to decode on a quiet machine were 1.07 ms on a busy one. Then come the tables of `benchmarks.speed.lock`: for
+how long an image keeps all other threads from running Python.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from batchverify.images.reader import ImageReader
 from batchverify.images.tensorflow_loader import BatchDecoder
 from batchverify.model.preprocessing import Preprocessing
 from benchmarks.speed.images import SIZES, ensure_images
+from benchmarks.speed.lock import KINDS, print_lock
 from benchmarks.speed.networks import CALIBRATION_IMAGES, NETWORKS, ensure_network
 from benchmarks.speed.scripts.encoder import Parts
 from benchmarks.speed.scripts.limit_threads import read_into
@@ -41,6 +44,9 @@ def main() -> None:
     parser.add_argument("--image-size", choices=SIZES, default="250x250")
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "batchverify-benchmark")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="files to measure the lock with")
+    parser.add_argument("--seconds", type=float, default=10.0, help="time to look at each kind for")
+    parser.add_argument("--device", type=float, default=12_000.0, help="images a second that a device encodes")
     options = parser.parse_args()
     images = ensure_images(options.cache, SIZES[options.image_size], CALIBRATION_IMAGES, seed=0)
     parts = Parts(str(ensure_network(Path(images[0]).parent, options.network, images)))
@@ -53,7 +59,8 @@ def main() -> None:
     print(f"decode {size}, as batchverify does: {1000 * decode:.2f} ms, {1 / decode:,.0f}/s a core")
     print(f"encode ({options.network}): {1000 * encode:.2f} ms, {1 / encode:,.0f}/s a core")
     print(f"limit on {options.cores} cores, both on them: {options.cores / (decode + encode):,.0f} images/s", end="; ")
-    print(f"with the encoder on a device: {options.cores / decode:,.0f} images/s, or what the device encodes")
+    print(f"with the encoder on a device: {options.cores / decode:,.0f} images/s, or what the device encodes\n")
+    print_lock(options.cache, options.image_size, options.kinds, options.seconds, options.device)
 
 
 def _decode_all(batch: np.ndarray, paths: list[str]) -> None:
