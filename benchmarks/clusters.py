@@ -47,6 +47,8 @@ _OPENED = [
 ]
 _JAVA = ["java", *(f"--add-opens={package}=ALL-UNNAMED" for package in _OPENED)]
 _POOL_PORT = 50000
+# Without it, an engine starts new workers for each stage, each of which loads the model.
+_CACHE = "--environment_cache_millis=600000"
 TASK_MIB = 512
 _FETCH_S, _START_S, _END_S = 900, 120, 10
 _BRIDGES = itertools.count()  # Numbers that make the names of networks unique.
@@ -226,6 +228,7 @@ class Cluster:
     """
 
     engine = ""
+    _cache: tuple[str, ...] = ()  # Spark would keep workers that have been killed.
 
     def __init__(self, folder: Path, pythons: Sequence[Path], modules: str = "", task_mib: int = TASK_MIB):
         self.folder, self._pythons, self._task_mib = folder, pythons, task_mib
@@ -256,7 +259,7 @@ class Cluster:
     @property
     def arguments(self) -> list[str]:
         """Beam's arguments for a run whose workers the pools start."""
-        return [*self._job_service, "--environment_type=EXTERNAL", f"--environment_config=localhost:{_POOL_PORT}"]
+        return [*self._job_service, "--environment_type=EXTERNAL", f"--environment_config=localhost:{_POOL_PORT}", *self._cache]
 
     def process_arguments(self, boot: Path) -> list[str]:
         """Returns Beam's arguments for a run whose workers the task managers start themselves.
@@ -272,9 +275,7 @@ class Cluster:
         )
         command.chmod(0o755)
         config = json.dumps({"command": str(command)})
-        # Without a cache, an engine starts new processes for each stage, each of which loads the model.
-        cache = "--environment_cache_millis=600000"
-        return [*self._job_service, "--environment_type=PROCESS", f"--environment_config={config}", cache]
+        return [*self._job_service, "--environment_type=PROCESS", f"--environment_config={config}", _CACHE]
 
     def __exit__(self, *_: Any) -> None:
         for name in list(self.processes):
@@ -354,6 +355,7 @@ class FlinkCluster(Cluster):
     """
 
     engine = "flink"
+    _cache = (_CACHE,)
 
     def _start_engine(self) -> None:
         archives, self._rest = fetch_flink(), _free_port()
