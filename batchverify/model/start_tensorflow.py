@@ -129,8 +129,20 @@ def _read(path: Path) -> str:
         return ""
 
 
+def _keep_freed_memory() -> None:
+    """Has TensorFlow keep the memory of a batch for the next one, unless the environment says otherwise.
+
+    The C library gives large blocks back to the system, which then has to clear each page of the next batch: with
+    MobileNetV2 of full size, half of the time. TensorFlow's own allocator takes as much memory at most, and keeps it.
+    """
+    machine_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
+    os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(machine_mib))  # Its own limit is 64 GiB.
+
+
 def _list_gpus() -> int:
     """Imports TensorFlow, and returns how many GPUs it can use."""
+    _keep_freed_memory()
     with _without(_left_out):
         import tensorflow as tf
 

@@ -2,8 +2,8 @@
 
 One thread at a time runs Python in a process, whatever its cores. So a process reads at most as many images a second as the
 time for which it holds the lock, for each of them, allows. py-spy looks from outside, many times a second, whether the lock
-is held, while batchverify reads, decodes and stacks images for an encoder that does nothing. That takes a quiet machine:
-other work keeps a thread waiting also while it has the lock.
+is held, while batchverify reads, checks and stacks images for an encoder that does nothing. That takes a quiet machine: other
+work keeps a thread waiting also while it has the lock. So the decoder of batches, which holds no lock, does nothing either.
 
 The last table is of an encoder that sleeps as long as a device of a given speed would compute. The first row is measured on
 the cores that there are. The others are arithmetic: the least of what the cores decode, what the lock lets through, and what
@@ -12,6 +12,7 @@ the device takes.
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -23,9 +24,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import tensorflow as tf
 from PIL import Image
 
 from batchverify.config import ModelConfig, ScoringConfig
+from batchverify.images.decode import UndecodedImage
 from batchverify.images.loaders import decide_loading
 from batchverify.images.reader import ImageReader
 from batchverify.model.facts import ModelFacts
@@ -48,6 +51,19 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {
     "WebP": (".webp", {"quality": 90}),
 }
 LOADERS = {"tf": ModelConfig(loader="tf"), "antialias": ModelConfig(loader="tf", resize="bilinear-antialias")}
+
+
+class DoneDecoder:
+    """Stands for a decoder on cores that do nothing else: it takes the files, and gives the pixels of others at once."""
+
+    def __init__(self, preprocessing: Preprocessing):
+        self._layout = preprocessing.layout()
+        self._pixels = np.zeros((ScoringConfig().batch_size, *preprocessing.image_shape), self._layout.pixel_dtype)
+
+    def __call__(self, files: Sequence[UndecodedImage]) -> list[np.ndarray]:
+        """Returns pixels for each file."""
+        tf.constant([file.data for file in files])  # The decoder does this under the lock, and the rest without it.
+        return [self._layout.with_channels(image) for image in self._pixels[: len(files)]]
 
 
 class SleepingModel:
@@ -87,8 +103,8 @@ def print_lock(cache: Path, size: str, kinds: Sequence[str], seconds: float, dev
     for kind in kinds:
         paths = ensure_kind(cache, size, kind, count)
         for name, config in LOADERS.items():
-            network = make_network(config, None)
-            held, processor = lock_and_processor_seconds(lambda n=network, p=paths: encode(n, p), seconds)
+            held = lock_seconds(functools.partial(encode, make_network(config, decodes=False), paths), seconds)
+            processor = processor_seconds(functools.partial(encode, make_network(config), paths), seconds)
             found.append((held, processor))
             ceiling = f"{1 / held:,.0f}" if held else "no sample"
             print(f"| {kind} {size} | {name} | {1e6 * held:.0f} | {ceiling} | {1e6 * processor:.0f} |", flush=True)
@@ -113,13 +129,19 @@ def ensure_kind(cache: Path, size: str, kind: str, count: int) -> list[str]:
     return paths
 
 
-def make_network(config: ModelConfig, images_per_second: float | None) -> KerasNetwork:
-    """Returns what a run reads images with, and a model that only sleeps."""
+def make_network(config: ModelConfig, images_per_second: float | None = None, decodes: bool = True) -> KerasNetwork:
+    """Returns what a run reads images with, and a model that only sleeps.
+
+    Args:
+        config: The loader and its settings.
+        images_per_second: The speed of the model; None for one that takes no time.
+        decodes: Whether files that wait for the batch are decoded.
+    """
     preprocessing = Preprocessing(_SIDE, _SIDE, 3, "0..255", "rgb", decide_loading(config), "stretch", "")
     stats = WorkerStats()
     model = SleepingModel(preprocessing, images_per_second)
     reader = ImageReader(preprocessing.layout(), _MOST, _MOST, stats=stats)
-    decoder = preprocessing.batch_decoder(_MOST)
+    decoder = preprocessing.batch_decoder(_MOST) if decodes else DoneDecoder(preprocessing)
     return KerasNetwork(model, reader, decoder, ScoringConfig(), stats, InferenceLog())  # type: ignore[arg-type]
 
 
@@ -131,21 +153,30 @@ def encode(network: KerasNetwork, paths: Sequence[str]) -> int:
     return len(paths)
 
 
-def lock_and_processor_seconds(call: Callable[[], int], seconds: float) -> tuple[float, float]:
-    """Returns for how many seconds the lock is held for each of what `call` counts, and the processor's seconds."""
+def processor_seconds(call: Callable[[], int], seconds: float) -> float:
+    """Returns the processor time, over all threads, for each of what `call` counts."""
+    call()
+    started, before, count = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - started < seconds:
+        count += call()
+    return (time.process_time() - before) / count
+
+
+def lock_seconds(call: Callable[[], int], seconds: float) -> float:
+    """Returns for how many seconds the lock is held for each of what `call` counts."""
     call()
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder, "samples")
         samples = round(_SAMPLES_A_SECOND * seconds)
         watcher = _start_watcher(found, seconds)
-        started, before, count = time.perf_counter(), time.process_time(), 0
+        started, count = time.perf_counter(), 0
         while watcher.poll() is None:
             count += call()
-        elapsed, spent = time.perf_counter() - started, time.process_time() - before
+        elapsed = time.perf_counter() - started
         if watcher.returncode:
             sys.exit("py-spy failed; it needs the right to look into processes (root, or --cap-add SYS_PTRACE in a container).")
         held = sum(int(line.rpartition(" ")[2]) for line in found.read_text().splitlines())
-    return held / samples * elapsed / count, spent / count
+    return held / samples * elapsed / count
 
 
 def _start_watcher(output: Path, seconds: float) -> subprocess.Popen:
