@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 
 COLUMNS = ("score", "identity_left", "identity_right")
 OURS = "batchverify"
+_VARIABLE = re.compile(r"[A-Z_]+=")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Contender:
         needs: packages that must be installed.
         is_limit: Whether it is one of the scripts whose better one is the limit.
         options: more arguments of batchverify's.
+        variables: variables of its environment, `NAME=VALUE` each.
     """
 
     name: str
@@ -35,6 +39,7 @@ class Contender:
     needs: tuple[str, ...] = ()
     is_limit: bool = False
     options: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
 
     def missing(self) -> list[str]:
         """Returns the packages that it needs and that are not installed."""
@@ -44,7 +49,7 @@ class Contender:
         """Returns the command that scores `manifest` into `output`: a Parquet file, or batchverify's directory."""
         start = ["batchverify", "--overwrite"] if self.script is None else ["benchmarks.speed.scripts", self.script]
         files = ["--manifest", str(manifest), "--model", str(model), "--output", str(output)]
-        return [sys.executable, "-m", *start, *files, *self.options]
+        return [*(["env", *self.variables] if self.variables else []), sys.executable, "-m", *start, *files, *self.options]
 
 
 CONTENDERS = {
@@ -66,7 +71,7 @@ def with_options(options: str, variants: list[str]) -> dict[str, Contender]:
 
     Args:
         options: The options of batchverify and all its variants, as a user types them.
-        variants: `NAME=OPTIONS` each.
+        variants: `NAME=OPTIONS` each; variables of the environment may come first, as in a shell.
 
     Raises:
         ValueError: at a variant without a name, or with one that is taken.
@@ -77,8 +82,10 @@ def with_options(options: str, variants: list[str]) -> dict[str, Contender]:
         name, separator, more = variant.partition("=")
         if not separator or not name or name in found:
             raise ValueError(f"--variant is '{variant}'; give NAME='OPTIONS', with a name that is not {', '.join(found)}.")
-        meaning = f"python -m batchverify {more}".strip()
-        found[name] = Contender(name, meaning, None, options=(*shared, *shlex.split(more)))
+        words = shlex.split(more)
+        variables = tuple(itertools.takewhile(_VARIABLE.match, words))
+        meaning = shlex.join([*variables, "python", "-m", "batchverify", *words[len(variables) :]])
+        found[name] = Contender(name, meaning, None, options=(*shared, *words[len(variables) :]), variables=variables)
     return found
 
 

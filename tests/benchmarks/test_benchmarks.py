@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.precision import Run, draw_manifest, table
-from benchmarks.speed.contenders import CONTENDERS, difference, read_answer
+from benchmarks.speed.contenders import CONTENDERS, difference, read_answer, with_options
 from benchmarks.speed.images import SIZES, Camera
 from benchmarks.speed.lock import KINDS, LOADERS, encode, ensure_kind, make_network
 from benchmarks.speed.manifests import CASES, build_pairs
@@ -95,6 +95,14 @@ def test_ratios_are_taken_round_by_round():
     # A machine that is slow for a whole round slows both.
     found = ratio([2.0, 20.0, 4.2], [1.0, 10.0, 2.0])
     assert (found.median, found.least, found.most) == (2.0, 2.0, 2.1)
+
+
+def test_a_variant_has_variables_and_options_of_its_own():
+    variant = with_options("--batch-size 8", ["kept='X_Y=1' --runtime openvino"])["kept"]
+    command = variant.command(Path("pairs.csv"), Path("m.keras"), Path("out"))
+    assert command[:5] == ["env", "X_Y=1", sys.executable, "-m", "batchverify"]
+    assert command[-4:] == ["--batch-size", "8", "--runtime", "openvino"]
+    assert variant.meaning == "X_Y=1 python -m batchverify --runtime openvino"
 
 
 def test_a_contender_whose_package_is_missing_says_so():
