@@ -6,10 +6,10 @@ from typing import Literal, NamedTuple
 
 from PIL import ExifTags
 
-from batchverify.images.safety import directory_entries, find_directory_hazard
+from batchverify.images.safety import directory_entries, find_directory_hazard, has_many_scans
 
 _START, _START_OF_SCAN, _TABLES = b"\xff\xd8\xff", 0xDA, 0xDB  # The markers are those of ITU-T T.81, table B.1.
-_SEQUENTIAL_FRAMES = (0xC0, 0xC1)
+_FRAMES, _PROGRESSIVE_FRAME = (0xC0, 0xC1, 0xC2), 0xC2
 _MAX_SEGMENTS = 64
 # Segments that change nothing, by marker: what each begins with, and its least length. Others, such as EXIF, are not plain.
 _SKIPPED = {
@@ -34,40 +34,72 @@ class JpegSize(NamedTuple):
 def plain_jpeg_size(data: bytes) -> JpegSize | None:
     """Returns the size of a plain JPEG file; None for any other file, which must be opened to be known.
 
-    A plain file has one scan of eight bits in grey or colour, no EXIF but that of an upright picture, no second picture, and a
-    header of a few segments, in which every decoder finds the same. Pillow opens such a file without an error. So it need not
-    be opened, nor be searched for traps: that takes many small steps in Python, during which no other thread can run.
+    A plain file has eight bits in grey or colour, one scan or as many as a progressive file should have, no EXIF but that of an
+    upright picture, no second picture, and a header of a few segments, in which every decoder finds the same. Pillow opens such
+    a file without an error. So it need not be opened, nor be searched for traps: that takes many small steps in Python, during
+    which no other thread can run.
     """
+    header = _read_plain_header(data)
+    if header is None:
+        return None
+    if header.frame == _PROGRESSIVE_FRAME:
+        return None if has_many_scans(data) else header.size
+    # Behind a sequential scan of all components, decoders refuse a second one.
+    return header.size if header.components == header.components_of_scan else None
+
+
+class _Header(NamedTuple):
+    """What the header of a plain file says.
+
+    Attributes:
+        size: The size of the picture.
+        frame: The marker of the frame.
+        components: The number of components of the picture.
+        components_of_scan: The number of components in the first scan.
+    """
+
+    size: JpegSize
+    frame: int
+    components: int
+    components_of_scan: int
+
+
+def _read_plain_header(data: bytes) -> _Header | None:
+    """Returns the header of a file, or None if there is anything in it that is not plain."""
     if not data.startswith(_START):
         return None
-    position, size, components, has_exif = 2, None, 0, False
+    position, size, frame, components, has_exif = 2, None, 0, 0, False
     for _ in range(_MAX_SEGMENTS):
         if position + 5 > len(data) or data[position] != 0xFF:
             return None
         marker, length = data[position + 1], data[position + 2] << 8 | data[position + 3]
-        end = position + 2 + length
-        if marker == _START_OF_SCAN:
-            return size if components and data[position + 4] == components and end <= len(data) else None
+        start, end = position + 4, position + 2 + length
         if end > len(data):
             return None
-        if marker in _SEQUENTIAL_FRAMES:
-            size = None if components else _frame_size(data[position + 4 : end])
+        if marker == _START_OF_SCAN:
+            return size and _Header(size, frame, components, data[start])
+        if marker in _FRAMES:
+            size = None if size else _frame_size(data[start:end])
             if size is None:
                 return None
-            components = data[position + 9]
+            frame, components = marker, data[position + 9]
         elif marker == _TABLES:
-            if not _are_tables_whole(data[position + 4 : end]):
+            if not _are_tables_whole(data[start:end]):
                 return None
         elif marker == _APP1:
-            if has_exif or not _is_upright(data[position + 4 : end]):
+            if has_exif or not _is_upright(data[start:end]):
                 return None
             has_exif = True
-        else:
-            start, least = _SKIPPED.get(marker, (b"", 2**16))
-            if length < least or not data.startswith(start, position + 4):
-                return None
+        elif not _is_skipped(data, marker, start, length):
+            return None
         position = end
     return None
+
+
+def _is_skipped(data: bytes, marker: int, start: int, length: int) -> bool:
+    """Returns whether a segment, whose content begins at `start`, changes nothing."""
+    beginning, least = _SKIPPED.get(marker, (b"", 2**16))
+    return length >= least and data.startswith(beginning, start)
 
 
 def _frame_size(frame: bytes) -> JpegSize | None:

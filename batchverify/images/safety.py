@@ -73,14 +73,15 @@ def _find_pnm_hazard(data: bytes) -> str | None:
 def _find_jpeg_hazard(data: bytes) -> str | None:
     if _has_one_scan(data):
         return None
-    if _has_many_scans(data):
+    if has_many_scans(data):
         return f"a JPEG file of more than {_MAX_SCANS} scans"
     if not _has_short_jpeg_header(data):
         return f"a JPEG file of more than {_MAX_SEGMENTS} segments, or with junk between them"
     return None
 
 
-def _has_many_scans(data: bytes) -> bool:
+def has_many_scans(data: bytes) -> bool:
+    """Returns whether a JPEG file has more scans than programs write."""
     # NumPy lets other threads run while it counts what may begin a scan.
     numbers = np.frombuffer(data, np.uint8)
     if np.count_nonzero((numbers[:-1] == 0xFF) & (numbers[1:] == _START_OF_SCAN)) <= _MAX_SCANS:

@@ -42,6 +42,8 @@ PLAIN = {
     "with a comment": saved(comment=b"of a camera"),
     "with a profile": saved(icc_profile=b"profile" * 50),
     "with restarts": saved(restart_marker_rows=1),
+    "progressive": saved(progressive=True),
+    "grey and progressive": saved("L", progressive=True),
     "EXIF without a turn": saved(exif=exif(Make="Maker", Software="9.1")),
     "EXIF of an upright picture": saved(exif=exif(Make="Maker", Orientation=1)),
 }
@@ -55,7 +57,7 @@ OTHERS = {
     "XMP": with_segment(0xE1, b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'),
     "a second picture": saved(kind="MPO", save_all=True, append_images=[Image.new("RGB", SIZE)]),
     "four inks": saved("CMYK"),
-    "progressive": saved(progressive=True),
+    "progressive, of many scans": saved(progressive=True) + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 100,
     "two frames": saved().replace(b"\xff\xda", saved()[saved().index(b"\xff\xc0") :][:19] + b"\xff\xda", 1),
     "twelve bits": saved().replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"),
     "no height": saved().replace(b"\xff\xc0\0\x11\x08\0\x28", b"\xff\xc0\0\x11\x08\0\0"),
