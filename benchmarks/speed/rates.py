@@ -26,6 +26,7 @@ from batchverify.images.loaders import decide_loading
 from batchverify.images.reader import ImageReader
 from batchverify.images.tensorflow_loader import BatchDecoder
 from batchverify.model.preprocessing import Preprocessing
+from batchverify.model.start_tensorflow import start_tensorflow
 from benchmarks.speed.images import SIZES, ensure_images
 from benchmarks.speed.lock import KINDS, print_lock
 from benchmarks.speed.networks import CALIBRATION_IMAGES, NETWORKS, ensure_network
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="time to look at each kind for")
     parser.add_argument("--device", type=float, default=12_000.0, help="images a second that a device encodes")
     options = parser.parse_args()
+    start_tensorflow()  # It sets what a run sets.
     images = ensure_images(options.cache, SIZES[options.image_size], CALIBRATION_IMAGES, seed=0)
     parts = Parts(str(ensure_network(Path(images[0]).parent, options.network, images)))
     batch = np.empty((_BATCH, *parts.size, 3), np.float32)
