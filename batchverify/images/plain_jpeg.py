@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from PIL import ExifTags
 
-from batchverify.images.safety import directory_entries, find_directory_hazard, has_many_scans
+from batchverify.images.safety import (
+    APP1,
+    EXIF,
+    FRAMES,
+    PROGRESSIVE_FRAME,
+    START_OF_SCAN,
+    directory_entries,
+    find_directory_hazard,
+    has_many_scans,
+    plain_segments,
+)
 
-_START, _START_OF_SCAN, _TABLES = b"\xff\xd8\xff", 0xDA, 0xDB  # The markers are those of ITU-T T.81, table B.1.
-_FRAMES, _PROGRESSIVE_FRAME = (0xC0, 0xC1, 0xC2), 0xC2
-_MAX_SEGMENTS = 64
-# Segments that change nothing, by marker: what each begins with, and its least length. Others, such as EXIF, are not plain.
+_START, _TABLES = b"\xff\xd8\xff", 0xDB  # The markers are those of ITU-T T.81, table B.1.
+# Segments that change nothing, by marker: what each begins with, and the least length of its content. Others are not plain.
 _SKIPPED = {
-    0xC4: (b"", 2),  # Huffman tables, which the decoder checks
-    0xDD: (b"", 2),  # restart interval
-    0xFE: (b"", 2),  # comment
-    0xE0: (b"JFIF\0", 16),
-    0xE2: (b"ICC_PROFILE\0", 18),
-    0xEE: (b"Adobe", 14),
+    0xC4: (b"", 0),  # Huffman tables, which the decoder checks
+    0xDD: (b"", 0),  # restart interval
+    0xFE: (b"", 0),  # comment
+    0xE0: (b"JFIF\0", 14),
+    0xE2: (b"ICC_PROFILE\0", 16),
+    0xEE: (b"Adobe", 12),
 }
-_APP1, _EXIF, _EXIF_BLOCKS = 0xE1, b"Exif\0\0", (b"II*\0", b"MM\0*")
-_UPRIGHT, _SHORT = 1, 3
+# The start of a block of EXIF in each order of bytes, and the entry of an upright picture: a number of two bytes in four.
+_UPRIGHT = {b"II*\0": (3, 1, 1), b"MM\0*": (3, 1, 1 << 16)}
 
 
 class JpegSize(NamedTuple):
@@ -39,67 +47,32 @@ def plain_jpeg_size(data: bytes) -> JpegSize | None:
     a file without an error. So it need not be opened, nor be searched for traps: that takes many small steps in Python, during
     which no other thread can run.
     """
-    header = _read_plain_header(data)
-    if header is None:
-        return None
-    if header.frame == _PROGRESSIVE_FRAME:
-        return None if has_many_scans(data) else header.size
-    # Behind a sequential scan of all components, decoders refuse a second one.
-    return header.size if header.components == header.components_of_scan else None
-
-
-class _Header(NamedTuple):
-    """What the header of a plain file says.
-
-    Attributes:
-        size: The size of the picture.
-        frame: The marker of the frame.
-        components: The number of components of the picture.
-        components_of_scan: The number of components in the first scan.
-    """
-
-    size: JpegSize
-    frame: int
-    components: int
-    components_of_scan: int
-
-
-def _read_plain_header(data: bytes) -> _Header | None:
-    """Returns the header of a file, or None if there is anything in it that is not plain."""
     if not data.startswith(_START):
         return None
-    position, size, frame, components, has_exif = 2, None, 0, 0, False
-    for _ in range(_MAX_SEGMENTS):
-        if position + 5 > len(data) or data[position] != 0xFF:
-            return None
-        marker, length = data[position + 1], data[position + 2] << 8 | data[position + 3]
-        start, end = position + 4, position + 2 + length
-        if end > len(data):
-            return None
-        if marker == _START_OF_SCAN:
-            return size and _Header(size, frame, components, data[start])
-        if marker in _FRAMES:
+    size, components, is_progressive, has_exif = None, 0, False, False
+    for marker, start, end in plain_segments(data):
+        if marker == START_OF_SCAN:
+            # Behind a sequential scan of all components, decoders refuse a second one.
+            is_bounded = not has_many_scans(data) if is_progressive else data[start] == components
+            return size if is_bounded else None
+        if marker in FRAMES:
             size = None if size else _frame_size(data[start:end])
             if size is None:
                 return None
-            frame, components = marker, data[position + 9]
-        elif marker == _TABLES:
-            if not _are_tables_whole(data[start:end]):
-                return None
-        elif marker == _APP1:
+            components, is_progressive = data[start + 5], marker == PROGRESSIVE_FRAME
+        elif marker == APP1:
             if has_exif or not _is_upright(data[start:end]):
                 return None
             has_exif = True
-        elif not _is_skipped(data, marker, start, length):
+        elif not (_are_tables_whole(data[start:end]) if marker == _TABLES else _is_skipped(marker, data[start:end])):
             return None
-        position = end
     return None
 
 
-def _is_skipped(data: bytes, marker: int, start: int, length: int) -> bool:
-    """Returns whether a segment, whose content begins at `start`, changes nothing."""
+def _is_skipped(marker: int, content: bytes) -> bool:
+    """Returns whether a segment changes nothing."""
     beginning, least = _SKIPPED.get(marker, (b"", 2**16))
-    return length >= least and data.startswith(beginning, start)
+    return len(content) >= least and content.startswith(beginning)
 
 
 def _frame_size(frame: bytes) -> JpegSize | None:
@@ -112,16 +85,11 @@ def _frame_size(frame: bytes) -> JpegSize | None:
 
 def _is_upright(segment: bytes) -> bool:
     """Returns whether a segment is a block of EXIF without traps, whose first directory does not turn the picture."""
-    block = segment[len(_EXIF) :]
-    if not (segment.startswith(_EXIF) and block.startswith(_EXIF_BLOCKS)) or find_directory_hazard(block):
+    block = segment[len(EXIF) :]
+    upright = _UPRIGHT.get(block[:4])
+    if not segment.startswith(EXIF) or upright is None or find_directory_hazard(block):
         return False
-    order: Literal["little", "big"] = "little" if block.startswith(b"II") else "big"
-    for tag, kind, count, value in directory_entries(block):
-        # The number of an entry of two bytes is what the first two of its four bytes hold.
-        number = int.from_bytes(value.to_bytes(4, order)[:2], order)
-        if tag == ExifTags.Base.Orientation and (kind, count, number) != (_SHORT, 1, _UPRIGHT):
-            return False
-    return True
+    return all(tag != ExifTags.Base.Orientation or tuple(entry) == upright for tag, *entry in directory_entries(block))
 
 
 def _are_tables_whole(tables: bytes) -> bool:

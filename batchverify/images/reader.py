@@ -35,7 +35,6 @@ class KeptFiles:
     def __init__(self) -> None:
         self.wanted: frozenset[str] = frozenset()
         self._files: dict[str, bytes] = {}
-        self._size = 0
         self._lock = threading.Lock()
 
     def want(self, uris: Iterable[str]) -> None:
@@ -43,15 +42,13 @@ class KeptFiles:
         with self._lock:
             self.wanted = frozenset(uris)
             self._files = {uri: data for uri, data in self._files.items() if uri in self.wanted}
-            self._size = sum(map(len, self._files.values()))
 
     def offer(self, uri: str, data: bytes) -> None:
         """Keeps a file that has been read, if it is wanted and there is room."""
         if uri in self.wanted:
             with self._lock:
-                if uri not in self._files and self._size + len(data) <= _MAX_KEPT_BYTES:
+                if sum(map(len, self._files.values())) + len(data) <= _MAX_KEPT_BYTES:
                     self._files[uri] = data
-                    self._size += len(data)
 
     def get(self, uri: str) -> bytes | None:
         """Returns the bytes of a file that was kept."""

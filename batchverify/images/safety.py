@@ -27,10 +27,10 @@ _STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
 # The bytes of each type of number in a directory (TIFF 6.0, section 2), and the types that Pillow keeps as bytes.
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _BYTE_TYPES, _MAX_NUMBERS, _INLINE_BYTES = (1, 2, 6, 7), 2**18, 8
-_EXIF, _APP1 = b"Exif\0\0", 0xE1
-_SEQUENTIAL_FRAMES, _START_OF_SCAN = (0xC0, 0xC1), 0xDA  # ITU-T T.81, table B.1.
-# Tables, restart interval, comments and parts of applications: all decoders take them for segments with a length.
-_PLAIN_SEGMENTS = frozenset({*_SEQUENTIAL_FRAMES, 0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE})
+EXIF = b"Exif\0\0"
+FRAMES, PROGRESSIVE_FRAME, START_OF_SCAN, APP1 = (0xC0, 0xC1, 0xC2), 0xC2, 0xDA, 0xE1  # ITU-T T.81, table B.1.
+# Frames, scans, tables, restart interval, comments, parts of applications: all decoders take them for segments with a length.
+_PLAIN_SEGMENTS = frozenset({*FRAMES, START_OF_SCAN, 0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE})
 # Further files that may hold EXIF: what they begin with, where that stands, and the name of the part.
 _EXIF_HOLDERS = ((b"RIFF", 0, b"EXIF"), (b"ftyp", 4, b""))
 # What Pillow takes for the start of a directory, also with its bytes in the wrong order.
@@ -54,12 +54,11 @@ def find_decoding_hazard(data: bytes) -> str | None:
 
 def _find_png_hazard(data: bytes) -> str | None:
     names = png_chunk_names(data)
-    if names is not None and len(names) >= _MAX_PNG_CHUNKS:
+    if isinstance(names, list) and len(names) > _MAX_PNG_CHUNKS:
         return f"a PNG file of more than {_MAX_PNG_CHUNKS} chunks"
-    profiles = data.count(b"iCCP") if names is None else names.count(b"iCCP")
-    if profiles > _MAX_PNG_PROFILES:
+    if names.count(b"iCCP") > _MAX_PNG_PROFILES:
         return "a PNG file of many colour profiles"
-    return _find_exif_hazard(data) if may_hold_exif(data, names) else None
+    return _find_exif_hazard(data) if b"eXIf" in names else None
 
 
 def _find_pnm_hazard(data: bytes) -> str | None:
@@ -84,7 +83,7 @@ def has_many_scans(data: bytes) -> bool:
     """Returns whether a JPEG file has more scans than programs write."""
     # NumPy lets other threads run while it counts what may begin a scan.
     numbers = np.frombuffer(data, np.uint8)
-    if np.count_nonzero((numbers[:-1] == 0xFF) & (numbers[1:] == _START_OF_SCAN)) <= _MAX_SCANS:
+    if np.count_nonzero((numbers[:-1] == 0xFF) & (numbers[1:] == START_OF_SCAN)) <= _MAX_SCANS:
         return False
     return sum(1 for _ in itertools.islice(_SCAN.finditer(data), _MAX_SCANS + 1)) > _MAX_SCANS
 
@@ -95,21 +94,35 @@ def _has_one_scan(data: bytes) -> bool:
     Then libjpeg refuses a second scan (`consume_markers` in its jdinput.c). The header must be so plain that all decoders
     find the same segments in it, so that the bytes behind it need not be searched.
     """
-    position, components = 2, 0
+    components = 0
+    for marker, start, end in plain_segments(data):
+        if marker == START_OF_SCAN:
+            return 0 < components == data[start]
+        if marker in FRAMES:
+            if marker == PROGRESSIVE_FRAME or components or end - start < 6:
+                return False
+            components = data[start + 5]
+    return False
+
+
+def plain_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yields marker, start and end of a JPEG file's segments up to the first scan, as long as they are plain.
+
+    A plain segment follows right behind the last one, and has a length, so that all decoders find the same one. A file whose
+    header is not plain ends before its scan.
+    """
+    position = 2
     for _ in range(_MAX_SEGMENTS):
         if position + 5 > len(data) or data[position] != 0xFF:
-            return False
+            return
         marker, length = data[position + 1], data[position + 2] << 8 | data[position + 3]
-        if marker == _START_OF_SCAN:
-            return 0 < components == data[position + 4]
-        if marker not in _PLAIN_SEGMENTS or length < 2 or position + 2 + length > len(data):
-            return False
-        if marker in _SEQUENTIAL_FRAMES:
-            if components or length < 8:
-                return False
-            components = data[position + 9]
-        position += 2 + length
-    return False
+        start, end = position + 4, position + 2 + length
+        if marker not in _PLAIN_SEGMENTS or length < 2 or end > len(data):
+            return
+        yield marker, start, end
+        if marker == START_OF_SCAN:
+            return
+        position = end
 
 
 def _has_short_jpeg_header(data: bytes) -> bool:
@@ -193,34 +206,25 @@ def directory_entries(block: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 def _jpeg_exif(data: bytes) -> bytes:
     """Returns the block of EXIF in a JPEG file, empty without one. Pillow joins its parts."""
-    parts = [segment for marker, segment in _jpeg_segments(data) if marker == _APP1 and segment.startswith(_EXIF)]
-    return b"".join(part.removeprefix(_EXIF) for part in parts)
+    parts = [segment for marker, segment in _jpeg_segments(data) if marker == APP1 and segment.startswith(EXIF)]
+    return b"".join(part.removeprefix(EXIF) for part in parts)
 
 
-def png_chunk_names(data: bytes) -> list[bytes] | None:
-    """Returns the names of a PNG file's chunks, at most `_MAX_PNG_CHUNKS`; None where they cannot be followed to the end.
+def png_chunk_names(data: bytes) -> list[bytes] | bytes:
+    """Returns the names of a PNG file's chunks, as far as one more than a file may have.
 
-    To search through the whole file for a name would take far longer, while no other thread can run.
+    To search the whole file for a name would take far longer, while no other thread can run. Only where the chunks cannot be
+    followed to the end is it the file itself that is returned, in which every name can be found, too.
     """
     names: list[bytes] = []
     position = 8
     while position + 8 <= len(data):
         name = data[position + 4 : position + 8]
         names.append(name)
-        if name == b"IEND" or len(names) == _MAX_PNG_CHUNKS:
+        if name == b"IEND" or len(names) > _MAX_PNG_CHUNKS:
             return names
         position += 12 + int.from_bytes(data[position : position + 4], "big")
-    return None
-
-
-def may_hold_exif(data: bytes, names: list[bytes] | None) -> bool:
-    """Returns whether a PNG file may hold EXIF.
-
-    Args:
-        data: The file's bytes.
-        names: The result of `png_chunk_names`.
-    """
-    return b"eXIf" in (data if names is None else names)
+    return data
 
 
 def _find_exif_hazard(data: bytes) -> str | None:

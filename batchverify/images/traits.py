@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image
 
 from batchverify.images.picture import find_turn
-from batchverify.images.safety import may_hold_exif, png_chunk_names
+from batchverify.images.safety import png_chunk_names
 from batchverify.schema import ImageTraits
 
 
@@ -24,7 +24,7 @@ def find_traits(data: bytes, image: Image.Image) -> ImageTraits:
 
 def _is_turned(data: bytes, image: Image.Image) -> bool:
     # Pillow decodes a whole PNG file to look for a block that is not there.
-    if image.format == "PNG" and not {"exif", "xmp"} & image.info.keys() and not may_hold_exif(data, png_chunk_names(data)):
+    if image.format == "PNG" and not {"exif", "xmp"} & image.info.keys() and b"eXIf" not in png_chunk_names(data):
         return False
     return find_turn(image) is not None
 

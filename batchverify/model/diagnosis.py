@@ -331,9 +331,8 @@ def _find_identity_faults(
 ) -> Iterator[str]:
     if behaviour["pairs_that_outscore"] >= _NEARLY_ALL * behaviour["pairs_tried"] and config.output_is in (None, "score"):
         yield (
-            f"{_outscoring(behaviour)} an image "
-            "against itself, so a low output seems to mean a match, as after training with a contrastive loss. "
-            "Add --output-is dissimilarity."
+            f"{_outscoring(behaviour)} an image against itself, so a low output seems to mean a match, "
+            "as after training with a contrastive loss. Add --output-is dissimilarity."
         )
         return
     threshold = config.match_threshold()
@@ -343,7 +342,7 @@ def _find_identity_faults(
             f"{threshold:g}, so it is rejected. Retrain the head with identity pairs and a bias that starts positive."
         )
     if behaviour["pairs_that_outscore"]:
-        yield (f"{_outscoring(behaviour)} an image against itself. Retrain the head with weights that cannot be positive.")
+        yield f"{_outscoring(behaviour)} an image against itself. Retrain the head with weights that cannot be positive."
     elif bound.holds is False:
         yield (
             "The head has positive weights, so pairs can outscore an identity score, although none did here. "

@@ -69,11 +69,14 @@ def start_tensorflow() -> None:
     reports an error there, which is none. Its messages are therefore held back, and judged when it has started. Everything
     comes out if it raises an exception or crashes. Whoever has set TF_CPP_MIN_LOG_LEVEL to 0 or 1 sees all messages as they
     come. Where a GPU is there that TensorFlow cannot use, a warning says why.
+
+    TensorFlow then keeps the memory of a batch for the next one, unless the environment has TF_CPU_ALLOCATOR_USE_BFC.
     """
     global _is_started
     with _lock:
         if _is_started:
             return
+        _keep_freed_memory()
         if os.environ.get(_LEVEL, "2") in ("0", "1"):
             _list_gpus()
         else:
@@ -142,7 +145,6 @@ def _keep_freed_memory() -> None:
 
 def _list_gpus() -> int:
     """Imports TensorFlow, and returns how many GPUs it can use."""
-    _keep_freed_memory()
     with _without(_left_out):
         import tensorflow as tf
 

@@ -118,11 +118,7 @@ def identity_plot(
         return finish(
             "identity",
             f"Histogram of {counted(int(identity.sum()), 'identity score')}, from {span[0]:.4f} to {span[1]:.4f}, above "
-            + (
-                f"a histogram of the scores of {counted(int(strangers.sum()), 'pair')} of strangers and "
-                if strangers.sum()
-                else ""
-            )
+            + (f"a histogram of {counted(int(strangers.sum()), 'score')} of strangers and " if strangers.sum() else "")
             + f"a histogram of {counted(int(pairs.sum()), 'pair score')}, {int(faults.sum()):,} of them at fault.",
         )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,7 @@ from benchmarks.speed.images import SIZES, ensure_images
 
 _SIDE, _EMBEDDING, _MOST = 224, 101, 10**9
 _FILES, _PHOTOS, _PHOTO_PIXELS = 256, 32, 10**6
-_SAMPLES_A_SECOND = 500
+_SAMPLES_A_SECOND, _CALLS = 500, 8
 _CORES = (2, 4, 8, 16)
 _UPRIGHT = {0x010F: "Maker", 0x0110: "Model", 0x0112: 1}  # What a camera writes, in tags of EXIF.
 KINDS: dict[str, tuple[str, dict[str, object]]] = {
@@ -93,7 +94,7 @@ def print_lock(cache: Path, size: str, kinds: Sequence[str], seconds: float, dev
         cache: The folder of the pictures.
         size: The size of the pictures, one of `SIZES`.
         kinds: Names of `KINDS`; the shares are those of the first one.
-        seconds: The time to look at each kind for.
+        seconds: The time to look at the lock for, at each kind.
         device: The images that the device encodes in a second.
     """
     print("| files | loader | lock held, µs an image | ceiling of a process, images/s | processor, µs an image |")
@@ -104,7 +105,7 @@ def print_lock(cache: Path, size: str, kinds: Sequence[str], seconds: float, dev
         paths = ensure_kind(cache, size, kind, count)
         for name, config in LOADERS.items():
             held = lock_seconds(functools.partial(encode, make_network(config, decodes=False), paths), seconds)
-            processor = processor_seconds(functools.partial(encode, make_network(config), paths), seconds)
+            processor = processor_seconds(functools.partial(encode, make_network(config), paths)) / count
             found.append((held, processor))
             ceiling = f"{1 / held:,.0f}" if held else "no sample"
             print(f"| {kind} {size} | {name} | {1e6 * held:.0f} | {ceiling} | {1e6 * processor:.0f} |", flush=True)
@@ -142,7 +143,7 @@ def make_network(config: ModelConfig, images_per_second: float | None = None, de
     model = SleepingModel(preprocessing, images_per_second)
     reader = ImageReader(preprocessing.layout(), _MOST, _MOST, stats=stats)
     decoder = preprocessing.batch_decoder(_MOST) if decodes else DoneDecoder(preprocessing)
-    return KerasNetwork(model, reader, decoder, ScoringConfig(), stats, InferenceLog())  # type: ignore[arg-type]
+    return KerasNetwork(model, reader, decoder, ScoringConfig(steadiness_images=0), stats, InferenceLog())  # type: ignore[arg-type]
 
 
 def encode(network: KerasNetwork, paths: Sequence[str]) -> int:
@@ -153,13 +154,14 @@ def encode(network: KerasNetwork, paths: Sequence[str]) -> int:
     return len(paths)
 
 
-def processor_seconds(call: Callable[[], int], seconds: float) -> float:
-    """Returns the processor time, over all threads, for each of what `call` counts."""
-    call()
-    started, before, count = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - started < seconds:
-        count += call()
-    return (time.process_time() - before) / count
+def processor_seconds(call: Callable[[], object]) -> float:
+    """Returns the processor time of a call, over all threads; the median of several, after one that warms up."""
+    found = []
+    for _ in range(_CALLS + 1):
+        started = time.process_time()
+        call()
+        found.append(time.process_time() - started)
+    return statistics.median(found[1:])
 
 
 def lock_seconds(call: Callable[[], int], seconds: float) -> float:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,13 +26,12 @@ from batchverify.images.tensorflow_loader import BatchDecoder
 from batchverify.model.preprocessing import Preprocessing
 from batchverify.model.start_tensorflow import start_tensorflow
 from benchmarks.speed.images import SIZES, ensure_images
-from benchmarks.speed.lock import KINDS, print_lock
+from benchmarks.speed.lock import KINDS, print_lock, processor_seconds
 from benchmarks.speed.networks import CALIBRATION_IMAGES, NETWORKS, ensure_network
 from benchmarks.speed.scripts.encoder import Parts
 from benchmarks.speed.scripts.limit_threads import read_into
 
 _BATCH = 64
-_CALLS = 8
 _MOST_PIXELS = 10**8
 
 
@@ -82,16 +79,6 @@ def _as_batchverify(size: tuple[int, int], paths: list[str]) -> Callable[[], obj
         decoder([image for image in read if isinstance(image, UndecodedImage)])
 
     return decode_all
-
-
-def processor_seconds(call: Callable[[], object]) -> float:
-    """Returns the processor time of a call, over all threads; the median of several, after one that warms up."""
-    found = []
-    for _ in range(_CALLS + 1):
-        started = time.process_time()
-        call()
-        found.append(time.process_time() - started)
-    return statistics.median(found[1:])
 
 
 if __name__ == "__main__":

@@ -112,6 +112,29 @@ def test_the_level_of_the_log_is_set_only_while_tensorflow_starts(tmp_path):
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize(("asked", "keeps"), [({}, True), ({"TF_CPU_ALLOCATOR_USE_BFC": "0"}, False)])
+def test_the_memory_of_a_tensor_is_kept_for_the_next_one_unless_the_environment_says_otherwise(asked, keeps):
+    """The system gives a page of 4 KiB at each fault; a tensor has 64 MiB, which the C library gives back each time."""
+    code = """
+        import resource
+        from batchverify.model.start_tensorflow import start_tensorflow
+        start_tensorflow()
+        import tensorflow as tf
+        def faults():
+            tf.zeros(2**24) + 1
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        faults()
+        before = faults()
+        print([faults() for _ in range(8)][-1] - before)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    clean = {name: value for name, value in environment().items() if not name.startswith("TF_CPU_")}
+    done = subprocess.run(command, cwd=ROOT, env=clean | asked, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (int(done.stdout) < 8 * 1_000) == keeps
+
+
+@pytest.mark.processes
 def test_a_process_that_was_started_meanwhile_keeps_its_stderr_and_holds_nobody_up(tmp_path):
     child = "import os, sys; sys.stdin.read(); os.write(2, b'from the child')"
     tensorflow = f"""
