@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 class ImageStatus(enum.StrEnum):
@@ -116,6 +117,19 @@ def is_match(scores: np.ndarray, threshold: float) -> np.ndarray:
 def category(codes: np.ndarray, names: tuple[enum.StrEnum, ...], missing: np.ndarray | None = None) -> pa.DictionaryArray:
     """Returns `dictionary<string>` for `codes`, int8 positions in `names`; null where `missing`, bool `(n,)`."""
     return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8(), mask=missing), pa.array([str(name) for name in names]))
+
+
+def category_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """Returns the codes in a column that `category` made, integers `(n,)`, -1 for null, and the names that they stand for."""
+    named = column.unify_dictionaries().combine_chunks()
+    return pc.fill_null(named.indices, -1).to_numpy(), named.dictionary.to_pylist()
+
+
+def is_category(column: pa.ChunkedArray, *names: str) -> np.ndarray:
+    """Returns which values of a column that `category` made are one of `names`, bool `(n,)`."""
+    codes, known = category_codes(column)
+    is_one: np.ndarray = np.append([name in names for name in known], False)[codes]  # The last entry is that of null.
+    return is_one
 
 
 def is_text(kind: pa.DataType) -> bool:

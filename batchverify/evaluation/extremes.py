@@ -12,14 +12,14 @@ import pyarrow.compute as pc
 
 from batchverify.config import ScoringConfig
 from batchverify.evaluation.candidate import GAINED, LOST, decisions
-from batchverify.schema import MANIFEST_FILE, MANIFEST_ROW, IdentityCheck, ImageStatus
+from batchverify.schema import MANIFEST_FILE, MANIFEST_ROW, IdentityCheck, ImageStatus, is_category
 
 PAIRS_PER_KIND = 12
 MAX_TEXT_LENGTH = 1000
 NOT_A_NUMBER = "not_a_number"
 _SCORES = ("score", "identity_left", "identity_right", "score_candidate")
 _CUT_MARK = "… (cut)"
-_FAULTS = pa.array([str(IdentityCheck.BELOW_THRESHOLD), str(IdentityCheck.OUTSCORED)])
+_FAULTS = (str(IdentityCheck.BELOW_THRESHOLD), str(IdentityCheck.OUTSCORED))
 # The pair with the lowest rank is the most extreme; pairs with equal ranks come in manifest order.
 _ORDER = [("rank", "ascending"), (MANIFEST_FILE, "ascending"), (MANIFEST_ROW, "ascending")]
 
@@ -84,7 +84,7 @@ def _rank_kinds(table: pa.Table, labels: np.ndarray, threshold: float) -> Iterat
     yield "lowest_genuines", scored & (labels == 1), score
     yield "highest_unlabelled", scored & (labels == -1), -score
     yield "lowest_unlabelled", scored & (labels == -1), score
-    faulty = pc.is_in(table["identity_check"].cast(pa.string()), _FAULTS).to_numpy(zero_copy_only=False)
+    faulty = is_category(table["identity_check"], *_FAULTS)
     # An identity score must reach the threshold and the pair's own score; the rank is how far it falls short.
     yield "identity_faults", faulty, np.minimum(left, right) - np.maximum(score, threshold)
     if "match_candidate" in table.column_names:

@@ -21,7 +21,7 @@ from batchverify.evaluation.strangers import Strangers
 from batchverify.manifest.group_values import group_columns
 from batchverify.manifest.labels import parse_labels
 from batchverify.manifest.names import column_names
-from batchverify.schema import STATUSES, IdentityCheck, ImageStatus, ImageTraits, is_match
+from batchverify.schema import STATUSES, IdentityCheck, ImageStatus, ImageTraits, category_codes, is_category, is_match
 
 KINDS = ("unlabelled", "impostor", "genuine")
 # A run has few folds. A column with another value in each row does not name folds, and must not fill the memory.
@@ -193,8 +193,7 @@ def summarise_rows(table: pa.Table, config: ScoringConfig, label_column: str | N
 def _summarise_scores(table: pa.Table, labels: np.ndarray, fold_column: str | None, subjects: Subjects | None) -> Summary:
     scored = table["score"].is_valid().to_numpy(zero_copy_only=False)
     scores = table["score"].to_numpy()
-    verdict = table["identity_check"].cast(pa.string())
-    sane = pc.is_in(verdict, pa.array([str(IdentityCheck.SANE)])).to_numpy(zero_copy_only=False)
+    sane = is_category(table["identity_check"], str(IdentityCheck.SANE))
     return Summary(
         counts=_count_rows(table, labels),
         scores=np.stack([metrics.histogram(scores[scored & (labels == code - 1)]) for code in range(len(KINDS))]),
@@ -208,12 +207,15 @@ def _count_rows(table: pa.Table, labels: np.ndarray) -> collections.Counter[str]
     counts = collections.Counter({"rows.total": table.num_rows, "rows.failed": table["score"].null_count})
     counts["rows.scored"] = counts["rows.total"] - counts["rows.failed"]
     counts["rows.matches"] = pc.sum(table["match"]).as_py() or 0
-    both_ok = pc.and_(*(pc.equal(table[column].cast(pa.string()), "ok") for column in ("left_status", "right_status")))
-    counts["rows.not_a_number"] = pc.sum(pc.and_(both_ok, table["score"].is_null())).as_py() or 0
+    left_ok, right_ok = (is_category(table[column], str(ImageStatus.OK)) for column in ("left_status", "right_status"))
+    is_failed = table["score"].is_null().to_numpy()
+    counts["rows.not_a_number"] = int(np.count_nonzero(is_failed & left_ok & right_ok))
     counts["rows.same_image"] = pc.sum(table["same_image"]).as_py() or 0
     for column, name in (("identity_check", "identity"), ("left_status", "rows.left"), ("right_status", "rows.right")):
-        for entry in pc.value_counts(table[column].cast(pa.string())).to_pylist():
-            counts[f"{name}.{entry['values']}"] += entry["counts"]
+        codes, names = category_codes(table[column])
+        for category, count in zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True):
+            if count:
+                counts[f"{name}.{category}"] += count
     counts.update(_count_labelled(table, labels))
     return counts
 

@@ -95,7 +95,12 @@ def read_keyed(shard: Shard, manifest: Manifest, config: VerificationConfig) -> 
         first_row = block[MANIFEST_ROW][0].as_py()
         if label is not None and (problem := find_bad_label(block, label, shard.path, first_row, spelling)):
             raise RunError(problem)
-        yield f"{shard.path}#{first_row}", block
+        yield block_key(block, shard), block
+
+
+def block_key(block: pa.Table, shard: Shard) -> str:
+    """Returns the key of a block of a shard: no other block of the manifest has it."""
+    return f"{shard.path}#{block[MANIFEST_ROW][0].as_py()}"
 
 
 def _joined(batches: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:

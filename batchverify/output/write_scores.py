@@ -8,6 +8,7 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.io.iobase import Write
 from apache_beam.pvalue import PCollection
 
 from batchverify.errors import RunError
@@ -15,6 +16,7 @@ from batchverify.io.storage_options import PathWithStorageOptions, with_storage_
 from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import StoredFile
 from batchverify.output.run_directory import FINISHING, RunDirectory
+from batchverify.output.score_sink import ScoreSink
 from batchverify.tracing import span
 
 
@@ -34,10 +36,7 @@ class WriteScores(beam.PTransform[PCollection[pa.Table], PCollection[str]]):
         files: PCollection[str] = (
             tables
             | "Metadata" >> beam.Map(pa.Table.cast, self._schema).with_output_types(pa.Table)
-            | "Parquet"
-            >> beam.io.WriteToParquetBatched(
-                PathWithStorageOptions(self._directory.scores_prefix()), self._schema, codec="zstd", file_name_suffix=".parquet"
-            )
+            | "Parquet" >> Write(ScoreSink(PathWithStorageOptions(self._directory.scores_prefix()), self._schema))
         )
         return files
 

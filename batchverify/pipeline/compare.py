@@ -123,8 +123,8 @@ def compare_block(
     Raises:
         RunError: If a score is not a number, unless `config.on_nan` is `keep`.
     """
-    left, right = (_PairSide.look_up(uris, images) for uris in pair_uris(block, config))
-    arrays = images.arrays
+    uris, arrays = pair_uris(block, config), images.arrays
+    left, right = (_PairSide.of(side, rows, arrays) for side, rows in zip(uris, images.find(*uris), strict=True))
     scores = _score(left, right, arrays, network)
     is_nan = np.isnan(scores) & left.is_ok() & right.is_ok()
     _refuse_nan(is_nan, config, NOT_A_NUMBER)
@@ -210,9 +210,8 @@ class _PairSide:
     identity: np.ndarray
 
     @classmethod
-    def look_up(cls, uris: pa.ChunkedArray, images: Images) -> _PairSide:
+    def of(cls, uris: pa.ChunkedArray, image_row: np.ndarray, arrays: ImageArrays) -> _PairSide:
         """Looks up the images of one side."""
-        image_row, arrays = images.find(uris), images.arrays
         # `take` is up to four times as fast as an index.
         return cls(uris, image_row, arrays.status.take(image_row), arrays.identity.take(image_row))
 

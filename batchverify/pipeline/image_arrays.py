@@ -88,14 +88,14 @@ class ImageArrays:
 
 
 class Images(Protocol):
-    """Encoded images that are found by their URIs."""
+    """Encoded images that are found by the URIs of pairs."""
 
     @property
     def arrays(self) -> ImageArrays:
         """The encoded images."""
 
-    def find(self, uris: pa.ChunkedArray) -> np.ndarray:
-        """Returns the positions of the images, int64 `(n,)`; -1 for null.
+    def find(self, left: pa.ChunkedArray, right: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the positions of the left and of the right images, int64 `(n,)`; -1 for null.
 
         Raises:
             RunError: If there is no such image.
@@ -113,8 +113,11 @@ class BlockImages:
         self._uris = images["uri"]
         self.arrays = ImageArrays.of(images)
 
-    def find(self, uris: pa.ChunkedArray) -> np.ndarray:
+    def find(self, left: pa.ChunkedArray, right: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the positions of the images; see `Images`."""
+        return self._find(left), self._find(right)
+
+    def _find(self, uris: pa.ChunkedArray) -> np.ndarray:
         found = pc.fill_null(pc.index_in(uris, value_set=self._uris), -1)
         positions: np.ndarray = found.to_numpy().astype(np.int64)
         if np.any((positions < 0) & uris.is_valid().to_numpy(zero_copy_only=False)):

@@ -12,6 +12,7 @@ from apache_beam.utils.shared import Shared
 from batchverify.errors import RunError
 from batchverify.pipeline.encoded_images import no_encoded_images
 from batchverify.pipeline.image_arrays import ImageArrays
+from batchverify.pipeline.row_positions import RowPositions
 from batchverify.pipeline.uri_index import UriIndex
 
 CHANGED = "the manifest has changed since the run began; run again, and leave it as it is meanwhile"
@@ -22,12 +23,14 @@ class ImageTable:
 
     Attributes:
         index: The positions of the images' URIs.
+        positions: The positions of the images that rows name.
         checksums: The checksums of the manifest's URIs, by the file and the first row of a shard.
         buckets: The number of buckets in which images are encoded.
     """
 
     def __init__(self) -> None:
         self.index = UriIndex()
+        self.positions = RowPositions()
         self.buckets = 1
         self.checksums: dict[tuple[str, int], int] = {}
         self._arrays: ImageArrays | None = None
@@ -43,12 +46,61 @@ class ImageTable:
             self._arrays = ImageArrays.empty(len(self.index), images)
         self._arrays.put(self.index.find(images["uri"].combine_chunks()), images)
 
-    def find(self, uris: pa.ChunkedArray) -> np.ndarray:
-        """Returns the positions of images; see `image_arrays.Images`."""
-        positions = self.index.find(pa.chunked_array(uris.chunks, pa.string()).combine_chunks())
-        if np.any((positions < 0) & uris.is_valid().to_numpy(zero_copy_only=False)):
-            raise RunError(f"{CHANGED}.")
+    def add(self, key: str, left: pa.ChunkedArray, right: pa.ChunkedArray) -> None:
+        """Takes the URIs of a block's images, and keeps their positions as far as they are known.
+
+        Args:
+            key: The key of the block.
+            left: Text `(n,)`, null where a row names no image.
+            right: The same of the right images.
+        """
+        self.positions.put(key, *(self._add(uris) for uris in (left, right)))
+
+    def _add(self, uris: pa.ChunkedArray) -> np.ndarray:
+        texts = _one_array(uris)
+        if not texts.null_count:
+            return self.index.add(texts)
+        positions = np.full(len(texts), -1)
+        positions[texts.is_valid().to_numpy(zero_copy_only=False)] = self.index.add(texts.drop_null())
         return positions
+
+
+class RowsOfTable:
+    """The images that the rows of a block name; see `image_arrays.Images`.
+
+    Args:
+        table: The table that holds them.
+        key: The key of the block.
+    """
+
+    def __init__(self, table: ImageTable, key: str):
+        self._table, self._key = table, key
+
+    @property
+    def arrays(self) -> ImageArrays:
+        """The encoded images."""
+        return self._table.arrays
+
+    def find(self, left: pa.ChunkedArray, right: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the positions of the images; see `image_arrays.Images`."""
+        kept = self._table.positions.get(self._key)
+        kept = np.full((2, len(left)), -1) if kept is None else kept
+        if kept.shape[1] != len(left):
+            raise RunError(f"{CHANGED}.")
+        return self._find(left, kept[0]), self._find(right, kept[1])
+
+    def _find(self, uris: pa.ChunkedArray, kept: np.ndarray) -> np.ndarray:
+        """Looks up the URIs whose positions have not been kept."""
+        rows = np.flatnonzero((kept < 0) & uris.is_valid().to_numpy(zero_copy_only=False))
+        if len(rows):
+            kept[rows] = self._table.index.find(_one_array(uris).take(pa.array(rows)))
+            if kept[rows].min() < 0:
+                raise RunError(f"{CHANGED}.")
+        return kept
+
+
+def _one_array(uris: pa.ChunkedArray) -> pa.Array:
+    return pa.chunked_array(uris.chunks, pa.string()).combine_chunks()
 
 
 @dataclasses.dataclass(frozen=True)

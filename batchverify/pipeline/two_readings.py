@@ -20,13 +20,13 @@ from batchverify.config import ScoringConfig, VerificationConfig
 from batchverify.errors import RunError
 from batchverify.io.storage_options import with_storage_options
 from batchverify.manifest.columns import pair_uris
-from batchverify.manifest.read import read_blocks, read_keyed_timed
+from batchverify.manifest.read import block_key, read_blocks, read_keyed_timed
 from batchverify.manifest.shard import Manifest, Shard
 from batchverify.manifest.text_hashes import hash_text
 from batchverify.model.calibration import Calibration
 from batchverify.pipeline.buckets import bucket_count, rows_of_hashes
 from batchverify.pipeline.compare import CountRows, compare_block
-from batchverify.pipeline.image_table import CHANGED, ImageTableLoader
+from batchverify.pipeline.image_table import CHANGED, ImageTableLoader, RowsOfTable
 from batchverify.pipeline.network import NetworkLoader
 from batchverify.pipeline.transforms import BY_BUCKET, Verified, VerifyPairs
 from batchverify.tracing import span
@@ -122,8 +122,7 @@ def read_uris(
             checksum = 0
             for block in _read_ahead(read_blocks(shard, manifest.schema, config)):
                 checksum = uri_checksum(block, config, checksum)
-                for uris in pair_uris(block, config):
-                    images.index.add(pa.chunked_array(uris.chunks, pa.string()).combine_chunks().drop_null())
+                images.add(block_key(block, shard), *pair_uris(block, config))
             images.checksums[shard.path, shard.first_row] = checksum
     uris = images.index.uris
     images.buckets = buckets or bucket_count(len(uris))
@@ -212,7 +211,7 @@ class CompareBlocks(beam.DoFn):
 
     def process(self, element: tuple[str, pa.Table]) -> Iterator[pa.Table]:
         """Begins to compare the block, and yields an earlier one."""
-        self._waiting.append(self._threads.submit(self._compare, element[1]))
+        self._waiting.append(self._threads.submit(self._compare, *element))
         if len(self._waiting) > _BLOCKS_AT_ONCE:
             yield from self._first()
 
@@ -229,6 +228,6 @@ class CompareBlocks(beam.DoFn):
         with self._stats.timed("write"), span("write", rows=scored.num_rows):
             yield scored
 
-    def _compare(self, block: pa.Table) -> pa.Table:
+    def _compare(self, key: str, block: pa.Table) -> pa.Table:
         with span("compare", rows=block.num_rows):
-            return compare_block(block, self._images, self._network, self._config, self._calibration)
+            return compare_block(block, RowsOfTable(self._images, key), self._network, self._config, self._calibration)

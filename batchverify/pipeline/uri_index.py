@@ -39,16 +39,24 @@ class UriIndex:
         self._merge_recent()
         return self._uris
 
-    def add(self, uris: pa.Array) -> None:
+    def add(self, uris: pa.Array) -> np.ndarray:
         """Adds those of `uris` that are new.
 
         Args:
             uris: Text `(n,)` without nulls, in which URIs may occur again and again.
+
+        Returns:
+            The positions that `find` will give, int64 `(n,)`; -1 where that is not known yet.
         """
         if self._are_repeated(uris):
-            uris = uris.unique()
+            encoded = uris.dictionary_encode()
+            known: np.ndarray = self._add(encoded.dictionary)[encoded.indices.to_numpy()]
+            return known
+        return self._add(uris)
+
+    def _add(self, uris: pa.Array) -> np.ndarray:
         hashes = hash_in_process(uris)
-        position = self._hashes.get_indexer(hashes)
+        position: np.ndarray = self._hashes.get_indexer(hashes)
         is_new = position < 0
         found = pa.array(position, pa.int64(), mask=is_new)
         is_other = pc.not_equal(self._uris.take(found), uris.cast(pa.large_string()))
@@ -59,6 +67,7 @@ class UriIndex:
             self._recent_count += len(self._recent[-1][0])
         if self._recent_count > max(_LEAST_RECENT, len(self._uris) // 2):
             self._merge_recent()
+        return np.where(is_new, -1, position)
 
     def find(self, uris: pa.Array) -> np.ndarray:
         """Returns the positions of `uris`, int64 `(n,)`; -1 for null.

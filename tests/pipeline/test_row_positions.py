@@ -1,0 +1,83 @@
+"""Positions that the first reading of a manifest keeps for the second one: those that are known, and no others."""
+
+import resource
+import signal
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from batchverify.errors import RunError
+from batchverify.pipeline import uri_index
+from batchverify.pipeline.image_table import ImageTable, RowsOfTable
+from batchverify.pipeline.row_positions import RowPositions
+
+BLOCKS = 20
+
+
+@pytest.fixture
+def blocks() -> dict[str, tuple[pa.ChunkedArray, pa.ChunkedArray]]:
+    """The two sides of some blocks of fifty rows; some name no image."""
+    rng = np.random.default_rng(8)
+    names = np.array([*(f"/photos/{number}.jpg" for number in range(60)), None], object)
+    draw = lambda: pa.chunked_array([pa.array(names[rng.integers(61, size=size)], pa.string()) for size in (30, 20)])  # noqa: E731
+    return {f"block {number}": (draw(), draw()) for number in range(BLOCKS)}
+
+
+def names_of(table: ImageTable, positions: np.ndarray) -> list[str | None]:
+    return [None if position < 0 else table.index.uris[int(position)].as_py() for position in positions]
+
+
+@pytest.mark.parametrize("hashes", ["that differ", "one for many"])
+def test_each_row_finds_its_images(hashes, blocks, monkeypatch):
+    monkeypatch.setattr(uri_index, "_LEAST_RECENT", 25)
+    if hashes == "one for many":
+        monkeypatch.setattr(
+            uri_index, "hash_in_process", lambda uris: np.array([hash(uri) % 40 for uri in uris.to_pylist()], np.uint64)
+        )
+    table = ImageTable()
+    for key, sides in blocks.items():
+        table.add(key, *sides)
+    kept = np.concatenate([table.positions.get(key) for key in blocks], axis=1)
+    assert 0.5 < np.mean(kept >= 0) < 0.95
+    for key, sides in blocks.items():
+        found = RowsOfTable(table, key).find(*sides)
+        assert [names_of(table, positions) for positions in found] == [side.to_pylist() for side in sides]
+
+
+def test_a_block_with_fewer_rows_than_at_first_is_noticed(blocks):
+    table = ImageTable()
+    left, right = blocks["block 0"]
+    table.add("block 0", left, right)
+    with pytest.raises(RunError, match="the manifest has changed since the run began"):
+        RowsOfTable(table, "block 0").find(left[1:], right[1:])
+
+
+def test_an_image_that_the_first_reading_did_not_name_is_noticed(blocks):
+    table = ImageTable()
+    table.add("block 0", *blocks["block 0"])
+    new = pa.chunked_array([["/photos/new.jpg"]])
+    with pytest.raises(RunError, match="the manifest has changed since the run began"):
+        RowsOfTable(table, "another block").find(new, new)
+
+
+def test_a_full_disk_costs_time_and_no_row(blocks, caplog):
+    positions, few, many = RowPositions(), np.arange(10), np.arange(1000)
+    handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        positions.put("first", few, few[::-1])
+        positions.put("too many", many, many)
+        positions.put("last", few, few)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert positions.get("first").tolist() == [few.tolist(), few[::-1].tolist()]
+    assert positions.get("too many") is None and positions.get("last") is None
+    assert "the second reading takes longer" in caplog.text
+
+
+def test_positions_beyond_four_bytes_are_not_kept():
+    positions = RowPositions()
+    positions.put("block", np.array([2**31 - 1, 2**31]), np.array([-1, 2**40]))
+    assert positions.get("block").tolist() == [[2**31 - 1, -1], [-1, -1]]
