@@ -136,7 +136,8 @@ def _keep_freed_memory() -> None:
     """Has TensorFlow keep the memory of a batch for the next one, unless the environment says otherwise.
 
     The C library gives large blocks back to the system, which then has to clear each page of the next batch. With TensorFlow's
-    own allocator, MobileNetV2 of full size took 0.7 of the time, and 1.2 times the memory (docs/performance.md).
+    own allocator, MobileNetV2 of full size took 0.7 of the time, and 1.2 times the memory (docs/performance.md). Where
+    TensorFlow uses oneDNN, which it does by itself on processors with AVX512_VNNI or AVX_VNNI, it has that allocator anyway.
     """
     machine_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
