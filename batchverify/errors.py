@@ -13,6 +13,8 @@ def printable(text: str, keep: str = "") -> str:
 
     Names in manifests and models come from strangers; they may hold line breaks and control sequences of terminals.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 

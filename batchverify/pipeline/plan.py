@@ -33,6 +33,7 @@ from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.keras_network import KerasNetwork
 from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, worker_bytes
 from batchverify.pipeline.network import Network, NetworkLoader
+from batchverify.pipeline.parsed_options import ParsedOptions
 from batchverify.pipeline.portable import absolute_paths, configure_portable, max_block_bytes, max_element_bytes
 from batchverify.pipeline.provenance import describe_candidate, describe_run
 from batchverify.pipeline.two_networks import TwoNetworks, network_loader
@@ -241,7 +242,7 @@ def bounded_block_rows(
 
 def pipeline_options(beam_args: Sequence[str]) -> PipelineOptions:
     """Returns Beam's options; without a `--runner` the run takes place in this process."""
-    options = PipelineOptions(list(beam_args), save_main_session=False)
+    options = ParsedOptions(list(beam_args), save_main_session=False)
     standard = options.view_as(StandardOptions)
     if standard.runner in (None, "DirectRunner"):
         standard.runner = IN_PROCESS_RUNNER

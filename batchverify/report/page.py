@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from batchverify.report.verdict import format_value
 from batchverify.words import agree, counted
 
 
+@functools.cache
 def environment() -> jinja2.Environment:
-    """Returns an environment that escapes all values, and in which a template can include `style.css`."""
+    """Returns an environment that escapes all values, and in which a template can include `style.css`. It keeps templates."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, ""),
         autoescape=True,
