@@ -120,13 +120,13 @@ def category(codes: np.ndarray, names: tuple[enum.StrEnum, ...], missing: np.nda
 
 
 def category_codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
-    """Returns the codes in a column that `category` made, integers `(n,)`, -1 for null, and the names that they stand for."""
-    named = column.unify_dictionaries().combine_chunks()
+    """Returns the codes in a column of names, text or what `category` made, integers `(n,)`, -1 for null; and the names."""
+    named = column.dictionary_encode().unify_dictionaries().combine_chunks()
     return pc.fill_null(named.indices, -1).to_numpy(), named.dictionary.to_pylist()
 
 
 def is_category(column: pa.ChunkedArray, *names: str) -> np.ndarray:
-    """Returns which values of a column that `category` made are one of `names`, bool `(n,)`."""
+    """Returns which values of a column of names are one of `names`, bool `(n,)`; null is none of them."""
     codes, known = category_codes(column)
     is_one: np.ndarray = np.append([name in names for name in known], False)[codes]  # The last entry is that of null.
     return is_one
