@@ -19,6 +19,10 @@ _KEPT_CACHES = ("batchverify-tests", "go-build", "pip", "matplotlib")
 DEMO = Path(__file__).resolve().parents[1] / "manifests"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="repeat facts on more engines and in more combinations, too")
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """Returns one worker more than there are cores: tests of processes and servers wait for most of their time."""
     return len(os.sched_getaffinity(0)) + 1
@@ -50,8 +54,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.config.stash[_CACHE_HOME].cleanup()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts files with slow tests first, so that at the end no worker waits long for another one."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what repeats a fact, unless it is asked for, and puts files with slow tests first.
+
+    At the end no worker then waits long for another one.
+    """
+    if not config.getoption("--exhaustive"):
+        repeated = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=repeated)
+        items[:] = [item for item in items if item not in repeated]
     slow = {"servers", "workers", "benchmarks", "processes", "slow"}
     ranks = {item.path: 2 for item in items}
     for item in items:

@@ -87,7 +87,7 @@ def words(config: batchverify.VerificationConfig, *more: str) -> list[str]:
         ("champion", "other_loader", []),
         ("other_loader", "champion", []),
         ("champion", "whole", []),
-        ("whole", "champion", SUBPROCESS_WORKERS),
+        pytest.param("whole", "champion", SUBPROCESS_WORKERS, marks=pytest.mark.exhaustive),
     ],
     ids=["same pixels", "other size, workers", "other loader", "other loader first", "whole", "whole first, workers"],
 )

@@ -102,8 +102,16 @@ def test_quantiles_and_histogram_are_those_of_the_scores(folder, small_model, sc
     np.testing.assert_allclose(np.sort(edges), kept, atol=2e-4)
 
 
-@pytest.mark.parametrize("beam_args", [[], SUBPROCESS_WORKERS], ids=["one process", "workers"])
-@pytest.mark.parametrize("settings", [{"block_rows": 7, "batch_size": 3}, {"block_rows": 10_000}], ids=str)
+@pytest.mark.parametrize(
+    ("beam_args", "settings"),
+    [
+        ([], {"block_rows": 7, "batch_size": 3}),
+        ([], {"block_rows": 10_000}),
+        (SUBPROCESS_WORKERS, {"block_rows": 7, "batch_size": 3}),
+        pytest.param(SUBPROCESS_WORKERS, {"block_rows": 10_000}, marks=pytest.mark.exhaustive),
+    ],
+    ids=["small blocks", "one block", "workers, small blocks", "workers, one block"],
+)
 def test_the_draw_does_not_depend_on_blocks_batches_or_workers(beam_args, settings, folder, small_model, tmp_path):
     reference = run(folder, small_model, tmp_path / "reference", stranger_pairs=200)["strangers"]
     found = run(folder, small_model, tmp_path / "out", *beam_args, stranger_pairs=200, **settings)["strangers"]

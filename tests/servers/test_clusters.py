@@ -26,7 +26,7 @@ def launcher(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("launcher")
 
 
-@pytest.fixture(scope="module", params=["flink", "spark"])
+@pytest.fixture(scope="module", params=["flink", pytest.param("spark", marks=pytest.mark.exhaustive)])
 def cluster(request, tmp_path_factory, sdist, launcher):
     """Two machines with a task manager and a worker pool each."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -119,6 +119,7 @@ def test_a_run_that_loses_a_worker_pool_and_a_task_manager_is_whole(cluster, sto
     assert uris.is_unique and len(uris) == 30
 
 
+@pytest.mark.exhaustive
 def test_workers_may_be_processes_that_the_engine_starts(cluster, store, start_run, boot, tmp_path, read_scores):
     process = start_run(*cluster.process_arguments(boot), "--parallelism=2")
     _, said = process.communicate(timeout=END_S)

@@ -182,6 +182,7 @@ def running(program: str, folder: Path, pool: Pool) -> Iterator[list[str]]:
 
 
 @pytest.mark.engines
+@pytest.mark.exhaustive
 def test_prism_with_workers_elsewhere_gives_what_a_local_run_gives(prism, store, pools, launcher, tmp_path, read_scores):
     """Prism reports a dead worker, or ends itself; in either case the run fails in a sentence, and the next one is whole."""
     with ExitStack() as stack:
