@@ -6,11 +6,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.io.filebasedsink import FileBasedSink
 from apache_beam.io.filesystem import CompressionTypes
-
-from batchverify.schema import MANIFEST_ROW
 
 _CODEC = "zstd"
 
@@ -19,7 +18,7 @@ class ScoreSink(FileBasedSink):
     """Beam's sink of tables into Parquet files.
 
     Beam's own sink of Parquet encodes a table while the bundle waits, which was a third of the time of a run without images.
-    It also looks for repeated values in the column of row numbers, where there are none.
+    It also makes a dictionary of each column, which costs time and space where values hardly repeat, as row numbers do.
 
     Args:
         prefix: What the names of the files begin with.
@@ -54,9 +53,8 @@ class _WritingThread:
     """
 
     def __init__(self, file: Any, schema: pa.Schema):
-        self._file = file
-        dictionary = [path for path in _leaf_paths(schema) if path != MANIFEST_ROW]
-        self._writer = pq.ParquetWriter(file, schema, compression=_CODEC, use_dictionary=dictionary)
+        self._file, self._schema = file, schema
+        self._writer: pq.ParquetWriter | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._waiting: Future[None] | None = None
 
@@ -67,7 +65,7 @@ class _WritingThread:
             OSError: If an earlier table could not be written.
         """
         self._wait()
-        self._waiting = self._thread.submit(self._writer.write_table, table)
+        self._waiting = self._thread.submit(self._write_now, table)
 
     def close(self) -> None:
         """Waits until all is written, and closes the file.
@@ -77,14 +75,34 @@ class _WritingThread:
         """
         try:
             self._wait()
-            self._writer.close()
+            self._open(self._schema.empty_table()).close()
             self._file.close()
         finally:
             self._thread.shutdown()
 
+    def _write_now(self, table: pa.Table) -> None:
+        self._open(table).write_table(table)
+
+    def _open(self, table: pa.Table) -> pq.ParquetWriter:
+        """Returns the writer, which the first table decides."""
+        if self._writer is None:
+            columns = [path for path in _leaf_paths(self._schema) if path not in _columns_without_repeats(table)]
+            self._writer = pq.ParquetWriter(self._file, self._schema, compression=_CODEC, use_dictionary=columns)
+        return self._writer
+
     def _wait(self) -> None:
         if self._waiting is not None:
             self._waiting.result()
+
+
+def _columns_without_repeats(table: pa.Table) -> set[str]:
+    """Returns the names of those columns most of whose values occur once."""
+    plain = [name for name, kind in zip(table.column_names, table.schema.types, strict=True) if _is_plain(kind)]
+    return {name for name in plain if 2 * pc.count_distinct(table[name]).as_py() > table.num_rows}
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_string(kind))
 
 
 def _leaf_paths(schema: pa.Schema) -> list[str]:

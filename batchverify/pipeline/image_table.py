@@ -54,15 +54,9 @@ class ImageTable:
             left: Text `(n,)`, null where a row names no image.
             right: The same of the right images.
         """
-        self.positions.put(key, *(self._add(uris) for uris in (left, right)))
-
-    def _add(self, uris: pa.ChunkedArray) -> np.ndarray:
-        texts = _one_array(uris)
-        if not texts.null_count:
-            return self.index.add(texts)
-        positions = np.full(len(texts), -1)
-        positions[texts.is_valid().to_numpy(zero_copy_only=False)] = self.index.add(texts.drop_null())
-        return positions
+        sides = [_one_array(uris) for uris in (left, right)]
+        positions = self.index.add(*(side.drop_null() if side.null_count else side for side in sides))
+        self.positions.put(key, *map(_with_nulls, positions, sides))
 
 
 class RowsOfTable:
@@ -97,6 +91,15 @@ class RowsOfTable:
             if kept[rows].min() < 0:
                 raise RunError(f"{CHANGED}.")
         return kept
+
+
+def _with_nulls(positions: np.ndarray, uris: pa.Array) -> np.ndarray:
+    """Returns the positions of the URIs that are not null, each in its row; -1 in the other rows."""
+    if not uris.null_count:
+        return positions
+    spread = np.full(len(uris), -1)
+    spread[uris.is_valid().to_numpy(zero_copy_only=False)] = positions
+    return spread
 
 
 def _one_array(uris: pa.ChunkedArray) -> pa.Array:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -11,6 +14,20 @@ from batchverify.manifest.text_hashes import hash_in_process
 
 # New URIs are looked for in one table of hashes, which is made again when this many have come, or half as many as it has.
 _LEAST_RECENT = 2**18
+
+
+class _LookedUp(NamedTuple):
+    """What an index knows of some URIs.
+
+    Attributes:
+        positions: Their positions, int64 `(n,)`; -1 where they are not known.
+        new_hashes: The hashes of the URIs that are new, uint64 `(m,)`.
+        new_uris: These URIs, large text `(m,)`.
+    """
+
+    positions: np.ndarray
+    new_hashes: np.ndarray
+    new_uris: pa.Array
 
 
 class UriIndex:
@@ -39,35 +56,42 @@ class UriIndex:
         self._merge_recent()
         return self._uris
 
-    def add(self, uris: pa.Array) -> np.ndarray:
-        """Adds those of `uris` that are new.
+    def add(self, *columns: pa.Array) -> list[np.ndarray]:
+        """Adds those URIs that are new. Each column is looked up in a thread of its own.
 
         Args:
-            uris: Text `(n,)` without nulls, in which URIs may occur again and again.
+            columns: Texts `(n,)` without nulls, in which URIs may occur again and again.
 
         Returns:
-            The positions that `find` will give, int64 `(n,)`; -1 where that is not known yet.
+            For each column the positions that `find` will give, int64 `(n,)`; -1 where that is not known yet.
         """
-        if self._are_repeated(uris):
-            encoded = uris.dictionary_encode()
-            known: np.ndarray = self._add(encoded.dictionary)[encoded.indices.to_numpy()]
-            return known
-        return self._add(uris)
+        with ThreadPoolExecutor(len(columns), thread_name_prefix="index") as threads:
+            looked_up = list(threads.map(self._look_up, columns))
+        for column in looked_up:
+            if len(column.new_hashes):
+                self._recent.append((column.new_hashes, column.new_uris))
+                self._recent_count += len(column.new_hashes)
+        if self._recent_count > max(_LEAST_RECENT, len(self._uris) // 2):
+            self._merge_recent()
+        return [column.positions for column in looked_up]
 
-    def _add(self, uris: pa.Array) -> np.ndarray:
+    def _look_up(self, uris: pa.Array) -> _LookedUp:
+        if not self._are_repeated(uris):
+            return self._look_up_each(uris)
+        encoded = uris.dictionary_encode()
+        distinct = self._look_up_each(encoded.dictionary)
+        return distinct._replace(positions=distinct.positions[encoded.indices.to_numpy()])
+
+    def _look_up_each(self, uris: pa.Array) -> _LookedUp:
         hashes = hash_in_process(uris)
-        position: np.ndarray = self._hashes.get_indexer(hashes)
-        is_new = position < 0
-        found = pa.array(position, pa.int64(), mask=is_new)
+        positions: np.ndarray = self._hashes.get_indexer(hashes)
+        is_new = positions < 0
+        found = pa.array(positions, pa.int64(), mask=is_new)
         is_other = pc.not_equal(self._uris.take(found), uris.cast(pa.large_string()))
         if pc.any(is_other).as_py():
             is_new |= pc.fill_null(is_other, False).to_numpy(zero_copy_only=False)
-        if is_new.any():
-            self._recent.append((hashes[is_new], uris.filter(pa.array(is_new)).cast(pa.large_string())))
-            self._recent_count += len(self._recent[-1][0])
-        if self._recent_count > max(_LEAST_RECENT, len(self._uris) // 2):
-            self._merge_recent()
-        return np.where(is_new, -1, position)
+        new_uris = uris.filter(pa.array(is_new)).cast(pa.large_string())
+        return _LookedUp(np.where(is_new, -1, positions), hashes[is_new], new_uris)
 
     def find(self, uris: pa.Array) -> np.ndarray:
         """Returns the positions of `uris`, int64 `(n,)`; -1 for null.

@@ -14,11 +14,18 @@ from batchverify.output.score_sink import ScoreSink
 @pytest.fixture
 def rows() -> pa.Table:
     numbers = np.arange(1000)
-    columns = {"left": [f"{number % 7}.png" for number in numbers], "tags": [[f"tag {number % 3}"] for number in numbers]}
-    return pa.table({**columns, "manifest_row": numbers, "score": numbers.astype(np.float32) % 5})
+    columns = {"left": [f"{number % 7}.png" for number in numbers], "right": [f"{number % 800}.png" for number in numbers]}
+    return pa.table(
+        {
+            **columns,
+            "tags": [[f"tag {number % 3}"] for number in numbers],
+            "manifest_row": numbers,
+            "score": numbers.astype(np.float32) % 5,
+        }
+    )
 
 
-def test_rows_come_in_their_order_and_only_their_numbers_have_no_dictionary(rows, tmp_path):
+def test_rows_come_in_their_order_and_columns_have_dictionaries_where_values_repeat(rows, tmp_path):
     sink = ScoreSink(str(tmp_path / "scores"), rows.schema)
     writer = sink.open(str(tmp_path / "part"))
     for start in range(0, 1000, 100):
@@ -26,9 +33,15 @@ def test_rows_come_in_their_order_and_only_their_numbers_have_no_dictionary(rows
     sink.close(writer)
     assert pq.read_table(tmp_path / "part").equals(rows)
     group = pq.ParquetFile(tmp_path / "part").metadata.row_group(0)
-    encodings = {group.column(place).path_in_schema: group.column(place).encodings for place in range(4)}
+    encodings = {group.column(place).path_in_schema: group.column(place).encodings for place in range(5)}
     plain = {path for path, names in encodings.items() if "RLE_DICTIONARY" not in names}
-    assert plain == {"manifest_row"} and len(encodings) == 4
+    assert plain == {"manifest_row", "right"} and len(encodings) == 5
+
+
+def test_a_file_without_rows_has_its_columns(rows, tmp_path):
+    sink = ScoreSink(str(tmp_path / "scores"), rows.schema)
+    sink.close(sink.open(str(tmp_path / "part")))
+    assert pq.read_table(tmp_path / "part").equals(rows.slice(0, 0))
 
 
 def test_a_table_that_cannot_be_written_fails_the_next_step(rows, tmp_path):

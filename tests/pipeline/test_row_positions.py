@@ -2,6 +2,7 @@
 
 import resource
 import signal
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -39,13 +40,15 @@ def test_each_row_finds_its_images(hashes, blocks, monkeypatch):
     monkeypatch.setattr(uri_index, "_LEAST_RECENT", 25)
     if hashes == "one for many":
         monkeypatch.setattr(
-            uri_index, "hash_in_process", lambda uris: np.array([hash(uri) % 40 for uri in uris.to_pylist()], np.uint64)
+            uri_index,
+            "hash_in_process",
+            lambda uris: np.array([crc32(uri.encode()) % 40 for uri in uris.to_pylist()], np.uint64),
         )
     table = ImageTable()
     for key, sides in blocks.items():
         table.add(key, *sides)
     known = np.concatenate([kept(table.positions, key) for key in blocks], axis=1) >= 0
-    assert 0.5 < np.mean(known) < 0.95
+    assert 0.2 < np.mean(known) < 0.95
     for key, sides in blocks.items():
         found = RowsOfTable(table, key).find(*sides)
         assert [names_of(table, positions) for positions in found] == [side.to_pylist() for side in sides]
