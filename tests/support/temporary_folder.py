@@ -16,6 +16,16 @@ _TESTS = pytest.StashKey[dict[str, str]]()
 _LEFT = pytest.StashKey[dict[str, str]]()
 
 
+def _is_generated_code(path: Path) -> bool:
+    """Returns whether a file or folder holds code that TensorFlow generates from the functions with which tests make models.
+
+    It deletes that only when the process ends, which is later, and it never deletes what Python has compiled of it.
+    """
+    if path.name == "__pycache__":
+        return all(map(_is_generated_code, path.iterdir()))
+    return path.name.startswith("__autograph_generated_file")
+
+
 def is_worker(config: pytest.Config) -> bool:
     """Returns whether this process is one of pytest-xdist's workers, and not the session that the user started."""
     return hasattr(config, "workerinput")
@@ -47,8 +57,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Collects what is left. A worker writes it down for the session that the user started, whose exit code it is."""
     own = Path(tempfile.gettempdir())
     tests = session.config.stash[_TESTS]
-    # TensorFlow deletes the code that it generates only when the process ends, which is later.
-    names = [name for name in sorted(os.listdir(own)) if not name.startswith("__autograph_generated_file")]
+    names = [path.name for path in sorted(own.iterdir()) if not _is_generated_code(path)]
     left = {f"{own.name}/{name}": tests.get(name, "no single test") for name in names}
     if is_worker(session.config):
         own.with_suffix(".json").write_text(json.dumps(left), encoding="utf-8")
