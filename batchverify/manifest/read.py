@@ -104,15 +104,21 @@ def block_key(block: pa.Table, shard: Shard) -> str:
 
 
 def _joined(batches: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Joins batches until they have the rows, or the bytes, of a block: fewer blocks are sent fewer copies of an image."""
-    joined: list[pa.Table] = []
+    """Joins batches to whole blocks, or until they have the bytes of one: fewer blocks are sent fewer copies of an image.
+
+    Rows beyond whole blocks wait for the next batch.
+    """
+    waiting: list[pa.Table] = []
     for batch in batches:
-        joined.append(batch)
-        if sum(part.num_rows for part in joined) >= rows or sum(part.nbytes for part in joined) >= _BLOCK_BYTES:
-            yield _join(joined)
-            joined = []
-    if joined:
-        yield _join(joined)
+        waiting.append(batch)
+        if sum(part.num_rows for part in waiting) < rows and sum(part.nbytes for part in waiting) < _BLOCK_BYTES:
+            continue
+        joined = _join(waiting)
+        rest = joined.num_rows % rows if joined.num_rows > rows else 0
+        yield joined.slice(0, joined.num_rows - rest)
+        waiting = [joined.slice(joined.num_rows - rest)] if rest else []
+    if waiting:
+        yield _join(waiting)
 
 
 def _join(batches: list[pa.Table]) -> pa.Table:

@@ -40,7 +40,7 @@ class Record:
 
     Attributes:
         contender: The contender.
-        start_up: The run on two pairs that comes first, or None.
+        start_up: The second run on two pairs, or None. The first one fills caches.
         rounds: One measurement for each round.
         difference: The largest difference from the reference's answer, over all rounds.
         scores: The lowest and the highest score of the last answer. Scores that are all alike agree whatever was computed.
@@ -89,7 +89,7 @@ def compete(
         course: What they run on.
         rounds: The number of rounds.
         tolerance: The amount by which a score may differ from the first contender's.
-        warm: Whether each runs on two pairs first, which shows what its start-up takes.
+        warm: Whether each runs on two pairs first, twice, which shows what its start-up takes.
         tell: A function that is called with a line after each run.
 
     Returns:
@@ -100,7 +100,7 @@ def compete(
         if missing := record.contender.missing():
             record.problem = f"skipped: {', '.join(missing)} is not installed"
     reference: np.ndarray | None = None
-    for number in range(-1 if warm else 0, rounds):
+    for number in range(-2 if warm else 0, rounds):
         turn = max(0, number) % len(records)
         # The reference is the answer of the first contender, so the order changes only once there is one.
         for record in records[turn:] + records[:turn] if reference is not None else records:
@@ -119,7 +119,7 @@ def _take_turn(
     Args:
         record: The record of the contender.
         course: What it runs on.
-        number: The number of the round; -1 for the run that shows what its start-up takes.
+        number: The number of the round; below 0 for a run that shows what its start-up takes.
         tolerance: The amount by which a score may differ from the reference's.
         reference: The answer to compare with; None for the answer itself.
     """

@@ -13,6 +13,7 @@ import pytest
 import zstandard
 
 import batchverify
+from batchverify.manifest import csv
 from batchverify.manifest.columns import pair_uris
 from batchverify.manifest.labels import parse_labels
 from batchverify.manifest.plan import plan_manifest
@@ -73,6 +74,20 @@ def test_parquet_of_every_text_type_and_row_group_size(kind, row_group, tmp_path
     assert found.schema.field("left").type == (pa.string() if pa.types.is_string_view(kind) else kind)
     config = batchverify.ScoringConfig(image_root="/root")
     assert pair_uris(found, config)[0].to_pylist()[:2] == [None, "/root/l1"]
+
+
+@pytest.mark.parametrize("read_at_once", [40, 200, 500])
+def test_blocks_are_whole_however_much_of_a_file_is_read_at_once(read_at_once, tmp_path, monkeypatch):
+    """Fewer blocks are sent fewer copies of an image."""
+    monkeypatch.setattr(csv, "_CSV_BLOCK_BYTES", read_at_once)
+    names = [f"{number:03}" for number in range(100)]
+    path = write(tmp_path / "p.csv", "left,right\n" + "".join(f"l{name},r{name}\n" for name in names))
+    config = batchverify.VerificationConfig(manifests=(str(path),), output="unused", block_rows=16)
+    plan = plan_manifest(config)
+    blocks = [block for shard in plan.shards for block in read_blocks(shard, plan.schema, config)]
+    assert [block.num_rows for block in blocks] == [16] * 6 + [4]
+    found = pa.concat_tables(blocks)
+    assert found["left"].to_pylist() == [f"l{name}" for name in names] and found["manifest_row"].to_pylist() == list(range(100))
 
 
 def test_files_of_both_kinds_are_one_manifest(tmp_path):
