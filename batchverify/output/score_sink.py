@@ -12,6 +12,7 @@ from apache_beam.io.filebasedsink import FileBasedSink
 from apache_beam.io.filesystem import CompressionTypes
 
 _CODEC = "zstd"
+_LEAST_ROWS = 100
 
 
 class ScoreSink(FileBasedSink):
@@ -96,7 +97,9 @@ class _WritingThread:
 
 
 def _columns_without_repeats(table: pa.Table) -> set[str]:
-    """Returns the names of those columns most of whose values occur once."""
+    """Returns the names of those columns most of whose values occur once; none if there are too few rows to know."""
+    if table.num_rows < _LEAST_ROWS:
+        return set()
     plain = [name for name, kind in zip(table.column_names, table.schema.types, strict=True) if _is_plain(kind)]
     return {name for name in plain if 2 * pc.count_distinct(table[name]).as_py() > table.num_rows}
 

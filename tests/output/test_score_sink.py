@@ -38,6 +38,16 @@ def test_rows_come_in_their_order_and_columns_have_dictionaries_where_values_rep
     assert plain == {"manifest_row", "right"} and len(encodings) == 5
 
 
+def test_a_few_rows_decide_nothing(rows, tmp_path):
+    sink = ScoreSink(str(tmp_path / "scores"), rows.schema)
+    writer = sink.open(str(tmp_path / "part"))
+    for table in (rows.slice(0, 5), rows.slice(5)):
+        sink.write_record(writer, table)
+    sink.close(writer)
+    group = pq.ParquetFile(tmp_path / "part").metadata.row_group(1)
+    assert all("RLE_DICTIONARY" in group.column(place).encodings for place in range(5))
+
+
 def test_a_file_without_rows_has_its_columns(rows, tmp_path):
     sink = ScoreSink(str(tmp_path / "scores"), rows.schema)
     sink.close(sink.open(str(tmp_path / "part")))
