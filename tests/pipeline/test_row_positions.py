@@ -2,6 +2,7 @@
 
 import resource
 import signal
+import tempfile
 from zlib import crc32
 
 import numpy as np
@@ -83,7 +84,16 @@ def test_a_full_disk_costs_time_and_no_row(blocks, caplog):
         signal.signal(signal.SIGXFSZ, handler)
     assert kept(positions, "first") == [few.tolist(), few[::-1].tolist()]
     assert positions.get("too many") is None and positions.get("last") is None
-    assert "the second reading takes longer" in caplog.text
+    assert "so that the second reading takes longer; free space" in caplog.text
+
+
+def test_without_a_temporary_folder_no_position_is_kept(blocks, monkeypatch, caplog):
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/none")
+    table = ImageTable()
+    table.add("block 0", *blocks["block 0"])
+    assert table.positions.get("block 0") is None and "set TMPDIR" in caplog.text
+    found = RowsOfTable(table, "block 0").find(*blocks["block 0"])
+    assert [names_of(table, positions) for positions in found] == [side.to_pylist() for side in blocks["block 0"]]
 
 
 def test_positions_beyond_four_bytes_are_not_kept():
