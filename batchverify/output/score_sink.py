@@ -87,7 +87,8 @@ class _WritingThread:
     def _open(self, table: pa.Table) -> pq.ParquetWriter:
         """Returns the writer, which the first table decides."""
         if self._writer is None:
-            columns = [path for path in _leaf_paths(self._schema) if path not in _columns_without_repeats(table)]
+            plain = _columns_without_repeats(table)
+            columns = [path for path in _leaf_paths(self._schema) if path not in plain]
             self._writer = pq.ParquetWriter(self._file, self._schema, compression=_CODEC, use_dictionary=columns)
         return self._writer
 
