@@ -46,7 +46,7 @@ class ScoreSink(FileBasedSink):
 
 
 class _WritingThread:
-    """A thread that writes tables into an open file, one at a time; who gives it another one waits, so that memory stays bounded.
+    """A thread that writes tables into an open file, one at a time; whoever gives it another one waits: memory stays bounded.
 
     Args:
         file: The file, which `close` closes.
