@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +18,10 @@ from batchverify.images.picture import PaddingError
 from batchverify.images.pillow_settings import no_limit_or_warnings, whole_files_only
 from batchverify.images.pixel_budget import PixelBudget
 from batchverify.images.plain_jpeg import plain_jpeg_size
+from batchverify.images.plain_png import plain_png_size
 from batchverify.images.safety import find_decoding_hazard, find_memory_hazard, lacks_strips
 from batchverify.images.traits import find_traits
 from batchverify.schema import ImageStatus, ImageTraits
-
-# A batch decoder decodes one file for each core at the same time, beside all threads.
-_MAX_DEFERRED_PIXELS = 8_000_000
 
 
 class UndecodedImage(NamedTuple):
@@ -30,9 +29,15 @@ class UndecodedImage(NamedTuple):
 
     Attributes:
         data: The file's bytes.
+        pixels: The number of pixels that its header names.
     """
 
     data: bytes
+    pixels: int
+
+
+# Decodes files to the pixels `(height, width, channels)` of each, or its failure.
+BatchDecode = Callable[[Sequence[UndecodedImage]], Sequence[np.ndarray | ImageFailure]]
 
 
 class DecodedImage(NamedTuple):
@@ -68,6 +73,23 @@ def decode(
     return image
 
 
+def resize_picture(picture: Image.Image, layout: Layout, max_pixels: int) -> np.ndarray | ImageFailure:
+    """Resizes a picture in memory, as `decode` does with a file that Pillow alone decodes.
+
+    Args:
+        picture: The picture, of mode `L` or `RGB`.
+        layout: The layout of the result.
+        max_pixels: The largest number of pixels; padding may double it.
+
+    Returns:
+        As `decode`.
+    """
+    try:
+        return layout.loader.load(b"", picture, layout, max_pixels)  # Loaders look at the bytes of formats alone.
+    except PaddingError as error:
+        return ImageFailure(ImageStatus.TOO_LARGE, str(error))
+
+
 def decode_or_defer(
     data: bytes, layout: Layout, max_pixels: int, defer: bool, budget: PixelBudget | None = None
 ) -> DecodedImage:
@@ -77,11 +99,11 @@ def decode_or_defer(
         data: As in `decode`.
         layout: As in `decode`.
         max_pixels: As in `decode`.
-        defer: Whether a file that is not large is returned undecoded where the loader has a batch decoder for it.
+        defer: Whether a file is returned undecoded where the loader has a batch decoder for it.
         budget: The pixels that all threads may decode at the same time; None sets no bound.
     """
-    if defer and layout.loader.can_wait(None, layout.is_grey) and _is_small_and_plain(data, max_pixels):
-        return DecodedImage(UndecodedImage(data))
+    if defer and layout.loader.can_wait(None, layout.is_grey) and (plain := _open_plain(data, max_pixels)):
+        return DecodedImage(plain)
     if hazard := find_decoding_hazard(data):
         return DecodedImage(ImageFailure(ImageStatus.UNREADABLE, hazard))
     Image.init()  # Pillow loads its rarer formats late, and not when `Image.open` is given names of formats.
@@ -103,18 +125,20 @@ def decode_or_defer(
     return DecodedImage(failure)
 
 
-def _is_small_and_plain(data: bytes, max_pixels: int) -> bool:
-    """Returns whether a file can be left to the batch decoder without being opened."""
-    size = plain_jpeg_size(data)
-    return size is not None and size.width * size.height <= min(max_pixels, _MAX_DEFERRED_PIXELS)
+def _open_plain(data: bytes, max_pixels: int) -> UndecodedImage | None:
+    """Returns a file that can be left to the batch decoder without being opened by Pillow; None for any other."""
+    size = plain_jpeg_size(data) or plain_png_size(data)
+    if size is None or size.width * size.height > max_pixels:
+        return None
+    return UndecodedImage(data, size.width * size.height)
 
 
 def _open_and_decode(data: bytes, layout: Layout, max_pixels: int, defer: bool, budget: PixelBudget | None) -> DecodedImage:
     with open_image(data) as image:
         if failure := _check_header(image, max_pixels):
             return DecodedImage(failure)
-        if defer and image.width * image.height <= _MAX_DEFERRED_PIXELS and layout.loader.can_wait(image, layout.is_grey):
-            return DecodedImage(UndecodedImage(data), find_traits(data, image))
+        if defer and layout.loader.can_wait(image, layout.is_grey):
+            return DecodedImage(UndecodedImage(data, image.width * image.height), find_traits(data, image))
         with budget.reserve(pixels_to_reserve(image, layout.loader.bytes_per_pixel)) if budget else contextlib.nullcontext():
             pixels = layout.loader.load(data, image, layout, max_pixels)
             return DecodedImage(pixels, find_traits(data, image))

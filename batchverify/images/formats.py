@@ -10,7 +10,7 @@ from typing import cast
 from PIL import Image, ImageFile
 
 from batchverify.images.foreign_formats import isobmff_format
-from batchverify.images.pixel_budget import BYTES_PER_PIXEL
+from batchverify.images.pixel_budget import reserved_pixels
 
 PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "PPM")
 FORMATS_IN_WORDS = "JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF or PNM"
@@ -42,6 +42,6 @@ def can_read_heif() -> bool:
 
 
 def pixels_to_reserve(image: ImageFile.ImageFile, bytes_per_pixel: int) -> int:
-    """Returns the number of pixels, of `BYTES_PER_PIXEL` each, whose memory the decoder may take at most."""
-    pixels = image.width * image.height * bytes_per_pixel // BYTES_PER_PIXEL
+    """Returns the number of pixels, of `pixel_budget.BYTES_PER_PIXEL` each, whose memory the decoder may take at most."""
+    pixels = reserved_pixels(image.width * image.height, bytes_per_pixel)
     return max(pixels, _AVIF_PIXELS) if image.format == "AVIF" else pixels

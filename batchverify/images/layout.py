@@ -48,7 +48,8 @@ class ImageLoader(Protocol):
         """Returns whether a batch decoder can decode a file later, together with others.
 
         Args:
-            image: The file as Pillow has opened it; None for a plain JPEG file, as `plain_jpeg_size` has it.
+            image: The file as Pillow has opened it; None for a plain file, as `plain_jpeg_size` and
+                `plain_png_size` have it.
             grey: Whether colours are removed.
         """
 

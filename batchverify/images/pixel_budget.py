@@ -12,6 +12,11 @@ from batchverify.images.prefetch import stopped_clock
 BYTES_PER_PIXEL = 23
 
 
+def reserved_pixels(pixels: int, bytes_per_pixel: int) -> int:
+    """Returns how many pixels of `BYTES_PER_PIXEL` take as much memory as these."""
+    return pixels * bytes_per_pixel // BYTES_PER_PIXEL
+
+
 class PixelBudget:
     """Lets images be decoded at the same time as long as they have few pixels together; an image above the limit goes alone.
 

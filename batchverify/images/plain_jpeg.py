@@ -32,14 +32,14 @@ _SKIPPED = {
 _UPRIGHT = {b"II*\0": (3, 1, 1), b"MM\0*": (3, 1, 1 << 16)}
 
 
-class JpegSize(NamedTuple):
+class PictureSize(NamedTuple):
     """The size of a picture in pixels."""
 
     width: int
     height: int
 
 
-def plain_jpeg_size(data: bytes) -> JpegSize | None:
+def plain_jpeg_size(data: bytes) -> PictureSize | None:
     """Returns the size of a plain JPEG file; None for any other file, which must be opened to be known.
 
     A plain file has eight bits in grey or colour, one scan or as many as a progressive file should have, no EXIF but that of an
@@ -75,11 +75,11 @@ def _is_skipped(marker: int, content: bytes) -> bool:
     return len(content) >= least and content.startswith(beginning)
 
 
-def _frame_size(frame: bytes) -> JpegSize | None:
+def _frame_size(frame: bytes) -> PictureSize | None:
     """Returns the size in a frame header of eight bits in one or three components (ITU-T T.81, B.2.2)."""
     if len(frame) < 9 or frame[0] != 8 or frame[5] not in (1, 3) or len(frame) != 6 + 3 * frame[5]:
         return None
-    size = JpegSize(frame[3] << 8 | frame[4], frame[1] << 8 | frame[2])
+    size = PictureSize(frame[3] << 8 | frame[4], frame[1] << 8 | frame[2])
     return size if min(size) > 0 else None
 
 

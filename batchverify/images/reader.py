@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import threading
@@ -10,18 +11,20 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from batchverify.images.decode import UndecodedImage, decode, decode_or_defer
+from batchverify.images.decode import BatchDecode, DecodedImage, UndecodedImage, decode, decode_or_defer, resize_picture
 from batchverify.images.failure import ImageFailure
 from batchverify.images.fetch import FetchedFile, fetch_file
 from batchverify.images.layout import Layout
-from batchverify.images.pixel_budget import PixelBudget
+from batchverify.images.pixel_budget import PixelBudget, reserved_pixels
 from batchverify.images.variants import make_variants
 from batchverify.schema import ImageTraits
 from batchverify.worker_stats import WorkerStats
 
-# A larger file is decoded at once, because hundreds of undecoded files wait in memory.
-_MAX_DEFERRED_BYTES = 512 * 2**10
+# A larger file is decoded at once, because hundreds of undecoded files wait in memory, and a batch decoder decodes one file
+# for each core at the same time, beside all threads.
+_MAX_DEFERRED_BYTES, _MAX_DEFERRED_PIXELS = 512 * 2**10, 8_000_000
 _MAX_KEPT_BYTES = 64 * 2**20
 
 
@@ -90,7 +93,10 @@ class ImageReader:
             up.
         budget: The pixels that all threads may decode at the same time; None sets no bound.
         kept: The files to keep for `read_changed`.
+        decode_batch: The batch decoder of the layout, if there is one. It decodes a large file by itself: Python is not needed
+            between the steps then, as it is where the loader decodes.
         second_layout: A layout that files are decoded to as well, for a second network; None without one.
+        second_decode_batch: The batch decoder of the second layout, if there is one.
     """
 
     layout: Layout
@@ -102,7 +108,9 @@ class ImageReader:
     versions: str | None = None
     budget: PixelBudget | None = None
     kept: KeptFiles = dataclasses.field(default_factory=KeptFiles)
+    decode_batch: BatchDecode | None = None
     second_layout: Layout | None = None
+    second_decode_batch: BatchDecode | None = None
 
     def read(self, uri: str) -> tuple[np.ndarray | ImageFailure, bytes | None]:
         """Returns uint8 pixels `(height, width, channels)` or a failure, and the 16-byte digest of the file's bytes."""
@@ -115,20 +123,32 @@ class ImageReader:
 
         Args:
             uri: The image's path or URI.
-            defer: Whether small files are left undecoded where the loader has a batch decoder for them.
+            defer: Whether files that are not large are left undecoded where the loader has a batch decoder for them.
         """
         file = self._fetch(uri, with_version=self.versions == "stat")
         if isinstance(file, ImageFailure):
             return ReadResult(file)
         self.kept.offer(uri, file.data)
         fetched = time.perf_counter()
-        defer = defer and len(file.data) <= _MAX_DEFERRED_BYTES
-        decoded = decode_or_defer(file.data, self.layout, self.max_pixels, defer, self.budget)
+        decoded = self._decode(file.data, self.layout, self.decode_batch, defer)
         second = None
         if self.second_layout is not None and not isinstance(decoded.image, ImageFailure):
-            second = decode_or_defer(file.data, self.second_layout, self.max_pixels, defer, self.budget).image
+            second = self._decode(file.data, self.second_layout, self.second_decode_batch, defer).image
         self.stats.collect("decode", time.perf_counter() - fetched)
         return ReadResult(decoded.image, _digest(file.data), file.version, decoded.traits, second)
+
+    def _decode(self, data: bytes, layout: Layout, decode_batch: BatchDecode | None, defer: bool) -> DecodedImage:
+        is_small = len(data) <= _MAX_DEFERRED_BYTES
+        defer = defer and (is_small or decode_batch is not None)
+        decoded = decode_or_defer(data, layout, self.max_pixels, defer, self.budget)
+        file = decoded.image
+        if not isinstance(file, UndecodedImage) or (is_small and file.pixels <= _MAX_DEFERRED_PIXELS):
+            return decoded
+        if decode_batch is None:
+            return decoded._replace(image=decode(data, layout, self.max_pixels, self.budget))
+        pixels = reserved_pixels(file.pixels, layout.loader.bytes_per_pixel)
+        with self.budget.reserve(pixels) if self.budget else contextlib.nullcontext():
+            return decoded._replace(image=decode_batch([file])[0])
 
     def read_changed(self, uri: str, max_pixels: int) -> tuple[int, dict[str, np.ndarray]] | None:
         """Reads an image after each of the changes of `variants.VARIANTS`.
@@ -146,9 +166,14 @@ class ImageReader:
         data = data if isinstance(data, bytes) else data.data
         if (changed := make_variants(data, min(max_pixels, self.max_pixels))) is None:
             return None
-        images = {name: decode(data, self.layout, self.max_pixels) for name, data in changed[1].items()}
+        images = {name: self._load_variant(variant) for name, variant in changed[1].items()}
         pixels = {name: image for name, image in images.items() if isinstance(image, np.ndarray)}
         return (changed[0], pixels) if len(pixels) == len(images) else None
+
+    def _load_variant(self, variant: bytes | Image.Image) -> np.ndarray | ImageFailure:
+        if isinstance(variant, bytes):
+            return decode(variant, self.layout, self.max_pixels)
+        return resize_picture(variant, self.layout, self.max_pixels)
 
     def look_up(self, uri: str) -> ReadResult:
         """Finds the version or the digest that shows whether an image has changed, and decodes nothing."""
@@ -166,4 +191,4 @@ class ImageReader:
 
 
 def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+    return hashlib.sha256(data).digest()[:16]

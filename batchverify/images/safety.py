@@ -217,14 +217,23 @@ def png_chunk_names(data: bytes) -> list[bytes] | bytes:
     followed to the end is it the file itself that is returned, in which every name can be found, too.
     """
     names: list[bytes] = []
-    position = 8
-    while position + 8 <= len(data):
-        name = data[position + 4 : position + 8]
+    for name, _, _ in png_chunks(data):
         names.append(name)
         if name == b"IEND" or len(names) > _MAX_PNG_CHUNKS:
             return names
-        position += 12 + int.from_bytes(data[position : position + 4], "big")
     return data
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yields name, start and end of what stands in each chunk of a PNG file, up to its last one, or as far as the file goes."""
+    position = 8
+    while position + 8 <= len(data):
+        name, start = data[position + 4 : position + 8], position + 8
+        end = start + int.from_bytes(data[position : position + 4], "big")
+        yield name, start, end
+        if name == b"IEND":
+            return
+        position = end + 4
 
 
 def _find_exif_hazard(data: bytes) -> str | None:

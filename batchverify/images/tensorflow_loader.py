@@ -136,7 +136,8 @@ class BatchDecoder:
     def __call__(self, files: Sequence[UndecodedImage]) -> Sequence[np.ndarray | ImageFailure]:
         """Returns the pixels `(height, width, channels)`, or the failure, for each file."""
         try:
-            pixels = np.asarray(self._decode(tf.constant([file.data for file in files])))  # `numpy()` would copy them.
+            # A list is copied once, and a single file's bytes twice. `numpy()` would copy the pixels.
+            pixels = np.asarray(self._decode(tf.constant([file.data for file in files])))
         except tf.errors.OpError:  # One of the files is broken, and TensorFlow does not say which.
             return [decode(file.data, self._layout, self._max_pixels) for file in files]
         return [self._layout.with_channels(image) for image in pixels]

@@ -1,11 +1,10 @@
-"""Small changes of a picture that a steady model should not mind: each gives an image file like the first."""
+"""Small changes of a picture that a steady model should not mind."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from batchverify.images.formats import open_image
@@ -15,23 +14,26 @@ _BRIGHTER = 1.05
 
 
 def _reencoded(picture: Image.Image) -> bytes:
-    return _as_file(picture, "JPEG", quality=JPEG_QUALITY)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=JPEG_QUALITY)
+    return file.getvalue()
 
 
-def _shifted(picture: Image.Image) -> bytes:
+def _shifted(picture: Image.Image) -> Image.Image:
     """Moves the picture by a pixel to the right and downwards; its first row and column are repeated."""
-    pixels = np.asarray(picture)
-    padding = ((1, 0), (1, 0), *((0, 0),) * (pixels.ndim - 2))
-    moved = np.pad(pixels, padding, mode="edge")[: pixels.shape[0], : pixels.shape[1]]
-    return _as_file(Image.fromarray(moved), "BMP")
+    moved = picture.copy()
+    moved.paste(picture.crop((0, 0, picture.width, 1)), (1, 0))
+    moved.paste(picture.crop((0, 0, 1, picture.height)), (0, 1))
+    moved.paste(picture, (1, 1))
+    return moved
 
 
-def _brightened(picture: Image.Image) -> bytes:
-    return _as_file(picture.point(lambda value: min(255, round(value * _BRIGHTER))), "BMP")
+def _brightened(picture: Image.Image) -> Image.Image:
+    return picture.point(lambda value: min(255, round(value * _BRIGHTER)))
 
 
-def _mirrored(picture: Image.Image) -> bytes:
-    return _as_file(ImageOps.mirror(picture), "BMP")
+def _mirrored(picture: Image.Image) -> Image.Image:
+    return ImageOps.mirror(picture)
 
 
 # How each change is named in words. A mirrored image need not match: many things look different in a mirror.
@@ -42,7 +44,7 @@ CHANGES = {
     "mirror": "mirrored",
 }
 JUDGED_CHANGES = ("jpeg", "shift", "brighten")
-VARIANTS: dict[str, Callable[[Image.Image], bytes]] = {
+VARIANTS: dict[str, Callable[[Image.Image], bytes | Image.Image]] = {
     "jpeg": _reencoded,
     "shift": _shifted,
     "brighten": _brightened,
@@ -50,8 +52,8 @@ VARIANTS: dict[str, Callable[[Image.Image], bytes]] = {
 }
 
 
-def make_variants(data: bytes, max_pixels: int) -> tuple[int, dict[str, bytes]] | None:
-    """Returns the number of pixels of a picture, and a changed file for each of `VARIANTS`.
+def make_variants(data: bytes, max_pixels: int) -> tuple[int, dict[str, bytes | Image.Image]] | None:
+    """Returns the number of pixels of a picture, and for each of `VARIANTS` a file or a picture of mode `L` or `RGB`.
 
     Args:
         data: The bytes of an image file.
@@ -68,9 +70,3 @@ def make_variants(data: bytes, max_pixels: int) -> tuple[int, dict[str, bytes]] 
     except Exception:  # Pillow's decoders raise any exception on a broken file, which the run itself reports.
         return None
     return picture.width * picture.height, {name: change(picture) for name, change in VARIANTS.items()}
-
-
-def _as_file(picture: Image.Image, format_name: str, **settings: int) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, format_name, **settings)
-    return file.getvalue()

@@ -381,10 +381,12 @@ def load_parts(
         model = load_proven(config, load, decisions_subject(config, is_candidate))
     limits = config.max_image_pixels, config.max_image_bytes
     budget = PixelBudget(config.max_decoding_pixels or default_decoding_pixels())
+    decode_batch = model.preprocessing.batch_decoder(config.max_image_pixels)
     reader = ImageReader(
-        model.preprocessing.layout(), *limits, config.image_root, config.image_timeout, stats, versions, budget
-    )
-    return NetworkParts(model, reader, model.preprocessing.batch_decoder(config.max_image_pixels), config, stats, inferences)
+        model.preprocessing.layout(), *limits, config.image_root, config.image_timeout, stats, versions, budget,
+        decode_batch=decode_batch,
+    )  # fmt: skip
+    return NetworkParts(model, reader, decode_batch, config, stats, inferences)
 
 
 def keras_loader(

@@ -56,7 +56,10 @@ class TwoNetworks(KerasNetwork):
     def __init__(self, parts: NetworkParts, candidate: NetworkParts):
         ours, theirs = parts.model.preprocessing, candidate.model.preprocessing
         self.share_pixels = ours.takes_same_pixels(theirs)
-        reader = dataclasses.replace(parts.reader, second_layout=None if self.share_pixels else theirs.layout())
+        reader = parts.reader
+        if not self.share_pixels:
+            second = candidate.decode_batch
+            reader = dataclasses.replace(reader, second_layout=theirs.layout(), second_decode_batch=second)
         super().__init__(*parts._replace(reader=reader))
         # What one reader has kept, the other one need not fetch again.
         candidate_reader = dataclasses.replace(candidate.reader, kept=reader.kept, budget=reader.budget)

@@ -51,7 +51,13 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {
     "PNG": (".png", {}),
     "WebP": (".webp", {"quality": 90}),
 }
-LOADERS = {"tf": ModelConfig(loader="tf"), "antialias": ModelConfig(loader="tf", resize="bilinear-antialias")}
+PATHS = {
+    "colour, stretched": ModelConfig(loader="tf"),
+    "with antialiasing": ModelConfig(loader="tf", resize="bilinear-antialias"),
+    "grey": ModelConfig(loader="tf", color="grey"),
+    "cropped": ModelConfig(loader="tf", fit="crop"),
+    "padded": ModelConfig(loader="tf", fit="pad"),
+}
 
 
 class DoneDecoder:
@@ -97,13 +103,13 @@ def print_lock(cache: Path, size: str, kinds: Sequence[str], seconds: float, dev
         seconds: The time to look at the lock for, at each kind.
         device: The images that the device encodes in a second.
     """
-    print("| files | loader | lock held, µs an image | ceiling of a process, images/s | processor, µs an image |")
+    print("| files | path | lock held, µs an image | ceiling of a process, images/s | processor, µs an image |")
     print("| --- | --- | --- | --- | --- |")
     found: list[tuple[float, float]] = []
     count = _PHOTOS if SIZES[size][0] * SIZES[size][1] > _PHOTO_PIXELS else _FILES
     for kind in kinds:
         paths = ensure_kind(cache, size, kind, count)
-        for name, config in LOADERS.items():
+        for name, config in PATHS.items():
             held = lock_seconds(functools.partial(encode, make_network(config, decodes=False), paths), seconds)
             processor = processor_seconds(functools.partial(encode, make_network(config), paths)) / count
             found.append((held, processor))
@@ -134,15 +140,16 @@ def make_network(config: ModelConfig, images_per_second: float | None = None, de
     """Returns what a run reads images with, and a model that only sleeps.
 
     Args:
-        config: The loader and its settings.
+        config: The loader, its settings, and the layout.
         images_per_second: The speed of the model; None for one that takes no time.
         decodes: Whether files that wait for the batch are decoded.
     """
-    preprocessing = Preprocessing(_SIDE, _SIDE, 3, "0..255", "rgb", decide_loading(config), "stretch", "")
+    color, fit = config.color or "rgb", config.fit or "stretch"
+    preprocessing = Preprocessing(_SIDE, _SIDE, 3, "0..255", color, decide_loading(config), fit, "")
     stats = WorkerStats()
     model = SleepingModel(preprocessing, images_per_second)
-    reader = ImageReader(preprocessing.layout(), _MOST, _MOST, stats=stats)
     decoder = preprocessing.batch_decoder(_MOST) if decodes else DoneDecoder(preprocessing)
+    reader = ImageReader(preprocessing.layout(), _MOST, _MOST, stats=stats, decode_batch=decoder)
     return KerasNetwork(model, reader, decoder, ScoringConfig(steadiness_images=0), stats, InferenceLog())  # type: ignore[arg-type]
 
 
@@ -188,7 +195,7 @@ def _start_watcher(output: Path, seconds: float) -> subprocess.Popen:
 
 
 def _print_busy_shares(paths: Sequence[str], held: float, processor: float, device: float, seconds: float) -> None:
-    network, count = make_network(LOADERS["tf"], device), 0
+    network, count = make_network(next(iter(PATHS.values())), device), 0
     encode(network, paths)
     started = time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:

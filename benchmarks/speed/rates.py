@@ -71,12 +71,13 @@ def _as_batchverify(size: tuple[int, int], paths: list[str]) -> Callable[[], obj
     """Returns what reads JPEG files, looks through each for traps, and decodes them in one call."""
     preprocessing = Preprocessing(*size, 3, "0..255", "rgb", decide_loading(ModelConfig()), "stretch", "")
     decoder = preprocessing.batch_decoder(_MOST_PIXELS)
-    reader = ImageReader(preprocessing.layout(), _MOST_PIXELS, _MOST_PIXELS)
     assert isinstance(decoder, BatchDecoder)
+    reader = ImageReader(preprocessing.layout(), _MOST_PIXELS, _MOST_PIXELS, decode_batch=decoder)
 
     def decode_all() -> None:
         read = [reader.read_with_version(path, defer=True).image for path in paths]
-        decoder([image for image in read if isinstance(image, UndecodedImage)])
+        if files := [image for image in read if isinstance(image, UndecodedImage)]:
+            decoder(files)
 
     return decode_all
 

@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.precision import Run, draw_manifest, table
 from benchmarks.speed.contenders import CONTENDERS, difference, read_answer, with_options
 from benchmarks.speed.images import SIZES, Camera
-from benchmarks.speed.lock import KINDS, LOADERS, encode, ensure_kind, make_network
+from benchmarks.speed.lock import KINDS, PATHS, encode, ensure_kind, make_network
 from benchmarks.speed.manifests import CASES, build_pairs
 from benchmarks.speed.report import ratio, summarise
 from benchmarks.speed.runner import Measured, Record
@@ -88,7 +88,7 @@ def test_pictures_are_distinct_repeatable_and_as_large_as_photos(tmp_path):
 def test_each_kind_of_file_is_read_for_the_measurement_of_the_lock(tmp_path):
     for kind in KINDS:
         paths = ensure_kind(tmp_path, "250x250", kind, 6)
-        for config in LOADERS.values():
+        for config in PATHS.values():
             assert encode(make_network(config, images_per_second=1e6), paths) == 6
 
 
