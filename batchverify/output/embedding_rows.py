@@ -20,7 +20,7 @@ def stored_schema(embedding_size: int) -> pa.Schema:
 
     - `uri`: the absolute URI of the image.
     - `version`: the version of the file as its file system reports it; null if that is not known for certain.
-    - `digest`: BLAKE2b of the content of the file, 16 bytes.
+    - `digest`: the first 16 bytes of the SHA-256 of the file's content.
     - `identity`: the score of the image against itself.
     - `traits`: what the file holds beyond the colours of one upright picture, as `schema.ImageTraits`.
     - `embedding`: float32 `(embedding_size,)`.

@@ -74,7 +74,9 @@ def test_changes_of_a_picture_are_those_that_their_names_tell(tmp_path, loader):
     Image.fromarray(pixels).save(file)
     loading = decide_loading(ModelConfig(loader=loader))
     layout = Preprocessing(24, 30, 3, "0..255", "rgb", loading, "stretch", "").layout()
-    count, changed = ImageReader(layout, MOST, MOST).read_changed(str(file), MOST)
+    found = ImageReader(layout, MOST, MOST).read_changed(str(file), MOST)
+    assert found is not None
+    count, changed = found
     assert count == 24 * 30
     shifted = np.pad(pixels, ((1, 0), (1, 0), (0, 0)), mode="edge")[:24, :30]
     np.testing.assert_array_equal(changed["shift"], shifted)
@@ -89,5 +91,6 @@ def test_a_grey_picture_is_changed_in_grey(tmp_path):
     file = tmp_path / "picture.png"
     pixels = np.random.default_rng(5).integers(0, 256, (24, 30), np.uint8)
     Image.fromarray(pixels).save(file)
-    changed = ImageReader(Layout(24, 30, channels=1), MOST, MOST).read_changed(str(file), MOST)[1]
-    np.testing.assert_array_equal(changed["mirror"][..., 0], pixels[:, ::-1])
+    found = ImageReader(Layout(24, 30, channels=1), MOST, MOST).read_changed(str(file), MOST)
+    assert found is not None
+    np.testing.assert_array_equal(found[1]["mirror"][..., 0], pixels[:, ::-1])
