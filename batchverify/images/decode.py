@@ -85,7 +85,8 @@ def resize_picture(picture: Image.Image, layout: Layout, max_pixels: int) -> np.
         As `decode`.
     """
     try:
-        return layout.loader.load(b"", picture, layout, max_pixels)  # Loaders look at the bytes of formats alone.
+        # A loader looks at the bytes only where it decodes the format itself, and a picture in memory has none.
+        return layout.loader.load(b"", picture, layout, max_pixels)
     except PaddingError as error:
         return ImageFailure(ImageStatus.TOO_LARGE, str(error))
 
@@ -102,7 +103,7 @@ def decode_or_defer(
         defer: Whether a file is returned undecoded where the loader has a batch decoder for it.
         budget: The pixels that all threads may decode at the same time; None sets no bound.
     """
-    if defer and layout.loader.can_wait(None, layout.is_grey) and (plain := _open_plain(data, max_pixels)):
+    if defer and layout.loader.can_wait(None, layout.is_grey) and (plain := _as_plain(data, max_pixels)):
         return DecodedImage(plain)
     if hazard := find_decoding_hazard(data):
         return DecodedImage(ImageFailure(ImageStatus.UNREADABLE, hazard))
@@ -125,7 +126,7 @@ def decode_or_defer(
     return DecodedImage(failure)
 
 
-def _open_plain(data: bytes, max_pixels: int) -> UndecodedImage | None:
+def _as_plain(data: bytes, max_pixels: int) -> UndecodedImage | None:
     """Returns a file that can be left to the batch decoder without being opened by Pillow; None for any other."""
     size = plain_jpeg_size(data) or plain_png_size(data)
     if size is None or size.width * size.height > max_pixels:

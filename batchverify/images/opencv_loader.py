@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from batchverify.images.failure import ImageFailure
-from batchverify.images.picture import apply_rules, fit_pixels
+from batchverify.images.picture import apply_rules, fit_pixels, to_mode
 from batchverify.schema import ImageStatus
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class OpenCvLoader:
     def decode(self, data: bytes, image: Image.Image, grey: bool) -> np.ndarray | ImageFailure:
         """See `ImageLoader`."""
         if image.format not in _FORMATS or (self.alpha != "drop" and image.has_transparency_data):
-            return np.asarray(apply_rules(image, self.orientation, self.alpha).convert("L" if grey else "RGB"))
+            return np.asarray(to_mode(apply_rules(image, self.orientation, self.alpha), "L" if grey else "RGB"))
         flags = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR
         if self.orientation == "ignore":
             flags |= cv2.IMREAD_IGNORE_ORIENTATION

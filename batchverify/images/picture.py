@@ -48,6 +48,12 @@ def apply_rules(image: Image.Image, orientation: str, alpha: str) -> Image.Image
     return lay_on(image, alpha) if alpha != "drop" and image.has_transparency_data else image
 
 
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Returns an image in a mode, itself if it has that; `convert` always copies."""
+    image.load()
+    return image if image.mode == mode else image.convert(mode)
+
+
 def turn_upright(image: Image.Image) -> Image.Image:
     """Turns an image as its EXIF block says. Pillow's own `exif_transpose` also copies an image that needs no turning."""
     image.load()

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin
 
 from batchverify.images.failure import ImageFailure
-from batchverify.images.picture import apply_rules, fit_shape, turn_upright
+from batchverify.images.picture import apply_rules, fit_shape, to_mode, turn_upright
 from batchverify.schema import ImageStatus
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ class PictureLoader:
         if isinstance(eight_bits, ImageFailure):
             return eight_bits
         eight_bits = apply_rules(eight_bits, "ignore", self.alpha)
-        mode = "L" if grey else "RGB"
-        return eight_bits if eight_bits.mode == mode else eight_bits.convert(mode)  # `convert` always copies.
+        return to_mode(eight_bits, "L" if grey else "RGB")
 
     def pixel_dtype(self, grey: bool) -> str:
         """See `ImageLoader`."""

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from batchverify.images.failure import ImageFailure
-from batchverify.images.picture import apply_rules, fit_shape
+from batchverify.images.picture import apply_rules, fit_shape, to_mode
 from batchverify.images.picture_loader import no_agreed_scale
 
 if TYPE_CHECKING:
@@ -61,9 +61,7 @@ class PillowLoader:
 
     def _to_mode(self, image: Image.Image, grey: bool) -> Image.Image:
         mode = "L" if grey else "RGB"
-        if image.mode == mode or (grey and self.keeps_16_bits and image.mode in ("I;16", "I")):
-            return image
-        return image.convert(mode)
+        return image if grey and self.keeps_16_bits and image.mode in ("I;16", "I") else to_mode(image, mode)
 
     def pixel_dtype(self, grey: bool) -> str:
         """See `ImageLoader`."""

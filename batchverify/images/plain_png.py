@@ -8,7 +8,7 @@ from batchverify.images.plain_jpeg import PictureSize
 from batchverify.images.safety import png_chunks
 
 _START = b"\x89PNG\r\n\x1a\n"
-_MAX_CHUNKS, _MAX_TEXT_BYTES = 1_000, 2**12
+_MAX_CHUNKS, _MAX_TEXT_BYTES = 10_000, 2**12
 # Colour types without transparency, and their depths of eight bits or fewer (PNG specification, table 11.1).
 _GREY, _RGB, _PALETTE = 0, 2, 3
 _DEPTHS = {_GREY: (1, 2, 4, 8), _RGB: (8,), _PALETTE: (1, 2, 4, 8)}
@@ -34,9 +34,11 @@ def plain_png_size(data: bytes) -> PictureSize | None:
             size, colour = _read_header(name, data[start:end])
             if size is None or not _is_whole(data, start, end):
                 return None
+        elif number > _MAX_CHUNKS:
+            return None
         elif name == b"IDAT":
             has_pixels = True  # The decoder checks them.
-        elif number > _MAX_CHUNKS or not _is_whole(data, start, end):
+        elif not _is_whole(data, start, end):
             return None
         elif name == b"PLTE":
             if has_palette or has_pixels or colour != _PALETTE or not _is_palette(end - start):

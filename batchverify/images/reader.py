@@ -138,6 +138,7 @@ class ImageReader:
         return ReadResult(decoded.image, _digest(file.data), file.version, decoded.traits, second)
 
     def _decode(self, data: bytes, layout: Layout, decode_batch: BatchDecode | None, defer: bool) -> DecodedImage:
+        """Decodes a file to a layout, unless it is to wait for its batch; a large one never waits."""
         is_small = len(data) <= _MAX_DEFERRED_BYTES
         defer = defer and (is_small or decode_batch is not None)
         decoded = decode_or_defer(data, layout, self.max_pixels, defer, self.budget)

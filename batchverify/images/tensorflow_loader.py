@@ -14,7 +14,7 @@ from PIL import Image
 from batchverify.images.decode import UndecodedImage, decode
 from batchverify.images.failure import ImageFailure
 from batchverify.images.layout import Layout
-from batchverify.images.picture import apply_rules, find_turn, turn_pixels
+from batchverify.images.picture import apply_rules, find_turn, to_mode, turn_pixels
 from batchverify.images.picture_loader import no_agreed_scale
 
 # TensorFlow decodes these. It decodes most BMP, GIF and WebP files to the same pixels as Pillow, and some not at all.
@@ -57,7 +57,7 @@ class TensorFlowLoader:
     def _decode(self, data: bytes, image: Image.Image, grey: bool) -> Any:
         """Returns uint8 pixels `(height, width, 1 or 3)`, a tensor or an array."""
         if not self._is_decoded_by_tensorflow(image, grey):
-            pixels = np.asarray(apply_rules(image, self._orientation, self._alpha).convert("L" if grey else "RGB"))
+            pixels = np.asarray(to_mode(apply_rules(image, self._orientation, self._alpha), "L" if grey else "RGB"))
             return pixels[..., None] if grey else pixels
         try:
             pixels = tf.io.decode_image(data, channels=1 if grey else 3, expand_animations=False)

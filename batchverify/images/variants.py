@@ -8,6 +8,7 @@ from collections.abc import Callable
 from PIL import Image, ImageOps
 
 from batchverify.images.formats import open_image
+from batchverify.images.picture import find_turn, to_mode
 
 JPEG_QUALITY = 75
 _BRIGHTER = 1.05
@@ -60,13 +61,15 @@ def make_variants(data: bytes, max_pixels: int) -> tuple[int, dict[str, bytes | 
         max_pixels: The largest number of pixels.
 
     Returns:
-        None for a picture that has more pixels, or more than 8 bits a channel, or that cannot be decoded.
+        None for a picture that has more pixels, or more than 8 bits a channel, or that EXIF turns, or that cannot be decoded.
     """
     try:
         with open_image(data) as image:
             if image.mode not in ("1", "L", "P", "RGB", "CMYK") or image.width * image.height > max_pixels:
                 return None
-            picture = image.convert("L" if image.mode in ("1", "L") else "RGB")
+            if find_turn(image) is not None:
+                return None  # Saved as JPEG without its EXIF, it would lie on its side.
+            picture = to_mode(image, "L" if image.mode in ("1", "L") else "RGB")
     except Exception:  # Pillow's decoders raise any exception on a broken file, which the run itself reports.
         return None
     return picture.width * picture.height, {name: change(picture) for name, change in VARIANTS.items()}

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from batchverify.config import ModelConfig
 from batchverify.images.decode import UndecodedImage, decode
@@ -85,6 +85,13 @@ def test_changes_of_a_picture_are_those_that_their_names_tell(tmp_path, loader):
     saved = io.BytesIO()
     Image.fromarray(pixels).save(saved, "JPEG", quality=75)
     np.testing.assert_array_equal(changed["jpeg"], decode(saved.getvalue(), layout))
+
+
+def test_a_picture_that_exif_turns_is_not_changed(tmp_path):
+    file, exif = tmp_path / "picture.jpg", Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (30, 24)).save(file, exif=exif)
+    assert ImageReader(Layout(24, 30), MOST, MOST).read_changed(str(file), MOST) is None
 
 
 def test_a_grey_picture_is_changed_in_grey(tmp_path):
