@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import re
@@ -24,7 +23,6 @@ _STDERR = 2
 _LOG_LINE = re.compile(r"(?:(\w)\d{4} \S+ +\d+|\S+ \S+: (\w)) (\S+?):\d+\] (.*)", re.S)
 # The source files of TensorFlow's messages about GPUs.
 _GPU_SOURCE = re.compile(r"cuda|cudnn|cublas|cufft|gpu|rocm|tensorrt|tf2tensorrt|computation_placer", re.I)
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # Numbers from glibc's malloc.h
 _lock = threading.Lock()
 _current: list[_HeldStderr] = []
 _is_started = False
@@ -72,15 +70,13 @@ def start_tensorflow() -> None:
     comes out if it raises an exception or crashes. Whoever has set TF_CPP_MIN_LOG_LEVEL to 0 or 1 sees all messages as they
     come. Where a GPU is there that TensorFlow cannot use, a warning says why.
 
-    TensorFlow then keeps the memory of a batch for the next one, unless the environment has TF_CPU_ALLOCATOR_USE_BFC; and the C
-    library keeps that of a file for the next one, unless the environment has settings of its `malloc`.
+    TensorFlow then keeps the memory of a batch for the next one, unless the environment has TF_CPU_ALLOCATOR_USE_BFC.
     """
     global _is_started
     with _lock:
         if _is_started:
             return
         _keep_freed_memory()
-        _keep_freed_memory_of_files()
         if os.environ.get(_LEVEL, "2") in ("0", "1"):
             _list_gpus()
         else:
@@ -146,21 +142,6 @@ def _keep_freed_memory() -> None:
     machine_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
     os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(machine_mib))  # Its own limit is 64 GiB.
-
-
-def _keep_freed_memory_of_files() -> None:
-    """Has glibc keep up to 32 MiB that were freed in each of its heaps, unless the environment says otherwise.
-
-    By itself glibc soon gives back what a large file has taken, and the system clears each page again for the next one. A file
-    is copied twice on its way to TensorFlow; a run over photos of 12 million pixels took 1.13 times as long
-    (docs/performance.md).
-    """
-    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
-        return
-    with contextlib.suppress(OSError, AttributeError):  # Other C libraries have no `mallopt`.
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-        mallopt(_M_TRIM_THRESHOLD, 32 * 2**20)
 
 
 def _list_gpus() -> int:

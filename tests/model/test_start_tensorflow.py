@@ -1,7 +1,6 @@
 """What a process says while TensorFlow starts: nothing where there is no GPU, and everything where something is wrong."""
 
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -138,34 +137,6 @@ def test_the_memory_of_a_tensor_is_kept_for_the_next_one_unless_the_environment_
     )
     assert done.returncode == 0, done.stderr
     assert (int(done.stdout) > 2**25) == keeps
-
-
-@pytest.mark.processes
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have settings of their own")
-@pytest.mark.parametrize(("asked", "keeps"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
-def test_the_memory_of_a_file_is_kept_for_the_next_one_unless_the_environment_says_otherwise(asked, keeps):
-    """A thread makes 4 MiB of bytes again and again; memory that the system has taken back is cleared page by page."""
-    code = """
-        import resource, threading
-        from batchverify.model.start_tensorflow import start_tensorflow
-        start_tensorflow()
-        def work():
-            for _ in range(10):
-                bytes(bytearray(2**22))
-            before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
-            for _ in range(100):
-                bytes(bytearray(2**22))
-            print(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-    """
-    clean = {name: value for name, value in environment().items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, env=clean | asked, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert (int(done.stdout) < 10_000) == keeps
 
 
 @pytest.mark.processes
