@@ -139,14 +139,10 @@ class ImageReader:
 
     def _decode(self, data: bytes, layout: Layout, decode_batch: BatchDecode | None, defer: bool) -> DecodedImage:
         """Decodes a file to a layout, unless it is to wait for its batch; a large one never waits."""
-        is_small = len(data) <= _MAX_DEFERRED_BYTES
-        defer = defer and (is_small or decode_batch is not None)
-        decoded = decode_or_defer(data, layout, self.max_pixels, defer, self.budget)
+        decoded = decode_or_defer(data, layout, self.max_pixels, defer and decode_batch is not None, self.budget)
         file = decoded.image
-        if not isinstance(file, UndecodedImage) or (is_small and file.pixels <= _MAX_DEFERRED_PIXELS):
+        if decode_batch is None or not isinstance(file, UndecodedImage) or _is_small(file):
             return decoded
-        if decode_batch is None:
-            return decoded._replace(image=decode(data, layout, self.max_pixels, self.budget))
         pixels = reserved_pixels(file.pixels, layout.loader.bytes_per_pixel)
         with self.budget.reserve(pixels) if self.budget else contextlib.nullcontext():
             return decoded._replace(image=decode_batch([file])[0])
@@ -189,6 +185,10 @@ class ImageReader:
         file = fetch_file(uri, self.max_bytes, self.root, self.timeout_s, with_version, with_data)
         self.stats.collect("fetch", time.perf_counter() - started)
         return file
+
+
+def _is_small(file: UndecodedImage) -> bool:
+    return len(file.data) <= _MAX_DEFERRED_BYTES and file.pixels <= _MAX_DEFERRED_PIXELS
 
 
 def _digest(data: bytes) -> bytes:

@@ -39,7 +39,6 @@ from batchverify.uris import is_remote
 from batchverify.worker_stats import WorkerStats
 
 if TYPE_CHECKING:
-    from batchverify.images.tensorflow_loader import BatchDecoder
     from batchverify.model.identity_bound import IdentityBound
     from batchverify.model.pair_model import PairModel
     from batchverify.model.proven_model import ProvenModel
@@ -79,7 +78,6 @@ class NetworkParts(NamedTuple):
 
     model: PairModel | ProvenModel
     reader: ImageReader
-    decode_batch: BatchDecoder | None
     config: ScoringConfig
     stats: WorkerStats
     inferences: InferenceLog
@@ -93,7 +91,6 @@ class KerasNetwork:
     Args:
         model: The trained model.
         reader: The reader of its images.
-        decode_batch: A decoder for many files at once; None to decode each file where it is read.
         config: The configuration, completed by the model's sidecar.
         stats: The counts and times of this process.
         inferences: Where to log what is computed.
@@ -111,12 +108,11 @@ class KerasNetwork:
         self,
         model: PairModel | ProvenModel,
         reader: ImageReader,
-        decode_batch: BatchDecoder | None,
         config: ScoringConfig,
         stats: WorkerStats,
         inferences: InferenceLog,
     ):
-        self._model, self._reader, self._decode_batch, self._config, self._stats = model, reader, decode_batch, config, stats
+        self._model, self._reader, self._config, self._stats = model, reader, config, stats
         self.facts, self.preprocessing = model.facts, model.preprocessing
         self.encodings_per_image, self.encodings_per_pair = self.facts.encodings_per_image, self.facts.encodings_per_pair
         self.embedding_bytes, self.inferences = self.facts.embedding_bytes, inferences
@@ -302,24 +298,20 @@ class KerasNetwork:
     def decode_deferred(self, reads: list[ReadResult]) -> list[ReadResult]:
         """Returns `reads` with the files decoded whose decoding was deferred to the batch."""
         files = [read.image for read in reads if isinstance(read.image, UndecodedImage)]
-        if not files or self._decode_batch is None:
+        if not files or self._reader.decode_batch is None:
             return reads
         with self._stats.timed("decode"):
-            images = iter(self._decode_batch(files))
+            images = iter(self._reader.decode_batch(files))
         return [read._replace(image=next(images)) if isinstance(read.image, UndecodedImage) else read for read in reads]
 
     def _get_prefetcher(self, uris: Sequence[str]) -> Prefetcher[ReadResult]:
         """Returns the threads that read. The first call decides how many there are, by whether its `uris` lie in a store."""
         if self._prefetcher is None:
             limit_s, threads = self._config.image_timeout, self._fetch_threads(uris)
-            read = functools.partial(self._reader.read_with_version, defer=self.can_decode_batches())
+            read = functools.partial(self._reader.read_with_version, defer=True)
             together = 1 if any(map(is_remote, uris)) else min(_READ_TOGETHER, max(1, self._config.batch_size // (2 * threads)))
             self._prefetcher = Prefetcher(read, _timed_out_after(limit_s), threads, limit_s, together)
         return self._prefetcher
-
-    def can_decode_batches(self) -> bool:
-        """Returns whether files may be left undecoded for `decode_deferred`."""
-        return self._decode_batch is not None
 
     def _fetch_threads(self, uris: Sequence[str]) -> int:
         return self._config.fetch_threads or (_REMOTE_FETCH_THREADS if any(map(is_remote, uris)) else _core_count())
@@ -381,12 +373,11 @@ def load_parts(
         model = load_proven(config, load, decisions_subject(config, is_candidate))
     limits = config.max_image_pixels, config.max_image_bytes
     budget = PixelBudget(config.max_decoding_pixels or default_decoding_pixels())
-    decode_batch = model.preprocessing.batch_decoder(config.max_image_pixels)
     reader = ImageReader(
         model.preprocessing.layout(), *limits, config.image_root, config.image_timeout, stats, versions, budget,
-        decode_batch=decode_batch,
+        decode_batch=model.preprocessing.batch_decoder(config.max_image_pixels),
     )  # fmt: skip
-    return NetworkParts(model, reader, decode_batch, config, stats, inferences)
+    return NetworkParts(model, reader, config, stats, inferences)
 
 
 def keras_loader(

@@ -58,7 +58,7 @@ class TwoNetworks(KerasNetwork):
         self.share_pixels = ours.takes_same_pixels(theirs)
         reader = parts.reader
         if not self.share_pixels:
-            second = candidate.decode_batch
+            second = candidate.reader.decode_batch
             reader = dataclasses.replace(reader, second_layout=theirs.layout(), second_decode_batch=second)
         super().__init__(*parts._replace(reader=reader))
         # What one reader has kept, the other one need not fetch again.
@@ -85,10 +85,6 @@ class TwoNetworks(KerasNetwork):
         super().check_split_on(reads)
         with naming_the_candidate(self.candidate.facts.path):
             self.candidate.check_split_on(self._as_the_candidate_reads(reads))
-
-    def can_decode_batches(self) -> bool:
-        """Returns whether files may be left undecoded for one of the networks; a loader says so for each file."""
-        return super().can_decode_batches() or self.candidate.can_decode_batches()
 
     def _as_the_candidate_reads(self, reads: list[ReadResult]) -> list[ReadResult]:
         if self.share_pixels:

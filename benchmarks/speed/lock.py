@@ -150,7 +150,7 @@ def make_network(config: ModelConfig, images_per_second: float | None = None, de
     model = SleepingModel(preprocessing, images_per_second)
     decoder = preprocessing.batch_decoder(_MOST) if decodes else DoneDecoder(preprocessing)
     reader = ImageReader(preprocessing.layout(), _MOST, _MOST, stats=stats, decode_batch=decoder)
-    return KerasNetwork(model, reader, decoder, ScoringConfig(steadiness_images=0), stats, InferenceLog())  # type: ignore[arg-type]
+    return KerasNetwork(model, reader, ScoringConfig(steadiness_images=0), stats, InferenceLog())  # type: ignore[arg-type]
 
 
 def encode(network: KerasNetwork, paths: Sequence[str]) -> int:
