@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,7 +30,7 @@ from batchverify.cli.options import (
     config_fields,
 )
 from batchverify.cli.parser import Parser
-from batchverify.cli.streams import flush_streams, print_text
+from batchverify.cli.streams import exit_at_once, flush_streams, print_text
 from batchverify.cli.subcommands import SUBCOMMANDS
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
@@ -204,4 +203,4 @@ def _stop(number: int, _: Any) -> None:
     print_text(f"batchverify: {stopped}", to_stderr=True)
     flush_streams()
     run_end.tell(128 + number, stopped, by_signal=True)
-    os._exit(128 + number)
+    exit_at_once(128 + number)

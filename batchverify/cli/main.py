@@ -16,7 +16,7 @@ from batchverify.cli import run_end
 from batchverify.cli.early_options import EarlyOptions, read_early_options
 from batchverify.cli.exit_code import ExitCode, exit_code_of
 from batchverify.cli.logging import log_crash, quieten_libraries, set_log_format
-from batchverify.cli.streams import configure_streams, flush_streams, make_records_of_stderr, print_text
+from batchverify.cli.streams import configure_streams, exit_at_once, flush_streams, make_records_of_stderr, print_text
 from batchverify.cli.subcommands import JOB, SUBCOMMANDS, load_subcommand
 from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError, RunError, short_reason
 from batchverify.model.start_tensorflow import leave_out_unused
@@ -92,7 +92,7 @@ def run_as_process() -> NoReturn:
     flush_streams()
     if code in (ExitCode.FAILED, ExitCode.REFUSED, ExitCode.MANIFEST_MISSING):
         # The runner may have threads that wait for ever for a worker that is gone, and Arrow one that still reads a manifest.
-        os._exit(code)
+        exit_at_once(code)
     _exit(code)
 
 
@@ -105,14 +105,15 @@ def _exit(code: int) -> NoReturn:
     if _is_still_used():
         sys.exit(code)
     atexit._run_exitfuncs()
-    flush_streams()
-    os._exit(code)
+    if _has_children():
+        sys.exit(code)
+    exit_at_once(code)
 
 
 def _is_still_used() -> bool:
-    """Returns whether anything needs the interpreter after the program: a thread, a child process, a profiler, a prompt."""
+    """Returns whether anything in this process needs the interpreter after the program: a thread, a profiler, a prompt."""
     threads = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
-    return bool(threads or _has_children() or sys.getprofile() or sys.gettrace() or sys.flags.inspect)
+    return bool(threads or sys.getprofile() or sys.gettrace() or sys.flags.inspect)
 
 
 def _has_children() -> bool:
@@ -148,7 +149,7 @@ def _stop(number: int, _: Any) -> NoReturn:
     stopped = f"stopped by {signal.Signals(number).name}."
     _print_error(stopped)
     run_end.tell(128 + number, stopped, by_signal=True)
-    os._exit(128 + number)
+    exit_at_once(128 + number)
 
 
 def _choose(arguments: list[str]) -> tuple[str, list[str]]:

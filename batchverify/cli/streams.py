@@ -7,13 +7,19 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from batchverify.cli import stderr_records
 
+if TYPE_CHECKING:
+    import subprocess
+
 _STDERR = 2
+# How long the end of the process waits for the records of what was written to stderr; a process that goes on may hold it open.
+_LAST_RECORDS_S = 5
 # Where records go, if stderr itself leads through a process that makes records of what others write there.
 _records: TextIO | None = None
+_relay: subprocess.Popen[bytes] | None = None
 # Turns a level and a text into a line for stderr, where everything is printed as records; None where text is.
 _as_record: Callable[[str, str], str] | None = None
 
@@ -38,22 +44,23 @@ def make_records_of_stderr() -> None:
 
     Our own records go past it, see `record_stream`. Without a stderr, or where no process can be started, nothing changes.
     """
-    global _records
+    global _records, _relay
+    import atexit
     import subprocess  # `--help` needs it not.
 
     if not sys.executable:
         return
     with contextlib.suppress(OSError):
         # Its own session keeps Ctrl-C away from it.
-        relay = subprocess.Popen(
+        _relay = subprocess.Popen(
             [sys.executable, "-I", "-S", stderr_records.__file__],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        assert relay.stdin is not None
+        assert _relay.stdin is not None
         _records = open(os.dup(_STDERR), "w", encoding="ascii", errors="backslashreplace")  # noqa: SIM115  # As long as the process lives.
-        os.dup2(relay.stdin.fileno(), _STDERR)
-        relay.stdin.close()
-        relay.returncode = 0  # It outlives this process, which does not wait for it.
+        os.dup2(_relay.stdin.fileno(), _STDERR)
+        _relay.stdin.close()
+        atexit.register(_end_records)  # What is registered later, by libraries, is called before it.
 
 
 def record_stream() -> TextIO:
@@ -68,6 +75,13 @@ def flush_streams() -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         _write(stream, "")
+
+
+def exit_at_once(code: int) -> NoReturn:
+    """Ends the process without what Python does at its end, when everything that was said has been written out."""
+    flush_streams()
+    _end_records()
+    os._exit(code)
 
 
 def print_text(text: str, to_stderr: bool = False) -> None:
@@ -86,6 +100,25 @@ def _write(stream: TextIO, text: str) -> None:
         stream.flush()
     except OSError:
         _discard(stream)
+
+
+def _end_records() -> None:
+    """Gives stderr back to this process, and waits until everything that was written to it has become records.
+
+    Where this process is the first one of a container, all others are killed when it ends, and the last lines, which say why,
+    would be lost.
+    """
+    global _relay
+    relay, _relay = _relay, None
+    if relay is None or _records is None:
+        return
+    import subprocess
+
+    os.dup2(_records.fileno(), _STDERR)
+    try:
+        relay.wait(_LAST_RECORDS_S)
+    except subprocess.TimeoutExpired:
+        relay.returncode = 0  # It goes on for those who still write.
 
 
 def _tolerant(stream: TextIO | None) -> TextIO:

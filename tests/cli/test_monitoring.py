@@ -1,6 +1,7 @@
 """What is told of a run to machines: metrics for Prometheus, the command at the end, and logs as lines of JSON."""
 
 import datetime
+import functools
 import json
 import os
 import re
@@ -312,6 +313,25 @@ def _chat_while_planning() -> None:
         subprocess.run(["sh", "-c", "printf 'of a child' >&2"], check=True)
         os.write(2, b"\n")
         raise ValueError("größer")
+
+    batchverify.pipeline.run.plan_run = fail  # type: ignore[attr-defined]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("number", [None, signal.SIGTERM])
+def test_the_process_ends_when_all_that_was_written_to_stderr_has_been_printed(number, arguments):
+    """The first process of a container takes all others with it when it ends."""
+    program = start_program([*arguments, "--log-format", "json"], before=functools.partial(_write_much_at_the_end, number))
+    said = [line["message"] for line in records(program.communicate(120)[1])]
+    assert [line for line in said if line.startswith("line ")] == [f"line {line}" for line in range(30_000)]
+
+
+def _write_much_at_the_end(number: int | None) -> None:
+    def fail(*_):
+        sys.stderr.write("".join(f"line {line}\n" for line in range(30_000)))
+        if number:
+            os.kill(os.getpid(), number)
+        raise ValueError("the end")
 
     batchverify.pipeline.run.plan_run = fail  # type: ignore[attr-defined]
 
