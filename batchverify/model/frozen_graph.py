@@ -72,7 +72,7 @@ class FrozenFunction:
     def stored(self, *arrays: np.ndarray) -> StoredFunction | None:
         """Returns what is called for arrays of the shapes of `arrays`; None where it cannot be stored."""
         concrete = self._calls.find(arrays).concrete
-        return None if concrete is None else _store(concrete)
+        return None if concrete is None else store(concrete)
 
     def _prepare(self, concrete: Any) -> _PreparedCall:
         reason = _reason_not_to_freeze(concrete)
@@ -100,16 +100,29 @@ def store_for_any_rows(function: Callable[..., Any], specs: list[tuple[tuple[int
     traced = tf.function(function, autograph=False)
     concrete = traced.get_concrete_function(*(tf.TensorSpec((None, *shape), dtype) for shape, dtype in specs))
     if not concrete.variables:
-        return None if concrete.captured_inputs else _store(concrete)
-    return _store(freeze(concrete)) if _reason_not_to_freeze(concrete) is None else None
+        return None if concrete.captured_inputs else store(concrete)
+    return store(freeze(concrete)) if _reason_not_to_freeze(concrete) is None else None
 
 
-def _store(concrete: Any) -> StoredFunction | None:
-    """Returns a concrete function without variables; None if it has an operation that `load_function` would refuse."""
+def store(concrete: Any) -> StoredFunction | None:
+    """Returns a concrete function without variables; None if it has an operation that `stored_definition` would refuse."""
     definition = concrete.function_def
     if find_forbidden_in_function(definition):
         return None
     return StoredFunction(definition.SerializeToString(), concrete.inputs[0].shape[0])
+
+
+def stored_definition(stored: StoredFunction) -> Any:
+    """Returns the `FunctionDef` of a stored function.
+
+    Raises:
+        ValueError: If it has an operation that does more than to compute with tensors in memory.
+        Exception: Whatever protobuf raises for what is no function.
+    """
+    definition = function_pb2.FunctionDef.FromString(stored.definition)
+    if forbidden := find_forbidden_in_function(definition):
+        raise ValueError(f"it has the operation {forbidden}")
+    return definition
 
 
 def load_function(stored: StoredFunction) -> Callable[..., np.ndarray]:
@@ -118,12 +131,9 @@ def load_function(stored: StoredFunction) -> Callable[..., np.ndarray]:
     It is given to TensorFlow as it is. To import it as a graph would take half a second, most of it in Python.
 
     Raises:
-        ValueError: If it has an operation that does more than to compute with tensors in memory.
-        Exception: Whatever protobuf and TensorFlow raise for what is no function.
+        Exception: What `stored_definition` and TensorFlow raise.
     """
-    definition = function_pb2.FunctionDef.FromString(stored.definition)
-    if forbidden := find_forbidden_in_function(definition):
-        raise ValueError(f"it has the operation {forbidden}")
+    definition = stored_definition(stored)
     # Two functions of one name must be the same.
     name = f"stored_{hashlib.sha256(stored.definition).hexdigest()}"
     definition.signature.name = name

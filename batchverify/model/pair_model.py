@@ -19,7 +19,7 @@ from batchverify.model.loaded import LoadedModel
 from batchverify.model.plan import ExecutionPlan
 from batchverify.model.precision import use_tensor_float_32, whole_float_32
 from batchverify.model.preprocessing import Preprocessing
-from batchverify.model.runtimes import compile_for_runtime
+from batchverify.model.runtimes import OpenVinoFunction, compile_for_runtime
 from batchverify.model.split import SplitModel, check_split
 
 _LOG = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ _MAX_VALUES_COMPARED_AT_ONCE = 2**24
 _MAX_PAIRS_AT_ONCE = 8192
 _MAX_VALUES_ENCODED_AT_ONCE = 2**28
 _MAX_DIFFERENCE_OF_RUNTIMES = 1e-3
+# A function that encodes, where the model can be split, and one that compares.
+_Parts = tuple[Callable[[Any], Any] | None, Callable[[Any, Any], Any]]
 
 
 class StoredParts(NamedTuple):
@@ -130,26 +132,11 @@ class PairModel:
         Raises:
             PreflightError: If the scores differ by more than rounding does, although full precision was asked for.
         """
-        runtime, precision = self._runtime
-        if (runtime, precision) == ("tensorflow", "float32"):
+        if self._runtime == ("tensorflow", "float32"):
             return None
-        use_tensor_float_32(precision == "tensorfloat32")
-        difference = self._difference_of_runtimes(images)
-        if precision == "float32" and not difference <= _MAX_DIFFERENCE_OF_RUNTIMES:
-            raise PreflightError(
-                f"--runtime {runtime}: its scores differ from TensorFlow's by {difference:.2g}, "
-                f"more than {_MAX_DIFFERENCE_OF_RUNTIMES:g}; leave --runtime out."
-            )
-        return (
-            f"The network is run by {runtime} in {precision}: on {len(images)} images its scores differ from TensorFlow's "
-            f"in float32 by {difference:.1g}."
-        )
-
-    def _difference_of_runtimes(self, images: np.ndarray) -> float:
-        here = _shifted_scores(images, self._encode, self._compare)
-        with whole_float_32():
-            in_tensorflow = _shifted_scores(images, self._reference.encode, self._reference.compare)
-        return float(np.nanmax(np.abs(here - in_tensorflow)))
+        use_tensor_float_32(self._runtime[1] == "tensorfloat32")
+        parts, reference = (self._encode, self._compare), (self._reference.encode, self._reference.compare)
+        return compare_runtimes(*self._runtime, images, parts, reference)
 
     def identity_bound(self, config: ModelConfig) -> IdentityBound | None:
         """Returns what the weights of the head prove; None where the model could not be split."""
@@ -158,7 +145,9 @@ class PairModel:
     def stored_parts(self) -> StoredParts | None:
         """Returns what computes the network, as functions that can be stored; None where one of them cannot be."""
         encode, compare = (call and call.function for call in (self._encode, self._compare))
-        if not isinstance(encode, FrozenFunction) or not isinstance(compare, FrozenFunction) or self.loaded.inputs[0].batch:
+        if not isinstance(encode, FrozenFunction | OpenVinoFunction) or not isinstance(compare, FrozenFunction):
+            return None
+        if self.loaded.inputs[0].batch:
             return None
         assert self._encode is not None
         shape, (size, dtype) = self.facts.image_shape, self._plan.embedding
@@ -226,6 +215,37 @@ class FixedShapeCall:
         parts = [array[start : start + rows] for array in arrays]
         count = len(parts[0])
         return self.function(*(_padded(part, rows) for part in parts))[:count]
+
+
+def compare_runtimes(runtime: str, precision: str, images: np.ndarray, parts: _Parts, reference: _Parts) -> str:
+    """Compares the scores of another runtime or precision with TensorFlow's in float32.
+
+    Args:
+        runtime: One of `config.RUNTIMES`.
+        precision: One of `config.PRECISIONS`.
+        images: Images `(n, height, width, channels)`, as they were loaded, n > 0.
+        parts: The functions from images to embeddings and from two batches of embeddings to scores.
+        reference: The same functions of TensorFlow in float32.
+
+    Returns:
+        A sentence with the difference of the scores.
+
+    Raises:
+        PreflightError: If the scores differ by more than rounding does, although full precision was asked for.
+    """
+    here = _shifted_scores(images, *parts)
+    with whole_float_32():
+        in_tensorflow = _shifted_scores(images, *reference)
+    difference = float(np.nanmax(np.abs(here - in_tensorflow)))
+    if precision == "float32" and not difference <= _MAX_DIFFERENCE_OF_RUNTIMES:
+        raise PreflightError(
+            f"--runtime {runtime}: its scores differ from TensorFlow's by {difference:.2g}, "
+            f"more than {_MAX_DIFFERENCE_OF_RUNTIMES:g}; leave --runtime out."
+        )
+    return (
+        f"The network is run by {runtime} in {precision}: on {len(images)} images its scores differ from TensorFlow's "
+        f"in float32 by {difference:.1g}."
+    )
 
 
 def _shifted_scores(images: np.ndarray, encode: Callable[[Any], Any] | None, compare: Callable[[Any, Any], Any]) -> np.ndarray:

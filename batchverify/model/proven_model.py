@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import io
 import json
 import logging
@@ -38,10 +39,10 @@ from batchverify.model.frozen_graph import StoredFunction, load_function
 from batchverify.model.identity_bound import IdentityBound
 from batchverify.model.load import log_decisions, prepare_devices
 from batchverify.model.local_copy import digest_model, local_model
-from batchverify.model.pair_model import FixedShapeCall, PairModel, StoredParts
+from batchverify.model.pair_model import FixedShapeCall, PairModel, StoredParts, compare_runtimes
 from batchverify.model.precision import whole_float_32
 from batchverify.model.preprocessing import Preprocessing, decide_preprocessing
-from batchverify.model.runtimes import choose_runtime
+from batchverify.model.runtimes import choose_runtime, load_in_openvino
 from batchverify.model.split import check_outputs
 from batchverify.version import VERSION
 
@@ -60,6 +61,7 @@ class ProvenModel:
         facts: The facts about the model.
         preprocessing: The steps between a decoded image and the network.
         bound: What the weights of the head prove; None where the model was not split.
+        config: The runtime.
         parts: The stored functions.
         load: Loads the model from its file, for calls of other shapes than the functions take.
 
@@ -73,15 +75,21 @@ class ProvenModel:
         facts: ModelFacts,
         preprocessing: Preprocessing,
         bound: IdentityBound | None,
+        config: ModelConfig,
         parts: StoredParts,
         load: Callable[[], PairModel],
     ):
-        self.facts, self.preprocessing, self._bound, self._load = facts, preprocessing, bound, load
+        self.facts, self.preprocessing, self._bound, self._config, self._load = facts, preprocessing, bound, config, load
         self._loaded: PairModel | None = None
         self._lock = threading.Lock()
         assert parts.encode and parts.compare
-        self._encode = self._with_shape(parts.encode, lambda model: model.encode)
-        self._compare = self._with_shape(parts.compare, lambda model: model.compare)
+        self._encode = self._encode_in_tensorflow = self._with_shape(
+            load_function(parts.encode), parts.encode.rows, lambda model: model.encode
+        )
+        if config.runtime == "openvino":
+            function = load_in_openvino(parts.encode, config.precision)
+            self._encode = self._with_shape(function, parts.encode.rows, lambda model: model.encode)
+        self._compare = self._with_shape(load_function(parts.compare), parts.compare.rows, lambda model: model.compare)
         self._whole, self._head = (part and load_function(part) for part in (parts.whole, parts.head))
 
     def encode(self, images: np.ndarray) -> np.ndarray:
@@ -97,8 +105,11 @@ class ProvenModel:
         return self._bound
 
     def describe_runtime(self, images: np.ndarray) -> str | None:
-        """See `PairModel.describe_runtime`; only what TensorFlow computes in float32 is in the cache."""
-        return None
+        """See `PairModel.describe_runtime`; only what is computed in float32 is in the cache."""
+        if self._config.runtime == "tensorflow":
+            return None
+        parts, in_tensorflow = (self._encode, self._compare), (self._encode_in_tensorflow, self._compare)
+        return compare_runtimes(self._config.runtime, self._config.precision, images, parts, in_tensorflow)
 
     def check_split(self, images: np.ndarray) -> None:
         """See `PairModel.check_split`."""
@@ -109,15 +120,17 @@ class ProvenModel:
         with whole_float_32(), ThreadPoolExecutor(1) as thread:
             # TensorFlow prepares each function for its first call, which takes half a second.
             expected = thread.submit(whole, images, others)
-            embeddings = self.encode(images)
+            embeddings = self._encode_in_tensorflow(images)
             parts = head(embeddings, np.roll(embeddings, 1, axis=0))
             check_outputs(expected.result(), parts, lambda: whole(images[::-1], others[::-1])[::-1])
 
     def _with_shape(
-        self, stored: StoredFunction, function_of: Callable[[PairModel], Callable[..., np.ndarray]]
+        self,
+        function: Callable[..., np.ndarray],
+        rows: int | None,
+        function_of: Callable[[PairModel], Callable[..., np.ndarray]],
     ) -> FixedShapeCall:
-        """Returns the function of a graph, which calls that of the loaded model once a device cannot take as many rows."""
-        function, rows = load_function(stored), stored.rows
+        """Returns a stored function, which calls that of the loaded model once a device cannot take as many rows."""
         assert rows is not None
 
         def call(*arrays: np.ndarray) -> np.ndarray:
@@ -163,7 +176,7 @@ def load_proven(config: ModelConfig, load: Callable[[ModelConfig], PairModel], s
 def _is_cacheable(config: ModelConfig) -> bool:
     """Returns whether the file and the options alone decide how the model computes: no code of the user's takes part."""
     has_code = config.trust_model_code or config.preprocess or any(":" in setting for setting in config.custom_objects)
-    is_plain = (config.runtime, config.precision) == ("tensorflow", "float32") and config.architecture is None
+    is_plain = config.precision == "float32" and config.architecture is None
     return is_plain and not has_code and not os.path.isdir(config.model or "")
 
 
@@ -201,12 +214,16 @@ def _key(config: ModelConfig, digest: str) -> str:
         "model": digest,
         "settings": settings,
         "code": _digest_of_package(),
-        "versions": [VERSION, platform.python_version(), *(library.__version__ for library in (tf, keras, np, h5py))],
+        "versions": [VERSION, platform.python_version(), *(library.__version__ for library in _libraries(config))],
         "keras": [keras.config.floatx(), keras.config.epsilon(), keras.config.image_data_format(), keras.config.backend()],
         "environment": environment,
         "machine": [platform.machine(), _processor(), gpus],
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _libraries(config: ModelConfig) -> list[Any]:
+    return [tf, keras, np, h5py, *([importlib.import_module("openvino")] if config.runtime == "openvino" else [])]
 
 
 def _digest_of_package() -> str:
@@ -286,7 +303,7 @@ def _unpack(data: bytes, config: ModelConfig, digest: str, load: Callable[[], Pa
     bound = content["bound"] and IdentityBound(**_with_tuples(content["bound"]))
     preprocessing = decide_preprocessing(config, facts.path, facts.image_shape, tuple(content["pixels"]))
     parts = StoredParts(*(functions.get(name) for name in StoredParts._fields))
-    return ProvenModel(facts, preprocessing, bound, parts, load)
+    return ProvenModel(facts, preprocessing, bound, config, parts, load)
 
 
 def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:

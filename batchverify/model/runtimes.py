@@ -6,17 +6,18 @@ import collections
 import dataclasses
 import importlib.util
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.function_def_to_graph import function_def_to_graph_def
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
 from batchverify.model.calls_by_shape import CallsByShape
-from batchverify.model.frozen_graph import FrozenFunction, freeze
+from batchverify.model.frozen_graph import FrozenFunction, StoredFunction, freeze, store, stored_definition
 from batchverify.model.loaded import LoadedModel
 from batchverify.temporary_folder import temporary_copy, temporary_folder
 
@@ -53,6 +54,17 @@ def compile_for_runtime(function: Callable[..., Any], loaded: LoadedModel, confi
     return OpenVinoFunction(function, config.precision)
 
 
+def load_in_openvino(stored: StoredFunction, precision: str) -> Callable[..., np.ndarray]:
+    """Returns a stored function, as a function of arrays that OpenVINO computes.
+
+    Raises:
+        Exception: What `frozen_graph.stored_definition`, TensorFlow and OpenVINO raise for a damaged one.
+    """
+    definition = stored_definition(stored)
+    graph, _ = function_def_to_graph_def(definition)
+    return _OpenVinoCall(graph, [f"{argument.name}:0" for argument in definition.signature.input_arg], precision)
+
+
 class OpenVinoFunction:
     """Calls a function of tensors with NumPy arrays; the function is converted for OpenVINO once for each shape.
 
@@ -62,41 +74,79 @@ class OpenVinoFunction:
     """
 
     def __init__(self, function: Callable[..., Any], precision: str):
-        self._settings = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "THROUGHPUT"}
+        self._precision = precision
         self._calls = CallsByShape(function, self._prepare)
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         """Returns the function's value for `arrays`."""
-        call = self._calls.find(arrays)
-        inputs = {name: np.ascontiguousarray(array) for name, array in zip(call.input_names, arrays, strict=True)}
+        return self._calls.find(arrays).call(*arrays)
+
+    def stored(self, *arrays: np.ndarray) -> StoredFunction | None:
+        """Returns what was compiled for arrays of the shapes of `arrays`; None where it cannot be stored."""
+        return store(self._calls.find(arrays).frozen)
+
+    def _prepare(self, concrete: Any) -> _PreparedCall:
+        frozen = freeze(concrete)
+        names = [tensor.name for tensor in frozen.inputs]
+        return _PreparedCall(_OpenVinoCall(frozen.graph.as_graph_def(), names, self._precision), frozen)
+
+
+class _OpenVinoCall:
+    """Calls a graph with NumPy arrays, from any thread.
+
+    Args:
+        graph: TensorFlow's `GraphDef`, without variables and with one output.
+        input_names: The names of its inputs, in the order of the arguments.
+        precision: The number format in which OpenVINO may compute, one of `config.PRECISIONS`.
+    """
+
+    def __init__(self, graph: Any, input_names: Sequence[str], precision: str):
+        self._model, self._input_names = _compile(graph, precision), input_names
+        self._idle_requests = collections.deque[Any]()
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        """Returns the graph's value for `arrays`."""
+        inputs = {name: np.ascontiguousarray(array) for name, array in zip(self._input_names, arrays, strict=True)}
         try:
-            request = call.idle_requests.pop()
+            request = self._idle_requests.pop()
         except IndexError:  # Each thread that calls at the same time needs a request of its own.
-            request = call.model.create_infer_request()
+            request = self._model.create_infer_request()
         try:
             # The output is copied, because the next call writes to the same memory.
             return np.array(request.infer(inputs, share_inputs=True)[0])
         finally:
-            call.idle_requests.append(request)
+            self._idle_requests.append(request)
 
-    def _prepare(self, concrete: Any) -> _OpenVinoCall:
-        """Compiles a concrete function.
 
-        The graph goes through a file, because `openvino.convert_model` reports its use to OpenVINO's makers, from a process
-        that it forks and that never ends where there is no network.
-        """
-        import openvino
+class _PreparedCall(NamedTuple):
+    """What is kept for one shape of the arguments.
 
-        _fill_type_tables()
-        frozen = freeze(concrete)
-        core = openvino.Core()
-        with temporary_folder() as folder:
-            path = Path(folder) / "graph.pb"
-            with temporary_copy("--runtime openvino"):
-                path.write_bytes(frozen.graph.as_graph_def().SerializeToString())
-            model = core.read_model(path)
-        compiled = core.compile_model(model, "CPU", self._settings)
-        return _OpenVinoCall([tensor.name for tensor in frozen.inputs], compiled, collections.deque())
+    Attributes:
+        call: The compiled function.
+        frozen: TensorFlow's concrete function without variables that it was compiled from.
+    """
+
+    call: _OpenVinoCall
+    frozen: Any
+
+
+def _compile(graph: Any, precision: str) -> Any:
+    """Returns OpenVINO's compiled model of a graph.
+
+    The graph goes through a file, because `openvino.convert_model` reports its use to OpenVINO's makers, from a process
+    that it forks and that never ends where there is no network.
+    """
+    import openvino
+
+    _fill_type_tables()
+    core = openvino.Core()
+    with temporary_folder() as folder:
+        path = Path(folder) / "graph.pb"
+        with temporary_copy("--runtime openvino"):
+            path.write_bytes(graph.SerializeToString())
+        model = core.read_model(path)
+    settings = {"INFERENCE_PRECISION_HINT": _PRECISIONS[precision], "PERFORMANCE_HINT": "THROUGHPUT"}
+    return core.compile_model(model, "CPU", settings)
 
 
 _type_tables = threading.Lock()
@@ -116,17 +166,3 @@ def _fill_type_tables() -> None:
                 tensor = openvino.Tensor(np.zeros(1, dtype), shared_memory=is_shared)
                 tensor.get_element_type().to_dtype()
                 tensor.data.sum()
-
-
-class _OpenVinoCall(NamedTuple):
-    """A compiled function.
-
-    Attributes:
-        input_names: The names of the inputs, in the order of the arguments.
-        model: OpenVINO's compiled model.
-        idle_requests: The inference requests that no thread uses now.
-    """
-
-    input_names: list[str]
-    model: Any
-    idle_requests: collections.deque[Any]

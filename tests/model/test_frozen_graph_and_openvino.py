@@ -6,6 +6,8 @@ OpenVINO runs in processes of its own here: where both are loaded, TensorFlow's 
 import importlib.util
 import json
 import logging
+import os
+import re
 import subprocess
 import sys
 
@@ -40,6 +42,34 @@ with ThreadPoolExecutor(8) as threads:
     answers = list(threads.map(lambda pair: call(*pair), images))
 assert all(np.allclose(found, function(*pair).numpy(), atol=0.2) for found, pair in zip(answers, images))
 print("equal")
+"""
+
+FROM_THE_CACHE = """
+import sys
+import numpy as np
+from batchverify.config import ModelConfig
+from batchverify.errors import PreflightError
+from batchverify.model import pair_model
+from batchverify.model.cache_switch import model_cache
+from batchverify.model.load import load_model
+from batchverify.model.proven_model import ProvenModel, load_proven
+config = ModelConfig(model=sys.argv[1], runtime="openvino", batch_size=8)
+with model_cache(True):
+    loaded, proven = (load_proven(config, load_model) for _ in range(2))
+assert isinstance(proven, ProvenModel) and not isinstance(loaded, ProvenModel)
+assert proven.facts == loaded.facts
+images = loaded.preprocessing.as_loaded(np.random.default_rng(7).integers(0, 256, (20, 16, 16, 3), np.uint8))
+embeddings = loaded.encode(images)
+np.testing.assert_array_equal(proven.encode(images), embeddings)
+others = np.roll(embeddings, 1, axis=0)
+np.testing.assert_array_equal(proven.compare(embeddings, others), loaded.compare(embeddings, others))
+proven.check_split(images)
+print(proven.describe_runtime(images))
+pair_model._MAX_DIFFERENCE_OF_RUNTIMES = -1
+try:
+    proven.describe_runtime(images)
+except PreflightError as error:
+    print(error)
 """
 
 
@@ -107,6 +137,17 @@ def test_a_precision_that_openvino_does_not_have_is_refused(precision):
 def test_openvino_takes_several_shapes_inputs_and_threads():
     done = subprocess.run([sys.executable, "-c", OPENVINO], capture_output=True, text=True, check=False, timeout=600)
     assert done.stdout.strip() == "equal", done.stderr
+
+
+@pytest.mark.processes
+def test_openvino_computes_a_model_from_the_cache_as_one_from_its_file(small_model, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FROM_THE_CACHE, small_model], env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    note, refusal = done.stdout.splitlines() or [done.stderr, ""]
+    assert note.startswith("The network is run by openvino in float32: on 20 images its scores differ from TensorFlow's"), note
+    assert re.match(r"--runtime openvino: its scores differ .* leave --runtime out\.", refusal)
 
 
 def test_frozen_calls_of_several_shapes_and_inputs_equal_the_function():
