@@ -21,7 +21,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from batchverify.config import PRECISIONS
 from batchverify.model.frozen_graph import FrozenFunction
 from batchverify.model.runtimes import OpenVinoFunction
 from benchmarks.speed.images import SIZES, ensure_images
@@ -45,7 +44,7 @@ def encoder_variants(encoder: keras.Model) -> Iterator[tuple[str, Encode]]:
     yield "frozen", FrozenFunction(embed)
     yield "frozen, bfloat16", _in_bfloat16(FrozenFunction(embed))
     if importlib.util.find_spec("openvino"):
-        for precision in PRECISIONS:
+        for precision in ("float32", "bfloat16"):
             yield f"OpenVINO, {precision}", OpenVinoFunction(embed, precision)
 
 
