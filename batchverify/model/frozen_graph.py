@@ -37,11 +37,11 @@ class StoredFunction(NamedTuple):
     rows: int | None
 
 
-class _PreparedCall(NamedTuple):
+class PreparedCall(NamedTuple):
     """What is kept for one shape of the arguments.
 
     Attributes:
-        call: A function of tensors that returns one tensor.
+        call: What computes the function.
         concrete: TensorFlow's concrete function without variables; None where it has some.
     """
 
@@ -74,15 +74,15 @@ class FrozenFunction:
         concrete = self._calls.find(arrays).concrete
         return None if concrete is None else store(concrete)
 
-    def _prepare(self, concrete: Any) -> _PreparedCall:
+    def _prepare(self, concrete: Any) -> PreparedCall:
         reason = _reason_not_to_freeze(concrete)
         if reason is None:
             frozen = freeze(concrete)
-            return _PreparedCall(lambda *tensors: frozen(*tensors)[0], frozen)
+            return PreparedCall(lambda *tensors: frozen(*tensors)[0], frozen)
         if concrete.variables and not self._has_logged:
             _LOG.info("The network's weights stay variables: %s.", reason)
         self._has_logged = True
-        return _PreparedCall(lambda *tensors: concrete(*tensors), None if concrete.captured_inputs else concrete)
+        return PreparedCall(lambda *tensors: concrete(*tensors), None if concrete.captured_inputs else concrete)
 
 
 def freeze(concrete: Any) -> Any:

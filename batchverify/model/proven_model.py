@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib
+import importlib.util
 import io
 import json
 import logging
@@ -177,6 +177,8 @@ def _is_cacheable(config: ModelConfig) -> bool:
     """Returns whether the file and the options alone decide how the model computes: no code of the user's takes part."""
     has_code = config.trust_model_code or config.preprocess or any(":" in setting for setting in config.custom_objects)
     is_plain = config.precision == "float32" and config.architecture is None
+    if config.runtime == "openvino" and importlib.util.find_spec("openvino") is None:
+        return False  # Loading says what is missing.
     return is_plain and not has_code and not os.path.isdir(config.model or "")
 
 

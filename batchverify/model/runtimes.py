@@ -8,7 +8,7 @@ import importlib.util
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -17,7 +17,7 @@ from tensorflow.python.framework.function_def_to_graph import function_def_to_gr
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
 from batchverify.model.calls_by_shape import CallsByShape
-from batchverify.model.frozen_graph import FrozenFunction, StoredFunction, freeze, store, stored_definition
+from batchverify.model.frozen_graph import FrozenFunction, PreparedCall, StoredFunction, freeze, store, stored_definition
 from batchverify.model.loaded import LoadedModel
 from batchverify.temporary_folder import temporary_copy, temporary_folder
 
@@ -79,16 +79,16 @@ class OpenVinoFunction:
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         """Returns the function's value for `arrays`."""
-        return self._calls.find(arrays).call(*arrays)
+        return cast(np.ndarray, self._calls.find(arrays).call(*arrays))
 
     def stored(self, *arrays: np.ndarray) -> StoredFunction | None:
         """Returns what was compiled for arrays of the shapes of `arrays`; None where it cannot be stored."""
-        return store(self._calls.find(arrays).frozen)
+        return store(self._calls.find(arrays).concrete)
 
-    def _prepare(self, concrete: Any) -> _PreparedCall:
+    def _prepare(self, concrete: Any) -> PreparedCall:
         frozen = freeze(concrete)
         names = [tensor.name for tensor in frozen.inputs]
-        return _PreparedCall(_OpenVinoCall(frozen.graph.as_graph_def(), names, self._precision), frozen)
+        return PreparedCall(_OpenVinoCall(frozen.graph.as_graph_def(), names, self._precision), frozen)
 
 
 class _OpenVinoCall:
@@ -116,18 +116,6 @@ class _OpenVinoCall:
             return np.array(request.infer(inputs, share_inputs=True)[0])
         finally:
             self._idle_requests.append(request)
-
-
-class _PreparedCall(NamedTuple):
-    """What is kept for one shape of the arguments.
-
-    Attributes:
-        call: The compiled function.
-        frozen: TensorFlow's concrete function without variables that it was compiled from.
-    """
-
-    call: _OpenVinoCall
-    frozen: Any
 
 
 def _compile(graph: Any, precision: str) -> Any:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import gc
+import importlib.util
 import io
 import logging
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import batchverify
 from batchverify import garbage_collector
 from batchverify.cli.main import main
 from batchverify.config import ModelConfig, ScoringConfig
-from batchverify.errors import SplitError
+from batchverify.errors import PreflightError, SplitError
 from batchverify.model.cache_switch import model_cache
 from batchverify.model.start_tensorflow import start_tensorflow
 from batchverify.pipeline.keras_network import load_parts
@@ -223,6 +225,14 @@ def test_a_cache_that_cannot_be_used_changes_nothing(load, config, home, loaded,
     with caplog.at_level(logging.INFO, "batchverify"):
         assert load(config) is loaded
     assert caplog.text == ""
+
+
+def test_a_runtime_that_is_not_installed_is_refused_in_a_sentence(config, home, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with model_cache(True), pytest.raises(PreflightError, match="the package openvino is not installed"):
+        load_proven(dataclasses.replace(config, runtime="openvino"), load_model)
 
 
 def test_when_a_device_is_out_of_memory_the_model_is_loaded_for_smaller_batches(load, config, loaded, images, monkeypatch):
