@@ -98,7 +98,7 @@ def main() -> None:
         print(f"| {shots} | {accuracy(embeddings, score, shots, draws, np.random.default_rng(0)):.4f} |")
     mistakes = confusion(embeddings, score)
     np.fill_diagonal(mistakes, 0)
-    print(f"\nGiven one image of each, {mistakes.sum() / classes:.4f} of the images are taken for another class. The worst pairs:")
+    print(f"\nGiven one image of each, {mistakes.sum() / classes:.4f} of the images are decided wrongly. The costliest pairs:")
     costs = np.triu(mistakes + mistakes.T) / classes
     for place in costs.ravel().argsort()[::-1][: options.worst]:
         first, second = divmod(int(place), classes)
