@@ -19,6 +19,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
+from batchverify.errors import printable
 from batchverify.evaluation import metrics
 from batchverify.evaluation.groups import group_label
 from batchverify.words import counted
@@ -37,6 +38,7 @@ _STYLE: Any = {
     "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK,
     "ytick.labelcolor": INK, "grid.color": GRID, "axes.titlesize": 9, "axes.titlelocation": "left", "axes.grid": True,
     "axes.axisbelow": True, "legend.frameon": False, "figure.facecolor": "none", "axes.facecolor": "none",
+    "text.parse_math": False,  # A dollar in a name of the user's is a dollar.
 }  # fmt: skip
 _PROBABILITY_TICKS = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 # Ticks at the first of a year, at the first of a month, at days, and at hours, which plots over days don't have.
@@ -143,8 +145,8 @@ def det_plot(
             _set_deviate_axis(axes, axis, floor)
         axes.axline((0, 0), slope=1, color=MUTED, linewidth=0.8, linestyle=":")
         x, y = (_normal_deviate(rate, floor) for rate, floor in zip(operating_point, floors, strict=True))
-        eer_position = _normal_deviate(eer or 0.5, 1e-9)
-        _mark_rates(axes, (x, y), eer, (eer_position, eer_position), "best")
+        best_x, best_y = (_normal_deviate(0.5 if eer is None else eer, floor) for floor in floors)
+        _mark_rates(axes, (x, y), eer, (best_x, best_y), "best")
         axes.set(xlabel="FMR in %", ylabel="FNMR in %")
         axes.set_title("DET", fontweight="bold")
         crossing = "" if eer is None else f" It crosses the diagonal at the EER of {eer:.2%}."
@@ -196,14 +198,19 @@ def group_plot(column: str, groups: Sequence[dict[str, Any]], number: int) -> st
             heights = [place + shift for place in places]
             axes.errorbar(rates, heights, xerr=reach, fmt="o", color=colour, markersize=4, label=rate.upper())
         axes.set_xscale("log")
-        axes.set_yticks(range(len(groups)), [group_label(group)[:24] for group in groups])
+        axes.set_yticks(range(len(groups)), [_short(group_label(group)) for group in groups])
         axes.invert_yaxis()
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{100 * rate:g}%"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, borderaxespad=0)
-        axes.set_title(f"Error rates by {column[:24]}", fontweight="bold")
+        axes.set_title(f"Error rates by {_short(column)}", fontweight="bold")
         return finish(f"groups-{number}", f"FMR and FNMR of {len(groups)} groups of {column} with their 95% intervals.")
+
+
+def _short(name: str) -> str:
+    """Returns a name of the user's as a plot has room for it."""
+    return printable(name)[:24]
 
 
 def reliability_plot(entries: Sequence[dict[str, Any]]) -> str:
@@ -428,7 +435,7 @@ def roc_plot(fmr: np.ndarray, fnmr: np.ndarray, eer: float | None, operating_poi
         axes = figure.subplots()
         axes.plot(fmr, 1 - fnmr, color=NEUTRAL, linewidth=1.8)
         axes.axline((0, 1), slope=-1, color=MUTED, linewidth=0.8, linestyle=":")
-        match_rate, eer_position = 1 - operating_point[1], eer or 0
+        match_rate, eer_position = 1 - operating_point[1], 0.0 if eer is None else eer
         _mark_rates(axes, (operating_point[0], match_rate), eer, (eer_position, 1 - eer_position), "lower right")
         axes.set(xlabel="FMR", ylabel="1 − FNMR", xlim=(-0.02, 1), ylim=(0, 1.02))
         for axis in (axes.xaxis, axes.yaxis):
@@ -449,7 +456,7 @@ def time_plot(seconds: dict[str, float]) -> str:
     """
     with _figure(0.7 + 0.28 * len(seconds), left=1.8) as (figure, finish):
         axes = figure.subplots()
-        names, values = list(seconds)[::-1], list(seconds.values())[::-1]
+        names, values = [*map(_short, seconds)][::-1], list(seconds.values())[::-1]
         axes.barh(names, values, color=NEUTRAL, height=0.7)
         for row, value in enumerate(values):
             axes.annotate(_format_seconds(value), (value, row), (3, 0), textcoords="offset points", va="center", fontsize=8)
@@ -548,7 +555,7 @@ def _inline_svg(svg: str, name: str, description: str) -> str:
     _prefix_ids(root, name)
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
-    root.attrib |= {"role": "img", "aria-label": description, "class": f"plot plot-{name}"}
+    root.attrib |= {"role": "img", "aria-label": printable(description), "class": f"plot plot-{name}"}
     text = ElementTree.tostring(root, encoding="unicode")
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")

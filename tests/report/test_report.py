@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,9 @@ import pytest
 import batchverify
 from batchverify.cli.job import parse
 from batchverify.cli.main import main
+from batchverify.errors import printable
 from batchverify.evaluation.summary_version import SUMMARY_VERSION
-from batchverify.report import command, render, verdict
+from batchverify.report import command, plots, render, verdict
 from tests.support.contrast import CONTRAST
 
 pytestmark = pytest.mark.slow
@@ -277,3 +279,20 @@ def test_a_run_without_rows_or_images_has_a_report(small_model, tmp_path):
     batchverify.run(dataclasses.replace(config, overwrite=True))
     page = (tmp_path / "out" / "_report.html").read_text()
     assert "Nothing could be judged: no image could be read." in page and "100.00%" in page
+
+
+@pytest.mark.parametrize("name", ["a\x1bb", r"$\x$", "$25k-$50k", "\u202eb", "line\nbreak", '<b>&"'])
+def test_a_plot_shows_names_of_the_users_as_text(name):
+    rates = {"fmr": 0.1, "fnmr": 0.2, "fmr_interval": (0.05, 0.2), "fnmr_interval": (0.1, 0.3)}
+    group = {"value": name, "kind": "value", "impostor": 10, "genuine": 10, **rates}
+    for svg, count in ((plots.group_plot(name, [group], 0), 2), (plots.time_plot({name: 1.0}), 1)):
+        root = ElementTree.fromstring(svg)
+        assert "".join(root.itertext()).count(printable(name)) == count
+        assert printable(name) in root.attrib["aria-label"]
+
+
+def test_an_eer_of_0_stands_at_the_end_of_both_axes():
+    def drawn(eer: float) -> str:
+        return plots.det_plot(np.array([1.0, 0.0]), np.array([0.0, 1.0]), (1_000, 100), eer, (0.1, 0.1))
+
+    assert drawn(0.0) == drawn(1e-7) != drawn(0.5).replace("50.00%", "0.00%")
