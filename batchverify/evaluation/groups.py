@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from batchverify.evaluation import metrics
 from batchverify.evaluation.clusters import COARSE, ClusteredCounts, Clusters, Subjects, merge_clusters
 from batchverify.evaluation.strangers import Strangers
-from batchverify.manifest.group_values import MIXED, NO_GROUPS, NO_VALUE, pair_groups
+from batchverify.manifest.group_values import MIXED, NO_GROUPS, NO_VALUE, count_values, pair_groups
 from batchverify.schema import MAX_GROUPS
 
 # The EER of a group needs no finer histogram: with a thousand values, all bins would take 190 MB. Near 0 and 1, where a
@@ -95,7 +95,7 @@ def _count_column(
     texts = pa.chunked_array(column.chunks, pa.string()).combine_chunks()
     encoded = texts.dictionary_encode(null_encoding="encode")
     names = encoded.dictionary.to_pylist()
-    if len(names) > MAX_GROUPS:
+    if count_values(names) > MAX_GROUPS:
         return None
     value, has_score, count = encoded.indices.to_numpy(), ~np.isnan(scores), len(names)
     bins = np.searchsorted(_STARTS, metrics.bin_numbers(np.nan_to_num(scores)), side="right") - 1
@@ -126,7 +126,7 @@ def merge_groups(parts: Iterable[Groups]) -> Groups:
             for value, group in (groups or {}).items():
                 by_value.setdefault(value, []).append(group)
         summed = {value: Group.merge(same) for value, same in by_value.items()}
-        merged[column] = summed if len(summed) <= MAX_GROUPS else None
+        merged[column] = summed if count_values(summed) <= MAX_GROUPS else None
     return merged
 
 

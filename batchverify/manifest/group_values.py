@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -13,6 +15,11 @@ NO_VALUE, MIXED = "", None
 NO_GROUPS = (NO_VALUE, MIXED)
 # A longer text is no name of a group.
 MAX_LENGTH = 1000
+
+
+def count_values(values: Collection[str | None]) -> int:
+    """Returns how many of distinct groups are values of the manifest, and none of our own."""
+    return len(values) - sum(group in values for group in NO_GROUPS)
 
 
 def group_columns(config: ScoringConfig) -> dict[str, tuple[str, str]]:

@@ -14,7 +14,7 @@ from batchverify.io.filesystem import file_size
 from batchverify.manifest.columns import column_problems, find_label_column, pair_uris, plain_type
 from batchverify.manifest.csv_header import CsvHeader, read_header
 from batchverify.manifest.decompress import compression_of, measure_expansion
-from batchverify.manifest.group_values import MAX_LENGTH, group_columns, image_groups
+from batchverify.manifest.group_values import MAX_LENGTH, count_values, group_columns, image_groups
 from batchverify.manifest.labels import SPELLINGS, LabelSpelling, closest_spelling, find_bad_label, narrow_spellings
 from batchverify.manifest.memory import refuse_absurd_expansion
 from batchverify.manifest.parquet import ParquetFooter, read_footer
@@ -259,10 +259,10 @@ def _scan(file: FileInspection, config: VerificationConfig, budget: InspectionBu
     except PreflightError as error:
         problems += error.problems
     problems += [
-        f"{file.path}: column '{column}' has {len(values):,} values in {rows:,} rows, and {MAX_GROUPS:,} groups are the most; "
-        "name a column with fewer with --group-column."
+        f"{file.path}: column '{column}' has {count_values(values):,} values in {rows:,} rows, and {MAX_GROUPS:,} groups are "
+        "the most; name a column with fewer with --group-column."
         for column, values in groups.items()
-        if len(values) > MAX_GROUPS
+        if count_values(values) > MAX_GROUPS
     ]
     problems += [
         f"{file.path}: column '{column}' has a value of {max(map(len, values)):,} characters, and groups have names of "

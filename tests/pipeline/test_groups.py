@@ -17,7 +17,7 @@ from sklearn.metrics import roc_curve
 import batchverify
 from batchverify.cli.main import main
 from batchverify.evaluation.clusters import Subjects
-from batchverify.evaluation.groups import count_groups, describe_differential, describe_groups, group_label
+from batchverify.evaluation.groups import count_groups, describe_differential, describe_groups, group_label, merge_groups
 from batchverify.evaluation.metrics import wilson_interval
 from tests.support.manifests import draw_shades
 
@@ -40,6 +40,7 @@ def folder(tmp_path_factory):
     label = np.where(rng.random(3_000) < 0.05, "", genuine.astype(int).astype(str))
     frame = pd.DataFrame({"left": names[left], "right": names[right], "genuine": label, "region": region})
     frame["row"], frame["right_side"] = np.arange(3_000), right % 2
+    frame["thousand"] = [str(number) if number else "" for number in np.arange(3_000) % 1_001]
     frame.to_csv(folder / "pairs.csv", index=False)
     return folder
 
@@ -189,6 +190,23 @@ def test_what_cannot_be_is_refused(words, message, folder, small_model, tmp_path
     where = ["--manifest", str(folder / "pairs.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
     assert main([*where, *words]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_thousand_values_are_groups_beside_those_of_our_own(folder, small_model, tmp_path, capsys):
+    where = ["--manifest", str(folder / "pairs.csv"), "--model", small_model, "--output", str(tmp_path / "out")]
+    assert main([*where, "--group-column", "thousand", "--check"]) == 0, capsys.readouterr().err
+    table = pd.read_csv(folder / "pairs.csv", dtype=str, keep_default_na=False, usecols=["thousand"])
+    table["next"] = np.where(np.arange(3_000) < 2_000, table["thousand"], table["thousand"].shift(-1, fill_value=""))
+    rows = pa.Table.from_pandas(table.assign(match=False))
+    scores, labels = np.full(3_000, 0.5, np.float32), np.zeros(3_000, np.int8)
+    parts = [
+        count_groups(rows.slice(start, 1_500), scores[:1_500], labels[:1_500], {"both": ("thousand", "next")})
+        for start in (0, 1_500)
+    ]
+    section = (describe_groups(merge_groups(parts)) or {})["both"]
+    assert [group["kind"] for group in section["each"]] == ["mixed", "none", *["value"] * 1_000]
+    rows = rows.set_column(0, "thousand", pa.array(np.arange(3_000) % 1_002).cast(pa.string()))
+    assert count_groups(rows, scores, labels, {"one": ("thousand", "thousand")}) == {"one": None}
 
 
 @pytest.mark.parametrize("check", [[], ["--check"]], ids=["run", "check"])
