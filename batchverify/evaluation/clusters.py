@@ -31,11 +31,11 @@ class Resolution:
     Attributes:
         clusters: Subjects whose hashes agree modulo this number count as one cluster. As subjects are independent, the expected
             variance stays; the fewer clusters, the more it varies.
-        dyads: The combinations of two subjects that are kept; those with the lowest hashes stand for all.
+        kept: The subjects, and the combinations of two subjects, that are kept; those with the lowest hashes stand for all.
     """
 
     clusters: int
-    dyads: int
+    kept: int
 
 
 FINE, COARSE = Resolution(2**16, 2**16), Resolution(2**8, 2**9)
@@ -53,6 +53,8 @@ class ClusteredCounts:
         dyads: Hashes of the dyads, ascending, uint64 `(m,)`.
         by_dyad: Their pairs and errors, int64 `(m, 2)`.
         dyads_to: The highest hash up to which all dyads are kept.
+        subjects: Hashes of the subjects, ascending, uint64 `(s,)`.
+        subjects_to: The highest hash up to which all subjects are kept.
     """
 
     resolution: Resolution
@@ -61,7 +63,9 @@ class ClusteredCounts:
     by_cluster: np.ndarray
     dyads: np.ndarray
     by_dyad: np.ndarray
-    dyads_to: np.uint64 = _ALL
+    dyads_to: np.uint64
+    subjects: np.ndarray
+    subjects_to: np.uint64
 
     @classmethod
     def count(
@@ -83,18 +87,26 @@ class ClusteredCounts:
         low, high = np.sort(subjects[of_two], axis=1).T
         clusters = np.concatenate([cluster[left, 0], cluster[right_alone, 1]])
         by_cluster = _sum_by(clusters, np.concatenate([counts[left], counts[right_alone]]))
-        dyads, by_dyad, dyads_to = _keep_lowest(low * _MIXER + high, counts[of_two], _ALL, resolution.dyads)
-        return cls(resolution, counts[left | right].sum(axis=0), *by_cluster, dyads, by_dyad, dyads_to)
+        dyads, by_dyad, dyads_to = _keep_lowest_counts(low * _MIXER + high, counts[of_two], _ALL, resolution.kept)
+        known, known_to = _keep_lowest(np.unique(subjects[is_known]), _ALL, resolution.kept)
+        total = counts[left | right].sum(axis=0)
+        return cls(resolution, total, *by_cluster, dyads, by_dyad, dyads_to, known, known_to)
 
     @classmethod
     def merge(cls, parts: Iterable[ClusteredCounts]) -> ClusteredCounts:
         """Returns the counts of all parts together; there is at least one part."""
         parts = list(parts)
-        resolution, dyads_to = parts[0].resolution, min(part.dyads_to for part in parts)
-        dyads, by_dyad = (np.concatenate([getattr(part, name) for part in parts]) for name in ("dyads", "by_dyad"))
-        by_cluster = _sum_by(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("clusters", "by_cluster")))
-        dyads, by_dyad, dyads_to = _keep_lowest(dyads, by_dyad, dyads_to, resolution.dyads)
-        return cls(resolution, np.sum([part.total for part in parts], axis=0), *by_cluster, dyads, by_dyad, dyads_to)
+        resolution = parts[0].resolution
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([getattr(part, name) for part in parts])
+
+        by_cluster = _sum_by(joined("clusters"), joined("by_cluster"))
+        dyads_to, subjects_to = min(part.dyads_to for part in parts), min(part.subjects_to for part in parts)
+        dyads, by_dyad, dyads_to = _keep_lowest_counts(joined("dyads"), joined("by_dyad"), dyads_to, resolution.kept)
+        subjects, subjects_to = _keep_lowest(np.unique(joined("subjects")), subjects_to, resolution.kept)
+        total = np.sum([part.total for part in parts], axis=0)
+        return cls(resolution, total, *by_cluster, dyads, by_dyad, dyads_to, subjects, subjects_to)
 
     def variance(self, rate: Rate) -> float:
         """Returns the variance of a rate, of which these are the pairs with a known subject; at least 0."""
@@ -138,7 +150,16 @@ class ClusteredCounts:
     def _independent_pairs(self, rate: Rate) -> float:
         """Returns how many pairs there could be without using a subject twice."""
         per_pair = self.by_cluster[:, 0].sum() / max(1, int(self.total[0]))
-        return float(len(self.clusters) / per_pair) + rate.trials - int(self.total[0])
+        return float(self._subject_count() / per_pair) + rate.trials - int(self.total[0])
+
+    def _subject_count(self) -> float:
+        """Returns the number of subjects; where some are left out, the one that the density of the lowest hashes shows.
+
+        Beyer et al., "On Synopses for Distinct-Value Estimation Under Multiset Operations" (SIGMOD, 2007), show that k lowest
+        hashes tell the number to within about 1/√k.
+        """
+        kept = len(self.subjects)
+        return kept if self.subjects_to == _ALL else (kept - 1) * 2.0**64 / float(self.subjects_to)
 
 
 def _residuals(counts: np.ndarray, rate: Rate) -> np.ndarray:
@@ -153,15 +174,20 @@ def _sum_by(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return distinct, np.stack(sums, axis=1)
 
 
-def _keep_lowest(
+def _keep_lowest(distinct: np.ndarray, complete_to: np.uint64, most: int) -> tuple[np.ndarray, np.uint64]:
+    """Returns the lowest of distinct hashes, which ascend, and the hash up to which all are there."""
+    if len(distinct) > most:
+        complete_to = min(complete_to, distinct[most - 1])
+    return distinct[: np.searchsorted(distinct, complete_to, side="right")], complete_to
+
+
+def _keep_lowest_counts(
     hashes: np.ndarray, counts: np.ndarray, complete_to: np.uint64, most: int
 ) -> tuple[np.ndarray, np.ndarray, np.uint64]:
     """Returns the lowest hashes, ascending, with the sums of their counts, and the hash up to which all are there."""
     distinct, sums = _sum_by(hashes, counts)
-    if len(distinct) > most:
-        complete_to = min(complete_to, distinct[most - 1])
-    kept = int(np.searchsorted(distinct, complete_to, side="right"))
-    return distinct[:kept], sums[:kept], complete_to
+    kept, complete_to = _keep_lowest(distinct, complete_to, most)
+    return kept, sums[: len(kept)], complete_to
 
 
 # By kind of pair, `impostor` and `genuine`; empty where no column names subjects.
@@ -187,7 +213,11 @@ class Subjects:
         """Reads the subjects of a table of scored rows; `columns` name those of the left and of the right images."""
         sides = [hash_names(table[column]) for column in columns]
         hashes, is_known = (np.stack(side, axis=1) for side in zip(*sides, strict=True))
-        return cls(hashes, is_known, pc.fill_null(table["match"], False).to_numpy())
+        return cls(hashes, is_known, _decisions(table))
+
+    def with_decisions(self, table: pa.Table) -> Subjects:
+        """Returns the same subjects with the decisions of another model about the same rows."""
+        return dataclasses.replace(self, is_match=_decisions(table))
 
     def count(self, labels: np.ndarray, is_counted: np.ndarray, resolution: Resolution = FINE) -> Clusters:
         """Counts labelled pairs.
@@ -205,6 +235,11 @@ class Subjects:
             kind: ClusteredCounts.count(self.hashes[rows], self.is_known[rows], is_error[rows], resolution)
             for kind, (rows, is_error) in kinds.items()
         }
+
+
+def _decisions(table: pa.Table) -> np.ndarray:
+    is_match: np.ndarray = pc.fill_null(table["match"], False).to_numpy()
+    return is_match
 
 
 def merge_clusters(parts: Iterable[Clusters]) -> Clusters:

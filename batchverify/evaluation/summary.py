@@ -182,7 +182,8 @@ def summarise_rows(table: pa.Table, config: ScoringConfig, label_column: str | N
     candidate = None
     if config.candidate is not None:
         summary.counts.update(count_flips(table, labels))
-        candidate = _summarise_scores(candidate_rows(table), labels, fold_column, subjects)
+        again = candidate_rows(table)
+        candidate = _summarise_scores(again, labels, fold_column, subjects and subjects.with_decisions(again))
     if config.review is not None:
         summary.counts["rows.review"] = pc.sum(table["review"]).as_py() or 0
     # Rows without a score have NaN there.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from batchverify.evaluation.clusters import ClusteredCounts, Resolution, effective_sample_sizes
+from batchverify.evaluation.clusters import COARSE, ClusteredCounts, Resolution, effective_sample_sizes
 from batchverify.evaluation.metrics import Rate, t_quantile, wilson_interval
 from benchmarks.interval_coverage import Case, coverage
 
@@ -66,9 +66,10 @@ def test_counts_of_parts_are_those_of_the_whole(drawn, resolution):
     whole = ClusteredCounts.count(subjects, is_known, is_error, resolution)
     for order in (parts, parts[::-1], [ClusteredCounts.merge(parts[:3]), ClusteredCounts.merge(parts[3:])]):
         merged = ClusteredCounts.merge(order)
-        for name in ("total", "clusters", "by_cluster", "dyads", "by_dyad", "dyads_to"):
+        for name in ("total", "clusters", "by_cluster", "dyads", "by_dyad", "dyads_to", "subjects", "subjects_to"):
             np.testing.assert_array_equal(getattr(merged, name), getattr(whole, name))
-    assert len(whole.dyads) <= resolution.dyads and len(whole.clusters) <= resolution.clusters
+    assert len(whole.dyads) <= resolution.kept and len(whole.clusters) <= resolution.clusters
+    assert len(whole.subjects) <= resolution.kept
 
 
 def test_a_coarse_count_has_nearly_the_same_interval():
@@ -117,6 +118,21 @@ def test_without_an_error_a_subject_counts_once(right, independent):
     subjects = np.stack([left, (left + right) % 100], axis=1).astype(np.uint64)
     counts = ClusteredCounts.count(subjects, np.ones((3_000, 2), bool), np.zeros(3_000, bool))
     assert counts.effective_sample_size(Rate(0, 3_000)).interval(Rate(0, 3_000)) == wilson_interval(0, independent)
+
+
+@pytest.mark.parametrize("subjects", [50, 400, 2_000, 20_000])
+@pytest.mark.parametrize("parts", [1, 9])
+def test_without_an_error_a_coarse_count_knows_how_many_subjects_there_are(subjects, parts):
+    rng = np.random.default_rng(8)
+    hashes, rate = rng.integers(0, 2**64, subjects, np.uint64), Rate(0, 50_000)
+    pairs = hashes[rng.permutation(np.arange(100_000) % subjects).reshape(-1, 2)]
+    none = np.zeros(50_000, bool)
+    counted = ClusteredCounts.merge(
+        ClusteredCounts.count(pairs[rows], np.ones((len(rows), 2), bool), none[rows], COARSE)
+        for rows in np.array_split(np.arange(50_000), parts)
+    )
+    bound = (counted.effective_sample_size(rate).interval(rate) or (0, 1))[1]
+    assert bound == pytest.approx(wilson_interval(0, subjects / 2)[1], rel=0.02 if subjects <= COARSE.kept else 0.15)
 
 
 @pytest.mark.parametrize("freedom", [3, 4.5, 10, 40, 1e6])

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from scipy import stats
 
 import batchverify
 from batchverify.cli.main import main
@@ -212,3 +213,34 @@ def test_a_fold_column_that_cannot_be_is_refused(fold, told, small_model, tmp_pa
         batchverify.run(
             batchverify.VerificationConfig(manifests=(str(pq_path),), output=str(tmp_path / "o"), model=small_model, **fold)
         )
+
+
+def test_the_intervals_of_a_candidate_are_those_of_its_own_errors():
+    """The first model errs on few pairs of any subject; the candidate errs on all impostor pairs of eight subjects."""
+    rng = np.random.default_rng(9)
+    table, subjects = scored_rows(rng, 2_000, 0), rng.integers(0, 40, (2, 2_000))
+    match = (subjects < 8).any(axis=0)
+    columns = {
+        "first": [f"s{number}" for number in subjects[0]],
+        "second": [f"s{number}" for number in subjects[1]],
+        "score_candidate": np.where(match, np.float32(0.9), np.float32(0.1)),
+        "match_candidate": match,
+        "identity_check_candidate": ["sane"] * 2_000,
+    }
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values))
+    config = batchverify.ScoringConfig(candidate="second.keras", candidate_threshold=0.5, subject_columns=("first", "second"))
+    parts = [summarise_rows(table.slice(start, 500), config, "genuine", None) for start in range(0, 2_000, 500)]
+    found = Summary.merge(parts).to_json(0.5, candidate_threshold=0.5)["candidate"]["error_rates"]
+
+    for rate, label, errs in (("fmr", "0", match), ("fnmr", "1", ~match)):
+        chosen = np.flatnonzero(table["genuine"].to_pandas() == label)
+        error, pairs = errs.take(chosen), subjects.take(chosen, axis=1)
+        residual = error - error.mean()
+        shares = (pairs[:, None, :, None] == pairs[None, :, None, :]).any(axis=(0, 1))
+        variance = residual @ shares @ residual * 40 / 39 / len(error) ** 2
+        worth = error.mean() * (1 - error.mean()) / variance
+        squares = np.array([residual[(pairs == subject).any(axis=0)].sum() for subject in range(40)]) ** 2
+        freedom = squares.sum() ** 2 / np.sum(squares**2) - 1
+        expected = metrics.wilson_interval(error.mean() * worth, worth, stats.t.ppf(0.975, freedom))
+        assert found[rate] == pytest.approx(error.mean()) and found[f"{rate}_interval"] == pytest.approx(expected, abs=2e-3)
