@@ -232,6 +232,8 @@ def identity_message(summary: dict[str, Any]) -> str:
     identity, compared = summary["identity"], summary["identity"]["images_compared"]
     if not compared:
         return "NOT CHECKED. No image could be encoded, so none was compared with itself."
+    if identity["score_min"] is None:
+        return f"FAULT. {_each_image(compared)} was compared with itself, and no score is a number: check the model's weights."
     low, high = (f"{identity[name]:.4f}" for name in ("score_min", "score_max"))
     scores = low if low == high else f"{low} to {high}"
     if identity["images_below_threshold"] or identity["outscored"]:

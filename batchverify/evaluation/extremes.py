@@ -86,7 +86,8 @@ def _rank_kinds(table: pa.Table, labels: np.ndarray, threshold: float) -> Iterat
     yield "lowest_unlabelled", scored & (labels == -1), score
     faulty = is_category(table["identity_check"], *_FAULTS)
     # An identity score must reach the threshold and the pair's own score; the rank is how far it falls short.
-    yield "identity_faults", faulty, np.minimum(left, right) - np.maximum(score, threshold)
+    shortage = np.minimum(left, right) - np.maximum(score, threshold)
+    yield "identity_faults", faulty, np.where(np.isnan(shortage), -np.inf, shortage)  # Without a number it falls short of all.
     if "match_candidate" in table.column_names:
         both, first, second = decisions(table)
         # The pairs whose score the candidate changes most.

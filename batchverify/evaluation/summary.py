@@ -138,15 +138,15 @@ class Summary:
         return {key.removeprefix(prefix): count for key, count in sorted(self.counts.items()) if key.startswith(prefix)}
 
     def _identity(self) -> dict[str, Any]:
-        images = int(self.identity_scores.sum())
+        numbers = int(self.identity_scores.sum())
         low, high = self.identity_range
         return {
             **{str(verdict): self.counts[f"identity.{verdict}"] for verdict in IdentityCheck},
-            "images_compared": images,
+            "images_compared": self.counts["images.ok"],
             "images_below_threshold": self.counts["identity.images_below_threshold"],
-            "score_min": low if images else None,
-            "score_mean": self.identity_sum / images if images else None,
-            "score_max": high if images else None,
+            "score_min": low if numbers else None,
+            "score_mean": self.identity_sum / numbers if numbers else None,
+            "score_max": high if numbers else None,
         }
 
     def _error_rates(self, threshold: float, fmr: Sequence[float]) -> dict[str, Any] | None:
@@ -273,8 +273,9 @@ def summarise_images(table: pa.Table, threshold: float, candidate_threshold: flo
     traits = table["traits"].to_numpy()[ok]
     counts.update({f"image_traits.{_trait_name(trait)}": int(np.count_nonzero(traits & trait)) for trait in ImageTraits})
     identity = table["identity"].to_numpy()[ok]
-    identity = identity[np.isfinite(identity)]
+    # What is not a number reaches no threshold.
     counts["identity.images_below_threshold"] = int(np.count_nonzero(~is_match(identity, threshold)))
+    identity = identity[~np.isnan(identity)]
     if not len(identity):
         return Summary(counts=counts)
     return Summary(

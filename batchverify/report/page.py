@@ -28,6 +28,7 @@ def environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "value": format_value,
+        "score": _score,
         "percent": _percent,
         "counted": counted,
         "agree": agree,
@@ -45,6 +46,10 @@ def _escape_invisible(value: Any) -> Any:
     Names of files and columns come from strangers. Markup, such as a plot, is a subclass of str and stays as it is.
     """
     return printable(value, keep="\n") if type(value) is str else value
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _percent(value: float | None) -> str:

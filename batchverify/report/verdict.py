@@ -121,17 +121,19 @@ def _gates_met(summary: dict[str, Any]) -> bool:
 def _judge_identity(summary: dict[str, Any]) -> Finding:
     identity, threshold = summary["identity"], summary["run"]["threshold"]
     compared = identity["images_compared"]
-    if identity["score_min"] is None:
+    if not compared:
         return Finding("warn", "Identity check: no image could be encoded, so none was compared with itself.")
+    was_compared = f"{counted(compared, 'image')} {agree(compared, 'was compared with itself', _COMPARED)}"
+    if identity["score_min"] is None:
+        return Finding("bad", f"Identity check failed: {was_compared}, and no score is a number. Check the model’s weights.")
     low, high = identity["score_min"], identity["score_max"]
     span = f"{low:.4f}" if f"{low:.4f}" == f"{high:.4f}" else f"{low:.4f} to {high:.4f}"
     below, outscored = identity["images_below_threshold"], identity["outscored"]
     if not below and not outscored:
         return Finding(
             "good",
-            f"Identity check passed: {counted(compared, 'image')} {agree(compared, 'was compared with itself', _COMPARED)} "
-            f"and scored {span}. None fell below the "
-            f"threshold {threshold:g}, and no pair scored higher than its images score against themselves.",
+            f"Identity check passed: {was_compared} and scored {span}. None fell below the threshold {threshold:g}, and no "
+            "pair scored higher than its images score against themselves.",
         )
     faults = []
     if below:

@@ -1,11 +1,19 @@
 """The verdict on a row, and the error rates."""
 
+import collections
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from batchverify.cli.messages import identity_message
 from batchverify.evaluation import metrics
 from batchverify.evaluation.identity import check_identity
-from batchverify.schema import VERDICTS, is_match
+from batchverify.evaluation.summary import Summary, summarise_images
+from batchverify.pipeline.encoded_images import encoded_images
+from batchverify.report.verdict import judge_model, judge_run
+from batchverify.schema import STATUSES, VERDICTS, ImageStatus, is_match
 
 
 @pytest.mark.parametrize(
@@ -46,3 +54,21 @@ def test_error_rates_equal_those_of_the_scores():
 
 def test_without_labels_there_is_no_error_rate():
     assert np.isnan(metrics.equal_error_rate(metrics.histogram(np.array([])), metrics.histogram(np.array([0.5])))).all()
+
+
+@pytest.mark.parametrize(
+    ("identity", "below", "told"),
+    [
+        ([0.9, np.nan, np.nan], 2, "2 of 3 images, compared with themselves, fall below the threshold 0.5"),
+        ([np.nan] * 3, 3, "3 images were compared with themselves, and no score is a number"),
+    ],
+)
+def test_images_whose_identity_score_is_no_number_are_at_fault(identity, below, told):
+    names, codes = pa.array(["a", "b", "c"]), np.full(3, STATUSES.index(ImageStatus.OK), np.int8)
+    images = encoded_images(names, codes, [None] * 3, [None] * 3, np.array(identity, np.float32), np.zeros((3, 1), np.float32))
+    parts = [summarise_images(images, 0.5), Summary(collections.Counter({"rows.total": 1, "rows.failed": 1}))]
+    summary: dict[str, Any] = Summary.merge(parts).to_json(0.5) | {"run": {"threshold": 0.5}, "gates": []}
+    assert summary["identity"]["images_compared"] == 3 and summary["identity"]["images_below_threshold"] == below
+    verdict = judge_run(summary)
+    assert verdict.level == "bad" and told in verdict.findings[0].text and "fails the identity check" in verdict.headline
+    assert identity_message(summary).startswith("FAULT. ") and judge_model(summary).text.startswith("Not sane")

@@ -244,3 +244,16 @@ def test_the_intervals_of_a_candidate_are_those_of_its_own_errors():
         freedom = squares.sum() ** 2 / np.sum(squares**2) - 1
         expected = metrics.wilson_interval(error.mean() * worth, worth, stats.t.ppf(0.975, freedom))
         assert found[rate] == pytest.approx(error.mean()) and found[f"{rate}_interval"] == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("unknown", [3, 30])
+def test_faults_without_an_identity_score_come_first(unknown):
+    table = scored_rows(np.random.default_rng(4), 200, 0)
+    faults = np.flatnonzero(table["identity_check"].to_pandas() == "outscored")
+    assert len(faults) >= 30
+    identity = table["identity_left"].to_numpy().copy()
+    identity[faults[-unknown:]] = np.nan
+    table = table.set_column(table.column_names.index("identity_left"), "identity_left", pa.array(identity, from_pandas=True))
+    found = summarise_rows(table, CONFIG, None, None).to_json(0.5)["extremes"]["identity_faults"]
+    assert len(found) == PAIRS_PER_KIND
+    assert [pair["identity_left"] is None for pair in found] == [place < unknown for place in range(PAIRS_PER_KIND)]
