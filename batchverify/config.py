@@ -226,8 +226,8 @@ class ScoringConfig(ModelConfig):
         max_image_bytes: The largest size of a file in bytes; one with more is `too_large` and is not read.
         max_decoding_pixels: The number of pixels that all threads of a worker process decode at the same time; an image with
             more is decoded alone. None means as many as a quarter of the memory that is free at the start can hold.
-        on_nan: The treatment of a score that is not a number, one of `ON_NAN`: it fails the run, or the row is kept without
-            a score.
+        on_nan: The treatment of a score that is not a number in [0, 1], one of `ON_NAN`: it fails the run, or the row is kept
+            without a score.
         image_timeout: The seconds that fetching and decoding one image may take; an image that takes longer is
             `unavailable`.
         fetch_threads: The number of images that one worker process fetches and decodes at the same time; None means one for

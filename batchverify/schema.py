@@ -47,6 +47,8 @@ class IdentityCheck(enum.StrEnum):
 STATUSES = tuple(ImageStatus)
 VERDICTS = tuple(IdentityCheck)
 
+# An output so far outside [0, 1] is still a score: the cosine of an embedding with itself was 0.0000008 above 1 in float32.
+SCORE_ROUNDING = 1e-5
 # A column with more values does not name groups.
 MAX_GROUPS = 1_000
 # A column that blocks have between workers: the reason why a row that is kept cannot be scored; null for all other rows.
@@ -112,6 +114,16 @@ def output_schema(
 def is_match(scores: np.ndarray, threshold: float) -> np.ndarray:
     """Returns which float32 `scores` are matches, bool `(n,)`. No other place defines what a match is."""
     return scores >= np.float32(threshold)
+
+
+def is_score(values: np.ndarray) -> np.ndarray:
+    """Returns which outputs of a model, float32 `(n,)`, are scores: numbers in [0, 1]; bool `(n,)`."""
+    return (values >= 0) & (values <= 1)  # NaN is neither.
+
+
+def without_rounding(values: np.ndarray) -> np.ndarray:
+    """Returns outputs of a model, float32 `(n,)`, with 0 and 1 for those that rounding alone has put outside [0, 1]."""
+    return np.where(np.abs(values - 0.5) <= 0.5 + SCORE_ROUNDING, np.clip(values, 0, 1), values)
 
 
 def category(codes: np.ndarray, names: tuple[enum.StrEnum, ...], missing: np.ndarray | None = None) -> pa.DictionaryArray:

@@ -175,7 +175,7 @@ def add_decision_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_option(
         group, "--on-nan", choices=ON_NAN,
-        help="a score that is not a number fails the run, or the row is kept without a score",
+        help="a score that is not a number in [0, 1] fails the run, or the row is kept without a score",
     )  # fmt: skip
     add_option(
         group, "--stranger-pairs", type=int, metavar="N",

@@ -132,7 +132,11 @@ class FoldAccuracy:
 
 
 def histogram(scores: np.ndarray) -> np.ndarray:
-    """Counts scores in [0, 1] in bins; int64 `(BINS,)`."""
+    """Counts scores in bins; int64 `(BINS,)`.
+
+    Raises:
+        ValueError: If a score is none, so that it is in no bin.
+    """
     return np.bincount(bin_numbers(scores), minlength=BINS)
 
 
@@ -140,8 +144,14 @@ def bin_numbers(scores: np.ndarray) -> np.ndarray:
     """Returns the number of the bin of each score in [0, 1], int64 `(n,)`.
 
     A score is in bin i or a higher one exactly if it is a match at the threshold `EDGES[i]`.
+
+    Raises:
+        ValueError: If a score is not a number in [0, 1]. Whoever calls leaves such scores out, or has them fail the run.
     """
-    scores = np.abs(np.asarray(scores, np.float32))  # Minus zero becomes zero.
+    scores = np.asarray(scores, np.float32)
+    if not (is_right := (scores >= 0) & (scores <= 1)).all():
+        raise ValueError(f"{scores[~is_right][0]} is no score, which is a number in [0, 1], and is in no bin of a histogram")
+    scores = np.abs(scores)  # Minus zero becomes zero.
     bits = scores.view(np.int32)
     even = np.clip((scores.astype(np.float64) * _EVEN).astype(np.int64), 1, _EVEN - 2) + len(_LOW)
     even += (scores >= _LOWER[even + 1]).astype(np.int64) - (scores < _LOWER[even])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from batchverify.images.variants import CHANGES, JUDGED_CHANGES
-from batchverify.schema import is_match
+from batchverify.schema import is_match, is_score
 from batchverify.words import agree, counted_of
 
 STEADY, UNSTEADY = "steady", "unsteady"
@@ -34,7 +34,8 @@ def describe_steadiness(scores: Mapping[str, np.ndarray], threshold: float) -> d
 def _describe_change(scores: np.ndarray, threshold: float) -> dict[str, Any]:
     if not len(scores):
         return {"rejected": 0, "score_min": None, "score_mean": None}
-    # A score that is not a number is no match.
+    # What is not a number, or not in [0, 1], is no score, and so no match.
+    scores = np.where(is_score(scores), scores, np.nan)
     rejected = int(np.count_nonzero(~is_match(scores, threshold)))
     lowest, mean = (None if np.isnan(value) else float(value) for value in (np.min(scores), np.mean(scores, dtype=np.float64)))
     return {"rejected": rejected, "score_min": lowest, "score_mean": mean}

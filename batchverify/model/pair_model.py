@@ -21,6 +21,7 @@ from batchverify.model.precision import use_tensor_float_32, whole_float_32
 from batchverify.model.preprocessing import Preprocessing
 from batchverify.model.runtimes import OpenVinoFunction, compile_for_runtime
 from batchverify.model.split import SplitModel, check_split
+from batchverify.schema import without_rounding
 
 _LOG = logging.getLogger(__name__)
 _MAX_VALUES_COMPARED_AT_ONCE = 2**24
@@ -108,8 +109,8 @@ class PairModel:
         return images.reshape(len(images), -1) if self._encode is None else self._encode(images)
 
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Returns float32 scores `(n,)` of two arrays of embeddings `(n, d)`."""
-        return self._compare(left, right)
+        """Returns float32 scores `(n,)` of two arrays of embeddings `(n, d)`; see `without_rounding`."""
+        return without_rounding(self._compare(left, right))
 
     def operations(self) -> tuple[int, int]:
         """Returns the floating-point operations of encoding one image and of comparing one pair, as TensorFlow counts them."""

@@ -44,6 +44,7 @@ from batchverify.model.precision import whole_float_32
 from batchverify.model.preprocessing import Preprocessing, decide_preprocessing
 from batchverify.model.runtimes import choose_runtime, load_in_openvino
 from batchverify.model.split import check_outputs
+from batchverify.schema import without_rounding
 from batchverify.version import VERSION
 
 _LOG = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class ProvenModel:
 
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """See `PairModel.compare`."""
-        return self._compare(left, right)
+        return without_rounding(self._compare(left, right))
 
     def identity_bound(self, config: ModelConfig) -> IdentityBound | None:
         """See `PairModel.identity_bound`; `config` is the one that the model was proven with."""

@@ -14,9 +14,9 @@ from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError
 from batchverify.model.pair_model import PairModel
 from batchverify.model.plan import call_in_trial
 from batchverify.model.probe_images import probe_images
+from batchverify.schema import SCORE_ROUNDING
 
 TRIAL_IMAGES, SPLIT_CHECK_IMAGES = 12, 6
-_ROUNDING = 1e-6
 _MAX_DIFFERENCE_OF_REPEATS = 1e-3
 
 
@@ -107,7 +107,7 @@ def _refuse_ignored_input(name: str, scores: _TrialScores) -> None:
 
 def _refuse_out_of_range(name: str, scores: _TrialScores, config: ModelConfig) -> None:
     lowest, highest = scores.by_shift.min(), scores.by_shift.max()
-    if lowest >= -_ROUNDING and highest <= 1 + _ROUNDING:
+    if lowest >= -SCORE_ROUNDING and highest <= 1 + SCORE_ROUNDING:
         return
     problem = (
         f"--model {name}: on trial its output lies between {lowest:.3g} and {highest:.3g}, "
@@ -115,8 +115,8 @@ def _refuse_out_of_range(name: str, scores: _TrialScores, config: ModelConfig) -
     )
     if config.output_is is not None:
         raise PreflightError(problem)
-    is_cosine = lowest >= -1 - _ROUNDING and highest <= 1 + _ROUNDING
-    _ask_about_output(problem, "distance" if lowest >= -_ROUNDING else "cosine" if is_cosine else "logit")
+    is_cosine = lowest >= -1 - SCORE_ROUNDING and highest <= 1 + SCORE_ROUNDING
+    _ask_about_output(problem, "distance" if lowest >= -SCORE_ROUNDING else "cosine" if is_cosine else "logit")
 
 
 def _refuse_distance(name: str, scores: _TrialScores, config: ModelConfig) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from batchverify.errors import PreflightError, short_reason
+from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.manifest.columns import resolve_uris
 from batchverify.schema import is_text
 
@@ -89,6 +90,19 @@ def absolute_uris(uris: pa.ChunkedArray) -> pa.ChunkedArray:
 def without_folder(text: str, folder: str) -> str:
     """Returns text, such as a path or a sentence, without the names of a temporary folder and of its images."""
     return text.replace(f"{folder}/{_FOLDER}/", "memory:").replace(f"{folder}/", "")
+
+
+@contextlib.contextmanager
+def errors_without_folder(folder: str) -> Iterator[None]:
+    """Leaves the names of a temporary folder out of the errors of its block; see `without_folder`."""
+    try:
+        yield
+    except (PreflightError, RunError) as error:
+        if folder not in str(error):
+            raise
+        if isinstance(error, PreflightError):
+            raise PreflightError([without_folder(problem, folder) for problem in error.problems]) from None
+        raise RunError(without_folder(str(error), folder)) from None
 
 
 def _as_text(values: Any) -> pa.ChunkedArray | None:

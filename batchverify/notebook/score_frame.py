@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, short_reason
 from batchverify.keywords import field_names, make_config
 from batchverify.manifest.columns import find_fold_column, find_label_column, quote_names
-from batchverify.notebook.images import ImageFiles, absolute_uris, without_folder
+from batchverify.notebook.images import ImageFiles, absolute_uris, errors_without_folder, without_folder
 from batchverify.notebook.progress import progress_bar
 from batchverify.notebook.run_summary import RunSummary
 from batchverify.pipeline.run import run
@@ -85,21 +84,10 @@ def score_frame(
         _refuse_columns(frame, config)
         files = ImageFiles(folder)
         pq.write_table(_manifest(frame, config, files), config.manifests[0])
-        with progress_bar(progress) as watch, _without_folder(folder):
+        with progress_bar(progress) as watch, errors_without_folder(folder):
             result = run(config, watch=watch)
         summary = json.loads(without_folder(json.dumps(result.summary), json.dumps(folder)[1:-1]))
         return _joined(frame, _read_results(config, files), RunSummary(summary))
-
-
-@contextlib.contextmanager
-def _without_folder(folder: str) -> Iterator[None]:
-    """Leaves the names of the temporary folder out of a refusal."""
-    try:
-        yield
-    except PreflightError as error:
-        if folder not in str(error):
-            raise
-        raise PreflightError([without_folder(problem, folder) for problem in error.problems]) from None
 
 
 def _as_pandas(frame: Any) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from batchverify.errors import PreflightError
 from batchverify.keywords import field_names, make_config
 from batchverify.model.registry import resolve_models
 from batchverify.model.sidecar import apply_sidecar, read_sidecar
-from batchverify.notebook.images import ImageFiles, absolute_uris, as_images
+from batchverify.notebook.images import ImageFiles, absolute_uris, as_images, errors_without_folder
 from batchverify.pipeline.buckets import distinct_uris
 from batchverify.pipeline.compare import compare_block
 from batchverify.pipeline.image_arrays import BlockImages
@@ -95,7 +95,7 @@ class Scorer:
 
         Raises:
             PreflightError: If something is no image, or the numbers of images differ.
-            RunError: If the model gives a score that is not a number, unless `on_nan` is `keep`.
+            RunError: If the model gives a score that is not a number in [0, 1], unless `on_nan` is `keep`.
 
         Examples:
             >>> import batchverify
@@ -106,7 +106,7 @@ class Scorer:
         """
         (lefts, is_one_left), (rights, is_one_right) = as_images(left), as_images(right)
         lefts, rights = _of_one_length(lefts, rights, is_one_left, is_one_right)
-        with temporary_folder() as folder:
+        with temporary_folder() as folder, errors_without_folder(folder):
             files = ImageFiles(folder)
             sides = {self._config.left_column: lefts, self._config.right_column: rights}
             block = pa.table({name: absolute_uris(files.uris(images, name)) for name, images in sides.items()})

@@ -20,6 +20,7 @@ from batchverify.model.calibration import Calibration, posterior
 from batchverify.pipeline.encoded_images import OK_CODE, no_encoded_images
 from batchverify.pipeline.image_arrays import BlockImages, ImageArrays, Images
 from batchverify.pipeline.network import Network, NetworkLoader, NetworkWithCandidate
+from batchverify.pipeline.wrong_scores import CANDIDATE, MODEL, without_wrong_scores
 from batchverify.schema import (
     BAD_ROW_COLUMN,
     CANDIDATE_FIELDS,
@@ -40,8 +41,6 @@ from batchverify.worker_stats import WorkerStats
 
 # The kinds of tables that are grouped by block.
 BLOCK_TABLE, IMAGES_TABLE = "block", "images"
-NOT_A_NUMBER = "the model gave a score that is not a number"
-CANDIDATE_NOT_A_NUMBER = NOT_A_NUMBER.replace("model", "candidate")
 _BAD_ROW = STATUSES.index(ImageStatus.BAD_ROW)
 # Pairs are compared in slices, so that the embeddings of a slice stay small beside the block, however wide they are.
 _BYTES_PER_SLICE = 64 * 2**20
@@ -121,15 +120,13 @@ def compare_block(
         calibration: What turns scores into log-likelihood ratios; None for none, and then there is no probability either.
 
     Raises:
-        RunError: If a score is not a number, unless `config.on_nan` is `keep`.
+        RunError: If a score is not a number in [0, 1], unless `config.on_nan` is `keep`.
     """
     uris, arrays = pair_uris(block, config), images.arrays
     left, right = (_PairSide.of(side, rows, arrays) for side, rows in zip(uris, images.find(*uris), strict=True))
-    scores = _score(left, right, arrays, network)
-    is_nan = np.isnan(scores) & left.is_ok() & right.is_ok()
-    _refuse_nan(is_nan, config, NOT_A_NUMBER)
+    scores, reasons = _score(left, right, arrays, network, config.on_nan)
     again = [] if config.candidate is None else _compare_again(left, right, arrays, network, config)
-    error = _first_errors(left, right, is_nan, arrays)
+    error = _first_errors(left, right, reasons, arrays)
     if BAD_ROW_COLUMN in block.column_names:
         row_error = block[BAD_ROW_COLUMN]
         left, right = (side.with_bad_rows(row_error.is_valid().to_numpy()) for side in (left, right))
@@ -171,20 +168,15 @@ def _optional_columns(
         yield PROBABILITY_FIELD, _with_nulls(posterior(llrs, config.prior).astype(np.float32))
 
 
-def _refuse_nan(is_nan: np.ndarray, config: ScoringConfig, problem: str) -> None:
-    if is_nan.any() and config.on_nan == "fail":
-        raise RunError(f"{problem}; check its weights, or keep such rows without a score with --on-nan keep.")
-
-
 def _compare_again(
     left: _PairSide, right: _PairSide, arrays: ImageArrays, network: Network, config: ScoringConfig
 ) -> list[pa.Array]:
     """Returns the columns of `CANDIDATE_FIELDS`."""
     arrays, threshold = arrays.candidate or arrays, config.candidate_match_threshold()
     left, right = left.with_arrays(arrays), right.with_arrays(arrays)
-    scores = _score(left, right, arrays, cast(NetworkWithCandidate, network).candidate)
+    candidate = cast(NetworkWithCandidate, network).candidate
+    scores, _ = _score(left, right, arrays, candidate, config.on_nan, CANDIDATE)
     missing = np.isnan(scores)
-    _refuse_nan(missing & left.is_ok() & right.is_ok(), config, CANDIDATE_NOT_A_NUMBER)
     verdicts = check_identity(scores, left.identity, right.identity, threshold, config.identity_tolerance)
     return [
         _with_nulls(scores),
@@ -234,12 +226,17 @@ class _PairSide:
         return pc.binary_join_element_wise(f"{side} image ", pc.fill_null(self.uris, "(none)"), ": ", errors, "")
 
 
-def _score(left: _PairSide, right: _PairSide, arrays: ImageArrays, network: Network) -> np.ndarray:
-    """Returns float32 `(n,)`, NaN where an image of the pair has no embedding."""
-    scores = np.full(len(left.image_row), np.nan, np.float32)
-    rows = np.flatnonzero(left.is_ok() & right.is_ok())
-    scores[rows] = compare_in_slices(arrays.embeddings, left.image_row[rows], right.image_row[rows], network)
-    return scores
+def _score(
+    left: _PairSide, right: _PairSide, arrays: ImageArrays, network: Network, on_nan: str, who: str = MODEL
+) -> tuple[np.ndarray, pa.Array]:
+    """Returns the scores, float32 `(n,)`, and why the network gave none, text `(n,)`.
+
+    A score is NaN where an image of the pair has no embedding, or the network gave none.
+    """
+    outputs, is_ok = np.full(len(left.image_row), np.nan, np.float32), left.is_ok() & right.is_ok()
+    rows = np.flatnonzero(is_ok)
+    outputs[rows] = compare_in_slices(arrays.embeddings, left.image_row[rows], right.image_row[rows], network)
+    return without_wrong_scores(outputs, is_ok, on_nan, lambda row: f"{left.uris[row]} and {right.uris[row]}", who)
 
 
 def compare_in_slices(embeddings: np.ndarray, left: np.ndarray, right: np.ndarray, network: Network) -> np.ndarray:
@@ -271,12 +268,11 @@ def _is_same_image(left: _PairSide, right: _PairSide, arrays: ImageArrays) -> pa
     return pa.array(is_same, mask=is_unread)
 
 
-def _first_errors(left: _PairSide, right: _PairSide, is_nan: np.ndarray, arrays: ImageArrays) -> pa.ChunkedArray | pa.Array:
-    """Returns the first error of each row: the left image's, the right image's, or that of a score that is not a number."""
-    if left.is_ok().all() and right.is_ok().all() and not is_nan.any():
-        return pa.nulls(len(left.status), pa.string())
-    is_nan_error = pc.if_else(pa.array(is_nan), NOT_A_NUMBER, None)
-    return pc.coalesce(left.full_errors("left", arrays), right.full_errors("right", arrays), is_nan_error)
+def _first_errors(left: _PairSide, right: _PairSide, reasons: pa.Array, arrays: ImageArrays) -> pa.ChunkedArray | pa.Array:
+    """Returns the first error of each row: the left image's, the right image's, or why the network gave no score."""
+    if left.is_ok().all() and right.is_ok().all():
+        return reasons
+    return pc.coalesce(left.full_errors("left", arrays), right.full_errors("right", arrays), reasons)
 
 
 def _with_plain_file_names(block: pa.Table) -> pa.Table:

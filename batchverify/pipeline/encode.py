@@ -13,11 +13,9 @@ import pyarrow.compute as pc
 from apache_beam.metrics.metric import Metrics
 
 from batchverify.config import ScoringConfig
-from batchverify.errors import RunError
-from batchverify.evaluation.candidate import candidate_images
+from batchverify.evaluation.candidate import IMAGE_COLUMNS
 from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import StoredFile
-from batchverify.pipeline.compare import CANDIDATE_NOT_A_NUMBER, NOT_A_NUMBER
 from batchverify.pipeline.drawn_images import DrawnImages
 from batchverify.pipeline.encoded_images import (
     OK_CODE,
@@ -29,6 +27,7 @@ from batchverify.pipeline.image_table import ImageTableLoader
 from batchverify.pipeline.inference_metrics import InferenceMetrics
 from batchverify.pipeline.network import EmbeddingLookupNetwork, NetworkLoader
 from batchverify.pipeline.stored_embeddings import PartClock, StoredBucket
+from batchverify.pipeline.wrong_scores import CANDIDATE, MODEL, without_wrong_scores
 from batchverify.tracing import span
 from batchverify.worker_stats import WorkerStats
 
@@ -123,10 +122,10 @@ class EncodeImages(beam.DoFn):
         else:
             images = store.encode(uris, cast(EmbeddingLookupNetwork, self._network))
             reused = pc.sum(images["reused"]).as_py() or 0
-        if self._on_nan == "fail":
-            _require_finite(images)
-            if is_with_candidate(images):
-                _require_finite(candidate_images(images), CANDIDATE_NOT_A_NUMBER)
+        images = _without_wrong_identity(images, self._on_nan, MODEL, "status", "identity")
+        if is_with_candidate(images):
+            columns = IMAGE_COLUMNS["status"], IMAGE_COLUMNS["identity"]
+            images = _without_wrong_identity(images, self._on_nan, CANDIDATE, *columns)
         ok = int(np.count_nonzero(images["status"].to_numpy() == OK_CODE))
         self._encoded.inc(ok - reused)
         self._reused.inc(reused)
@@ -187,8 +186,19 @@ def _stored(files: Iterable[StoredFile]) -> Iterator[Any]:
     return (beam.pvalue.TaggedOutput(STORED_FILES_OUTPUT, file) for file in files)
 
 
-def _require_finite(images: pa.Table, problem: str = NOT_A_NUMBER) -> None:
-    is_wrong = (images["status"].to_numpy() == OK_CODE) & ~np.isfinite(images["identity"].to_numpy())
-    if is_wrong.any():
-        uri = images["uri"][int(np.argmax(is_wrong))].as_py()
-        raise RunError(f"{problem} to {uri} against itself; check its weights, or see --on-nan keep.")
+def _without_wrong_identity(images: pa.Table, on_nan: str, who: str, status: str, identity: str) -> pa.Table:
+    """Returns encoded images with NaN for identity scores that are none.
+
+    Args:
+        images: The encoded images.
+        on_nan: The treatment of such an output, one of `config.ON_NAN`.
+        who: `MODEL` or `CANDIDATE`.
+        status: The column with its statuses.
+        identity: The column with its identity scores.
+
+    Raises:
+        RunError: If there is one, unless `on_nan` is `keep`.
+    """
+    outputs, is_encoded = images[identity].to_numpy(), images[status].to_numpy() == OK_CODE
+    scores, _ = without_wrong_scores(outputs, is_encoded, on_nan, lambda row: f"{images['uri'][row]} against itself", who)
+    return images if scores is outputs else images.set_column(images.column_names.index(identity), identity, pa.array(scores))

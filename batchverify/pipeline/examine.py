@@ -15,6 +15,7 @@ from batchverify.pipeline.drawn_images import DrawnImages
 from batchverify.pipeline.network import Network, NetworkLoader, NetworkWithCandidate
 from batchverify.pipeline.steadiness import measure_steadiness
 from batchverify.pipeline.strangers import KnownMates, compare_strangers
+from batchverify.pipeline.wrong_scores import CANDIDATE, MODEL
 from batchverify.worker_stats import WorkerStats
 
 
@@ -74,11 +75,11 @@ class _Examine(beam.DoFn):
         with self._stats.timed("examine"):
             if config.candidate is not None:
                 network = cast(NetworkWithCandidate, self._network).candidate
-                candidate = _examine(drawn.of_candidate(), mates, network, with_candidate_threshold(config))
-            yield _examine(drawn, mates, self._network, config)._replace(candidate=candidate)
+                candidate = _examine(drawn.of_candidate(), mates, network, with_candidate_threshold(config), CANDIDATE)
+            yield _examine(drawn, mates, self._network, config, MODEL)._replace(candidate=candidate)
 
 
-def _examine(drawn: DrawnImages, mates: KnownMates, network: Network, config: ScoringConfig) -> Examined:
-    strangers = compare_strangers(drawn, mates, network, config) if config.stranger_pairs else None
+def _examine(drawn: DrawnImages, mates: KnownMates, network: Network, config: ScoringConfig, who: str) -> Examined:
+    strangers = compare_strangers(drawn, mates, network, config, who) if config.stranger_pairs else None
     steadiness = measure_steadiness(drawn, network, config) if config.steadiness_images else None
     return Examined(strangers, steadiness)

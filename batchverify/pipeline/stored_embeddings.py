@@ -16,6 +16,7 @@ from batchverify.output.embedding_store import StoredFile
 from batchverify.pipeline.buckets import rows_by_bucket
 from batchverify.pipeline.encoded_images import OK_CODE, embedding_matrix, encoded_images
 from batchverify.pipeline.network import EmbeddingLookupNetwork
+from batchverify.schema import is_score
 from batchverify.worker_stats import WorkerStats
 
 # A part is written each half second at first, and later each hundredth of the time that a worker has worked: a kill costs
@@ -130,8 +131,8 @@ class StoredBucket:
         return pa.concat_tables(tables).combine_chunks()
 
     def _write_part(self, images: pa.Table) -> None:
-        # With a score that is not a number, --on-nan may fail the run: the next one must not find it here.
-        rows = current_rows(images.filter(pc.is_finite(images["identity"])), self._session.today)
+        # With what is no score, --on-nan may fail the run: the next one must not find it here.
+        rows = current_rows(images.filter(pa.array(is_score(images["identity"].to_numpy()))), self._session.today)
         with self._stats.timed("write"):
             self._parts |= {file.path for file in self._session.write(rows)}
 

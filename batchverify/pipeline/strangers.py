@@ -20,6 +20,7 @@ from batchverify.pipeline.compare import compare_in_slices
 from batchverify.pipeline.drawn_images import DrawnImages, hash_uris
 from batchverify.pipeline.encoded_images import embedding_matrix
 from batchverify.pipeline.network import Network
+from batchverify.pipeline.wrong_scores import MODEL, without_wrong_scores
 
 # A network that runs whole encodes both images of each pair again: about 2% of the images, and a few in a small run.
 _IMAGES_PER_WHOLE_PAIR, _LEAST_WHOLE_PAIRS = 50, 100
@@ -142,7 +143,9 @@ def _hash_images(uris: pa.ChunkedArray, base: str) -> np.ndarray:
     return hash_column(uris, lambda distinct: hash_uris(distinct, base))
 
 
-def compare_strangers(drawn: DrawnImages, mates: KnownMates, network: Network, config: ScoringConfig) -> Strangers:
+def compare_strangers(
+    drawn: DrawnImages, mates: KnownMates, network: Network, config: ScoringConfig, who: str = MODEL
+) -> Strangers:
     """Compares the drawn images with each other, without pairs that are known to be mates.
 
     Args:
@@ -150,6 +153,10 @@ def compare_strangers(drawn: DrawnImages, mates: KnownMates, network: Network, c
         mates: What the manifest says about mates.
         network: The network that compares embeddings.
         config: The configuration, completed by the model's sidecar.
+        who: `MODEL` or `CANDIDATE`, which the network is.
+
+    Raises:
+        RunError: If a score is not a number in [0, 1], unless `config.on_nan` is `keep`.
     """
     hashes = np.zeros(0, np.uint64) if drawn.rows is None else drawn.rows["hash"].to_numpy()
     hashes = hashes[: np.searchsorted(hashes, mates.complete_to, side="right")]
@@ -164,13 +171,23 @@ def compare_strangers(drawn: DrawnImages, mates: KnownMates, network: Network, c
     left, right = draw_pairs(len(hashes), pairs, np.unique(np.concatenate(list(reasons.values()))))
     scores = np.zeros(0, np.float32)
     if drawn.rows is not None and len(left):
-        scores = compare_in_slices(embedding_matrix(drawn.rows), left, right, network)
+        scores = _compare(drawn.rows, left, right, network, config.on_nan, who)
     left_out = {reason: len(np.unique(codes)) for reason, codes in reasons.items()}
     known_by = "subjects" if len(mates.subjects) else "labels" if mates.has_labels else None
     limit = getattr(config, "max_stranger_matches", None)  # `VerifyPairs` has no gates.
     groups, threshold = mates.groups_of(hashes), config.match_threshold()
     described = describe_strangers(scores, left, right, drawn.total, known_by, left_out, threshold, limit, groups)
     return described.with_subjects(_subjects_of_each(hashes, mates.subjects)) if config.subject_columns else described
+
+
+def _compare(rows: pa.Table, left: np.ndarray, right: np.ndarray, network: Network, on_nan: str, who: str) -> np.ndarray:
+    """Returns the scores of drawn images, float32 `(n,)`, NaN where the network gave none."""
+    outputs, uris = compare_in_slices(embedding_matrix(rows), left, right, network), rows["uri"]
+
+    def name_pair(place: int) -> str:
+        return f"{uris[int(left[place])]} and {uris[int(right[place])]}"
+
+    return without_wrong_scores(outputs, np.ones(len(outputs), bool), on_nan, name_pair, who)[0]
 
 
 def _mates_by_content(rows: pa.Table | None, count: int) -> np.ndarray:

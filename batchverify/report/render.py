@@ -204,7 +204,7 @@ def list_failed(status: str) -> str:
     if status == "ok":
         return 'scores[(scores.left_status == "ok") & (scores.right_status == "ok")]'
     if status == "not_a_number":
-        return 'scores[scores.error == "the model gave a score that is not a number"]'
+        return 'scores[scores.score.isna() & (scores.left_status == "ok") & (scores.right_status == "ok")]'
     return f'scores[(scores.left_status == "{status}") | (scores.right_status == "{status}")]'
 
 

@@ -180,3 +180,9 @@ def test_folds_equal_the_protocol_done_plainly():
 def test_rates_of_one_kind_alone():
     found = metrics.describe_error_rates(*counted([0.9], []), 0.5, (1, 0), (0, 0))
     assert (found["fnmr"], found["fmr"], found["eer"], found["at_fmr"]) == (0, None, None, [])
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -0.7, 1.0000001, 1e30])
+def test_what_is_no_score_is_in_no_bin(score):
+    with pytest.raises(ValueError, match="is no score, which is a number in"):
+        metrics.histogram(np.array([0.5, score]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 import batchverify
 from batchverify.cli.main import main
 from batchverify.output.run_directory import RunDirectory
+from batchverify.report.render import list_failed
 from tests.support.processes import start_program, wait_for
 
 pytestmark = pytest.mark.slow
@@ -207,6 +209,74 @@ def test_a_score_that_is_no_number_fails_the_run_or_is_an_error_of_its_row(argum
     summary = json.loads((tmp_path / "out" / "_summary.json").read_text())
     assert summary["rows"]["not_a_number"] == summary["rows"]["failed"] == odd.sum()
     assert 0 <= summary["identity"]["score_mean"] <= 1
+
+
+def save_comparison(path: Path, compare) -> str:
+    """Writes a network whose embedding is the pixels in [0, 1], and whose output is what `compare` makes of two of them."""
+    pixels, left, right = (keras.Input((16, 16, 3)) for _ in range(3))
+    encoder = keras.Model(pixels, keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(pixels)))
+    keras.Model([left, right], compare(encoder(left), encoder(right))).save(path)
+    return str(path)
+
+
+def mean_of(values):
+    return keras.ops.mean(values, axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def black_and_white(pictures, small_model, tmp_path) -> list[str]:
+    """The arguments of a run in which no pair of the manifest has the black picture p3 and the white one p4."""
+    Image.new("RGB", (16, 16)).save(pictures / "p3.png")
+    Image.new("RGB", (16, 16), "white").save(pictures / "p4.png")
+    names = [f"pictures/p{number}.png" for number in range(10)]
+    rows = [(left, right) for left in names for right in names if {left[-5], right[-5]} != {"3", "4"}]
+    pd.DataFrame(rows, columns=["left", "right"]).to_csv(tmp_path / "pairs.csv", index=False)
+    return ["--manifest", str(tmp_path / "pairs.csv"), "--output", str(tmp_path / "out"), "--overwrite", "--model"]
+
+
+def test_a_score_outside_0_to_1_fails_the_run_or_is_an_error_of_its_row(black_and_white, tmp_path, read_scores, capsys):
+    """Of black and white the distance is 1.5, and of no two generated images of the trial more than 1."""
+    model = save_comparison(tmp_path / "far.keras", lambda left, right: 1.5 * mean_of(keras.ops.abs(left - right)))
+    arguments = [*black_and_white, model, "--output-is", "dissimilarity", "--pixels", "0..255"]
+    told = r"the model gave the score -0\.5 to \S+p[34]\.png and \S+p[34]\.png, and a score lies in \[0, 1\]; say what"
+    assert main(arguments) == 1  # for two strangers
+    assert re.search(told, said := capsys.readouterr().err) and "Traceback" not in said
+    (tmp_path / "pairs.csv").open("a").write("pictures/p3.png,pictures/p4.png\npictures/p4.png,pictures/p3.png\n")
+    assert main([*arguments, "--stranger-pairs", "0"]) == 1
+    assert re.search(told, capsys.readouterr().err)
+    assert main([*arguments, "--on-nan", "keep"]) == 0
+    scores, summary = read_scores(tmp_path / "out"), json.loads((tmp_path / "out" / "_summary.json").read_text())
+    assert scores["error"].dropna().tolist() == ["the model gave a score outside [0, 1]"] * 2
+    assert scores["score"].isna().tolist() == [False] * 98 + [True] * 2 and summary["rows"]["not_a_number"] == 2
+    assert summary["strangers"]["pairs"] == 44  # 45 but for black and white
+    assert len(eval(list_failed("not_a_number"), {"scores": scores})) == 2
+
+
+def test_a_score_that_rounding_puts_above_1_is_1(black_and_white, tmp_path, read_scores):
+    model = save_comparison(tmp_path / "near.keras", lambda left, right: 1.0000005 - mean_of(keras.ops.abs(left - right)))
+    assert main([*black_and_white, model, "--pixels", "0..255"]) == 0
+    scores = read_scores(tmp_path / "out")
+    assert (scores["score"][scores["left"] == scores["right"]] == 1).all() and (scores["identity_left"] == 1).all()
+    assert scores["score"].between(0, 1).all()
+
+
+def test_an_image_without_an_identity_score_is_a_fault(black_and_white, tmp_path, read_scores, capsys):
+    """Bray and Curtis' dissimilarity of black to itself is 0 / 0, and of black to all others 1."""
+
+    def likeness(left, right):
+        return 1 - mean_of(keras.ops.abs(left - right)) / (mean_of(left) + mean_of(right))
+
+    model = save_comparison(tmp_path / "curtis.keras", likeness)
+    assert main([*black_and_white, model, "--pixels", "0..255", "--on-nan", "keep"]) == 0
+    scores, summary = read_scores(tmp_path / "out"), json.loads((tmp_path / "out" / "_summary.json").read_text())
+    black = scores["left"].str.endswith("p3.png") | scores["right"].str.endswith("p3.png")
+    assert scores["identity_check"].eq("below_threshold").sum() == black.sum() - 1 == 16
+    assert (summary["identity"]["images_compared"], summary["identity"]["images_below_threshold"]) == (10, 1)
+    faults = summary["extremes"]["identity_faults"]
+    assert len(faults) == 12 and all(None in (fault["identity_left"], fault["identity_right"]) for fault in faults)
+    assert "FAULT. 1 of 10 images, compared with itself, falls below the threshold" in capsys.readouterr().out
+    page = (tmp_path / "out" / "_report.html").read_text()
+    assert "against itself: – left, 1.0000 right" in page and "Don’t trust these scores" in page
 
 
 GREEDY = """
