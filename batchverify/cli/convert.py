@@ -50,6 +50,8 @@ def run(argv: Sequence[str]) -> int:
     """Converts what `argv` names, prints what was written and returns the exit code."""
     options, beam_args = parse(argv)
     try:
+        if is_remote(options.output):
+            raise PreflightError(f"--output {options.output} lies in a store, and files are written on this machine; name one.")
         if os.path.lexists(options.output) and not options.overwrite:
             raise PreflightError(f"--output {options.output} exists; name another one, or add --overwrite.")
         print_text(_convert_scores(options, beam_args) if options.conversion == "scores" else _convert_list(options))

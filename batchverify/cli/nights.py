@@ -47,10 +47,13 @@ def run(argv: Sequence[str]) -> int:
     """Makes the page of the nights that `argv` names, prints where it is, and returns the exit code."""
     options, beam_args = parse(argv)
     from batchverify.evaluation.baseline import read_finished_run
+    from batchverify.io.atomic_output import refuse_folder
     from batchverify.io.object_store import set_storage_arguments
     from batchverify.report.nights import read_nights
     from batchverify.report.nights_page import Place, render_nights
 
+    if options.output:
+        refuse_folder("--output", options.output)
     set_storage_arguments(join_values(beam_args), [("the nights", options.directory), ("--baseline", options.baseline)])
     baseline = read_finished_run(options.baseline) if options.baseline else None
     nights = read_nights(options.directory, baseline, options.until)

@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from batchverify.errors import PreflightError
-from batchverify.io.atomic_output import atomic_output
+from batchverify.io.atomic_output import atomic_output, refuse_folder
 from batchverify.manifest.pair_lists import Pair
 from batchverify.uris import is_remote
 
@@ -28,10 +28,11 @@ def write_manifest(pairs: Iterable[Pair], folder: str, output: str) -> int:
         output: The file, which appears when it is complete.
 
     Raises:
-        PreflightError: if the ending is another, or there are no pairs.
+        PreflightError: if the ending is another, a folder is in its place, or there are no pairs.
     """
     if not output.endswith((".csv", ".parquet")):
         raise PreflightError(f"--output {output} says neither CSV nor Parquet; end it with .csv or .parquet.")
+    refuse_folder("--output", output)
     prefix, written = _relative_to_manifest(folder, output), 0
     with atomic_output(output) as unfinished, ExitStack() as stack:
         writer: Any = None

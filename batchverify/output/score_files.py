@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import AbstractContextManager, ExitStack
 from typing import NamedTuple, TextIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchverify.errors import PreflightError
-from batchverify.io.atomic_output import atomic_output
+from batchverify.errors import PreflightError, short_reason
+from batchverify.io.atomic_output import atomic_folder, atomic_output, refuse_folder
 from batchverify.io.filesystem import open_input
 from batchverify.manifest.labels import parse_labels
 from batchverify.output.run_directory import RunDirectory
 
 _ROWS_AT_ONCE = 65_536
+_PYEER_FILES = ("genuine.txt", "impostor.txt")
 
 
 class ScoreCounts(NamedTuple):
@@ -48,17 +48,25 @@ def write_score_files(run: str, output: str, file_format: str, label_column: str
         label_column: The column of the manifest with the labels.
 
     Raises:
-        PreflightError: if there is no finished run, or it has no labels and scores in these columns.
+        PreflightError: if there is no finished run, it has no labels and scores in these columns, or something is in the place
+            of the output that may not be replaced.
     """
     counts = np.zeros(len(ScoreCounts._fields), int)
-    with atomic_output(output) as unfinished:
-        write = _write_pyeer if file_format == "pyeer" else _write_bob
+    write = _write_pyeer if file_format == "pyeer" else _write_bob
+    with _replaced(output, file_format) as unfinished:
         for batch in write(unfinished, _read_labelled_scores(run, label_column)):
             counts += batch
         totals = ScoreCounts(*map(int, counts))
         if not totals.genuine + totals.impostor:
             raise PreflightError(f"{run} has no labelled row with a score; name the labels with --label-column.")
     return totals
+
+
+def _replaced(output: str, file_format: str) -> AbstractContextManager[str]:
+    if file_format == "pyeer":
+        return atomic_folder("--output", output, _PYEER_FILES)
+    refuse_folder("--output", output)
+    return atomic_output(output)
 
 
 class _Batch(NamedTuple):
@@ -84,11 +92,9 @@ def _write_bob(path: str, batches: Iterator[_Batch]) -> Iterator[ScoreCounts]:
 
 
 def _write_pyeer(path: str, batches: Iterator[_Batch]) -> Iterator[ScoreCounts]:
-    Path(path).mkdir()
     with ExitStack() as stack:
         genuine, impostor = (
-            stack.enter_context(open(os.path.join(path, name), "w", encoding="ascii"))
-            for name in ("genuine.txt", "impostor.txt")
+            stack.enter_context(open(os.path.join(path, name), "w", encoding="ascii")) for name in _PYEER_FILES
         )
         for batch in batches:
             _write_lines(genuine, batch.scores_of(1))
@@ -101,10 +107,7 @@ def _write_lines(file: TextIO, scores: list[str], prefix: str = "") -> None:
 
 
 def _read_labelled_scores(run: str, label_column: str) -> Iterator[_Batch]:
-    directory = RunDirectory(run)
-    if not directory.is_finished():
-        raise PreflightError(f"{run} holds no finished run; name a directory with _SUCCESS in it.")
-    for path in directory.scores_paths():
+    for path in _scores_paths(run):
         with open_input(path) as file:
             reader = pq.ParquetFile(file)
             if label_column not in reader.schema_arrow.names:
@@ -112,6 +115,17 @@ def _read_labelled_scores(run: str, label_column: str) -> Iterator[_Batch]:
                 raise PreflightError(f"{path}: there is no column '{label_column}', only {names}; name it with --label-column.")
             for rows in reader.iter_batches(_ROWS_AT_ONCE, columns=["score", label_column]):
                 yield _labelled(pa.Table.from_batches([rows]), label_column, path)
+
+
+def _scores_paths(run: str) -> list[str]:
+    directory = RunDirectory(run)
+    try:
+        paths = directory.scores_paths() if directory.is_finished() else None
+    except Exception as error:  # Beam wraps whatever the store's client raises.
+        raise PreflightError(f"{run} cannot be read ({short_reason(error)}); check the path and your access.") from None
+    if paths is None:
+        raise PreflightError(f"{run} holds no finished run; name a directory with _SUCCESS in it.")
+    return paths
 
 
 def _labelled(table: pa.Table, label_column: str, path: str) -> _Batch:

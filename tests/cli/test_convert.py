@@ -1,11 +1,14 @@
 """The field's lists into manifests, and a run's scores into the files that the field's tools read."""
 
+import os
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import batchverify
@@ -149,8 +152,60 @@ def test_what_exists_is_not_replaced_unasked(tmp_path, capsys):
     assert main([*command, "--overwrite"]) == 0 and "genuine" in (tmp_path / "p.csv").read_text()
     assert main([*command[:3], "--output", str(tmp_path / "p.txt")]) == 2
     assert "end it with .csv or .parquet" in capsys.readouterr().err
+    assert main([*command[:3], "--output", "s3://bucket/p.csv"]) == 2
+    assert "--output s3://bucket/p.csv lies in a store" in capsys.readouterr().err
     assert main(["convert", "list", str(tmp_path / "none"), "--output", str(tmp_path / "q.csv")]) == 2
     assert "none: No such file" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_run(tmp_path):
+    """A folder as a finished run leaves it, with two scores."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    scores = pa.table({"score": pa.array([0.75, 0.25], pa.float32()), "genuine": ["1", "0"]})
+    pq.write_table(scores, folder / "scores-00000-of-00001.parquet")
+    (folder / "_SUCCESS").write_text("run")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["list", "{}/pairs.lst", "--output", "{}/folder.csv"], "is a folder, and a file is to be written"),
+        (["scores", "{}/small", "--format", "bob", "--output", "{}/small"], "is a folder, and a file is to be written"),
+        (["scores", "{}/small", "--format", "bob", "--output", "{}/new/"], "is a folder, and a file is to be written"),
+        (["scores", "{}/small", "--format", "pyeer", "--output", "{}/small"], "holds '_SUCCESS', which would be deleted"),
+        (["scores", "{}/small", "--format", "pyeer", "--output", "."], "holds 'folder.csv', which would be deleted"),
+        (["scores", "{}/small", "--format", "pyeer", "--output", "{}/pairs.lst"], "is no folder"),
+    ],
+)
+def test_what_holds_other_files_is_not_replaced_and_stays(words, told, small_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "pairs.lst").write_text("1 a b\n")
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "folder.csv" / "mine.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["convert", *(word.format(tmp_path) for word in words), "--overwrite"]) == 2
+    err = capsys.readouterr().err
+    assert told in err and len(err.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_for_pyeer_is_replaced_or_stays(small_run, tmp_path, monkeypatch, capsys):
+    command = ["convert", "scores", str(small_run), "--format", "pyeer", "--output", str(tmp_path / "pyeer"), "--overwrite"]
+    assert main(command) == 0
+    (tmp_path / "pyeer" / "genuine.txt").write_text("earlier")
+    rename = os.rename
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            os, "rename", lambda source, target: rename(source, f"{source}/x" if source.endswith("unfinished") else target)
+        )
+        assert main(command) == 2
+    assert (tmp_path / "pyeer" / "genuine.txt").read_text() == "earlier" and "check the path" in capsys.readouterr().err
+    assert main(command) == 0
+    assert (tmp_path / "pyeer" / "genuine.txt").read_text() == "0.75\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pyeer", "small"]
 
 
 @pytest.fixture(scope="module")

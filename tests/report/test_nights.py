@@ -216,6 +216,16 @@ def test_the_page_lies_where_no_reader_of_the_scores_sees_it(month, tmp_path, ca
     assert [path.name for path in month.iterdir() if path.is_file()] == ["_nights.html"]
 
 
+@pytest.mark.parametrize("output", [".", "{}", "{}/", "{}/new/"])
+def test_a_folder_is_no_place_for_the_page_and_stays_as_it_is(output, month, monkeypatch, capsys):
+    monkeypatch.chdir(month)
+    before = sorted(month.rglob("*"))
+    assert main(["nights", ".", "--output", output.format(month)]) == 2
+    err = capsys.readouterr().err
+    assert "is a folder, and a file is to be written; name a file." in err and len(err.splitlines()) == 1
+    assert sorted(month.rglob("*")) == before and Path.cwd() == month
+
+
 @pytest.mark.slow
 def test_a_thousand_nights_take_seconds(tmp_path):
     rng = np.random.default_rng(5)
