@@ -12,7 +12,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.io import store_lock
-from batchverify.io.filesystem import list_folder, read_text, write_text
+from batchverify.io.filesystem import list_folder, read_text, write_text, write_whole
 from batchverify.io.store_lock import StoreLock
 from batchverify.uris import is_remote
 
@@ -162,6 +162,9 @@ def discard_all_claims() -> None:
     for claim, directory in _claims.items():
         directory.discard(claim)
         _unlock(claim)
+
+    def _write_whole(self, name: str, text: str) -> None:
+        write_whole(self._join(name), text.encode())
 
 
 def _unlock(claim: str) -> None:

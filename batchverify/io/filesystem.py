@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import functools
 import glob
 import os
 import re
 import stat
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from apache_beam.io.filesystem import CompressionTypes, FileMetadata
@@ -26,6 +27,8 @@ from batchverify.uris import is_remote
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 # Files in these folders have no size that is true, and may have another content whenever they are read.
 _SYSTEM_FOLDERS = ("/proc/", "/sys/")
+# What a file system answers that cannot sync a file or a folder, such as one that shows a bucket.
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _NOT_FOUND = re.compile(r"\b404\b|Not ?Found|NoSuch")
 
 
@@ -127,13 +130,23 @@ def write_whole(path: str, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.remove(unfinished)
         raise
-    _sync_folder(folder or ".")
+    _sync(folder or ".")
 
 
-def _sync_folder(folder: str) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def sync_files(paths: Iterable[str]) -> None:
+    """Waits until files on this machine, and their places in their folders, outlast a loss of power; a store needs no wait."""
+    local = [path for path in paths if not is_remote(path)]
+    for path in (*local, *{os.path.dirname(path) or "." for path in local}):
+        _sync(path)
+
+
+def _sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
     finally:
         os.close(handle)
 

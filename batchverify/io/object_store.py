@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -122,12 +123,18 @@ def conditional_object(uri: str) -> ConditionalObject:
     return _STORES[scheme_of(uri) or ""].client(current_storage_options()).conditional_object(bucket, name)
 
 
-def abort_uploads(folder: str) -> None:
-    """Deletes what Amazon S3 has received of files in `folder` that were never finished; does nothing for other stores."""
+def abort_uploads(folder: str, names: re.Pattern[str], before: float = math.inf) -> None:
+    """Deletes what Amazon S3 has received of files in a folder that were never finished; does nothing for other stores.
+
+    Args:
+        folder: The URI or path.
+        names: The names of the files relative to the folder; uploads of other names may be another program's.
+        before: The time before which the uploads began, in seconds since 1970.
+    """
     if scheme_of(folder) == "s3":
         try:
-            bucket, prefix = _split(folder)
-            s3_client(current_storage_options()).abort_uploads(bucket, f"{prefix}/" if prefix else "")
+            bucket, prefix = _split(f"{folder.rstrip('/')}/")
+            s3_client(current_storage_options()).abort_uploads(bucket, prefix, names, before)
         except Exception as error:  # Some compatible stores and some users cannot list uploads; nobody sees what stays.
             _LOG.info("unfinished uploads to %s cannot be looked for (%s).", folder, short_reason(error))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -63,11 +64,20 @@ class S3Client:
         """Returns an object for writes on condition."""
         return S3Object(self._client, bucket, name)
 
-    def abort_uploads(self, bucket: str, prefix: str) -> None:
-        """Deletes the unfinished uploads below `prefix`, which are invisible and cost money."""
+    def abort_uploads(self, bucket: str, prefix: str, names: re.Pattern[str], before: float) -> None:
+        """Deletes unfinished uploads, which are invisible and cost money.
+
+        Args:
+            bucket: The bucket.
+            prefix: What their keys begin with.
+            names: What follows the prefix in their keys.
+            before: The time before which they began, in seconds since 1970.
+        """
         for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
             for upload in page.get("Uploads", []):
-                self._client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+                key = upload["Key"]
+                if names.fullmatch(key.removeprefix(prefix)) and upload["Initiated"].timestamp() < before:
+                    self._client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload["UploadId"])
 
 
 class S3Object:

@@ -21,13 +21,19 @@ from batchverify import shutdown
 from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.io import claimed_directory
 from batchverify.io.claimed_directory import ClaimedDirectory
-from batchverify.io.filesystem import open_for_reading, write_text
+from batchverify.io.filesystem import open_for_reading, sync_files, write_text
 from batchverify.io.object_store import abort_uploads
 
 _LOG = logging.getLogger(__name__)
 _SUCCESS, _SUMMARY, _REPORT, _SCORES, _RUNNING = "_SUCCESS", "_summary.json", "_report.html", "scores", "_RUNNING"
 _REPLACEMENT, _REPLACEMENT_FOLDER = "_REPLACEMENT", "_replacement-"
 _FOOTER_THREADS = 16
+# The names of the files that a run writes, relative to the directory.
+_OWN_NAMES = re.compile(
+    rf"{_SUCCESS}|{_RUNNING}|{_REPLACEMENT}|"
+    rf"({_REPLACEMENT_FOLDER}[^/]+/)?"
+    rf"({re.escape(_SUMMARY)}|{re.escape(_REPORT)}|{_SCORES}-[^/]+\.parquet|beam-temp-{_SCORES}-[^/]+/[^/]+)"
+)
 # Held while a run is finished and while its files are deleted, so that an interrupted run is never half finished, half deleted.
 FINISHING = threading.RLock()
 
@@ -90,8 +96,15 @@ class RunDirectory(ClaimedDirectory):
         return self._claimed(run_id, functools.partial(self._prepare, run_id, overwrite))
 
     def for_run(self, run_id: str) -> RunDirectory:
-        """Returns this directory as a run that has claimed it writes to it: in a folder, if a finished run lies there."""
-        return RunDirectory(self.path, f"{_REPLACEMENT_FOLDER}{run_id}") if self.is_finished() else self
+        """Returns this directory as a run that has claimed it writes to it: in a folder, if a finished run lies there.
+
+        Raises:
+            RunError: If the directory cannot be looked up.
+        """
+        try:
+            return RunDirectory(self.path, f"{_REPLACEMENT_FOLDER}{run_id}") if self.is_finished() else self
+        except Exception as error:  # Beam wraps whatever the store's client raises.
+            raise RunError(f"--output {self.path} cannot be looked up ({short_reason(error)}); run again.") from None
 
     def _prepare(self, run_id: str, overwrite: bool) -> None:
         self._complete_replacement()
@@ -146,14 +159,20 @@ class RunDirectory(ClaimedDirectory):
         Raises:
             RunError: If another run wrote some of them, or the directory is not the one in which the run began.
         """
-        self._require_held_by(run_id)
-        paths = [match.path for match in self._match_written(f"{_SCORES}-*.parquet")]
+        self.require_held_by(run_id)
+        paths = self._written_scores()
         # The files may be thousands in a store, and most of the time is waiting for answers.
         with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
             footers = list(threads.map(_read_footer, paths))
         if any((footer.metadata or {}).get(b"batchverify.run_id") != run_id.encode() for footer in footers):
             raise self._taken_error()
         return sum(footer.num_rows for footer in footers)
+
+    def has_finished(self, run_id: str) -> bool:
+        """Returns whether a run has finished; a step in which it died while it took the place of another run is done again."""
+        with FINISHING:
+            self._complete_replacement()
+            return self._is_finished_by(run_id)
 
     def finish(self, run_id: str, summary: dict[str, Any], report: str) -> None:
         """Writes summary and report, then `_SUCCESS`. It may be called again, because bundles are retried.
@@ -167,26 +186,27 @@ class RunDirectory(ClaimedDirectory):
             RunError: If another run has taken the directory.
         """
         with FINISHING:
-            self._complete_replacement()
-            if self._is_finished_by(run_id):
-                return  # A worker died after it had finished the run, and its bundle was tried again.
-            self._require_held_by(run_id)
+            if self.has_finished(run_id):  # A worker died after it had finished the run, and its bundle was tried again.
+                self._mark_finished(run_id)
+                return
+            self.require_held_by(run_id)
             self._delete_temporary()
             write_text(self._join_written(_SUMMARY), _as_json(summary))
             write_text(self._join_written(_REPORT), report)
+            sync_files([*self._written_scores(), self._join_written(_SUMMARY), self._join_written(_REPORT)])
             if self._replacement:
-                self._write(_REPLACEMENT, json.dumps({"run_id": run_id, "files": self._written_names()}))
+                self._write_whole(_REPLACEMENT, json.dumps({"run_id": run_id, "files": self._written_names()}))
                 self._complete_replacement()
             else:
                 self._mark_finished(run_id)
 
     def read_summary(self) -> dict[str, Any]:
-        """Returns the content of `_summary.json`."""
+        """Returns the content of `_summary.json`. It lets the errors of the file system through."""
         return dict(json.loads(self._read(_SUMMARY)))
 
     def write_report(self, report: str) -> str:
         """Replaces the report of a finished run, and returns its path."""
-        self._write(_REPORT, report)
+        self._write_whole(_REPORT, report)
         return self._join(_REPORT)
 
     def is_finished(self) -> bool:
@@ -198,23 +218,42 @@ class RunDirectory(ClaimedDirectory):
 
         Each step may be done again. `_SUCCESS` is missing as long as files of both runs lie side by side.
         """
-        if not self._holds(_REPLACEMENT):
+        replacement = self._read_replacement()
+        if replacement is None:
             return
-        replacement = json.loads(self._read(_REPLACEMENT))
-        run_id, names = replacement["run_id"], replacement["files"]
+        run_id, names = replacement
         if self._holds(_SUCCESS) and not self._is_finished_by(run_id):
             FileSystems.delete([self._join(_SUCCESS)])
         moved = [match.path for match in self._match(f"{_REPLACEMENT_FOLDER}{run_id}/*")]
         FileSystems.rename(moved, [self._join(_name(path)) for path in moved])
-        FileSystems.delete([path for path in self.scores_paths() if _name(path) not in names])
+        scores = self.scores_paths()
+        sync_files(path for path in scores if _name(path) in names)
+        FileSystems.delete([path for path in scores if _name(path) not in names])
         self._mark_finished(run_id)
         FileSystems.delete([self._join(_REPLACEMENT)])
         self._delete_temporary(f"{_REPLACEMENT_FOLDER}*")
 
+    def _read_replacement(self) -> tuple[str, list[str]] | None:
+        """Returns the run that takes the place of another one, and its files; None if there is none.
+
+        `_REPLACEMENT` is written whole. Where it cannot be understood, no file has been moved, and it is deleted with the rest
+        of the run that has not finished.
+        """
+        if not self._holds(_REPLACEMENT):
+            return None
+        text = self._read(_REPLACEMENT)
+        try:
+            replacement = json.loads(text)
+            return str(replacement["run_id"]), list(map(str, replacement["files"]))
+        except (ValueError, TypeError, KeyError):
+            return None
+
     def _mark_finished(self, run_id: str) -> None:
+        """Writes `_SUCCESS`, whole, and only then gives up the directory: a run that dies between the two has finished."""
+        if not self._is_finished_by(run_id):
+            self._write_whole(_SUCCESS, run_id)
         if self._is_held_by(run_id):
             FileSystems.delete([self._join(_RUNNING)])
-        self._write(_SUCCESS, run_id)
 
     def _finished_error(self) -> PreflightError:
         return PreflightError(f"--output {self.path} holds a finished run; name another directory, or add --overwrite.")
@@ -222,7 +261,7 @@ class RunDirectory(ClaimedDirectory):
     def _taken_error(self) -> RunError:
         return RunError(f"another run has written to --output {self.path} meanwhile; give each run its own directory.")
 
-    def _require_held_by(self, run_id: str) -> None:
+    def require_held_by(self, run_id: str) -> None:
         """Refuses to go on in a directory that is no longer this run's.
 
         Raises:
@@ -257,10 +296,13 @@ class RunDirectory(ClaimedDirectory):
     def _written_names(self) -> list[str]:
         return sorted(_name(match.path) for match in self._match_written("*"))
 
+    def _written_scores(self) -> list[str]:
+        return [match.path for match in self._match_written(f"{_SCORES}-*.parquet")]
+
     def _delete_unfinished(self) -> None:
         """Deletes the files of a run that has not finished; those of a finished run stay."""
         own = () if self.is_finished() else (_SUMMARY, _REPORT)
-        for name in (_RUNNING, *own):
+        for name in (_RUNNING, _REPLACEMENT, *own):
             if self._holds(name):
                 FileSystems.delete([self._join(name)])
         if own:
@@ -268,12 +310,18 @@ class RunDirectory(ClaimedDirectory):
         self._delete_temporary(f"{_REPLACEMENT_FOLDER}*")
 
     def _delete_temporary(self, *others: str) -> None:
-        """Deletes the folders that Beam writes to first, of which failed attempts leave some behind, and folders `others`."""
+        """Deletes what was not finished: folders that Beam writes to first, files of `write_whole`; and folders `others`."""
         # Beam's file systems list only files, which is all that a store has; on this machine an empty folder may remain.
         for pattern in (f"beam-temp-{_SCORES}-*", f"{_REPLACEMENT_FOLDER}*/beam-temp-{_SCORES}-*", *others):
             FileSystems.delete([match.path for match in self._match(f"{pattern}/*")])
-            FileSystems.delete([self._join(name) for name in sorted(glob.glob(pattern, root_dir=self.path))])
-        abort_uploads(self.path)
+            self._delete_local(pattern)
+        for name in (_SUCCESS, _REPLACEMENT, _REPORT):
+            self._delete_local(f".{name}.*")
+        abort_uploads(self.path, _OWN_NAMES)
+
+    def _delete_local(self, pattern: str) -> None:
+        """Deletes the files and folders on this machine that a pattern matches."""
+        FileSystems.delete([self._join(name) for name in sorted(glob.glob(pattern, root_dir=self.path))])
 
 
 def discard_unfinished() -> None:
@@ -303,5 +351,5 @@ def _name(path: str) -> str:
 
 
 def _as_json(summary: dict[str, Any]) -> str:
-    """Returns `summary` as indented JSON, the bins of histograms on one line each."""
-    return re.sub(r"\[\n\s+(\d+),\n\s+(\d+)\n\s+\]", r"[\1, \2]", json.dumps(summary, indent=2)) + "\n"
+    """Returns `summary` as indented JSON, with pairs of numbers, such as the bins of histograms, on one line each."""
+    return re.sub(r"\[\n\s+([-+.\de]+),\n\s+([-+.\de]+)\n\s+\]", r"[\1, \2]", json.dumps(summary, indent=2)) + "\n"

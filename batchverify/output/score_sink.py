@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -24,16 +25,32 @@ class ScoreSink(FileBasedSink):
     Args:
         prefix: What the names of the files begin with.
         schema: The columns of the files, with the metadata to store in them.
+        require_held: A function that raises an error once the run does not hold its directory any more. A thread of a run that
+            was interrupted in a notebook goes on, and must not write beside the next run.
     """
 
-    def __init__(self, prefix: Any, schema: pa.Schema):
+    def __init__(self, prefix: Any, schema: pa.Schema, require_held: Callable[[], None]):
         super().__init__(  # type: ignore[no-untyped-call]
             prefix, coder=None, file_name_suffix=".parquet", compression_type=CompressionTypes.UNCOMPRESSED
         )
-        self._schema = schema
+        self._schema, self._require_held = schema, require_held
+
+    def initialize_write(self) -> str:
+        """Makes the folder that files are written to first.
+
+        Raises:
+            RunError: If the run does not hold its directory any more.
+        """
+        self._require_held()
+        return str(super().initialize_write())
 
     def open(self, temp_path: str) -> _WritingThread:
-        """Opens a file for writing."""
+        """Opens a file for writing.
+
+        Raises:
+            RunError: If the run does not hold its directory any more.
+        """
+        self._require_held()
         return _WritingThread(super().open(temp_path), self._schema)
 
     def write_record(self, writer: _WritingThread, table: pa.Table) -> None:
@@ -43,6 +60,24 @@ class ScoreSink(FileBasedSink):
     def close(self, writer: _WritingThread) -> None:
         """Finishes a file."""
         writer.close()
+
+    def pre_finalize(self, init_result: Any, writer_results: Any) -> Any:
+        """Deletes files that are in the place of those that were written.
+
+        Raises:
+            RunError: If the run does not hold its directory any more.
+        """
+        self._require_held()
+        return super().pre_finalize(init_result, writer_results)  # type: ignore[no-untyped-call]
+
+    def finalize_write(self, init_result: Any, writer_results: Any, pre_finalize_results: Any) -> Iterator[str]:
+        """Moves the files to their places, and yields their names.
+
+        Raises:
+            RunError: If the run does not hold its directory any more.
+        """
+        self._require_held()
+        yield from super().finalize_write(init_result, writer_results, pre_finalize_results)
 
 
 class _WritingThread:

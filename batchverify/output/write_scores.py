@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,18 +26,21 @@ class WriteScores(beam.PTransform[PCollection[pa.Table], PCollection[str]]):
 
     Args:
         directory: The directory of the run.
+        run_id: The run. Once it does not hold the directory any more, nothing is written there.
         schema: The columns of the files, with the metadata to store in them.
     """
 
-    def __init__(self, directory: RunDirectory, schema: pa.Schema):
+    def __init__(self, directory: RunDirectory, run_id: str, schema: pa.Schema):
         super().__init__()
         self._directory, self._schema = directory, schema
+        self._require_held = with_storage_options(functools.partial(directory.require_held_by, run_id))
 
     def expand(self, tables: PCollection[pa.Table]) -> PCollection[str]:
+        prefix = PathWithStorageOptions(self._directory.scores_prefix())
         files: PCollection[str] = (
             tables
             | "Metadata" >> beam.Map(pa.Table.cast, self._schema).with_output_types(pa.Table)
-            | "Parquet" >> Write(ScoreSink(PathWithStorageOptions(self._directory.scores_prefix()), self._schema))
+            | "Parquet" >> Write(ScoreSink(prefix, self._schema, self._require_held))
         )
         return files
 
@@ -55,6 +59,7 @@ class FinishRun(beam.DoFn):
 
     def __init__(self, directory: RunDirectory, run_id: str, session: EmbeddingStoreSession | None = None):
         self._run_id, self._session = run_id, session
+        self._has_finished = with_storage_options(directory.has_finished)
         self._count_rows = with_storage_options(directory.count_rows)
         self._finish = with_storage_options(directory.finish)
 
@@ -82,7 +87,8 @@ class FinishRun(beam.DoFn):
             RunError: If the numbers of rows differ; there is no `_SUCCESS` then.
         """
         collections.deque(score_files, maxlen=0)
-        check_row_counts(rows_read, self._count_rows(self._run_id), summary["rows"].get("total", 0))
+        if not self._has_finished(self._run_id):  # Otherwise this is another try, and the files are where they belong.
+            check_row_counts(rows_read, self._count_rows(self._run_id), summary["rows"].get("total", 0))
         with FINISHING:  # A stop of this process waits until both steps are done.
             with span("finish"):
                 self._finish(self._run_id, summary, report)

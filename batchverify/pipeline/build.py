@@ -39,7 +39,7 @@ def build(pipeline: beam.Pipeline, plan: RunPlan) -> None:
     optional += CANDIDATE_FIELDS if config.candidate is not None else ()
     schema = output_schema(plan.manifest.schema, file_metadata(plan.provenance, plan.candidate), optional)
     blocks, verified = _verify(pipeline, plan)
-    files = verified.scores | "WriteScores" >> WriteScores(directory, schema)
+    files = verified.scores | "WriteScores" >> WriteScores(directory, plan.run_id, schema)
     summary = _summarise(verified, plan)
     report = summary | "MakeReport" >> beam.Map(with_storage_options(make_report))
     rows_read = blocks | "RowsRead" >> beam.MapTuple(_row_count) | beam.CombineGlobally(sum)

@@ -1,9 +1,13 @@
 """Runs into a directory that is in use: what was finished stays until what replaces it is complete."""
 
 import dataclasses
+import errno
+import fcntl
+import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pandas as pd
@@ -11,10 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.io.localfilesystem import LocalFileSystem
 
 import batchverify
 from batchverify.cli.main import main
+from batchverify.output.embedding_store import EmbeddingStore
 from batchverify.output.run_directory import RunDirectory
+from batchverify.output.write_scores import FinishRun
 from batchverify.pipeline import run
 from tests.support.processes import start_program, wait_for
 
@@ -88,8 +95,7 @@ def test_a_replacement_that_dies_at_any_step_is_completed_by_who_comes_next(old_
         new = finished_directory(path, "new", 7, new_parts)
         calls = iter(range(step))
         with monkeypatch.context() as patch:
-            for name in ("rename", "delete", "create"):
-                patch.setattr(FileSystems, name, staticmethod(_dies_after(calls, getattr(FileSystems, name))))
+            _die_within(patch, calls)
             try:
                 new.finish("new", {"of": "new"}, "new")
                 break
@@ -105,9 +111,203 @@ def test_a_replacement_that_dies_at_any_step_is_completed_by_who_comes_next(old_
     assert step > 5
 
 
-def _dies_after(calls, function):
+@pytest.mark.parametrize("replaces", [True, False])
+def test_a_run_that_dies_at_any_step_of_its_end_is_finished_by_another_try(replaces, tmp_path, monkeypatch):
+    step = 0
+    while True:
+        path = tmp_path / f"out{step}"
+        if replaces:
+            finished_directory(path, "old", 5, 3).finish("old", {"of": "old"}, "old")
+        last = FinishRun(finished_directory(path, "new", 7, 2), "new")
+        elements = None, {"of": "new", "rows": {"total": 14}}, "new", 14, ["a file"]
+        calls = iter(range(step))
+        with monkeypatch.context() as patch:
+            _die_within(patch, calls)
+            try:
+                last.process(*elements)
+                is_last_step = True
+            except _Killed:
+                is_last_step = False
+        last.process(*elements)
+        assert sorted(contents(path)) == [
+            "_SUCCESS", "_report.html", "_summary.json", "scores-00000-of-00002.parquet", "scores-00001-of-00002.parquet"
+        ]  # fmt: skip
+        assert (path / "_SUCCESS").read_text() == (path / "_report.html").read_text() == "new"
+        assert pq.read_table(path).num_rows == 14
+        step += 1
+        if is_last_step:
+            break
+    assert step > (10 if replaces else 4)
+
+
+def test_a_run_that_dies_between_its_last_steps_has_finished(tmp_path, monkeypatch):
+    directory = finished_directory(tmp_path / "out", "new", 7, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            FileSystems, "delete", staticmethod(_dies_after(iter(()), FileSystems.delete, str(tmp_path / "out/_RUNNING")))
+        )
+        with pytest.raises(_Killed):
+            directory.finish("new", {}, "")
+    directory.discard("new")
+    assert directory.is_finished() and pq.read_table(tmp_path / "out").num_rows == 14
+    assert not (tmp_path / "out" / "_RUNNING").exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"run_id": "ne', "[]", '{"files": []}'])
+def test_a_replacement_that_was_not_begun_blocks_nothing(text, tmp_path):
+    finished_directory(tmp_path / "out", "old", 5, 1).finish("old", {"of": "old"}, "old")
+    (tmp_path / "out" / "_REPLACEMENT").write_text(text)
+    directory = RunDirectory(str(tmp_path / "out"))
+    directory.refuse_taken(overwrite=True)
+    with directory.claimed("new", overwrite=True):
+        pass
+    assert sorted(contents(tmp_path / "out")) == ["_SUCCESS", "_report.html", "_summary.json", "scores-00000-of-00001.parquet"]
+    assert directory.read_summary() == {"of": "old"}
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+def test_all_files_are_on_the_disk_before_the_run_has_finished(replaces, tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    if replaces:
+        finished_directory(path, "old", 5, 3).finish("old", {}, "")
+    directory, synced, fsync = finished_directory(path, "new", 7, 2), set[str](), os.fsync
+
+    def note(handle):
+        before = contents(path)
+        if before.get("_SUCCESS") != b"new" and "_REPLACEMENT" not in before:
+            synced.add(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    directory.finish("new", {}, "")
+    names = {name for name in contents(path) if not name.startswith("_SUCCESS")}
+    assert synced >= {*names, "_replacement-new" if replaces else "out"} and len(names) == 4
+
+
+def test_a_summary_has_each_pair_of_numbers_on_one_line(tmp_path):
+    summary = {"bins": [[0.0071, 5], [1e-05, 3], [2, 4]], "interval": [0.25, -1.5e16], "three": [1, 2, 3], "one": [1]}
+    finished_directory(tmp_path / "out", "run", 1, 1).finish("run", summary, "")
+    text = (tmp_path / "out" / "_summary.json").read_text()
+    assert json.loads(text) == summary
+    assert "[0.0071, 5],\n    [1e-05, 3],\n    [2, 4]" in text and '"interval": [0.25, -1.5e+16]' in text
+
+
+def test_a_run_whose_bundles_run_twice_replaces_a_finished_run(arguments, tmp_path, read_scores):
+    for threshold in ("0.25", "0.75"):
+        assert main([*arguments, "--threshold", threshold, "--direct_runner_bundle_repeat=1"]) == 0
+        names = ["_SUCCESS", "_report.html", "_summary.json", "scores-00000-of-00001.parquet"]
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+        assert RunDirectory(str(tmp_path / "out")).read_summary()["run"]["threshold"] == float(threshold)
+        assert len(read_scores(tmp_path / "out")) == 100
+
+
+def test_a_run_that_is_interrupted_in_a_notebook_writes_nothing_later(arguments, small_model, tmp_path):
+    config = batchverify.VerificationConfig(manifests=(arguments[1],), output=str(tmp_path / "out"), model=small_model)
+
+    def interrupt(totals, images, rows):
+        raise KeyboardInterrupt
+
+    before = threading.enumerate()
+    with pytest.raises(KeyboardInterrupt):
+        batchverify.run(config, watch=interrupt)
+    for thread in threading.enumerate():
+        if thread.name == "run-pipeline" and thread not in before:
+            thread.join()
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+@pytest.mark.parametrize("kind", [RunDirectory, EmbeddingStore])
+def test_a_file_system_without_locks_is_written_to(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", _fails_with(errno.ENOLCK))
+    with kind(str(tmp_path / "out")).claimed(f"embeddings-{1:032x}"):
+        assert (tmp_path / "out").is_dir()
+
+
+@pytest.mark.parametrize("kind", [RunDirectory, EmbeddingStore])
+def test_a_directory_whose_lock_fails_is_refused_as_that(kind, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(fcntl, "flock", _fails_with(errno.EIO))
+    with pytest.raises(batchverify.PreflightError, match=r"out cannot be read \(.*Input/output error"):
+        refuse_taken(kind(str(tmp_path / "out")))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("mode", [0, 0o333, 0o555])
+@pytest.mark.parametrize("kind", [RunDirectory, EmbeddingStore])
+def test_a_directory_without_the_rights_is_refused(mode, kind, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(mode)
+    try:
+        with pytest.raises(batchverify.PreflightError, match=r"out cannot be (written|listed).*your rights\.$"):
+            refuse_taken(kind(str(tmp_path / "out")))
+    finally:
+        (tmp_path / "out").chmod(0o755)
+
+
+@pytest.mark.parametrize("kind", [RunDirectory, EmbeddingStore])
+def test_a_file_is_refused(kind, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(batchverify.PreflightError, match=r"out is not a directory"):
+        refuse_taken(kind(str(tmp_path / "out")))
+
+
+def refuse_taken(directory: RunDirectory | EmbeddingStore) -> None:
+    if isinstance(directory, RunDirectory):
+        directory.refuse_taken(overwrite=False)
+    else:
+        directory.refuse_taken()
+
+
+def _fails_with(number: int):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+class OverloadedFileSystem(LocalFileSystem):
+    """A store `overloaded://` whose client raises errors of its own, as Beam's client of Amazon S3 does."""
+
+    @classmethod
+    def scheme(cls):
+        return "overloaded"
+
+    def _fail(self, *_, **__):
+        raise Exception("503 SlowDown")
+
+    exists = open = match = _fail
+
+
+def test_a_store_that_fails_between_two_steps_is_named_in_a_sentence(tmp_path, capsys):
+    with pytest.raises(batchverify.RunError, match=r"--output overloaded://out cannot be looked up \(503 SlowDown\)"):
+        RunDirectory("overloaded://out").for_run("run")
+    store, said = EmbeddingStore("overloaded://store"), r"--embeddings overloaded://store cannot be read \(503 SlowDown\)"
+    with pytest.raises(batchverify.PreflightError, match=said):
+        store.published_folder()
+    with pytest.raises(batchverify.PreflightError, match=said):
+        store.unfinished_files({"embedding_size": 4}, None)
+    command = ["convert", "scores", "overloaded://out", "--format", "bob", "--output", str(tmp_path / "scores.txt")]
+    assert main(command) == 2 and "overloaded://out cannot be read (503 SlowDown)" in capsys.readouterr().err
+
+
+def test_a_finished_run_whose_summary_cannot_be_read_is_told_as_finished(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(RunDirectory, "read_summary", OverloadedFileSystem._fail)
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "out holds the finished run, but its _summary.json cannot be read (503 SlowDown)" in said and "Traceback" not in said
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def _die_within(patch: pytest.MonkeyPatch, calls) -> None:
+    """Ends the process at one of the steps that change files."""
+    for name in ("rename", "delete", "create"):
+        patch.setattr(FileSystems, name, staticmethod(_dies_after(calls, getattr(FileSystems, name))))
+    patch.setattr(os, "replace", _dies_after(calls, os.replace))
+
+
+def _dies_after(calls, function, path=None):
     def call(*arguments, **options):
-        if next(calls, None) is None:
+        if path in (None, *arguments[0]) and next(calls, None) is None:
             raise _Killed
         return function(*arguments, **options)
 

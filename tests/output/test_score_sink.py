@@ -26,7 +26,7 @@ def rows() -> pa.Table:
 
 
 def test_rows_come_in_their_order_and_columns_have_dictionaries_where_values_repeat(rows, tmp_path):
-    sink = ScoreSink(str(tmp_path / "scores"), rows.schema)
+    sink = ScoreSink(str(tmp_path / "scores"), rows.schema, lambda: None)
     writer = sink.open(str(tmp_path / "part"))
     for start in range(0, 1000, 100):
         sink.write_record(writer, rows.slice(start, 100))
@@ -39,7 +39,7 @@ def test_rows_come_in_their_order_and_columns_have_dictionaries_where_values_rep
 
 
 def test_a_few_rows_decide_nothing(rows, tmp_path):
-    sink = ScoreSink(str(tmp_path / "scores"), rows.schema)
+    sink = ScoreSink(str(tmp_path / "scores"), rows.schema, lambda: None)
     writer = sink.open(str(tmp_path / "part"))
     for table in (rows.slice(0, 5), rows.slice(5)):
         sink.write_record(writer, table)
@@ -49,13 +49,13 @@ def test_a_few_rows_decide_nothing(rows, tmp_path):
 
 
 def test_a_file_without_rows_has_its_columns(rows, tmp_path):
-    sink = ScoreSink(str(tmp_path / "scores"), rows.schema)
+    sink = ScoreSink(str(tmp_path / "scores"), rows.schema, lambda: None)
     sink.close(sink.open(str(tmp_path / "part")))
     assert pq.read_table(tmp_path / "part").equals(rows.slice(0, 0))
 
 
 def test_a_table_that_cannot_be_written_fails_the_next_step(rows, tmp_path):
-    sink = ScoreSink(str(tmp_path / "scores"), rows.schema)
+    sink = ScoreSink(str(tmp_path / "scores"), rows.schema, lambda: None)
     writer = sink.open(str(tmp_path / "part"))
     handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
