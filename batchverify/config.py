@@ -446,7 +446,7 @@ class VerificationConfig(ScoringConfig):
             yield f"manifests is {self.manifests!r}; give one --manifest or more."
         if not self.output:
             yield "--output is empty; name a directory."
-        for option, path in (("--output", self.output), ("--embeddings", self.embeddings or "")):
+        for option, path in (("--output", _absolute(self.output)), ("--embeddings", self.embeddings or "")):
             if set(path) & set("*?["):
                 yield f"{option} {path} holds one of * ? [, which Beam takes for a pattern; name another directory."
 
@@ -574,6 +574,11 @@ def _overlap(first: str, second: str) -> bool:
     """Returns whether two directories are the same, or one contains the other."""
     first, second = _directory_prefix(first), _directory_prefix(second)
     return first.startswith(second) or second.startswith(first)
+
+
+def _absolute(path: str) -> str:
+    """Returns a path on this machine as Beam's sink of files makes it absolute."""
+    return path if is_remote(path) else os.path.abspath(path)
 
 
 def _directory_prefix(path: str) -> str:

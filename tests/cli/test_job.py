@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,14 @@ def test_a_mistake_is_a_sentence_and_writes_nothing(arguments, told, demo, tmp_p
     code, _, err = command(*(argument.format(out=output, demo=demo / "demo.csv") for argument in arguments))
     assert code == 2 and told in err and "Traceback" not in err
     assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["a[1]", "b*", "c?"])
+def test_a_working_directory_that_beam_takes_for_a_pattern_is_refused(name, demo, tmp_path, monkeypatch, command):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    code, _, err = command("--manifest", demo / "demo.csv", "--output", "out")
+    assert code == 2 and f"--output {tmp_path / name}/out holds one of * ? [" in err and not Path("out").exists()
 
 
 @pytest.mark.parametrize("names", [["none.csv"], ["empty"], ["none.csv", "empty"], ["pairs.csv", "none*.csv"]])
