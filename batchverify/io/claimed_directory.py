@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +18,9 @@ from batchverify.io.filesystem import list_folder, read_text, write_text, write_
 from batchverify.io.store_lock import StoreLock
 from batchverify.uris import is_remote
 
+_LOG = logging.getLogger(__name__)
+# What a file system without locks answers; EBADF comes from one that locks only files which are open for writing.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF)
 _claims: dict[str, ClaimedDirectory] = {}  # The directories that this process has claimed, by the name of the claim.
 _locks: dict[str, StoreLock] = {}  # The locks on those that lie in a store.
 
@@ -77,7 +82,7 @@ class ClaimedDirectory:
             yield
 
     def refuse_unwritable(self) -> None:
-        """Refuses a directory on this machine in which no file can be made; looks only, and changes nothing.
+        """Refuses a directory on this machine that cannot be listed, or no file be made in; looks only, and changes nothing.
 
         Raises:
             PreflightError: With the reason.
@@ -96,6 +101,8 @@ class ClaimedDirectory:
                 f"{self.OPTION} {self.path} cannot be written (no file can be made in {folder}); check the path and your "
                 "rights."
             )
+        if folder == os.path.abspath(self.path) and not os.access(folder, os.R_OK):
+            raise PreflightError(f"{self.OPTION} {self.path} cannot be listed; check the path and your rights.")
 
     def _release(self, claim: str) -> None:
         if claim in _claims:
@@ -105,16 +112,28 @@ class ClaimedDirectory:
     def _lock(self) -> int:
         """Locks the directory itself and returns the handle. No file stays behind, and the lock ends with the process.
 
+        On a file system without locks nothing is locked. Of two runs at once, the earlier one notices the later one, and fails.
+
         Raises:
             PreflightError: If another process has locked it.
+            OSError: If it cannot be opened.
         """
         handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(handle)
             raise self._held_error() from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(handle)
+                raise
+            _LOG.info("%s cannot be locked (%s); of two runs at once, the earlier one fails.", self.path, short_reason(error))
         return handle
+
+    def _is_locked(self, claim: str) -> bool:
+        """Returns whether a claim holds the lock of a store, so that no other run writes there."""
+        return claim in _locks
 
     def _hold_store(self) -> StoreLock | None:
         """Locks a directory in a store, where the store can do that.
@@ -134,7 +153,10 @@ class ClaimedDirectory:
             PreflightError: With the remedy.
         """
         if os.path.isdir(self.path):
-            os.close(self._lock())
+            try:
+                os.close(self._lock())
+            except OSError as error:
+                raise self._unread_error(error) from None
             return
         try:
             store_lock.wait_for_death(self.path)
@@ -143,6 +165,9 @@ class ClaimedDirectory:
 
     def _held_error(self) -> PreflightError:
         return PreflightError(f"{self.OPTION} {self.path}: another run writes there now; wait for it, or name another one.")
+
+    def _unread_error(self, error: Exception) -> PreflightError:
+        return PreflightError(f"{self.OPTION} {self.path} cannot be read ({short_reason(error)}); check the path.")
 
     def _read(self, name: str) -> str:
         return read_text(self._join(name))
@@ -156,15 +181,15 @@ class ClaimedDirectory:
     def _write(self, name: str, text: str) -> None:
         write_text(self._join(name), text)
 
+    def _write_whole(self, name: str, text: str) -> None:
+        write_whole(self._join(name), text.encode())
+
 
 def discard_all_claims() -> None:
     """Discards all claims of this process."""
     for claim, directory in _claims.items():
         directory.discard(claim)
         _unlock(claim)
-
-    def _write_whole(self, name: str, text: str) -> None:
-        write_whole(self._join(name), text.encode())
 
 
 def _unlock(claim: str) -> None:

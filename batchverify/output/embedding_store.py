@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -36,6 +37,7 @@ from apache_beam.io.filesystems import FileSystems
 from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.io.claimed_directory import ClaimedDirectory
 from batchverify.io.filesystem import open_for_reading, write_whole
+from batchverify.io.object_store import abort_uploads
 from batchverify.output.embedding_rows import DATES_LAG_DAYS, stored_schema
 from batchverify.uris import is_remote
 from batchverify.version import VERSION
@@ -43,6 +45,7 @@ from batchverify.version import VERSION
 _LOG = logging.getLogger(__name__)
 _POINTER, _FORMAT = "embeddings.json", 3
 _FOLDER_NAME, _FILE_NAME = re.compile(r"embeddings-[0-9a-f]{32}"), re.compile(r"part-[0-9a-f]{32}\.parquet")
+_OWN_NAMES = re.compile(rf"{re.escape(_POINTER)}|{_FOLDER_NAME.pattern}/{_FILE_NAME.pattern}")
 _KEY_PREFIX_CHARACTERS = len("embeddings-") + 16
 _MAX_POINTER_CHARACTERS = 256 * 2**20
 _FOOTER_THREADS = 16
@@ -134,11 +137,18 @@ class EmbeddingStore(ClaimedDirectory):
         except PreflightError:
             raise
         except Exception as error:  # Beam wraps whatever the store's client raises.
-            raise PreflightError(f"--embeddings {self.path} cannot be read ({short_reason(error)}); check the path.") from None
+            raise self._unread_error(error) from None
 
     def published_folder(self) -> str | None:
-        """Returns the folder of the run that published the store, without a check of any file; None where nothing is."""
-        published = self._read_unchecked()
+        """Returns the folder of the run that published the store, without a check of any file; None where nothing is.
+
+        Raises:
+            PreflightError: If the store cannot be read.
+        """
+        try:
+            published = self._read_unchecked()
+        except Exception as error:  # Beam wraps whatever the store's client raises.
+            raise self._unread_error(error) from None
         return published.folder if published else None
 
     def unfinished_files(self, key: dict[str, Any], published: Published | None) -> tuple[StoredFile, ...]:
@@ -151,7 +161,7 @@ class EmbeddingStore(ClaimedDirectory):
         try:
             found = [_stored_file(match) for match in self._match(f"{_key_prefix(key)}*/part-*.parquet")]
         except Exception as error:  # Beam wraps whatever the store's client raises.
-            raise PreflightError(f"--embeddings {self.path} cannot be read ({short_reason(error)}); check the path.") from None
+            raise self._unread_error(error) from None
         left = [file for file in found if _is_of_a_store(file) and file.path not in counting]
         schema = stored_schema(int(key["embedding_size"]))
         with ThreadPoolExecutor(_FOOTER_THREADS) as threads:
@@ -167,14 +177,13 @@ class EmbeddingStore(ClaimedDirectory):
         return int(footer.num_rows) if footer.schema.to_arrow_schema().equals(schema) else 0
 
     def refuse_taken(self) -> None:
-        """Refuses a store that another run writes to, where that can be known, or a path that is no directory.
+        """Refuses a store that cannot be written to, or that another run writes to, where that can be known.
 
         Raises:
             PreflightError: With the remedy.
         """
+        self.refuse_unwritable()
         self._refuse_held()
-        if os.path.lexists(self.path) and not os.path.isdir(self.path):
-            raise PreflightError(f"--embeddings {self.path} is no directory; name another one.")
 
     def claimed(self, folder: str) -> AbstractContextManager[None]:
         """Holds the store for one run, and deletes what runs with other keys left that did not finish.
@@ -215,8 +224,14 @@ class EmbeddingStore(ClaimedDirectory):
             raise RunError("another run has published meanwhile; the next run uses what this one has encoded")
         self._require_present(published.files)
         self._replace_pointer(_pointer_text(published, run_id))
-        own = self._files_in(published.folder)  # Bundles that ran twice left files that nobody lists.
-        self.delete({*(replaced.files if replaced else ()), *unfinished, *own}, except_for=published.files)
+        try:
+            own = self._files_in(published.folder)  # Bundles that ran twice left files that nobody lists.
+            self.delete({*(replaced.files if replaced else ()), *unfinished, *own}, except_for=published.files)
+        except Exception as error:  # Beam wraps whatever the store's client raises.
+            _LOG.warning(
+                "--embeddings %s: the new embeddings are published; files that do not count any more stay until the next run "
+                "(%s).", self.path, short_reason(error),
+            )  # fmt: skip
 
     def delete(self, files: Iterable[StoredFile], except_for: Iterable[StoredFile] = ()) -> None:
         """Deletes files, and folders on this machine that are empty then."""
@@ -306,6 +321,8 @@ class EmbeddingStore(ClaimedDirectory):
                 return pq.read_metadata(opened)
         except (pa.ArrowException, OSError) as error:
             raise self._not_whole(f"{file.path} cannot be read ({short_reason(error)})") from None
+        except Exception as error:  # Some stores' clients raise errors of their own.
+            raise self._unread_error(error) from None
 
     def _refuse_other_contents(self) -> None:
         """Refuses a directory on this machine that holds other files, and so was probably named by mistake."""
@@ -322,7 +339,10 @@ class EmbeddingStore(ClaimedDirectory):
         return PreflightError(f"--embeddings {self.path}: the store is not whole: {fault}; restore it, {REBUILD_REMEDY}.")
 
     def _clean_up(self, current: str) -> None:
-        """Deletes the folders of which no file counts, but those with the key of this run, whose folder is `current`."""
+        """Deletes the folders of which no file counts, but those with the key of this run, whose folder is `current`.
+
+        Uploads that were never finished are deleted too: all of them where this run holds the store's lock.
+        """
         published, oldest_kept = self._read_unchecked(), time.time() - _MIN_LEFTOVER_AGE_S
         counting = {file.folder for file in published.files} if published else set()
         changed = self._last_changes()
@@ -339,6 +359,7 @@ class EmbeddingStore(ClaimedDirectory):
                 doomed = [file for file in self._files_in(name) if is_other or file.name.startswith(".")]
             self.delete(doomed)
             self._remove_folder_if_empty(name)
+        abort_uploads(self.path, _OWN_NAMES, math.inf if self._is_locked(current) else oldest_kept)
 
     def _last_changes(self) -> dict[str, float]:
         """Returns the time at which the youngest file of each folder was written, by the folder's name."""
@@ -357,7 +378,6 @@ def open_store(path: str, rebuild: bool) -> Published | None:
     """
     store = EmbeddingStore(path)
     store.refuse_taken()
-    store.refuse_unwritable()
     return None if rebuild else store.read_published()
 
 

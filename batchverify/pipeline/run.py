@@ -13,7 +13,7 @@ from typing import Any
 import apache_beam as beam
 
 from batchverify.config import VerificationConfig
-from batchverify.errors import JobDetachedError, PreflightError
+from batchverify.errors import JobDetachedError, PreflightError, RunError, short_reason
 from batchverify.output.embedding_store import EmbeddingStore
 from batchverify.output.run_directory import RunDirectory
 from batchverify.pipeline.build import build
@@ -84,7 +84,8 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
 
     Raises:
         PreflightError: If the manifest, the model or the output directory cannot be used. Nothing has been written then.
-        RunError: If the run cannot be finished. The run directory has no `_SUCCESS` then.
+        RunError: If the run cannot be finished. The run directory has no `_SUCCESS` then, unless the message says that all but
+            the last reading is done.
         JobDetachedError: If the state of a job on Dataflow is unknown; the job may still finish the run.
 
     Examples:
@@ -111,7 +112,7 @@ def run(config: VerificationConfig, beam_args: Sequence[str] = (), watch: Watche
                 raise
             del table
     directory = RunDirectory(config.output)
-    return RunResult(directory.path, directory.read_summary(), counters)
+    return RunResult(directory.path, _read_summary(directory), counters)
 
 
 def submit(config: VerificationConfig, beam_args: Sequence[str]) -> Submission:
@@ -148,6 +149,21 @@ def submit(config: VerificationConfig, beam_args: Sequence[str]) -> Submission:
         link = submit_pipeline(_make_pipeline(read_store_again(plan)))
         detach()
     return Submission(RunDirectory(config.output).path, link)
+
+
+def _read_summary(directory: RunDirectory) -> dict[str, Any]:
+    """Returns the summary of a run that has finished.
+
+    Raises:
+        RunError: If it cannot be read.
+    """
+    try:
+        return directory.read_summary()
+    except Exception as error:  # Beam wraps whatever the store's client raises.
+        raise RunError(
+            f"--output {directory.path} holds the finished run, but its _summary.json cannot be read ({short_reason(error)}); "
+            "read there whether the gates are met."
+        ) from None
 
 
 def _make_pipeline(plan: RunPlan) -> beam.Pipeline:

@@ -510,6 +510,20 @@ def test_a_store_that_cannot_be_published_costs_nothing(first, night, pictures, 
     assert counts(night("third")) == (0, 10) and len(stored(tmp_path)) == 10
 
 
+def test_a_store_whose_old_files_cannot_be_deleted_is_published(first, night, pictures, tmp_path, monkeypatch, caplog):
+    def refuse(self, files, except_for=()):
+        if except_for:
+            raise OSError("Permission denied")
+
+    made_anew(pictures / "p3.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingStore, "delete", refuse)
+        assert counts(night("second")) == (1, 9)
+    assert "files that do not count any more stay until the next run (Permission denied)" in caplog.text
+    assert "the store is as it was" not in caplog.text
+    assert counts(night("third")) == (0, 10)
+
+
 def test_leftovers_of_crashed_runs_are_swept_and_other_folders_refused(night, tmp_path, pictures):
     left = tmp_path / "store" / f"embeddings-{7:032x}"
     left.mkdir(parents=True)
@@ -518,7 +532,7 @@ def test_leftovers_of_crashed_runs_are_swept_and_other_folders_refused(night, tm
     assert len(stored(tmp_path)) == 10
     with pytest.raises(batchverify.PreflightError, match=r"holds 'p\d.png' and no embeddings; name a folder of their own"):
         night("second", embeddings=str(pictures))
-    with pytest.raises(batchverify.PreflightError, match="is no directory"):
+    with pytest.raises(batchverify.PreflightError, match="is not a directory"):
         night("third", embeddings=str(pictures / "p1.png"))
 
 

@@ -14,6 +14,7 @@ from batchverify.io.storage_options import set_storage_options
 from batchverify.output.embedding_rows import stored_schema
 from batchverify.output.embedding_session import EmbeddingStoreSession
 from batchverify.output.embedding_store import EmbeddingStore
+from batchverify.output.run_directory import RunDirectory
 from tests.support.object_stores import gs_store, s3_store
 
 pytestmark = pytest.mark.servers
@@ -85,3 +86,35 @@ def test_a_run_adds_to_the_store_and_a_second_one_is_refused_meanwhile(store, pa
     published = EmbeddingStore(path).read_published()
     assert published is not None and published.rows == 10 and published.base == first.folder
     assert [file.rows for file in published.files] == [9, 2]
+
+
+UNFINISHED = f"embeddings-{1:032x}/part-{2:032x}.parquet"
+OTHERS = [
+    "embeddings/dt=1/scores-00000-of-00001.parquet",
+    "embeddings/mine.bin",
+    "embeddings/scores-1/part.bin",
+    "other/_SUCCESS",
+]
+
+
+@pytest.mark.parametrize(
+    ("directory", "claim", "own"),
+    [
+        (EmbeddingStore, f"embeddings-{3:032x}", [UNFINISHED, "embeddings.json"]),
+        (
+            RunDirectory,
+            "run",
+            [
+                "_replacement-a/scores-00000-of-00001.parquet",
+                "beam-temp-scores-a/b.scores.parquet",
+                "_summary.json",
+                "_SUCCESS",
+            ],
+        ),
+    ],
+)
+def test_uploads_that_a_run_has_not_finished_are_deleted_and_no_others(directory, claim, own, store, path):
+    for name in (*OTHERS, *(f"embeddings/{name}" for name in own)):
+        store.begin_upload(name)
+    with directory(path).claimed(claim):
+        assert sorted(store.uploads()) == (OTHERS if store.scheme == "s3" else [])

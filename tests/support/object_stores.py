@@ -248,6 +248,7 @@ class Store:
     get: Callable[[str], bytes]
     names: Callable[[str], list[str]]
     uploads: Callable[[], list[str]]
+    begin_upload: Callable[[str], object]
 
 
 @contextlib.contextmanager
@@ -280,6 +281,7 @@ def gs_store(folder: Path) -> Iterator[Store]:
         store.names = lambda prefix: sorted(blob.name for blob in client.list_blobs(bucket, prefix=prefix))
         store.delete = bucket.delete_blob
         store.uploads = store.give_up = lambda: []
+        store.begin_upload = lambda name: None
         yield store
     server.stop()
 
@@ -324,6 +326,7 @@ def s3_store(_: Path, host: str = "127.0.0.1") -> Iterator[Store]:
         uploads = lambda: client.list_multipart_uploads(Bucket="bucket").get("Uploads", [])  # noqa: E731
         store.delete = lambda name: client.delete_object(Bucket="bucket", Key=name)
         store.uploads = lambda: [found["Key"] for found in uploads()]
+        store.begin_upload = lambda name: client.create_multipart_upload(Bucket="bucket", Key=name)
         store.give_up = lambda: [
             client.abort_multipart_upload(Bucket="bucket", Key=found["Key"], UploadId=found["UploadId"]) for found in uploads()
         ]
