@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import queue
 import threading
 import time
@@ -28,6 +29,15 @@ def stopped_clock() -> Iterator[None]:
         yield
     finally:
         reading.started = time.monotonic() - spent_s
+
+
+def release_when_abandoned(release: Callable[[], None]) -> None:
+    """Has `release` called, also in another thread, when the image is abandoned which the current thread reads, if any."""
+    reading: _Reading | None = getattr(_thread, "reading", None)
+    if reading is not None:
+        reading.release = release
+        if reading.is_abandoned:  # The other thread may have looked for `release` before it was there.
+            release()
 
 
 class Prefetcher(Generic[Result]):
@@ -75,9 +85,9 @@ class Prefetcher(Generic[Result]):
         for start in range(0, len(uris), size):
             pending.append(self._submit(uris[start : start + size], read or self._read))
             if len(pending) > ahead:
-                yield self._wait_for(pending.popleft())
+                yield self._wait_for(pending.popleft(), pending)
         while pending:
-            yield self._wait_for(pending.popleft())
+            yield self._wait_for(pending.popleft(), pending)
 
     def _submit(self, uris: Sequence[str], read: Callable[[str], Result]) -> list[_Task[Result]]:
         tasks = [_Task(uris[start : start + self._together], read) for start in range(0, len(uris), self._together)]
@@ -85,10 +95,11 @@ class Prefetcher(Generic[Result]):
             self._waiting.put(task)
         return tasks
 
-    def _wait_for(self, tasks: list[_Task[Result]]) -> list[Result]:
+    def _wait_for(self, tasks: list[_Task[Result]], later: Iterable[list[_Task[Result]]]) -> list[Result]:
         for place, task in enumerate(tasks):
             while not task.is_finished.wait(min(one.seconds_left(self._timeout_s) for one in tasks[place:])):
-                self._abandon_overdue(tasks[place:])
+                # These tasks may wait for what a later one holds.
+                self._abandon_overdue(itertools.chain(tasks[place:], *later))
         return [outcome.get() for task in tasks for outcome in task.outcomes]
 
     def _abandon_overdue(self, tasks: Iterable[_Task[Result]]) -> None:
@@ -96,7 +107,8 @@ class Prefetcher(Generic[Result]):
         with self._lock:
             for task in tasks:
                 if task.reading is not None and task.seconds_left(self._timeout_s) <= 0:
-                    task.reading.is_abandoned, task.reading = True, None
+                    task.reading.abandon()
+                    task.reading = None
                     task.outcomes.append(_Outcome(self._on_timeout(task.uris[len(task.outcomes)])))
                     self._add_thread(task)
 
@@ -112,10 +124,18 @@ class _Reading:
     Attributes:
         started: The time on the monotonic clock, in seconds, at which it began; None while it waits for its turn to be decoded.
         is_abandoned: Whether nobody waits for the result any longer.
+        release: The function that gives back what the reading thread holds; it may be called twice.
     """
 
     started: float | None
     is_abandoned: bool = False
+    release: Callable[[], None] | None = None
+
+    def abandon(self) -> None:
+        """Notes that nobody waits for the result any longer."""
+        self.is_abandoned = True
+        if self.release is not None:
+            self.release()
 
 
 class _Outcome(Generic[Result]):

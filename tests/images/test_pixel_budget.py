@@ -79,6 +79,43 @@ def test_a_decoder_that_fails_gives_its_pixels_back(tmp_path):
         pass
 
 
+def test_a_decoder_that_never_ends_keeps_nobody_waiting_once_it_is_given_up():
+    budget, most, release = PixelBudget(100), Most(), threading.Event()
+
+    def read(uri: str) -> str:
+        if uri == "stuck":
+            with budget.reserve(100):
+                release.wait(20)
+            return "ended"
+        return f"read {decode_for_a_while(budget, 60, most)}"
+
+    prefetcher = Prefetcher(read, lambda uri: "gave up", threads=3, timeout_s=0.3)
+    started = time.monotonic()
+    assert list(prefetcher.batches(["stuck", *"abcdefgh"], 9, 0)) == [["gave up", *["read 60"] * 8]]
+    assert time.monotonic() - started < 10
+    release.set()  # It gives nothing back a second time: two images of 60 pixels are still too many.
+    assert list(prefetcher.batches(list("abcdefgh"), 8, 0)) == [["read 60"] * 8]
+    assert most.most == 60
+
+
+def test_an_image_that_waits_for_one_of_a_later_batch_is_read_once_that_is_given_up():
+    budget, is_held, release = PixelBudget(100), threading.Event(), threading.Event()
+
+    def read(uri: str) -> str:
+        if uri == "first":
+            is_held.wait(10)
+        with budget.reserve(100):
+            is_held.set()
+            release.wait(20 if uri == "stuck" else 0)
+        return f"read {uri}"
+
+    prefetcher = Prefetcher(read, lambda uri: "gave up", threads=2, timeout_s=0.3)
+    started = time.monotonic()
+    assert list(prefetcher.batches(["first", "stuck"], 1, 1)) == [["read first"], ["gave up"]]
+    assert time.monotonic() - started < 10
+    release.set()
+
+
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_budget_of_nothing_is_refused(value):
     import batchverify
