@@ -243,6 +243,15 @@ def _lying_pngs() -> Iterator[tuple[str, bytes, Expected]]:
     yield "kind-9.png", _png(20, 20, rows, kind=9), UNREADABLE
     yield "endless-chunk.png", _png(20, 20, rows)[:33] + b"\xff\xff\xff\xffIDAT" + rows, LENIENT
     yield "wrong-checksum.png", _png(20, 20, rows).replace(_chunk(b"IEND", b"")[4:], b"IEND????"), LENIENT
+    greedy, whole = _greedy_directory(), _png(20, 20, rows)
+    profile = zlib.compress(b"\nexif\n9\n" + greedy.hex().encode())
+    xmp = _chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x/>")
+    for kind, text in ((b"eXIf", greedy), (b"tEXt", b"exif\0" + greedy)):
+        yield f"greedy-{kind.decode()}.png", _png(20, 20, rows, _chunk(kind, text)), UNREADABLE
+        yield f"greedy-{kind.decode()}-behind.png", whole[:-12] + _chunk(kind, text) + whole[-12:], UNREADABLE
+    behind = _chunk(b"zTXt", b"Raw profile type exif\0\0" + profile)
+    yield "greedy-profile-behind.png", _png(20, 20, rows, xmp)[:-12] + behind + whole[-12:], OK
+    yield "xmp-of-a-large-picture.png", _png(2000, 2000, _grey_rows(2000, 2000), xmp), OK
     yield "two-headers.png", _png(20, 20, rows, _chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))), ANY
 
 
@@ -312,6 +321,16 @@ def _lying_jpegs(progressive: bytes) -> Iterator[tuple[str, bytes, Expected]]:
     yield "photoshop-loop.jpg", _after_start(jpeg, _marker(0xED, b"Photoshop 3.0\x008BIM\4\4\0\0\xff\xff\xff\xff")), LENIENT
     several = b"MPF\0II*\0\x08\0\0\0\2\0\1\xb0\4\0\1\0\0\0\xff\xff\0\0\2\xb0\7\0\x20\0\0\0\xff\xff\xff\xff\0\0\0\0"
     yield "several-pictures.jpg", _after_start(jpeg, _marker(0xE2, several)), LENIENT
+    yield "greedy-pictures.jpg", _after_start(jpeg, _marker(0xE2, b"MPF\0" + _greedy_directory(5_400, kind=5))), UNREADABLE
+    for prefixes in (1, 2, 5_000):
+        parts = _parts(b"Exif\0\0" * (prefixes - 1) + _greedy_directory())
+        yield f"greedy-exif-prefixed-{prefixes}-times.jpg", _after_start(jpeg, parts), UNREADABLE
+    yield "greedy-exif-as-if-big.jpg", _after_start(jpeg, _parts(_greedy_directory(head=b"MM\0+"))), UNREADABLE
+
+
+def _parts(exif: bytes) -> bytes:
+    """Returns a block of EXIF in as many segments of a JPEG file as it takes."""
+    return b"".join(_marker(0xE1, b"Exif\0\0" + exif[start : start + 65_000]) for start in range(0, len(exif), 65_000))
 
 
 # GIF
@@ -345,6 +364,8 @@ def _lying_gifs() -> Iterator[tuple[str, bytes, Expected]]:
     yield "codes-without-end.gif", _gif((9, 9), [_gif_frame((0, 0), (9, 9), b"\2" + (b"\xff" * 256) * 9000)]), LENIENT
     yield "500000-comments.gif", _gif((1, 1), [b"!\xfe\1a\0" * 500_000, one]), LENIENT
     yield "comment-of-4-megabytes.gif", _gif((1, 1), [b"!\xfe", (b"\xff" + b"a" * 255) * 16_000, b"\0", one]), LENIENT
+    yield "comment-behind-the-picture.gif", _gif((1, 1), [one, b"!\xfe" + b"\1a" * 2_000_000 + b"\0"]), LENIENT
+    yield "picture-of-tiny-blocks.gif", _gif((1, 1), [_gif_frame((0, 0), (1, 1), b"\2" + b"\1a" * 2_000_000 + b"\0")]), LENIENT
     yield "empty-extensions.gif", _gif((1, 1), [b"!\xff\0" * 900_000, one]), LENIENT
 
 
@@ -413,6 +434,22 @@ def _tiled(packed: bytes, compression: int, side: int) -> bytes:
     return _tiff(packed, (259, 3, 1, compression), *tile, without=(273, 278, 279))
 
 
+@functools.cache
+def _greedy_directory(entries: int = 20_000, kind: int = 7, head: bytes = b"II*\0") -> bytes:
+    """Returns a block of TIFF or EXIF whose entries all name the whole block: 20,000 of them 4.8 GB."""
+    order = "<" if head.startswith(b"II") else ">"
+    size = 8 + 2 + 12 * entries + 4
+    count = size // 8 if kind == 5 else size
+    parts = b"".join(struct.pack(f"{order}HHLL", 1000 + number, kind, count, 0) for number in range(entries))
+    return head + struct.pack(f"{order}LH", 8, entries) + parts + bytes(4)
+
+
+def _with_inner_directory(pixels: bytes, tag: int, kind: int) -> bytes:
+    """Returns a TIFF file that names a further directory, each of whose entries names the same 60,000 bytes."""
+    inner = _ifd([(50_000 + number, 7, 60_000, 0) for number in range(5_000)])
+    return _tiff(pixels + inner, (279, 4, 1, len(pixels)), (tag, kind, 1, 8 + len(pixels)))
+
+
 def _lying_tiffs() -> Iterator[tuple[str, bytes, Expected]]:
     pixels, deflate = bytes(range(200)) * 2, (259, 3, 1, 8)
     yield "plain.tiff", _tiff(pixels), OK
@@ -453,6 +490,17 @@ def _lying_tiffs() -> Iterator[tuple[str, bytes, Expected]]:
     yield "directory-in-the-head.tiff", b"II*\0\0\0\0\0" + bytes(400), UNREADABLE
     yield "65535-entries.tiff", b"II*\0\x08\0\0\0\xff\xff" + struct.pack(_ENTRY, 270, 2, 4, 8) * 65_535, UNREADABLE
     yield "cyclic-exif.tiff", _tiff(pixels, (34_665, 4, 1, start)), LENIENT
+    for name, tag, kind in (("exif", 34_665, 4), ("gps", 34_853, 13), ("interop", 40_965, 3)):
+        yield f"greedy-{name}.tiff", _with_inner_directory(pixels, tag, kind), UNREADABLE
+    entries = struct.pack("<HHQQ", 270, 2, 4, 8) * 140_000
+    yield "140000-entries.tiff", b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 140_000) + entries, UNREADABLE
+    yield "greedy.tiff", _greedy_directory(), UNREADABLE
+    yield "greedy-as-if-big.tiff", _greedy_directory(head=b"MM\0+"), UNREADABLE
+    wide = [(256, 4, 1, 4_000_000), (257, 4, 1, 1), (322, 4, 1, 2_000_000), (323, 4, 1, 1), (324, 3, 2, 8 | 9 << 16)]
+    wide.append((325, 3, 2, 1 | 1 << 16))
+    yield "tiles-a-byte-apart.tiff", _tiff(bytes(3_000_000), *wide, without=(273, 278, 279)), UNREADABLE
+    lines = [(256, 4, 1, 2_000_000), (257, 4, 1, 2), (278, 4, 1, 1), (273, 3, 2, 8 | 9 << 16), (279, 3, 2, 1 | 1 << 16)]
+    yield "strips-a-byte-apart.tiff", _tiff(bytes(3_000_000), *lines), UNREADABLE
     yield "floats.tiff", _tiff(bytes(1600), (258, 3, 1, 32), (339, 3, 1, 3)), frozenset({"unsupported"})
 
 
@@ -560,6 +608,8 @@ def _exifs() -> Iterator[tuple[str, bytes, Expected]]:
         yield f"exif-{name}.jpg", _after_start(saved(picture(), "JPEG"), _marker(0xE1, b"Exif\0\0" + block)), OK
         yield f"exif-{name}.png", _png(20, 20, _grey_rows(20, 20), _chunk(b"eXIf", block)), OK
         yield f"exif-{name}.webp", _riff(_canvas(60, 44, flags=8) + webp + _part(b"EXIF", block)), OK
+    for name, block in (("greedy", _greedy_directory()), ("400000-directories", b"II*\0" * 400_000)):
+        yield f"exif-{name}.webp", _riff(_canvas(60, 44, flags=8) + webp + _part(b"EXIF", block)), UNREADABLE
 
 
 # What is not a plain file, or has no plain name

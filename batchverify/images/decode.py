@@ -19,7 +19,7 @@ from batchverify.images.pillow_settings import no_limit_or_warnings, whole_files
 from batchverify.images.pixel_budget import PixelBudget
 from batchverify.images.plain_jpeg import plain_jpeg_size
 from batchverify.images.plain_png import plain_png_size
-from batchverify.images.safety import find_decoding_hazard, find_memory_hazard, lacks_strips
+from batchverify.images.safety import find_decoding_hazard, find_memory_hazard, has_overlapping_strips, lacks_strips
 from batchverify.images.traits import find_traits
 from batchverify.schema import ImageStatus, ImageTraits
 
@@ -138,11 +138,11 @@ def _open_and_decode(data: bytes, layout: Layout, max_pixels: int, defer: bool, 
     with open_image(data) as image:
         if failure := _check_header(image, max_pixels):
             return DecodedImage(failure)
+        traits = find_traits(data, image)
         if defer and layout.loader.can_wait(image, layout.is_grey):
-            return DecodedImage(UndecodedImage(data, image.width * image.height), find_traits(data, image))
+            return DecodedImage(UndecodedImage(data, image.width * image.height), traits)
         with budget.reserve(pixels_to_reserve(image, layout.loader.bytes_per_pixel)) if budget else contextlib.nullcontext():
-            pixels = layout.loader.load(data, image, layout, max_pixels)
-            return DecodedImage(pixels, find_traits(data, image))
+            return DecodedImage(layout.loader.load(data, image, layout, max_pixels), traits)
 
 
 def _check_header(image: ImageFile.ImageFile, max_pixels: int) -> ImageFailure | None:
@@ -153,6 +153,8 @@ def _check_header(image: ImageFile.ImageFile, max_pixels: int) -> ImageFailure |
         return ImageFailure(ImageStatus.TOO_LARGE, hazard)
     if lacks_strips(image):
         return ImageFailure(ImageStatus.UNREADABLE, "it cannot be decoded (a part of its pixels is missing)")
+    if has_overlapping_strips(image):
+        return ImageFailure(ImageStatus.UNREADABLE, "it cannot be decoded (its strips overlap)")
     return None
 
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageFile
 
 from batchverify.images.foreign_formats import isobmff_format
 from batchverify.images.pixel_budget import reserved_pixels
+from batchverify.images.png_chunks import read_png_end
 
 PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "AVIF", "PPM")
 FORMATS_IN_WORDS = "JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF or PNM"
@@ -25,7 +26,7 @@ _AVIF_PIXELS = 95_000_000
 
 
 def open_image(data: bytes) -> ImageFile.ImageFile:
-    """Opens an image file; its pixels are decoded by `load`.
+    """Opens an image file; its pixels are decoded by `load`. What may turn it is in its `info`, wherever the file has that.
 
     Raises:
         Exception: If no decoder knows the file, or if its header is broken. Pillow's decoders raise any exception.
@@ -33,7 +34,10 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
     if isobmff_format(data) in ("HEIC", "HEIF") and can_read_heif():
         # The decoder is not registered, because that would change what Pillow opens in a program that uses this package.
         return cast(ImageFile.ImageFile, importlib.import_module("pillow_heif").HeifImageFile(io.BytesIO(data)))
-    return Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
+    image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
+    if image.format == "PNG":
+        image.info.update(read_png_end(data))
+    return image
 
 
 def can_read_heif() -> bool:

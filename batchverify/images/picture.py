@@ -35,7 +35,8 @@ def find_turn(image: Image.Image) -> Image.Transpose | None:
     # An old way to store EXIF, as text that ImageMagick wrote; nothing has looked through it for traps.
     image.info.pop("Raw profile type exif", None)
     try:
-        return _TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        # A PNG file's own `getexif` decodes all pixels; `open_image` has read what stands behind them.
+        return _TRANSPOSES.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
     except Warning:  # `decode_or_defer` tries again without warnings.
         raise
     except Exception:  # The EXIF block is broken, but the pixels are whole.

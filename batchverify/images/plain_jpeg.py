@@ -6,17 +6,8 @@ from typing import NamedTuple
 
 from PIL import ExifTags
 
-from batchverify.images.safety import (
-    APP1,
-    EXIF,
-    FRAMES,
-    PROGRESSIVE_FRAME,
-    START_OF_SCAN,
-    directory_entries,
-    find_directory_hazard,
-    has_many_scans,
-    plain_segments,
-)
+from batchverify.images.directories import EXIF, directory_entries, find_directory_hazard
+from batchverify.images.safety import APP1, FRAMES, PROGRESSIVE_FRAME, START_OF_SCAN, has_many_scans, plain_segments
 
 _START, _TABLES = b"\xff\xd8\xff", 0xDB  # The markers are those of ITU-T T.81, table B.1.
 # Segments that change nothing, by marker: what each begins with, and the least length of its content. Others are not plain.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 
 from batchverify.images.plain_jpeg import PictureSize
-from batchverify.images.safety import png_chunks
+from batchverify.images.png_chunks import png_chunks
 
 _START = b"\x89PNG\r\n\x1a\n"
 _MAX_CHUNKS, _MAX_TEXT_BYTES = 10_000, 2**12

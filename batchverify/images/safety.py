@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 import re
-import struct
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, ImageFile
 
+from batchverify.images.directories import EXIF, find_directory_hazard, find_exif_hazard, find_hidden_hazard
+from batchverify.images.gif_blocks import MAX_BLOCKS, has_short_gif_header
+from batchverify.images.png_chunks import MAX_CHUNKS, find_png_exif, png_chunks
+
 _MAX_SCANS = 100  # This is libtiff's limit too; programs write about ten.
 _MAX_SEGMENTS = 1_000
-_MAX_GIF_BLOCKS = 4_000
-_MAX_STRIPS = 2**18
 _MAX_JUNK_BYTES = 2**16
-_MAX_PNG_PROFILES, _MAX_PNG_CHUNKS = 10, 100_000
+_MAX_PNG_PROFILES = 10
 # Pillow reads the numbers of text files, and comments of all, in Python: 60 MB take 10 seconds.
 _MAX_PNM_TEXT_BYTES, _MAX_PNM_HEADER_BYTES = 2**22, 2**16
 _PNM, _PNM_TEXT = re.compile(rb"P[1-6]\s"), re.compile(rb"P[1-3]\s")
@@ -23,42 +24,42 @@ _PNM_HEADER = re.compile(rb"P[1-6](?:(?:\s+|#[^\r\n]*[\r\n])+\d+){2,3}\s")
 _SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\x01-\x04]")
 _TO_NEXT_MARKER = re.compile(rb"[^\xff]*\xff+")
 _MARKERS_WITHOUT_LENGTH = {0x00, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
-_STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
-# The bytes of each type of number in a directory (TIFF 6.0, section 2), and the types that Pillow keeps as bytes.
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_BYTE_TYPES, _MAX_NUMBERS, _INLINE_BYTES = (1, 2, 6, 7), 2**18, 8
-EXIF = b"Exif\0\0"
-FRAMES, PROGRESSIVE_FRAME, START_OF_SCAN, APP1 = (0xC0, 0xC1, 0xC2), 0xC2, 0xDA, 0xE1  # ITU-T T.81, table B.1.
+FRAMES, PROGRESSIVE_FRAME, START_OF_SCAN, APP1, _APP2 = (0xC0, 0xC1, 0xC2), 0xC2, 0xDA, 0xE1, 0xE2  # ITU-T T.81, table B.1.
 # Frames, scans, tables, restart interval, comments, parts of applications: all decoders take them for segments with a length.
 _PLAIN_SEGMENTS = frozenset({*FRAMES, START_OF_SCAN, 0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE})
 # Further files that may hold EXIF: what they begin with, where that stands, and the name of the part.
 _EXIF_HOLDERS = ((b"RIFF", 0, b"EXIF"), (b"ftyp", 4, b""))
-# What Pillow takes for the start of a directory, also with its bytes in the wrong order.
-_DIRECTORY = re.compile(rb"II(?:\*\0|\0\*|\+\0)|MM(?:\0\*|\*\0|\0\+)")
+_MPF = b"MPF\0"  # The directory of further pictures in a JPEG file (CIPA DC-007).
 
 
 def find_decoding_hazard(data: bytes) -> str | None:
     """Returns what would make a small file take minutes or gigabytes to open; None if there is nothing of the kind."""
     if data.startswith(b"\xff\xd8"):
-        return _find_jpeg_hazard(data) or find_directory_hazard(_jpeg_exif(data))
-    if data.startswith(b"GIF8") and not _has_short_gif_header(data):
-        return f"a GIF file of more than {_MAX_GIF_BLOCKS} blocks before its picture"
+        return _find_jpeg_hazard(data) or _find_jpeg_directory_hazard(data)
+    if data.startswith(b"GIF8") and not has_short_gif_header(data):
+        return f"a GIF file of more than {MAX_BLOCKS} blocks before its picture"
     if data.startswith(b"\x89PNG"):
         return _find_png_hazard(data)
     if data.startswith((b"II", b"MM")):
-        return find_directory_hazard(data)
+        return find_directory_hazard(data, follow=True)
     if any(data.startswith(start, place) and name in data for start, place, name in _EXIF_HOLDERS):
-        return _find_exif_hazard(data)
+        return find_hidden_hazard(data)
     return _find_pnm_hazard(data) if _PNM.match(data) else None
 
 
 def _find_png_hazard(data: bytes) -> str | None:
-    names = png_chunk_names(data)
-    if isinstance(names, list) and len(names) > _MAX_PNG_CHUNKS:
-        return f"a PNG file of more than {_MAX_PNG_CHUNKS} chunks"
+    names, blocks = [], []
+    for name, start, end in itertools.islice(png_chunks(data), MAX_CHUNKS + 1):
+        names.append(name)
+        if (block := find_png_exif(data, name, start, end)) is not None:
+            blocks.append(block)
+    if len(names) > MAX_CHUNKS:
+        return f"a PNG file of more than {MAX_CHUNKS} chunks"
     if names.count(b"iCCP") > _MAX_PNG_PROFILES:
         return "a PNG file of many colour profiles"
-    return _find_exif_hazard(data) if b"eXIf" in names else None
+    if len(blocks) > _MAX_PNG_PROFILES:
+        return "a PNG file of many blocks of EXIF"
+    return next(filter(None, map(find_exif_hazard, blocks)), None)
 
 
 def _find_pnm_hazard(data: bytes) -> str | None:
@@ -155,91 +156,15 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         position += length
 
 
-def _has_short_gif_header(data: bytes) -> bool:
-    position = 13 + (3 << ((data[10] & 7) + 1) if data[10:11] >= b"\x80" else 0)
-    in_extension = False
-    for _ in range(_MAX_GIF_BLOCKS):
-        if position >= len(data) or (not in_extension and data[position] in b",;"):
-            return True
-        if in_extension:
-            in_extension = data[position] > 0
-            position += 1 + data[position]
-        else:
-            in_extension = data[position] == 0x21
-            position += 2 if in_extension else 1
-    return False
-
-
-def find_directory_hazard(block: bytes) -> str | None:
-    """Returns what would make Pillow's reader of TIFF and EXIF directories take far more memory or time than the block is long.
-
-    Pillow copies what an entry names once for each entry, and turns numbers into Python objects.
-    """
-    named = 0
-    for tag, kind, count, offset in directory_entries(block):
-        if tag in (_STRIP_OFFSETS, _TILE_OFFSETS) and count > _MAX_STRIPS:
-            return f"a TIFF file of more than {_MAX_STRIPS} strips"
-        size = count * _TYPE_BYTES.get(kind, 1)
-        if size <= _INLINE_BYTES or offset + size > len(block):
-            continue  # It is in the directory itself, or ends behind the block, and Pillow leaves it out.
-        named += size
-        if kind not in _BYTE_TYPES and count > _MAX_NUMBERS:
-            return f"a directory of TIFF or EXIF with more than {_MAX_NUMBERS} numbers in an entry"
-    if named > 2 * len(block) + _MAX_JUNK_BYTES:
-        return "a directory of TIFF or EXIF whose entries name far more bytes than it has"
-    return None
-
-
-def directory_entries(block: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Yields tag, type, count and offset of each entry of the first directory (TIFF 6.0, section 2; BigTIFF is wider)."""
-    order = "<" if block.startswith(b"II") else ">"
-    head, size, entry = ("8xQ", "Q", "HHQQ") if block[2:4] in (b"+\0", b"\0+") else ("4xL", "H", "HHLL")
-    try:
-        (start,) = struct.unpack_from(order + head, block)
-        (entries,) = struct.unpack_from(order + size, block, start)
-        for number in range(entries):
-            position = start + struct.calcsize(order + size) + number * struct.calcsize(order + entry)
-            yield struct.unpack_from(order + entry, block, position)
-    except (struct.error, OverflowError):  # The file ends early, and Pillow stops reading there too.
-        return
-
-
-def _jpeg_exif(data: bytes) -> bytes:
-    """Returns the block of EXIF in a JPEG file, empty without one. Pillow joins its parts."""
-    parts = [segment for marker, segment in _jpeg_segments(data) if marker == APP1 and segment.startswith(EXIF)]
-    return b"".join(part.removeprefix(EXIF) for part in parts)
-
-
-def png_chunk_names(data: bytes) -> list[bytes] | bytes:
-    """Returns the names of a PNG file's chunks, as far as one more than a file may have.
-
-    To search the whole file for a name would take far longer, while no other thread can run. Only where the chunks cannot be
-    followed to the end is it the file itself that is returned, in which every name can be found, too.
-    """
-    names: list[bytes] = []
-    for name, _, _ in png_chunks(data):
-        names.append(name)
-        if name == b"IEND" or len(names) > _MAX_PNG_CHUNKS:
-            return names
-    return data
-
-
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yields name, start and end of what stands in each chunk of a PNG file, up to its last one, or as far as the file goes."""
-    position = 8
-    while position + 8 <= len(data):
-        name, start = data[position + 4 : position + 8], position + 8
-        end = start + int.from_bytes(data[position : position + 4], "big")
-        yield name, start, end
-        if name == b"IEND":
-            return
-        position = end + 4
-
-
-def _find_exif_hazard(data: bytes) -> str | None:
-    """Returns the hazard in what Pillow may take for a block of EXIF in a file that is neither JPEG nor TIFF."""
-    blocks = (data[found.start() :] for found in _DIRECTORY.finditer(data))
-    return next(filter(None, map(find_directory_hazard, blocks)), None)
+def _find_jpeg_directory_hazard(data: bytes) -> str | None:
+    """Returns the hazard in a JPEG file's EXIF, whose parts Pillow joins, or in its last directory of further pictures."""
+    exif, pictures = [], b""
+    for marker, segment in _jpeg_segments(data):
+        if marker == APP1 and segment.startswith(EXIF):
+            exif.append(segment.removeprefix(EXIF))
+        elif marker == _APP2 and segment.startswith(_MPF):
+            pictures = segment.removeprefix(_MPF)
+    return find_exif_hazard(b"".join(exif)) or find_directory_hazard(pictures)
 
 
 def find_memory_hazard(image: ImageFile.ImageFile, max_pixels: int) -> str | None:
@@ -262,3 +187,20 @@ def lacks_strips(image: ImageFile.ImageFile) -> bool:
         left, upper, right, lower = tile.extents or (0, 0, *image.size)
         pixels += (right - left) * (lower - upper)
     return image.format == "TIFF" and pixels < image.width * image.height
+
+
+def has_overlapping_strips(image: ImageFile.ImageFile) -> bool:
+    """Returns whether strips or tiles of a TIFF file that is not packed begin less than a line apart.
+
+    Pillow reads as far as the next one begins, and copies all that it has read each time, until it has a whole line.
+    """
+    if image.format != "TIFF" or not image.tile or image.tile[0].codec_name != "raw":
+        return False
+    tiles = sorted(image.tile, key=lambda tile: tile.offset)
+    # A line has at least one bit for each pixel.
+    return any(0 < 8 * (after.offset - tile.offset) < _width(tile, image) for tile, after in itertools.pairwise(tiles))
+
+
+def _width(tile: ImageFile._Tile, image: ImageFile.ImageFile) -> int:
+    left, _, right, _ = tile.extents or (0, 0, *image.size)
+    return right - left

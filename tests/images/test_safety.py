@@ -1,6 +1,8 @@
 """The check before a decoder is called: what it refuses, and what decoders make of what it lets through."""
 
 import io
+import struct
+import time
 import zlib
 
 import numpy as np
@@ -10,9 +12,11 @@ from PIL import ExifTags, Image
 from batchverify.config import ModelConfig
 from batchverify.images.decode import decode, decode_or_defer
 from batchverify.images.failure import ImageFailure
+from batchverify.images.formats import open_image
 from batchverify.images.layout import Layout
 from batchverify.images.loaders import decide_loading, make_loader
 from batchverify.images.safety import find_decoding_hazard
+from batchverify.images.traits import find_traits
 from batchverify.schema import ImageTraits
 
 MANY = 150
@@ -117,3 +121,84 @@ def test_a_turn_in_a_png_file_is_found_before_and_behind_its_pixels(png, behind_
     loader = make_loader(decide_loading(ModelConfig(loader="batchverify")))
     found = decode_or_defer(data, Layout(4, 4, loader=loader), 1000, defer=False, budget=None)
     assert found.traits is ImageTraits.TURNED
+
+
+@pytest.mark.parametrize("name", [b"eXIf", b"iTXt"])
+@pytest.mark.parametrize("behind_the_pixels", [False, True])
+def test_the_traits_of_a_png_file_are_found_without_its_pixels(png, name, behind_the_pixels):
+    start, rest = png
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
+    chunk = png_chunk(name, xmp if name == b"iTXt" else exif.tobytes().removeprefix(b"Exif\0\0"))
+    data = start + rest[:-12] + chunk + rest[-12:] if behind_the_pixels else start + chunk + rest
+    with open_image(data) as image:
+        assert find_traits(data, image) is ImageTraits.TURNED
+        assert image.tile  # Pillow empties it when it decodes.
+
+
+def gif(*blocks: bytes) -> bytes:
+    """Returns a GIF file of 10 × 10 pixels with blocks behind its frame."""
+    file = io.BytesIO()
+    Image.new("P", (10, 10)).save(file, "GIF")
+    return file.getvalue()[:-1] + b"".join(blocks) + b";"
+
+
+FRAME = b",\0\0\0\0\1\0\1\0\0\2\2\x44\1\0"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        ([], ImageTraits.NONE),
+        ([b"!\xfe\3abc\0"], ImageTraits.NONE),
+        ([b"!\xfe\3a,c\0", FRAME], ImageTraits.MULTI_FRAME),
+        ([b"junk", FRAME], ImageTraits.MULTI_FRAME),
+        ([FRAME[:7]], ImageTraits.NONE),
+    ],
+    ids=["nothing", "a comment", "a comment and a frame", "junk and a frame", "a frame without an end"],
+)
+def test_a_second_frame_of_a_gif_file_is_found_behind_whatever_follows_the_first(blocks, expected):
+    assert decode_or_defer(gif(*blocks), Layout(4, 4), 1000, defer=False).traits is expected
+
+
+def test_a_long_comment_behind_the_picture_of_a_gif_file_takes_no_time():
+    data, started = gif(b"!\xfe" + b"\1a" * 500_000 + b"\0"), time.thread_time()
+    assert isinstance(decode(data, Layout(4, 4)), np.ndarray)
+    assert time.thread_time() - started < 2
+
+
+def raw_tiff(width: int, tags: dict[int, tuple[int, ...]]) -> bytes:
+    """Returns a grey TIFF file of two lines that are not packed, with tags of one or two long numbers."""
+    tags = {256: (width,), 257: (2,), 258: (8,), 259: (1,), 262: (1,), 277: (1,)} | tags
+    start = 8 + 2 * width
+    behind = start + 2 + 12 * len(tags) + 4
+    entries, values = b"", b""
+    for tag, numbers in sorted(tags.items()):
+        value = numbers[0] if len(numbers) == 1 else behind + len(values)
+        values += struct.pack(f"<{len(numbers)}L", *numbers) if len(numbers) > 1 else b""
+        entries += struct.pack("<HHLL", tag, 4, len(numbers), value)
+    return b"II*\0" + struct.pack("<L", start) + bytes(2 * width) + struct.pack("<H", len(tags)) + entries + bytes(4) + values
+
+
+WIDTH = 100_000
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {278: (1,), 273: (8, 9), 279: (WIDTH, WIDTH)},
+        {322: (WIDTH,), 323: (1,), 324: (9, 8), 325: (WIDTH, WIDTH)},
+        {278: (1,), 273: (8, 8 + WIDTH // 10), 279: (WIDTH, WIDTH)},
+    ],
+    ids=["strips", "tiles", "a tenth of a line"],
+)
+def test_a_tiff_file_whose_strips_begin_less_than_a_line_apart_is_refused(tags):
+    failure = decode(raw_tiff(WIDTH, tags), Layout(4, 4))
+    assert isinstance(failure, ImageFailure) and failure.status == "unreadable" and "strips overlap" in failure.error
+
+
+@pytest.mark.parametrize("second", [8, 8 + WIDTH])
+def test_a_tiff_file_whose_strips_are_a_line_apart_or_the_same_is_read(second):
+    data = raw_tiff(WIDTH, {278: (1,), 273: (8, second), 279: (WIDTH, WIDTH)})
+    assert isinstance(decode(data, Layout(4, 4)), np.ndarray)
