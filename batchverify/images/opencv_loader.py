@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from batchverify.images.failure import ImageFailure
-from batchverify.images.picture import apply_rules, fit_pixels, to_mode
+from batchverify.images.picture import apply_rules, find_turn_to_make, fit_pixels, to_mode, turn_pixels
 from batchverify.schema import ImageStatus
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class OpenCvLoader:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if pixels is None:
             return ImageFailure(ImageStatus.UNREADABLE, "OpenCV cannot decode it; repair it, or leave --loader opencv out")
+        if image.format == "TIFF":  # OpenCV turns TIFF files upright as Pillow does, whatever the flags say.
+            pixels = turn_pixels(pixels, find_turn_to_make(image, self.orientation))
         return pixels if grey else pixels[..., ::-1]
 
     def pixel_dtype(self, grey: bool) -> str:

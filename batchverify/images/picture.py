@@ -26,6 +26,13 @@ _TURNS: dict[Image.Transpose, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+# What undoes a turn; every other one undoes itself.
+_OPPOSITES = {
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+}
+
+
 class PaddingError(ValueError):
     """An image would have far too many pixels after padding."""
 
@@ -43,10 +50,25 @@ def find_turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
+def find_turn_to_make(image: Image.Image, orientation: str) -> Image.Transpose | None:
+    """Returns the turn that an image needs after Pillow has decoded it; None if it needs no turning.
+
+    Pillow turns a TIFF file upright while it decodes it, and forgets the turn; other files stay as they are.
+
+    Args:
+        image: The file as Pillow has opened it; its pixels are not decoded.
+        orientation: `apply` to turn images upright as EXIF says, or `ignore`.
+    """
+    turn = find_turn(image)
+    if image.format != "TIFF":
+        return turn if orientation == "apply" else None
+    return None if orientation == "apply" or turn is None else _OPPOSITES.get(turn, turn)
+
+
 def apply_rules(image: Image.Image, orientation: str, alpha: str) -> Image.Image:
     """Turns an image upright unless `orientation` is `ignore`, and replaces transparency unless `alpha` is `drop`."""
-    image = turn_upright(image) if orientation == "apply" else image
-    return lay_on(image, alpha) if alpha != "drop" and image.has_transparency_data else image
+    turn = find_turn_to_make(image, orientation)
+    return replace_transparency(turn_picture(image, turn), alpha)
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -55,10 +77,8 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def turn_upright(image: Image.Image) -> Image.Image:
-    """Turns an image as its EXIF block says. Pillow's own `exif_transpose` also copies an image that needs no turning."""
-    image.load()
-    turn = find_turn(image)
+def turn_picture(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    """Returns an image after a turn or a reflection."""
     return image if turn is None else image.transpose(turn)
 
 
@@ -67,8 +87,12 @@ def turn_pixels(pixels: np.ndarray, turn: Image.Transpose | None) -> np.ndarray:
     return pixels if turn is None else _TURNS[turn](pixels)
 
 
-def lay_on(image: Image.Image, colour: str) -> Image.Image:
-    """Returns an image in RGB, with its transparency replaced by a colour."""
+def replace_transparency(image: Image.Image, alpha: str) -> Image.Image:
+    """Returns an image with its transparency replaced by a colour, in RGB, or as it is where `alpha` is `drop`."""
+    return _lay_on(image, alpha) if alpha != "drop" and image.has_transparency_data else image
+
+
+def _lay_on(image: Image.Image, colour: str) -> Image.Image:
     image = image.convert("RGBA")
     background = Image.new("RGBA", image.size, colour)
     background.alpha_composite(image)

@@ -6,10 +6,10 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, JpegImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin
 
 from batchverify.images.failure import ImageFailure
-from batchverify.images.picture import apply_rules, fit_shape, to_mode, turn_upright
+from batchverify.images.picture import find_turn_to_make, fit_shape, replace_transparency, to_mode, turn_picture
 from batchverify.schema import ImageStatus
 
 if TYPE_CHECKING:
@@ -39,24 +39,16 @@ class PictureLoader:
         # the result within what the resize filter itself would smooth.
         if self.resample is not Image.Resampling.NEAREST and isinstance(image, JpegImagePlugin.JpegImageFile):
             image.draft(None, (2 * max(layout.height, layout.width),) * 2)
-        upright = self._open(image, layout.is_grey)
-        if isinstance(upright, ImageFailure):
-            return upright
-        resized = fit_shape(upright, layout, max_pixels).resize((layout.width, layout.height), self.resample)
+        picture = open_in_8_bits(image, self.orientation, self.alpha, layout.is_grey)
+        if isinstance(picture, ImageFailure):
+            return picture
+        resized = fit_shape(picture, layout, max_pixels).resize((layout.width, layout.height), self.resample)
         return layout.with_channels(np.asarray(resized))
 
     def decode(self, data: bytes, image: Image.Image, grey: bool) -> np.ndarray | ImageFailure:
         """See `ImageLoader`."""
-        upright = self._open(image, grey)
-        return upright if isinstance(upright, ImageFailure) else np.asarray(upright)
-
-    def _open(self, image: Image.Image, grey: bool) -> Image.Image | ImageFailure:
-        # The turn is looked up in the file's own metadata, which a picture that was made of it does not have.
-        eight_bits = _to_8_bits(turn_upright(image) if self.orientation == "apply" else image)
-        if isinstance(eight_bits, ImageFailure):
-            return eight_bits
-        eight_bits = apply_rules(eight_bits, "ignore", self.alpha)
-        return to_mode(eight_bits, "L" if grey else "RGB")
+        picture = open_in_8_bits(image, self.orientation, self.alpha, grey)
+        return picture if isinstance(picture, ImageFailure) else np.asarray(picture)
 
     def pixel_dtype(self, grey: bool) -> str:
         """See `ImageLoader`."""
@@ -67,12 +59,29 @@ class PictureLoader:
         return False
 
 
+def open_in_8_bits(image: Image.Image, orientation: str, alpha: str, grey: bool) -> Image.Image | ImageFailure:
+    """Returns the picture of a file in mode `RGB`, or `L` where colours are removed, under the rules of `apply_rules`."""
+    # The turn is looked up in the file's own metadata, which a picture that was made of it does not have.
+    turn = find_turn_to_make(image, orientation)
+    eight_bits = _to_8_bits(image)
+    if isinstance(eight_bits, ImageFailure):
+        return eight_bits
+    return to_mode(replace_transparency(turn_picture(eight_bits, turn), alpha), "L" if grey else "RGB")
+
+
 def _to_8_bits(image: Image.Image) -> Image.Image | ImageFailure:
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return Image.fromarray((np.asarray(image) >> _bits(image) - 8).astype(np.uint8))
     if image.mode == "I" and image.format in (None, "PNG", "PPM"):  # Pillow's mode for their 16-bit files
         return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
     return no_agreed_scale(image) or image
+
+
+def _bits(image: Image.Image) -> int:
+    """Returns how many bits a pixel has in a file whose pixels Pillow gives in 16 bits; 12 are possible in TIFF."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 16
+    return int(image.tag_v2[ExifTags.Base.BitsPerSample][0])
 
 
 def no_agreed_scale(image: Image.Image) -> ImageFailure | None:

@@ -57,6 +57,7 @@ class PillowLoader:
     def _open(self, image: Image.Image, grey: bool) -> Image.Image | ImageFailure:
         if failure := no_agreed_scale(image) if image.format not in ("PNG", "PPM") else None:
             return failure
+        image.load()  # Pillow turns TIFF files upright here, for these libraries as well, and finds no turn behind it.
         return self._to_mode(apply_rules(image, self.orientation, self.alpha), grey)
 
     def _to_mode(self, image: Image.Image, grey: bool) -> Image.Image:

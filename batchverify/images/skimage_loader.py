@@ -13,7 +13,7 @@ import skimage.transform
 from PIL import Image
 
 from batchverify.images.failure import ImageFailure
-from batchverify.images.picture import apply_rules, find_turn, fit_pixels, turn_pixels
+from batchverify.images.picture import apply_rules, find_turn_to_make, fit_pixels, turn_pixels
 
 if TYPE_CHECKING:
     from batchverify.images.layout import Layout
@@ -61,12 +61,13 @@ class SkimageLoader:
         """Returns pixels `(h, w)` or `(h, w, 3)`, of the type that the file has."""
         if self.alpha != "drop" and image.has_transparency_data:
             return np.asarray(apply_rules(image, self.orientation, self.alpha))
+        turn = find_turn_to_make(image, self.orientation)  # imageio decodes with Pillow.
         if image.format in _FORMATS and image.mode != "CMYK":
-            pixels = np.asarray(imageio.v3.imread(io.BytesIO(data)))  # This is what `skimage.io.imread` calls.
+            # This is what `skimage.io.imread` calls; without an index it would decode all frames of a PNG file.
+            pixels = np.asarray(imageio.v3.imread(io.BytesIO(data), index=0))
         else:
             pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-        if self.orientation == "apply":
-            pixels = turn_pixels(pixels, find_turn(image))
+        pixels = turn_pixels(pixels, turn)
         if pixels.ndim == 3 and pixels.shape[2] == 2:  # Grey with transparency.
             return np.asarray(pixels[..., 0])
         return np.asarray(pixels[..., :3] if pixels.ndim == 3 else pixels)

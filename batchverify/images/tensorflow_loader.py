@@ -14,8 +14,8 @@ from PIL import Image
 from batchverify.images.decode import UndecodedImage, decode
 from batchverify.images.failure import ImageFailure
 from batchverify.images.layout import Layout
-from batchverify.images.picture import apply_rules, find_turn, to_mode, turn_pixels
-from batchverify.images.picture_loader import no_agreed_scale
+from batchverify.images.picture import find_turn, turn_pixels
+from batchverify.images.picture_loader import open_in_8_bits
 
 # TensorFlow decodes these. It decodes most BMP, GIF and WebP files to the same pixels as Pillow, and some not at all.
 _FORMATS = ("JPEG", "MPO", "PNG")
@@ -40,25 +40,26 @@ class TensorFlowLoader:
 
     def load(self, data: bytes, image: Image.Image, layout: Layout, max_pixels: int) -> np.ndarray | ImageFailure:
         """See `ImageLoader`."""
-        if failure := no_agreed_scale(image) if image.format not in _FORMATS else None:
-            return failure
         with tf.device("CPU"):
             pixels = self._decode(data, image, layout.is_grey)
+            if isinstance(pixels, ImageFailure):
+                return pixels
             resized = self.resize(pixels, layout).numpy()
         return layout.with_channels(resized)
 
     def decode(self, data: bytes, image: Image.Image, grey: bool) -> np.ndarray | ImageFailure:
         """See `ImageLoader`."""
-        if failure := no_agreed_scale(image) if image.format not in _FORMATS else None:
-            return failure
-        pixels = np.asarray(self._decode(data, image, grey))
-        return pixels[..., 0] if grey else pixels
+        pixels = self._decode(data, image, grey)
+        if isinstance(pixels, ImageFailure):
+            return pixels
+        return np.asarray(pixels)[..., 0] if grey else np.asarray(pixels)
 
     def _decode(self, data: bytes, image: Image.Image, grey: bool) -> Any:
-        """Returns uint8 pixels `(height, width, 1 or 3)`, a tensor or an array."""
+        """Returns uint8 pixels `(height, width, 1 or 3)`, a tensor or an array, or the failure."""
         if not self._is_decoded_by_tensorflow(image, grey):
-            pixels = np.asarray(to_mode(apply_rules(image, self._orientation, self._alpha), "L" if grey else "RGB"))
-            return pixels[..., None] if grey else pixels
+            # TensorFlow scales 16 bits to 8 as this does.
+            picture = open_in_8_bits(image, self._orientation, self._alpha, grey)
+            return picture if isinstance(picture, ImageFailure) else np.atleast_3d(np.asarray(picture))
         try:
             pixels = tf.io.decode_image(data, channels=1 if grey else 3, expand_animations=False)
         except tf.errors.OpError as error:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -58,6 +59,15 @@ def test_sixteen_bits_are_scaled_to_eight(kind):
     pixels = succeeded(decode(encoded(Image.fromarray(grey), kind), Layout(*SIZE, channels=1)))
     assert pixels.shape == (*SIZE, 1)
     assert pixels[0].mean() < 6 and pixels[-1].mean() > 249
+
+
+def test_twelve_bits_are_scaled_to_eight():
+    # Two lines of four pixels: white, grey, black and black, in three bytes for two pixels.
+    pixels = b"\xff\xf8\x00\0\0\0" * 2
+    numbers = [(256, 4), (257, 2), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 2), (279, len(pixels))]
+    entries = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in numbers)
+    data = b"II*\0" + struct.pack("<L", 8 + len(pixels)) + pixels + struct.pack("<H", len(numbers)) + entries + bytes(4)
+    assert succeeded(decode(data, Layout(2, 4, channels=1)))[..., 0].tolist() == [[255, 128, 0, 0]] * 2
 
 
 def test_transparency_lies_on_white():

@@ -21,6 +21,7 @@ from batchverify.images.failure import ImageFailure
 from batchverify.images.layout import Layout
 from batchverify.images.loaders import _PILLOW_FILTERS, decide_loading, make_loader
 from batchverify.model.preprocessing import Preprocessing
+from batchverify.schema import ImageTraits
 from tests.support.outcomes import succeeded
 
 SIZES = [(24, 36), (150, 170)]  # Smaller and larger than the pictures; height and width.
@@ -186,6 +187,43 @@ def test_orientation_turns_every_loaders_pixels_upright_or_leaves_them(loader):
         back.save(file, "TIFF", tiffinfo={274: number})
         places = np.asarray(keras_upright(Image.open(file)))
         same(applied, upright.reshape(-1, 3)[places].reshape(applied.shape))
+
+
+@pytest.mark.parametrize("loader", ["tf", "keras-dataset", "opencv", "skimage", "batchverify"])
+def test_orientation_turns_tiff_files_upright_or_leaves_them(loader):
+    stored = loaded(encoded(picture(), "TIFF"), (71, 93), loader=loader, resize="nearest")
+    for number in range(1, 9):
+        tiff, png = (encoded(picture(), form, exif=turned(number)) for form in ("TIFF", "PNG"))
+        size = (71, 93) if number < 5 else (93, 71)
+        same(loaded(tiff, (71, 93), loader=loader, resize="nearest", orientation="ignore"), succeeded(stored))
+        found = loaded(tiff, size, loader=loader, resize="nearest", orientation="apply")
+        same(found, succeeded(loaded(png, size, loader="batchverify", resize="nearest")))
+        layout = Layout(8, 8, loader=make_loader(decide_loading(ModelConfig(loader=loader))))
+        expected_traits = ImageTraits.TURNED if number > 1 else ImageTraits.NONE
+        assert decode_or_defer(tiff, layout, 10**6, defer=False).traits is expected_traits
+
+
+@pytest.mark.parametrize("loader", ["pillow", "keras-load-img"])
+def test_libraries_that_read_with_pillow_get_tiff_files_upright_as_it_gives_them(loader):
+    for number in range(1, 9):
+        data, size = encoded(picture(), "TIFF", exif=turned(number)), (71, 93) if number < 5 else (93, 71)
+        expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        for orientation in (None, "apply"):
+            same(loaded(data, size, loader=loader, resize="nearest", orientation=orientation), expected)
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("loader", ["tf", "keras-dataset", "batchverify"])
+def test_16_bits_of_a_tiff_file_are_scaled_as_those_of_a_png_file(loader, channels):
+    grey = Image.fromarray(np.asarray(picture("L")).astype(np.uint16) * 200)
+    found, expected = (loaded(encoded(grey, form), (71, 93), channels, loader=loader) for form in ("TIFF", "PNG"))
+    same(found, succeeded(expected))
+
+
+def test_the_first_frame_of_an_animated_png_file_is_all_that_skimage_decodes():
+    frames = [picture(), Image.new("RGB", (93, 71), "red")]
+    data = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    same(loaded(data, SIZES[0], loader="skimage"), succeeded(loaded(FILES["png"], SIZES[0], loader="skimage")))
 
 
 def keras_upright(image: Image.Image) -> Image.Image:
