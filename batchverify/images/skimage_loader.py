@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from typing import TYPE_CHECKING, Any
 
-import imageio.v3
 import numpy as np
 import skimage.color
 import skimage.transform
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
 _resize: Any = skimage.transform.resize  # It has no types.
 ORDERS = {"bilinear": 1, "nearest": 0, "bicubic": 3}
-# imageio, which reads for scikit-image, needs a plug-in of its own for the others; they are decoded by Pillow.
+# imageio, which reads for scikit-image, decodes these with Pillow, and needs a plug-in of its own for the others.
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF")
 
 
@@ -52,22 +50,17 @@ class SkimageLoader:
 
     def decode(self, data: bytes, image: Image.Image, grey: bool) -> np.ndarray:
         """See `ImageLoader`; the pixels have the type of the file's, or are floats in [0, 1] if colours were removed."""
-        pixels = self._read(data, image)
+        pixels = self._read(image)
         if pixels.ndim == 3:
             return np.asarray(skimage.color.rgb2gray(pixels)) if grey else pixels
         return pixels if grey else np.stack([pixels] * 3, axis=-1)  # This is `skimage.color.gray2rgb`.
 
-    def _read(self, data: bytes, image: Image.Image) -> np.ndarray:
+    def _read(self, image: Image.Image) -> np.ndarray:
         """Returns pixels `(h, w)` or `(h, w, 3)`, of the type that the file has."""
         if self.alpha != "drop" and image.has_transparency_data:
             return np.asarray(apply_rules(image, self.orientation, self.alpha))
-        turn = find_turn_to_make(image, self.orientation)  # imageio decodes with Pillow.
-        if image.format in _FORMATS and image.mode != "CMYK":
-            # This is what `skimage.io.imread` calls; without an index it would decode all frames of a PNG file.
-            pixels = np.asarray(imageio.v3.imread(io.BytesIO(data), index=0))
-        else:
-            pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-        pixels = turn_pixels(pixels, turn)
+        turn = find_turn_to_make(image, self.orientation)
+        pixels = turn_pixels(np.array(_as_imageio(image)), turn)
         if pixels.ndim == 3 and pixels.shape[2] == 2:  # Grey with transparency.
             return np.asarray(pixels[..., 0])
         return np.asarray(pixels[..., :3] if pixels.ndim == 3 else pixels)
@@ -79,3 +72,13 @@ class SkimageLoader:
     def can_wait(self, image: Image.Image | None, grey: bool) -> bool:
         """See `ImageLoader`."""
         return False
+
+
+def _as_imageio(image: Image.Image) -> Image.Image:
+    """Returns a picture in the mode in which imageio takes its pixels from Pillow.
+
+    imageio itself would also decode every frame of a PNG file, and all that its EXIF names.
+    """
+    if image.format not in _FORMATS or image.mode == "CMYK":
+        return image if image.mode in ("L", "RGB") else image.convert("RGB")
+    return image.convert(image.palette.mode) if image.mode == "P" and image.palette else image

@@ -220,6 +220,11 @@ def test_16_bits_of_a_tiff_file_are_scaled_as_those_of_a_png_file(loader, channe
     same(found, succeeded(expected))
 
 
+def test_a_broken_block_of_exif_does_not_keep_skimage_from_the_pixels():
+    broken = encoded(picture(), "PNG", exif=b"no directory")
+    same(loaded(broken, SIZES[0], loader="skimage"), succeeded(loaded(FILES["png"], SIZES[0], loader="skimage")))
+
+
 def test_the_first_frame_of_an_animated_png_file_is_all_that_skimage_decodes():
     frames = [picture(), Image.new("RGB", (93, 71), "red")]
     data = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
