@@ -81,6 +81,20 @@ def test_options_that_it_does_not_take_are_refused(options, small_model):
         batchverify.load(small_model, **options)
 
 
+def test_an_output_that_is_no_score_is_an_error_or_missing(tmp_path):
+    pixels, left, right = (keras.Input((16, 16, 3)) for _ in range(3))
+    encoder = keras.Model(pixels, keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(pixels)))
+    distance = 1.5 * keras.ops.mean(keras.ops.abs(encoder(left) - encoder(right)), axis=-1, keepdims=True)
+    keras.Model([left, right], distance).save(tmp_path / "far.keras")
+    black, white = np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)
+    options = {"pixels": "0..255", "output_is": "dissimilarity"}
+    told = r"gave the score -0\.5 to memory:\w+ and memory:\w+, and a score lies in \[0, 1\]"
+    with pytest.raises(batchverify.RunError, match=told):
+        batchverify.load(tmp_path / "far.keras", **options).score(black, white)
+    kept = batchverify.load(tmp_path / "far.keras", on_nan="keep", **options).score([black, black], [white, black])
+    assert np.isnan(kept[0]) and kept[1] == 1
+
+
 def test_two_models_score_side_by_side(scorer, small_model, images, demo):
     other = batchverify.load(None)
     before = scorer.score(images[0], images[1])
