@@ -272,8 +272,8 @@ class RunDirectory(ClaimedDirectory):
         if self._holds(_RUNNING) or self.is_finished():
             raise self._taken_error()
         raise RunError(
-            f"--output {self.path} was deleted, emptied or replaced while the run wrote to it; leave the directory alone "
-            "during a run, and start the run again."
+            f"--output {self.path} was deleted, emptied or replaced while the run wrote to it, or the run was interrupted; "
+            "leave the directory alone during a run, and start the run again."
         )
 
     def _is_held_by(self, run_id: str) -> bool:
