@@ -48,7 +48,8 @@ and with a GPU in each worker that encodes; IMAGE is built from deploy/Dockerfil
     … --accelerator nvidia-tesla-t4 --sdk_container_image=IMAGE
 
 Exit codes: 0 done, or submitted with --no-wait; 1 the run failed; 2 refused before anything ran; 3 done, but a gate is not
-met; 129, 130 and 143 stopped by SIGHUP, SIGINT and SIGTERM, and a job on Dataflow cancelled."""
+met; 75 the manifest is not there yet; 129, 130 and 143 stopped by SIGHUP, SIGINT and SIGTERM, and a job on Dataflow
+cancelled."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -54,22 +54,23 @@ class Parser(argparse.ArgumentParser):
         self._refuse_unknown(argv, [])
         options: argparse.Namespace
         options, rest = self.parse_known_args(argv)
-        self._refuse_rest(rest)
+        self._refuse_words(rest)
         return options
 
     def parse_with_beam(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Returns the options, and the arguments that are Beam's as Beam spells them.
+        """Returns the options, and Beam's arguments, `--name=value`, as Beam spells them.
 
         A portable runner has options that its job service alone knows; the run asks it.
 
         Raises:
-            PreflightError: if an option is neither ours nor Beam's nor may be the runner's, or a value is wrong.
+            PreflightError: if an option is neither ours nor Beam's nor may be the runner's, a word is neither an option nor the
+                value of one, or a value is wrong.
         """
-        beams = _beam_option_names() if self._unknown(argv) else []
+        beams = _beam_options() if self._unknown(argv) else {}
         is_portable = any(map(_PORTABLE_RUNNER.fullmatch, argv))
         self._refuse_unknown([word for word in argv if not is_portable or self._is_like_ours(word)], beams)
-        options, rest = self.parse_known_args(argv)
-        self._refuse_rest(rest)
+        options, rest = self.parse_known_args(self._join_others_values(argv, beams))
+        self._refuse_words([word for word in rest if not word.startswith("--") or word == "--"])
         return options, _respell(rest, beams)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -104,13 +105,34 @@ class Parser(argparse.ArgumentParser):
                 joined.append(argument)
         return joined
 
+    def _join_others_values(self, arguments: Sequence[str], beams: Mapping[str, bool]) -> list[str]:
+        """Returns `--region europe-west4` as one argument where the option is not ours.
+
+        argparse does not know whether such an option has a value, and would take it for a word of its own.
+
+        Args:
+            arguments: The arguments.
+            beams: Whether each of Beam's options has a value. An option that neither we nor Beam know may have one.
+        """
+        without_value = {"--", *map(_hyphenate, self.option_names())}
+        without_value |= {_hyphenate(name) for name, has_value in beams.items() if not has_value}
+        joined: list[str] = []
+        for argument in arguments:
+            option = joined[-1] if joined else ""
+            may_have_value = option.startswith("--") and "=" not in option and _hyphenate(option) not in without_value
+            if may_have_value and (not argument.startswith("-") or _DASHED_VALUE.match(argument)):
+                joined[-1] += f"={argument}"
+            else:
+                joined.append(argument)
+        return joined
+
     def _unknown(self, argv: Sequence[str], others: Iterable[str] = ()) -> list[str]:
         """Returns the names in `argv` that are neither options of this parser nor among `others`."""
         known = {_hyphenate(name) for name in (*self.option_names(), *others)}
         names = [argument.split("=")[0] for argument in argv if argument.startswith("--") and argument != "--"]
         return [name for name in names if _hyphenate(name) not in known]
 
-    def _refuse_unknown(self, argv: Sequence[str], beams: Sequence[str]) -> None:
+    def _refuse_unknown(self, argv: Sequence[str], beams: Iterable[str]) -> None:
         # This comes before argparse looks at the arguments. It would speak of a missing --output before a misspelt --outptu.
         if unknown := self._unknown(argv, beams):
             raise PreflightError([self._unknown_option(name, beams) for name in unknown])
@@ -119,14 +141,17 @@ class Parser(argparse.ArgumentParser):
         """Returns whether an argument is one of our options, or may be one that is misspelt."""
         return bool(difflib.get_close_matches(_hyphenate(argument.partition("=")[0]), self.option_names(), 1, 0.75))
 
-    def _unknown_option(self, name: str, beams: Sequence[str]) -> str:
+    def _unknown_option(self, name: str, beams: Iterable[str]) -> str:
         ours = self.option_names()
         near = difflib.get_close_matches(name, [*ours, *beams], 1, 0.75) or difflib.get_close_matches(name, ours, 1, 0.6)
         return f"there is no option {name}; " + (f"did you mean {near[0]}?" if near else f"see {self.prog} --help.")
 
-    def _refuse_rest(self, rest: Sequence[str]) -> None:
-        if rest and not rest[0].startswith("-"):
-            self.error(f"'{rest[0]}' is not an option; options begin with --")
+    def _refuse_words(self, words: Sequence[str]) -> None:
+        """Refuses words that are neither options nor their values; a shell makes several of a glob that is not quoted."""
+        if len(words) == 1:
+            self.error(f"'{words[0]}' is not an option; options begin with --")
+        if words:
+            self.error(f"'{words[0]}' and {len(words) - 1:,} more are not options, which begin with --; put a glob into quotes")
 
 
 def join_values(arguments: Sequence[str]) -> list[str]:
@@ -154,7 +179,7 @@ def _hyphenate(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _beam_option_names() -> list[str]:
-    from batchverify.io.storage_options import beam_option_names
+def _beam_options() -> dict[str, bool]:
+    from batchverify.io.storage_options import beam_options
 
-    return beam_option_names()
+    return beam_options()

@@ -65,13 +65,18 @@ def _use(options: StorageOptions) -> None:
 
 def beam_option_names() -> list[str]:
     """Returns the names of all options that are Beam's."""
+    return list(beam_options())
+
+
+def beam_options() -> dict[str, bool]:
+    """Returns all options that are Beam's, and whether each of them has a value."""
     parser: Any = argparse.ArgumentParser(add_help=False)
     for kind in PipelineOptions.__subclasses__():
         try:
             kind._add_argparse_args(parser)
         except argparse.ArgumentError:  # Two of Beam's own classes share an option.
             continue
-    return [option for action in parser._actions for option in action.option_strings]
+    return {option: action.nargs != 0 for action in parser._actions for option in action.option_strings}
 
 
 def with_storage_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -102,7 +102,31 @@ def test_an_output_that_cannot_be_made_fails_in_a_sentence(demo, tmp_path, comma
 def test_beams_options_pass_through():
     arguments = parse(["--manifest=m.csv", "--output=o", "--runner=DataflowRunner", "--region", "europe-west4"])
     assert arguments.config.manifests == ("m.csv",)
-    assert arguments.beam_args == ["--runner=DataflowRunner", "--region", "europe-west4"]
+    assert arguments.beam_args == ["--runner=DataflowRunner", "--region=europe-west4"]
+    more = ["--streaming", "--num_workers", "-1", "--experiments", "a", "--experiments", "b", "--labels", "", "--limit", "3"]
+    arguments = parse(["--manifest=m.csv", "--output=o", *more])
+    given = ["--streaming", "--num_workers=-1", "--experiments=a", "--experiments=b", "--labels="]
+    assert arguments.beam_args == given and arguments.config.limit == 3
+    portable = parse(["--manifest=m.csv", "--output=o", "--runner=PortableRunner", "--their_own", "7", "--their_flag"])
+    assert portable.beam_args == ["--runner=PortableRunner", "--their_own=7", "--their_flag"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--temp_location=/tmp/t", "--manifest", "a.csv", "b.csv", "c.csv"], "'b.csv' and 1 more are not options"),
+        (["--manifest", "a.csv", "b.csv", "--temp_location", "/tmp/t"], "'b.csv' is not an option"),
+        (["--temp_location", "--manifest", "a.csv", "b.csv"], "'b.csv' is not an option"),
+        (["--manifest", "a.csv", "--project", "p", "b.csv"], "'b.csv' is not an option"),
+        (["--manifest", "a.csv", "--streaming", "b.csv"], "'b.csv' is not an option"),
+        (["--manifest", "a.csv", "--project=p", "-v"], "'-v' is not an option"),
+        (["--manifest", "a.csv", "--project=p", "--", "b.csv"], "'--' and 1 more are not options"),
+        (["--manifest", "a.csv", "--runner=PortableRunner", "--their_own", "7", "b.csv"], "'b.csv' is not an option"),
+    ],
+)
+def test_a_word_that_is_neither_an_option_nor_a_value_is_refused_wherever_it_stands(words, told, tmp_path, command):
+    code, _, err = command("--output", tmp_path / "out", *words)
+    assert code == 2 and told in err and not (tmp_path / "out").exists()
 
 
 def test_a_tilde_in_a_path_is_the_home_folder(monkeypatch):

@@ -88,6 +88,7 @@ def test_hyphens_and_underscores_are_the_same():
         ("convert", ["lfw", "pairs.txt", "--output", "p.csv", "--over_write"], None, "did you mean --overwrite?"),
         ("convert", ["scores", "out", "--output", "s", "--format", "bob", "--label_column", "same"], "label_column", "same"),
         ("report", ["out", "--s3-endpoint-url", "http://x"], "directory", "out"),
+        ("report", ["--s3-endpoint-url", "http://x", "out"], "directory", "out"),
     ],
 )
 def test_hyphens_and_underscores_are_the_same_in_subcommands(name, arguments, field, value):
@@ -98,14 +99,16 @@ def test_hyphens_and_underscores_are_the_same_in_subcommands(name, arguments, fi
     parsed: Any = load_subcommand(name).parse(arguments)
     options, *_, beam_args = parsed
     assert getattr(options, field) == value
-    assert beam_args == (["--s3_endpoint_url", "http://x"] if name == "report" else [])
+    assert beam_args == (["--s3_endpoint_url=http://x"] if name == "report" else [])
 
 
-def test_training_takes_underscores():
+def test_training_takes_underscores_and_file_uris():
     given = ["--images=i", "--output=m.keras", "--steps_per_epoch=7", "--hold_out", "a"]
     parsed: Any = load_subcommand("train").parse(given)
     recipe, settings = parsed
     assert recipe.steps_per_epoch == 7 and settings.hold_out == ("a",)
+    parsed = load_subcommand("train").parse(["--manifest=file:///a%20b/p.csv", "--output=m.keras"])
+    assert parsed[1].manifest.manifests == ("/a b/p.csv",)
 
 
 def test_no_option_of_ours_is_one_of_beams():
@@ -123,6 +126,18 @@ def test_no_option_of_ours_is_one_of_beams():
         (["report", "out", "--outptu=x"], "there is no option --outptu; did you mean --output?"),
         (["train", "--imags", "x"], "there is no option --imags; did you mean --images?"),
         (["doctor", "model.keras"], "'model.keras' is not an option; options begin with --; see batchverify doctor --help."),
+        (
+            ["doctor", "--project=p", "model.keras"],
+            "'model.keras' is not an option; options begin with --; see batchverify doctor --help.",
+        ),
+        (
+            ["report", "out", "--project", "p", "more"],
+            "'more' is not an option; options begin with --; see batchverify report --help.",
+        ),
+        (
+            ["train", "--images=i", "--output=o", "-q"],
+            "'-q' is not an option; options begin with --; see batchverify train --help.",
+        ),
     ],
 )
 def test_an_unknown_option_of_a_subcommand_is_a_sentence(arguments, expected, capsys):
