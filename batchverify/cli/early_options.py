@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from batchverify.cli.options import add_monitoring_options
 from batchverify.cli.parser import Parser, path_option
@@ -30,13 +32,23 @@ class EarlyOptions:
 
 
 def read_early_options(arguments: Sequence[str]) -> EarlyOptions:
-    """Returns the early options of a job's command line; the defaults where these cannot be understood either."""
+    """Returns the early options of a job's command line; an option that cannot be understood has its default."""
     parser = Parser(add_help=False)
     add_monitoring_options(parser)
     parser.add_argument("--output", type=path_option, default="")
     parser.add_argument("--check", action="store_true")
+    read: dict[str, Any] = {}
+    for option in parser._actions:
+        read |= _read_alone(option, arguments)
+    return EarlyOptions(**read)
+
+
+def _read_alone(option: argparse.Action, arguments: Sequence[str]) -> dict[str, Any]:
+    """Returns what a command line says of one option, whatever is wrong with the others."""
+    parser = Parser(add_help=False)
+    parser._add_action(option)
     try:
         options, _ = parser.parse_known_args(arguments)
     except PreflightError:  # The whole command line is parsed next, and refused with the reason.
-        return EarlyOptions()
-    return EarlyOptions(**vars(options))
+        return {}
+    return dict(vars(options))

@@ -130,6 +130,21 @@ def test_a_refusal_is_told(given, code, verdict, arguments, told, capsys):
     assert verdict in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", [["--output"], ["--output=o", "--output"], ["--check=yes"]])
+def test_a_refusal_is_told_though_another_early_option_is_wrong(wrong, told, capsys):
+    options, read = told
+    assert main(["--manifest", "m.csv", *wrong, *options, "--log-format", "json"]) == 2
+    found, environment = read()
+    assert found["last_run_exit_code"] == {"": 2} and environment["EXIT_CODE"] == "2"
+    assert records(capsys.readouterr().err)[-1]["message"] == environment["VERDICT"] != ""
+
+
+def test_a_refusal_is_told_though_the_format_of_the_log_is_wrong(told, capsys):
+    options, read = told
+    assert main(["--manifest", "m.csv", "--output", "o", "--log-format", "$UNSET", *options]) == 2
+    assert read()[0]["last_run_exit_code"] == {"": 2} and read()[1]["OUTPUT"] == "o"
+
+
 @pytest.mark.parametrize(
     ("error", "verdict"), [(RunError("it broke."), "the run failed: it broke."), (ValueError("a\x1b"), "ValueError")]
 )
