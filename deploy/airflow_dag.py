@@ -6,6 +6,7 @@ batchverify's own environment, not Airflow's.
 """
 
 import os
+import signal
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,24 @@ FINAL = {
     2: "refused before anything ran: manifest, model, baseline or an option; the log says which",
     3: "done and written, but a gate is not met: look at the scores before anybody uses them",
 }
+
+
+def run_night(day: str) -> int:
+    """Scores a day and returns the exit code; where Airflow stops the task, the job is stopped, too, and cleans up first.
+
+    At its time limit Airflow raises an exception. A task that is cleared gets SIGTERM, and SIGKILL five seconds later.
+    """
+    # Somebody who clears a task wants its day scored again.
+    night = subprocess.Popen([NIGHTLY, "--overwrite"], env={**os.environ, "DAY": day})
+    earlier = signal.signal(signal.SIGTERM, lambda *_: night.terminate())
+    try:
+        return night.wait()
+    except BaseException:
+        night.terminate()
+        night.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 @dag(
@@ -39,13 +58,12 @@ FINAL = {
 def batchverify():
     @task
     def score(day: str) -> None:
-        # Somebody who clears a task wants its day scored again.
-        done = subprocess.run([NIGHTLY, "--overwrite"], env={**os.environ, "DAY": day}, check=False)
-        if done.returncode in FINAL:
-            raise AirflowFailException(f"exit code {done.returncode}: {FINAL[done.returncode]}")
-        if done.returncode:
-            why = "the manifest is not there yet" if done.returncode == 75 else "the run failed, and left nothing"
-            raise RuntimeError(f"exit code {done.returncode}: {why}; Airflow tries again")
+        code = run_night(day)
+        if code in FINAL:
+            raise AirflowFailException(f"exit code {code}: {FINAL[code]}")
+        if code:
+            why = "the manifest is not there yet" if code == 75 else "the run failed, and left nothing"
+            raise RuntimeError(f"exit code {code}: {why}; Airflow tries again")
 
     score("{{ ds }}")
 

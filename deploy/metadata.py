@@ -21,12 +21,15 @@ _NOT_FOR_LAUNCHERS = {
     "--metrics-file",
     "--notify-command",
 }
+# Without a model, the demo model would score the pairs.
+_REQUIRED = ("manifest", "output", "model")
 _URI = r"[a-z][a-z0-9+.-]*://.+"
+_MODEL = f"{_URI}|models:/.+"
 _NUMBER = r"-?[0-9]*\.?[0-9]+(e-?[0-9]+)?"
 _REGEXES = {
     "pixels": f"({'|'.join(map(re.escape, PIXELS))})(-binary:[0-9.]+)?".replace(r"\-", "-"),
-    "manifest": _URI, "output": _URI, "model": _URI, "image_root": _URI, "baseline": _URI, "embeddings": _URI,
-    "candidate": _URI,
+    "manifest": _URI, "output": _URI, "model": _MODEL, "image_root": _URI, "baseline": _URI, "embeddings": _URI,
+    "candidate": _MODEL,
     "max_failed_rows": r"[0-9]+|[0-9]*\.?[0-9]+%", "max_identity_faults": r"[0-9]+|[0-9]*\.?[0-9]+%",
     "image_size": r"[0-9]+(x[0-9]+)?", "match_column": "[01]", "custom_object": ".+=.+",
     "accelerator": r"[a-z][a-z0-9-]*|type:[a-z][a-z0-9-]*;count:1(;[A-Za-z0-9:._-]+)*",
@@ -63,15 +66,16 @@ def _describe(action: argparse.Action) -> dict[str, Any]:
     return {
         "name": name,
         "label": name.replace("_", " ").capitalize(),
-        "helpText": _sentence((action.help or "") % vars(action) + (", separated by a comma" if action.nargs == 2 else "")),
-        "isOptional": name not in ("manifest", "output"),
+        "helpText": _help(name, action),
+        "isOptional": name not in _REQUIRED,
         "regexes": [f"^({_regex(name, action)})$"],
     }
 
 
-def _sentence(text: str) -> str:
-    # One parameter has one value.
-    text = text.removesuffix("; may be given several times")
+def _help(name: str, action: argparse.Action) -> str:
+    text = (action.help or "") % vars(action) + (", separated by a comma" if action.nargs == 2 else "")
+    text = text.removesuffix("; may be given several times")  # One parameter has one value.
+    text = re.sub(r" \(default: .*\)$", "", text) if name in _REQUIRED else text
     return text[:1].upper() + text[1:] + "."
 
 

@@ -6,10 +6,12 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,39 @@ def test_all_three_name_the_same_settings(site):
     assert named[0] - {"MAILTO", "LOG"} == named[1] == {"PAIRS", "SCORES", "MODEL", "PYTHON"}
 
 
+AIRFLOW = {
+    "airflow/sdk/__init__.py": "dag = lambda **_: lambda make: make\ntask = lambda score: lambda day: None\n",
+    "airflow/sdk/exceptions.py": "class AirflowFailException(Exception): pass\n",
+    "airflow/providers/smtp/notifications/smtp.py": "SmtpNotifier = None\n",
+}
+
+
+@pytest.mark.parametrize("by_alarm", [True, False])
+def test_a_task_that_airflow_stops_stops_the_job_which_cleans_up(by_alarm, nightly, tmp_path):
+    """At a task's time limit Airflow raises an exception in the handler of an alarm; a task that is cleared gets SIGTERM."""
+    _, told = nightly
+    for name, text in AIRFLOW.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    program = (
+        "import signal, sys\n"
+        "def end(*_): raise TimeoutError('too long')\n"
+        "signal.signal(signal.SIGALRM, end)\n"
+        f"sys.path[:0] = [{str(tmp_path)!r}, {str(DEPLOY)!r}]\n"
+        "import airflow_dag\n"
+        "sys.exit(airflow_dag.run_night('2026-03-01'))\n"
+    )
+    env = {**os.environ, "PAIRS": "p", "SCORES": "s", "MODEL": "m", "PYTHON": str(tmp_path / "fake"), "TOLD": str(told)}
+    task = subprocess.Popen([sys.executable, "-c", program], env=env | {"LONG": "1"}, stderr=subprocess.PIPE, text=True)
+    while not Path(f"{told}.started").exists():
+        assert task.poll() is None
+        time.sleep(0.01)
+    task.send_signal(signal.SIGALRM if by_alarm else signal.SIGTERM)
+    _, said = task.communicate(timeout=60)
+    assert told.read_text() == "batchverify --manifest\ncleaned\n"
+    assert ("TimeoutError: too long" in said and task.returncode == 1) if by_alarm else task.returncode == 143
+
+
 @pytest.mark.skipif(not shutil.which("airflow"), reason="there is no airflow; it needs an environment of its own")
 def test_airflows_own_test_command_runs_the_dag(site, tmp_path):
     env = {**os.environ, **settings((DEPLOY / "batchverify.env").read_text(), site)}
@@ -199,13 +234,14 @@ def test_the_templates_metadata_are_as_dataflow_defines_them(metadata):
     for parameter in found.parameters:
         assert re.fullmatch("[a-z][a-z0-9_]*", parameter.name) and parameter.label and len(parameter.help_text) > 10
         assert all(re.compile(regex) for regex in parameter.regexes) and len(parameter.regexes) == 1
-    assert [parameter.name for parameter in found.parameters if not parameter.is_optional] == ["manifest", "output"]
+    assert [parameter.name for parameter in found.parameters if not parameter.is_optional] == ["manifest", "output", "model"]
 
 
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
         ("manifest", "gs://bucket/pairs/dt={day}/*.parquet", "pairs.csv"),
+        ("model", "models:/faces@champion", "model.keras"),
         ("overwrite", "true", "yes"),
         ("limit", "1000", "many"),
         ("threshold", "0.75", "high"),
@@ -245,6 +281,22 @@ def test_cloud_schedulers_request_launches_the_night(metadata):
     assert sorted(others) == ["--sdk_container_image=image:1", "--template_location=gs://bucket/job_object"]
     again = parse(script("launch").arguments([*launched, f"--day={FIRST}", "--overwrite=true"], None, SECOND)).config
     assert again.output == f"gs://BUCKET/scores/dt={FIRST}" and again.overwrite
+
+
+def test_the_command_that_does_a_day_again_has_all_of_the_schedulers_parameters():
+    launch = json.loads((DEPLOY / "scheduler.json").read_text(encoding="utf-8"))["launchParameter"]
+    (command,) = re.findall(
+        r"gcloud dataflow flex-template run (?:.*\\\n)*.*", (DEPLOY / "README.md").read_text(encoding="utf-8")
+    )
+    words = shlex.split(command)
+    given = [word.removeprefix("--parameters=") for word in words if word.startswith("--parameters=")]
+    parameters = dict(parameter.split("=", 1) for several in given for parameter in several.split(","))
+    assert parameters == launch["parameters"] | {"day": parameters["day"], "overwrite": "true"}
+    environment = launch["environment"]
+    assert {
+        f"--template-file-gcs-location={launch['containerSpecGcsPath']}", f"--temp-location={environment['tempLocation']}",
+        f"--service-account-email={environment['serviceAccountEmail']}", f"--max-workers={environment['maxWorkers']}",
+    } <= set(words)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
