@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from batchverify.errors import PreflightError
+from batchverify.field_types import make_plain
 from batchverify.uris import is_remote
 
 
@@ -26,6 +27,13 @@ class Limit:
     maximum: float
     is_percentage: bool
 
+    def __post_init__(self) -> None:
+        problems = make_plain(self)
+        if not problems and not self._is_possible():
+            problems = [f"a limit is {self.maximum:g}{'%' * self.is_percentage}; give a count, or a percentage from 0 to 100."]
+        if problems:
+            raise PreflightError(problems)
+
     @classmethod
     def parse(cls, text: str) -> Limit:
         """Reads a limit such as `100` or `0.5%`.
@@ -34,14 +42,14 @@ class Limit:
             ValueError: If the text is neither a count nor a percentage.
         """
         number = text.strip().removesuffix("%")
-        limit = cls(float(number), number != text.strip())
-        if not (0 <= limit.maximum < math.inf) or (limit.maximum > 100 if limit.is_percentage else limit.maximum % 1):
-            raise ValueError(text)
-        return limit
+        return cls(float(number), number != text.strip())
 
     def allows(self, count: int, total: int) -> bool:
         """Returns whether `count` rows of `total` rows are within the limit."""
         return count <= (self.maximum * total / 100 if self.is_percentage else self.maximum)
+
+    def _is_possible(self) -> bool:
+        return self.maximum >= 0 and (self.maximum <= 100 if self.is_percentage else self.maximum % 1 == 0)
 
     def __str__(self) -> str:
         return f"{self.maximum:g}%" if self.is_percentage else f"{self.maximum:,.0f}"
@@ -158,7 +166,7 @@ class ModelConfig:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if problems := list(self._problems()):
+        if problems := make_plain(self) or list(self._problems()):
             raise PreflightError(problems)
 
     def match_threshold(self) -> float:
@@ -442,8 +450,8 @@ class VerificationConfig(ScoringConfig):
             yield "--embeddings keeps the embeddings of one model, and --candidate adds a second; leave one of them out."
 
     def _problems_of_paths(self) -> Iterator[str]:
-        if isinstance(self.manifests, str) or not self.manifests:
-            yield f"manifests is {self.manifests!r}; give one --manifest or more."
+        if not self.manifests:
+            yield "manifests is empty; give one --manifest or more."
         if not self.output:
             yield "--output is empty; name a directory."
         for option, path in (("--output", _absolute(self.output)), ("--embeddings", self.embeddings or "")):
@@ -493,6 +501,8 @@ class VerificationConfig(ScoringConfig):
             )
         if self.embeddings_days is not None and self.embeddings_days < 1:
             yield f"--embeddings-days is {self.embeddings_days}; give at least 1."
+        if (self.embeddings_days or 0) > _MAX_EMBEDDINGS_DAYS:
+            yield f"--embeddings-days is {self.embeddings_days}; give {_MAX_EMBEDDINGS_DAYS} at most, or leave it out."
         for name in ("embeddings_version", "embeddings_rebuild", "embeddings_days"):
             if self.embeddings is None and getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 yield f"{_option(name)} needs an embedding store, and none is given; add --embeddings DIR."
@@ -556,6 +566,7 @@ def _is_scale(pixels: str) -> bool:
 
 # One model runs on one GPU, so a run with more GPUs has more workers.
 _MAX_FETCH_THREADS = 1024
+_MAX_EMBEDDINGS_DAYS = 36_500
 _MAX_STEADINESS_IMAGES = 2_000
 _MAX_STRANGER_PAIRS = 1_000_000  # Half of the pairs that the drawn images can make.
 _ACCELERATOR = re.compile(r"[a-z][a-z0-9-]*|type:[a-z][a-z0-9-]*;count:1(;[A-Za-z0-9:._-]+)*")
@@ -586,4 +597,4 @@ def _directory_prefix(path: str) -> str:
 
 
 def _is_size(size: Sequence[int]) -> bool:
-    return len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size)
+    return len(size) == 2 and all(side >= 1 for side in size)

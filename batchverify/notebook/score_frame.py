@@ -78,8 +78,7 @@ def score_frame(
     with temporary_folder() as folder:
         config = make_config(
             VerificationConfig, "score_frame", options, _OPTIONS,
-            model=None if model is None else os.fspath(model),
-            manifests=(f"{folder}/frame.parquet",), output=f"{folder}/scores",
+            model=model, manifests=(f"{folder}/frame.parquet",), output=f"{folder}/scores",
         )  # fmt: skip
         _refuse_columns(frame, config)
         files = ImageFiles(folder)
