@@ -2,7 +2,7 @@
 
     batchverify doctor --model model.keras [--images DIR | --manifest pairs.csv] [--json]
 
-It takes every option of `batchverify` that says what a model is. Exit codes: 0 sane, 2 refused, 3 not sane.
+It takes every option of `batchverify` that says what a model is. Exit codes: 0 sane, 1 failed, 2 refused, 3 not sane.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from batchverify.cli.options import add_model_options, add_pixel_options, add_th
 from batchverify.cli.parser import Parser, join_values, path_option
 from batchverify.cli.streams import print_text
 from batchverify.config import ModelConfig
-from batchverify.errors import PreflightError
+from batchverify.errors import PreflightError, RunError
 
 # The fields of a configuration that a sidecar holds under their own names.
 _SIDECAR_FIELDS = (
@@ -34,7 +35,7 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="batchverify doctor",
         description="Examines a trained Siamese network: can its scores be believed?",
-        epilog="Beam's own options say how stores are reached. Exit codes: 0 sane, 2 refused, 3 not sane.",
+        epilog="Beam's own options say how stores are reached. Exit codes: 0 sane, 1 failed, 2 refused, 3 not sane.",
     )
     add_model_options(parser)
     add_pixel_options(parser)
@@ -69,18 +70,23 @@ def run(argv: Sequence[str]) -> int:
 
     configure_pillow()
     set_storage_arguments(join_values(beam_args), [("--model", options.model), ("--manifest", options.manifest)])
+    sidecar = _new_sidecar(config) if options.write_sidecar else None
     diagnosis = examine(config, options.images, options.manifest)
-    if options.write_sidecar:
-        _write_sidecar(config)
     if options.json:
         print_text(json.dumps({**diagnosis.findings, "sane": not diagnosis.faults, "faults": diagnosis.faults}, indent=2))
     else:
         print_text(diagnosis_message(diagnosis))
+    if sidecar:
+        _write_sidecar(sidecar, config)
     return ExitCode.NOT_SANE if diagnosis.faults else ExitCode.DONE
 
 
-def _write_sidecar(config: ModelConfig) -> None:
-    """Writes what the options say about the model beside it, so that runs need not be told."""
+def _new_sidecar(config: ModelConfig) -> str:
+    """Returns the path of the model's sidecar, which does not exist yet.
+
+    Raises:
+        PreflightError: if it exists, or cannot be written.
+    """
     from batchverify.model.registry import is_registry_name
     from batchverify.model.sidecar import sidecar_path
     from batchverify.uris import is_remote
@@ -90,8 +96,27 @@ def _write_sidecar(config: ModelConfig) -> None:
     path = sidecar_path(config.model)
     if os.path.exists(path):
         raise PreflightError(f"{path}: it exists already; take it away first, or edit it.")
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        if os.path.isdir(folder):  # Without it there is no model either, which is refused with a sentence of its own.
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise PreflightError(
+            f"--write-sidecar: {path} cannot be written ({error.strerror}); copy the model elsewhere, or leave it out."
+        ) from None
+    return path
+
+
+def _write_sidecar(path: str, config: ModelConfig) -> None:
+    """Writes what the options say about the model beside it, so that runs need not be told."""
+    from batchverify.io.atomic_output import atomic_output
+
     settings = {name: getattr(config, name) for name in _SIDECAR_FIELDS}
     settings["lambda"] = list(config.lambdas)
     settings["custom_object"] = [text for text in config.custom_objects if ":" not in text]
     known = {name: value for name, value in settings.items() if value is not None and value is not False and value != []}
-    Path(path).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    try:
+        with atomic_output(path) as unfinished:
+            Path(unfinished).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}); free space there, or write it yourself.") from None

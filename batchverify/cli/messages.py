@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from batchverify.cli.streams import print_text
+from batchverify.cli.streams import print_text, unfailing
 from batchverify.errors import printable
 from batchverify.evaluation.traits import describe_traits
 from batchverify.words import agree, counted, counted_of
@@ -45,10 +46,7 @@ def print_run(message: str, with_colours: bool = True) -> None:
     text.highlight_regex(r"(?m)^[A-Z][a-z]+(?= )", "bold")
     text.highlight_words(["SANE."], "bold green")
     text.highlight_words(["FAULT.", "NOT CHECKED.", "NOT TRUSTWORTHY:", "NOT STEADY.", "NONE.", "MISLEADING:"], "bold red")
-    console = Console(soft_wrap=True, highlight=False)
-    with console.capture() as capture:  # On a stream that nobody reads, rich would end the program with exit code 1.
-        console.print(text)
-    print_text(capture.get().removesuffix("\n"))
+    Console(file=unfailing(sys.stdout), soft_wrap=True, highlight=False).print(text)
 
 
 def run_message(output: str, summary: dict[str, Any]) -> str:

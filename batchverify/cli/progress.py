@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from batchverify.cli.streams import unfailing
 from batchverify.pipeline.execution import Watcher
 from batchverify.worker_stats import images_done
 
@@ -36,7 +37,7 @@ class _Bar:
             TaskProgressColumn(),
             TextColumn("{task.fields[more]}"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Console(file=unfailing(sys.stderr)),
             transient=True,
         )
         stack.enter_context(self._progress)

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from batchverify.cli import stderr_records
 
@@ -90,6 +90,26 @@ def print_text(text: str, to_stderr: bool = False) -> None:
         _write(record_stream(), _as_record("ERROR" if to_stderr else "INFO", text.strip()) + "\n")
     else:
         _write(sys.stderr if to_stderr else sys.stdout, f"{text}\n")
+
+
+def unfailing(stream: TextIO) -> TextIO:
+    """Returns a stream for libraries, which passes text on to `stream`, or nothing where that takes nothing any more."""
+    return cast(TextIO, _UnfailingStream(stream))
+
+
+class _UnfailingStream:
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        _write(self._stream, text)
+        return len(text)
+
+    def flush(self) -> None:
+        _write(self._stream, "")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _write(stream: TextIO, text: str) -> None:

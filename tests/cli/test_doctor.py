@@ -81,6 +81,23 @@ def test_the_sidecar_that_the_doctor_writes_answers_for_the_model(tmp_path, caps
     assert "--pixels" in capsys.readouterr().err
     assert main(["doctor", "--model", model, "--pixels", "0..1", "--write-sidecar"]) == 0
     assert main(["doctor", "--model", model]) == 0
+    assert main(["doctor", "--model", model, "--pixels", "0..1", "--write-sidecar"]) == 2
+    out, err = capsys.readouterr()
+    assert "it exists already" in err and out.count("SANE.") == 2
+
+
+def test_a_sidecar_that_cannot_be_written_is_refused_before_the_examination(capsys):
+    assert main(["doctor", "--model", "/proc/self/status", "--write-sidecar"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("batchverify: --write-sidecar: /proc/self/status.batchverify.json cannot be written (")
+
+
+def test_findings_are_printed_though_the_sidecar_cannot_be_written(tmp_path, capsys):
+    model = str(tmp_path / f"{'m' * 240}.keras")  # The name of its sidecar is longer than names can be.
+    siamese(l1(), head([-1.0] * 6, 3.0)).save(model)
+    assert main(["doctor", "--model", model, "--write-sidecar"]) == 1
+    out, err = capsys.readouterr()
+    assert "SANE." in out and "cannot be written (File name too long)" in err
 
 
 def test_an_untrained_network_that_scores_everything_alike_is_found(tmp_path, capsys):
