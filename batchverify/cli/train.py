@@ -5,13 +5,14 @@
 
 Beside the model it writes the log (`.log.csv`), its curves (`.curves.png`), the recipe with the figures measured on
 classes that were never trained on (`.json`), and the sidecar that says how images are resized (`.keras.batchverify.json`).
-Exit codes: 0 done, 2 refused, 129, 130 or 143 interrupted by a signal; `--resume` goes on.
+Exit codes: 0 done, 1 failed, 2 refused, 129, 130 or 143 interrupted by a signal; `--resume` goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.messages import epoch_message, interrupted_message, trained_message, training_data_message
 from batchverify.cli.options import add_image_root_option, add_pair_column_options
 from batchverify.cli.parser import Parser, path_option
-from batchverify.cli.streams import print_text
+from batchverify.cli.streams import print_text, unfailing
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
 from batchverify.training.recipe import DISTORTIONS, HEADS, LAYERS, RECIPES, Recipe
@@ -48,7 +49,8 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="batchverify train",
         description="Trains a Siamese network whose score of an image against itself is the highest that there is.",
-        epilog="Exit codes: 0 done, 2 refused, 129, 130 or 143 interrupted by SIGHUP, SIGINT or SIGTERM; go on with --resume.",
+        epilog="Exit codes: 0 done, 1 failed, 2 refused, 129, 130 or 143 interrupted by SIGHUP, SIGINT or SIGTERM, which "
+        "--resume goes on from.",
     )
     _add_data_options(parser)
     _add_network_options(parser)
@@ -71,6 +73,7 @@ def parse(argv: Sequence[str]) -> tuple[Recipe, TrainingSettings]:
     options = make_parser().parse(argv)
     problems: list[str] = []
     recipe, settings = _try(problems, _recipe, options), _try(problems, _settings, options)
+    problems += _problems_of_encoder(options)
     if problems:
         raise PreflightError(problems)
     return recipe, settings
@@ -113,6 +116,15 @@ def _recipe(options: argparse.Namespace) -> Recipe:
     return Recipe.named(options.recipe, **given, frozen_statistics=options.start_from is not None)
 
 
+def _problems_of_encoder(options: argparse.Namespace) -> list[str]:
+    given = {"--width": options.width, "--dropout": options.dropout}
+    return [
+        f"{name} is for a new encoder, and --start-from brings its own; leave one of them out."
+        for name, value in given.items()
+        if value is not None and options.start_from is not None
+    ]
+
+
 def _settings(options: argparse.Namespace) -> TrainingSettings:
     names = {field.name for field in dataclasses.fields(TrainingSettings)}
     given = {name: value for name, value in vars(options).items() if name in names}
@@ -131,6 +143,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--images", type=path_option, metavar="DIR", help="class folders: DIR/class/*, or DIR/group/class/*")
     source.add_argument(
         "--manifest",
+        type=path_option,
         metavar="FILE",
         help="CSV or Parquet file of labelled pairs; images that genuine pairs connect are a class",
     )
@@ -210,7 +223,7 @@ def _progress(steps: int) -> Iterator[tuple[Any, Any]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(file=unfailing(sys.stdout), highlight=False, soft_wrap=True)
     columns = (
         BarColumn(bar_width=16), MofNCompleteColumn(), TimeRemainingColumn(compact=True), TextColumn("{task.description}"),
     )  # fmt: skip

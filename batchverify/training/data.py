@@ -17,10 +17,18 @@ class Group:
     Attributes:
         name: Name of the folder or the manifest.
         classes: The images of each class, uint8 `(images, size, size, channels)`.
+        weight: How often the group is drawn against a group of weight 1.
     """
 
     name: str
     classes: tuple[np.ndarray, ...]
+    weight: int = 1
+
+    def with_channels(self, channels: int) -> Group:
+        """Returns the group with grey images that have so many channels, without a copy."""
+        return dataclasses.replace(
+            self, classes=tuple(np.broadcast_to(images, (*images.shape[:3], channels)) for images in self.classes)
+        )
 
 
 def with_turns(groups: Sequence[Group]) -> list[Group]:
@@ -69,7 +77,7 @@ class BatchSampler:
     """Draws batches of `groups * classes * 2` images: two images of each class, and several classes of each group.
 
     Images `2 i` and `2 i + 1` show the same class. Each run of `2 * classes` images comes from one group, so every batch
-    has impostors from within a group, which are the hardest.
+    has impostors from within a group, which are the hardest. No group is drawn twice for a batch.
 
     Args:
         groups: The groups to draw from.
@@ -81,11 +89,13 @@ class BatchSampler:
     def __init__(self, groups: Sequence[Group], groups_in_batch: int, classes_in_group: int, joined: float = 0.0):
         self._groups = [group for group in groups if len(group.classes) >= classes_in_group]
         self._groups_in_batch, self._classes_in_group, self._joined = groups_in_batch, classes_in_group, joined
+        weights = np.array([group.weight for group in self._groups])
+        self._shares = None if len(set(weights)) == 1 else weights / weights.sum()
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 images `(groups * classes * 2, size, size, channels)`."""
         drawn: list[np.ndarray] = []
-        for number in rng.choice(len(self._groups), self._groups_in_batch, replace=False):
+        for number in rng.choice(len(self._groups), self._groups_in_batch, replace=False, p=self._shares):
             classes = self._groups[number].classes
             draw = self._draw_joined if rng.random() < self._joined else self._draw_classes
             drawn += draw(classes, rng)
@@ -159,7 +169,7 @@ class PairSampler:
     """
 
     def __init__(self, groups: Sequence[Group], pairs: int):
-        self._groups = [group for group in groups if len(group.classes) >= 2]
+        self._groups = [group for group in groups if len(group.classes) >= 2 for _ in range(group.weight)]
         self._pairs = pairs
         if not self._groups:
             raise PreflightError("no group has two classes to train on; give more classes.")
@@ -183,4 +193,5 @@ class PairSampler:
 def _oriented(group: Group, turns: int, mirrored: bool) -> Group:
     name = f"{group.name}-{'m' if mirrored else ''}{90 * turns}"
     flipped = (images[:, :, ::-1] if mirrored else images for images in group.classes)
-    return Group(name, tuple(np.rot90(images, turns, axes=(1, 2)) for images in flipped))
+    turned = tuple(np.rot90(images, turns, axes=(1, 2)) for images in flipped)
+    return dataclasses.replace(group, name=name, classes=turned)

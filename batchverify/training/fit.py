@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from batchverify.errors import PreflightError
+from batchverify.errors import PreflightError, RunError, short_reason
+from batchverify.model.sidecar import sidecar_path
 from batchverify.shutdown import stopping_signals
 from batchverify.training.curves import plot_curves
 from batchverify.training.data import Group
@@ -35,6 +38,30 @@ class TrainingFiles:
 
     model: Path
 
+    def all(self) -> tuple[Path, ...]:
+        """Returns all of them."""
+        return self.model, self.log, self.curves, self.checkpoint, self.figures, self.sidecar
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[Path]:
+        """Gives a name to write to; at the end what is written replaces `path`, and after an error it is deleted.
+
+        Raises:
+            RunError: if it cannot be written.
+        """
+        unfinished = path.with_suffix(f".part{path.suffix}")
+        try:
+            yield unfinished
+            os.replace(unfinished, path)
+        except OSError as error:
+            then = ", and go on with --resume" if self.checkpoint.exists() else ""
+            raise RunError(
+                f"{path} cannot be written ({error.strerror or short_reason(error)}); free space there{then}."
+            ) from None
+        finally:
+            with suppress(OSError):  # It is gone where it has replaced the file.
+                unfinished.unlink()
+
     @property
     def log(self) -> Path:
         """The log: CSV with a line for each epoch."""
@@ -54,6 +81,11 @@ class TrainingFiles:
     def figures(self) -> Path:
         """The recipe and the figures of the model: JSON."""
         return self.model.with_suffix(".json")
+
+    @property
+    def sidecar(self) -> Path:
+        """What runs need not be told about the model: JSON."""
+        return self.model.with_name(sidecar_path(self.model.name))
 
 
 def fit(
@@ -82,11 +114,12 @@ def fit(
 
     Raises:
         PreflightError: if there is nothing to resume from, or it is of another recipe or other data.
+        RunError: if the training diverges, or a file cannot be written.
     """
     history = _resume(trainer, files, fingerprint) if resume else History()
     with _interruptible() as interrupted:
         while not interrupted() and not _is_done(trainer, history):
-            _take_step(trainer, history, on_step)
+            _take_step(trainer, history, files, on_step)
             if _is_end_of_epoch(trainer):
                 _end_epoch(trainer, history, validation, files)
                 _write_checkpoint(trainer, history, files, fingerprint)
@@ -100,6 +133,7 @@ def fit(
 
 def _save_progress(trainer: Trainer, history: History, files: TrainingFiles, fingerprint: str) -> None:
     """Writes a checkpoint, and the model if no epoch has written one."""
+    _refuse_divergence(trainer, history, files)
     if not history.epochs:
         _save_model(trainer, files)
     _write_checkpoint(trainer, history, files, fingerprint)
@@ -115,15 +149,30 @@ def _is_end_of_epoch(trainer: Trainer) -> bool:
     return trainer.step % trainer.recipe.steps_per_epoch == 0 or trainer.step == trainer.recipe.steps
 
 
-def _take_step(trainer: Trainer, history: History, on_step: Callable[[int, float, float], None]) -> None:
+def _take_step(trainer: Trainer, history: History, files: TrainingFiles, on_step: Callable[[int, float, float], None]) -> None:
     started = time.monotonic()
     loss, accuracy = trainer.train_step()
+    if not math.isfinite(loss):
+        raise _divergence(f"the loss of step {trainer.step} is {loss}", trainer, history, files)
     history.loss, history.accuracy = history.loss + loss, history.accuracy + accuracy
     history.seconds += time.monotonic() - started
     on_step(trainer.step, loss, accuracy)
 
 
+def _refuse_divergence(trainer: Trainer, history: History, files: TrainingFiles) -> None:
+    """Refuses to go on with weights that are no numbers; a step makes such weights after its loss is known."""
+    if not trainer.is_finite():
+        raise _divergence(f"after step {trainer.step} the network has weights that are no numbers", trainer, history, files)
+
+
+def _divergence(sign: str, trainer: Trainer, history: History, files: TrainingFiles) -> RunError:
+    kept = f" {files.model} holds the network of step {best.step}." if (best := history.best()) else ""
+    rate = f"{trainer.recipe.learning_rate:g}"
+    return RunError(f"{sign}, so the training has diverged; train again with a --learning-rate below {rate}.{kept}")
+
+
 def _end_epoch(trainer: Trainer, history: History, validation: Sequence[Group], files: TrainingFiles) -> None:
+    _refuse_divergence(trainer, history, files)
     started, steps = time.monotonic(), trainer.step - (history.epochs[-1].step if history.epochs else 0)
     evaluation = evaluate(trainer.encode, trainer.compare, validation, 0, _VALIDATION_PAIRS, 1) if validation else None
     history.seconds += time.monotonic() - started
@@ -140,21 +189,20 @@ def _end_epoch(trainer: Trainer, history: History, validation: Sequence[Group], 
     history.loss = history.accuracy = 0.0
     if history.best() is epoch:
         _save_model(trainer, files)
-    write_log(history.epochs, files.log)
-    plot_curves(history.epochs, files.curves)
+    with files.writing(files.log) as path:
+        write_log(history.epochs, path)
+    with files.writing(files.curves) as path:
+        plot_curves(history.epochs, path)
 
 
 def _save_model(trainer: Trainer, files: TrainingFiles) -> None:
-    temporary = files.model.with_suffix(".part.keras")
-    assemble(trainer.encoder, trainer.head).save(temporary)
-    os.replace(temporary, files.model)
+    with files.writing(files.model) as path:
+        assemble(trainer.encoder, trainer.head).save(path)
 
 
 def _write_checkpoint(trainer: Trainer, history: History, files: TrainingFiles, fingerprint: str) -> None:
-    temporary = files.checkpoint.with_suffix(".part")
-    with temporary.open("wb") as file:
+    with files.writing(files.checkpoint) as path, path.open("wb") as file:
         np.savez(file, history=history.to_json(), fingerprint=fingerprint, **trainer.state())  # type: ignore[arg-type]
-    os.replace(temporary, files.checkpoint)
 
 
 def _resume(trainer: Trainer, files: TrainingFiles, fingerprint: str) -> History:
@@ -162,13 +210,19 @@ def _resume(trainer: Trainer, files: TrainingFiles, fingerprint: str) -> History
         raise PreflightError(
             f"--resume: there is no {files.checkpoint}; the training is done, or never began: train without --resume."
         )
-    with np.load(files.checkpoint) as state:
-        if str(state["fingerprint"]) != fingerprint:
-            raise PreflightError(
-                f"--resume: {files.checkpoint} was made with other options or images; give the same ones, or --overwrite."
-            )
-        trainer.restore(state)
-        return History.from_json(str(state["history"]))
+    try:
+        with np.load(files.checkpoint) as archive:
+            state = dict(archive)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise PreflightError(
+            f"--resume: {files.checkpoint} cannot be read ({short_reason(error)}); train from the start with --overwrite."
+        ) from None
+    if str(state.get("fingerprint")) != fingerprint:
+        raise PreflightError(
+            f"--resume: {files.checkpoint} was made with other options or images; give the same ones, or --overwrite."
+        )
+    trainer.restore(state)
+    return History.from_json(str(state["history"]))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from batchverify.errors import PreflightError
@@ -17,6 +17,12 @@ _AT_LEAST = {
     "patience": 0, "momentum_epochs": 1,
 }  # fmt: skip
 _SHARES = ("dropout", "joined", "momentum")
+_MAX_SEED = 2**32 - 1  # NumPy's and TensorFlow's generators take no larger one.
+# The fields that only some recipes use.
+_RECIPES_OF = {
+    "batch_groups": ("batch",), "batch_classes": ("batch",), "joined": ("batch",), "batch_pairs": ("published", "koch"),
+    "momentum": ("koch",), "momentum_epochs": ("koch",), "layer_rates": ("koch",), "layer_momenta": ("koch",),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,8 @@ class Recipe:
             PreflightError: if values are invalid; it has a sentence for each.
         """
         given = {field: value for field, value in fields.items() if value is not None}
+        if problems := list(_problems_of_unused(name, given)):
+            raise PreflightError(problems)
         return cls(**{"name": name, **RECIPES.get(name, {}), **given})
 
     def __post_init__(self) -> None:
@@ -93,24 +101,37 @@ class Recipe:
     def _problems(self) -> Iterator[str]:
         for field, least in _AT_LEAST.items():
             if getattr(self, field) < least:
-                yield f"--{field.replace('_', '-')} is {getattr(self, field)}; give at least {least}."
+                yield f"{_option(field)} is {getattr(self, field)}; give at least {least}."
+        if not 0 <= self.seed <= _MAX_SEED:
+            yield f"--seed is {self.seed}; give a number from 0 to {_MAX_SEED}."
         for field in _SHARES:
             if not 0 <= getattr(self, field) < 1:
                 yield f"--{field} is {getattr(self, field)}; give a number from 0 to below 1."
         for field, choices in (("name", tuple(RECIPES)), ("head", HEADS), ("width", WIDTHS), ("distortion", DISTORTIONS)):
             if getattr(self, field) not in choices:
-                option = "recipe" if field == "name" else field
-                yield f"--{option} is {getattr(self, field)}; give one of {', '.join(map(str, choices))}."
+                yield f"{_option(field)} is {getattr(self, field)}; give one of {', '.join(map(str, choices))}."
         if not 0 < self.learning_rate < 10:
             yield f"--learning-rate is {self.learning_rate}; give a positive number, such as 0.002."
-        for option, chosen in (("--layer-rate", self.layer_rates), ("--layer-momentum", self.layer_momenta)):
-            for layer, value in chosen:
+        for field in ("layer_rates", "layer_momenta"):
+            for layer, value in getattr(self, field):
                 if layer not in LAYERS or not 0 <= value < 1000:
-                    yield f"{option} is {layer}={value}; give LAYER=NUMBER, where the layer is one of {', '.join(LAYERS)}."
-        if (self.layer_rates or self.layer_momenta) and self.name != "koch":
-            yield f"--layer-rate and --layer-momentum belong to --recipe koch, and the recipe is {self.name}."
+                    layers = ", ".join(LAYERS)
+                    yield f"{_option(field)} is {layer}={value}; give LAYER=NUMBER, where the layer is one of {layers}."
         if self.freeze_bias and self.head != "published":
             yield "--freeze-bias belongs to --head published; the repaired head needs its bias."
+
+
+def _problems_of_unused(name: str, given: Collection[str]) -> Iterator[str]:
+    """Yields a sentence for each given field that the recipe does not use."""
+    for field, recipes in _RECIPES_OF.items():
+        if field in given and name in RECIPES and name not in recipes:
+            yield f"{_option(field)} belongs to --recipe {' and '.join(recipes)}, and the recipe is {name}; leave it out."
+
+
+def _option(field: str) -> str:
+    return {"name": "--recipe", "layer_rates": "--layer-rate", "layer_momenta": "--layer-momentum"}.get(
+        field, f"--{field.replace('_', '-')}"
+    )
 
 
 # The values of each recipe that differ from the defaults above. The published case trained for 10 epochs of 126 steps.

@@ -15,7 +15,6 @@ import keras
 import tensorflow as tf
 
 from batchverify.errors import PreflightError
-from batchverify.model.sidecar import sidecar_path
 from batchverify.training import data, fit, network, sources
 from batchverify.training.data import Group
 from batchverify.training.evaluate import evaluate
@@ -66,7 +65,7 @@ def plan_training(recipe: Recipe, settings: TrainingSettings) -> TrainingPlan:
     files = _output_files(settings)
     tf.config.experimental.enable_op_determinism()
     groups = _read_groups(settings, recipe.size)
-    held_out, rest = _hold_out(groups, settings.hold_out)
+    held_out, rest = _hold_out(groups, settings)
     training, validation = data.split_classes(rest, settings.validation, recipe.seed)
     if recipe.patience and not validation:
         raise PreflightError(
@@ -93,6 +92,7 @@ def train(
 
     Raises:
         PreflightError: if there is nothing to resume from, or it is of another recipe or other data.
+        RunError: if the training diverges, or a file cannot be written.
     """
     resume = plan.settings.resume
     history, interrupted = fit.fit(plan.trainer, plan.validation, plan.files, plan.fingerprint, resume, on_step, on_epoch)
@@ -117,7 +117,7 @@ def measure(plan: TrainingPlan, history: History) -> dict[str, Any] | None:
 
 def _output_files(settings: TrainingSettings) -> TrainingFiles:
     files = TrainingFiles(settings.output)
-    existing = [path for path in (files.model, files.checkpoint) if path.exists()]
+    existing = [path for path in files.all() if path.exists()]
     if existing and not settings.resume and not settings.overwrite:
         raise PreflightError(f"--output: {existing[0]} exists; give --resume, --overwrite or another name.")
     try:
@@ -137,22 +137,34 @@ def _read_groups(settings: TrainingSettings, size: int) -> list[Group]:
     return sources.read_manifest(settings.manifest, size)
 
 
-def _hold_out(groups: Sequence[Group], names: Sequence[str]) -> tuple[list[Group], list[Group]]:
+def _hold_out(groups: Sequence[Group], settings: TrainingSettings) -> tuple[list[Group], list[Group]]:
     """Returns the groups that are held out, and the rest."""
-    known = sorted({group.name for group in groups})
+    names, known = settings.hold_out, sorted({group.name for group in groups})
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0.6) or known[:5]
             raise PreflightError(f"--hold-out {name}: there is no such group; there is {', '.join(near)}.")
-    return [group for group in groups if group.name in names], [group for group in groups if group.name not in names]
+    held_out, rest = [[group for group in groups if (group.name in names) is chosen] for chosen in (True, False)]
+    for group in held_out:
+        if len(group.classes) < 2:
+            raise PreflightError(
+                f"--hold-out {group.name}: it has one class of two images or more, and pairs are measured within a group; "
+                "give it more classes, or hold out another group."
+            )
+    if not rest and not settings.invented:
+        raise PreflightError("--hold-out names all groups, and none is left to train on; hold out fewer.")
+    return held_out, rest
 
 
 def _make_trainer(recipe: Recipe, settings: TrainingSettings, training: Sequence[Group]) -> Trainer:
     encoder = network.read_encoder(settings.start_from, recipe.size) if settings.start_from else None
     invented = sources.draw_groups(settings.invented, _INVENTED_CLASSES, _INVENTED_DRAWINGS, recipe.size, recipe.seed)
+    if training:
+        channels = training[0].classes[0].shape[-1]
+        invented = [group.with_channels(channels) for group in invented]
+    weighted = [dataclasses.replace(group, weight=settings.repeat) for group in training]
     orient = data.with_turns if settings.turned_classes else list
-    groups = orient(training) * settings.repeat + orient(invented)
-    return Trainer(recipe, groups, encoder, settings.encoder_weights)
+    return Trainer(recipe, orient(weighted) + orient(invented), encoder, settings.encoder_weights)
 
 
 def _fingerprint(recipe: Recipe, settings: TrainingSettings, groups: Sequence[Group]) -> str:
@@ -168,8 +180,8 @@ def _fingerprint(recipe: Recipe, settings: TrainingSettings, groups: Sequence[Gr
 
 def _write_sidecar(files: TrainingFiles) -> None:
     # Pillow's bilinear filter, with which training resizes images, is TensorFlow's with antialiasing.
-    path = files.model.with_name(sidecar_path(files.model.name))
-    path.write_text('{"loader": "batchverify"}\n', encoding="utf-8")
+    with files.writing(files.sidecar) as path:
+        path.write_text('{"loader": "batchverify"}\n', encoding="utf-8")
 
 
 def _write_figures(plan: TrainingPlan, history: History, figures: dict[str, Any] | None) -> None:
@@ -184,4 +196,5 @@ def _write_figures(plan: TrainingPlan, history: History, figures: dict[str, Any]
         "measured_on": plan.measured_on(),
         "figures": figures,
     }
-    plan.files.figures.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with plan.files.writing(plan.files.figures) as path:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

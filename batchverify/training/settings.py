@@ -24,7 +24,7 @@ class TrainingSettings:
         invented: The number of drawn alphabets to add.
         repeat: How many times each group counts against an invented one.
         encoder_weights: The file with weights of MobileNetV2 to start from, or None.
-        start_from: The model whose encoder to start from, or None.
+        start_from: The model whose encoder to start from, with its width and its dropout, or None.
         resume: Whether to go on with an interrupted training.
         overwrite: Whether to replace a model that exists.
     """

@@ -80,6 +80,10 @@ class Trainer:
             variable.assign(state[f"variable_{number}"])
         self.step = int(state["step"])
 
+    def is_finite(self) -> bool:
+        """Returns whether all weights are numbers."""
+        return all(np.isfinite(np.asarray(variable)).all() for variable in (*self.encoder.variables, *self.head.variables))
+
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Returns embeddings, as `network.encode` does."""
         return network.encode(self.encoder, images)

@@ -5,8 +5,12 @@ import dataclasses
 import functools
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
+import sys
+import threading
 import zipfile
 
 import keras
@@ -19,7 +23,7 @@ from batchverify.cli.main import main
 from batchverify.cli.messages import epoch_message
 from batchverify.config import ModelConfig, VerificationConfig
 from batchverify.demo import characters
-from batchverify.errors import PreflightError
+from batchverify.errors import PreflightError, RunError
 from batchverify.model.identity_bound import find_identity_bound
 from batchverify.model.split import split_model
 from batchverify.training import data, fit, network, sources
@@ -27,6 +31,8 @@ from batchverify.training.distort import distort
 from batchverify.training.evaluate import evaluate
 from batchverify.training.optimizers import LayerwiseMomentum, build_optimizer
 from batchverify.training.recipe import Recipe
+from batchverify.training.session import plan_training
+from batchverify.training.settings import TrainingSettings
 from batchverify.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -67,7 +73,9 @@ def with_small_backbone(monkeypatch) -> None:
 
 def small_trainer(groups, **said) -> Trainer:
     """A trainer of a network with the published shape and a backbone of one convolution."""
-    recipe = Recipe.named(**{"name": "batch", "size": SIZE, "steps": 60, "batch_groups": 2, "batch_classes": 4, **said})
+    recipe = Recipe.named(**{"name": "batch", "size": SIZE, "steps": 60, **said})
+    if recipe.name == "batch":
+        recipe = dataclasses.replace(recipe, batch_groups=2, batch_classes=4)
     keras.utils.set_random_seed(recipe.seed)
     pixels = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.Flatten()(small_backbone()(keras.layers.Rescaling(1 / 255)(pixels)))
@@ -81,7 +89,7 @@ def small_trainer(groups, **said) -> Trainer:
     ("name", "head"), [("batch", "repaired"), ("batch", "published"), ("published", "published"), ("koch", "repaired")]
 )
 def test_the_loss_falls(alphabets, name, head):
-    trainer = small_trainer(alphabets, name=name, head=head, batch_pairs=16)
+    trainer = small_trainer(alphabets, name=name, head=head, batch_pairs=None if name == "batch" else 16)
     losses = [trainer.train_step()[0] for _ in range(60)]
     assert np.mean(losses[-15:]) < 0.97 * np.mean(losses[:15])
 
@@ -164,6 +172,58 @@ def test_patience_ends_training_without_gain(alphabets, tmp_path):
     assert (best := history.best()) and history.epochs[-1].epoch == best.epoch + 3 < 100
 
 
+@pytest.mark.parametrize(("at", "told"), [(1, "the loss of step 2 is nan"), (2, "after step 2 the network has weights")])
+def test_a_training_that_diverges_ends_in_a_sentence_and_keeps_no_such_network(at, told, alphabets, tmp_path):
+    trainer = small_trainer(alphabets, steps=2, steps_per_epoch=2)
+
+    def diverge(step, *_):
+        if step == at:
+            trainer.head.kernel.assign(np.full(trainer.head.kernel.shape, np.nan))
+
+    with pytest.raises(RunError, match=f"^{told}.*train again with a --learning-rate below 0.002[.]$"):
+        fit.fit(trainer, [], fit.TrainingFiles(tmp_path / "model.keras"), "", on_step=diverge)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_is_kept_is_named_where_a_training_diverges_later(alphabets, tmp_path):
+    trainer = small_trainer(alphabets, steps=2, steps_per_epoch=1)
+
+    def diverge(_):
+        trainer.head.bias.assign([np.inf])
+
+    with pytest.raises(RunError, match=r"diverged.*model.keras holds the network of step 1[.]$"):
+        fit.fit(trainer, [], fit.TrainingFiles(tmp_path / "model.keras"), "", on_epoch=diverge)
+    assert all(np.isfinite(weights).all() for weights in keras.models.load_model(tmp_path / "model.keras").get_weights())
+
+
+def test_a_full_disk_ends_a_training_in_a_sentence_and_leaves_no_half_of_a_file(alphabets, tmp_path):
+    trainer = small_trainer(alphabets, steps=1)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, most))
+    try:
+        with pytest.raises(RunError, match=r"model.keras cannot be written [(]File too large[)]; free space there[.]$"):
+            fit.fit(trainer, [], fit.TrainingFiles(tmp_path / "model.keras"), "")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_named_with_what_goes_on(alphabets, tmp_path):
+    files = fit.TrainingFiles(tmp_path / "model.keras")
+
+    def block(epoch):
+        if epoch.epoch == 1:
+            files.log.unlink()
+            files.log.mkdir()
+
+    with pytest.raises(RunError, match=r"model.log.csv cannot be written .*free space there, and go on with --resume[.]$"):
+        fit.fit(small_trainer(alphabets, steps=2, steps_per_epoch=1), [], files, "", on_epoch=block)
+    assert not list(tmp_path.glob("*.part*"))
+    files.checkpoint.write_bytes(b"PK")
+    with pytest.raises(PreflightError, match=r"checkpoint.npz cannot be read .*; train from the start with --overwrite"):
+        fit.fit(small_trainer(alphabets), [], files, "", resume=True)
+
+
 def short(*more) -> list[str]:
     return ["--size", str(SIZE), "--steps", "4", "--steps-per-epoch", "2", *map(str, more)]
 
@@ -188,6 +248,36 @@ def test_the_command_trains_on_class_folders(folder, tmp_path, capsys, with_smal
     assert len(list(csv.DictReader(output.with_suffix(".log.csv").open()))) == 2
     assert Image.open(output.with_suffix(".curves.png")).size[0] > 600
     assert not output.with_suffix(".checkpoint.npz").exists()
+
+
+def test_a_training_whose_reader_is_gone_goes_on(folder, tmp_path, monkeypatch, with_small_backbone):
+    reader, writer = os.pipe()
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writer, "w"))
+
+    def read_the_first_line() -> None:
+        os.read(reader, 1)
+        os.close(reader)
+
+    threading.Thread(target=read_the_first_line).start()  # It ends before the first epoch does.
+    output = tmp_path / "model.keras"
+    assert main(["train", "--images", str(folder), "--output", str(output), "--validation", "0", *short()]) == 0
+    assert output.with_suffix(".json").exists()
+
+
+def test_a_file_beside_the_model_is_not_replaced_without_being_asked(folder, tmp_path, capsys):
+    (tmp_path / "model.json").write_text("an architecture")
+    assert main(["train", "--images", str(folder), "--output", str(tmp_path / "model.keras"), *short()]) == 2
+    assert f"--output: {tmp_path / 'model.json'} exists; give --resume, --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "model.json").read_text() == "an architecture"
+
+
+def test_a_group_of_one_class_cannot_be_held_out(folder, tmp_path, capsys):
+    shutil.copytree(folder / "Seen", tmp_path / "classes" / "Seen")
+    shutil.copytree(folder / "Held_out" / "character00", tmp_path / "classes" / "Lonely" / "character00")
+    arguments = ["--images", str(tmp_path / "classes"), "--hold-out", "Lonely", "--output", str(tmp_path / "m.keras")]
+    assert main(["train", *arguments, *short()]) == 2
+    assert "--hold-out Lonely: it has one class of two images or more, and pairs" in capsys.readouterr().err
+    assert not list(tmp_path.glob("m.*"))
 
 
 def test_the_command_trains_on_a_manifest_and_on_encoder_weights(folder, tmp_path):
@@ -248,7 +338,27 @@ def test_interrupted_training_leaves_a_model_and_goes_on(folder, tmp_path, capsy
         (["--images", "{folder}", "--joined", "1.5"], "--joined is 1.5"),
         (["--images", "{folder}", "--validation", "1"], "--validation is 1.0"),
         (["--images", "{folder}", "--validation", "0", "--recipe", "koch"], "nothing tells when to stop"),
-        (["--images", "{folder}", "--layer-rate", "dense=0.1"], "belong to --recipe koch"),
+        (
+            ["--images", "{folder}", "--layer-rate", "dense=0.1"],
+            "--layer-rate belongs to --recipe koch, and the recipe is",
+        ),
+        (["--images", "{folder}", "--momentum", "0.5"], "--momentum belongs to --recipe koch, and the recipe is batch"),
+        (["--images", "{folder}", "--batch-pairs", "8"], "--batch-pairs belongs to --recipe published and koch"),
+        (
+            ["--images", "{folder}", "--recipe", "koch", "--joined", "0"],
+            "--joined belongs to --recipe batch",
+        ),
+        (
+            ["--images", "{folder}", "--start-from", "m.keras", "--width", "0.5"],
+            "--width is for a new encoder, and",
+        ),
+        (["--images", "{folder}", "--start-from", "m.keras", "--dropout", "0"], "--dropout is for a new encoder"),
+        (["--images", "{folder}", "--seed", "-1"], "--seed is -1; give a number from 0 to 4294967295."),
+        (["--images", "{folder}", "--seed", "4294967296"], "--seed is 4294967296; give a number from 0"),
+        (
+            ["--images", "{folder}", "--hold-out", "Seen", "Held_out"],
+            "names all groups, and none is left",
+        ),
         (["--images", "{folder}", "--recipe", "koch", "--layer-rate", "nose=0.1"], "where the layer is one of backbone"),
         (["--images", "{folder}", "--layer-rate", "dense"], "is not LAYER=NUMBER"),
         (["--images", "{folder}", "--freeze-bias"], "belongs to --head published"),
@@ -329,6 +439,35 @@ def test_drawn_pairs_are_half_genuine_and_impostors_come_from_within_a_group():
     assert (left[:, 0] == right[:, 0]).all()
     np.testing.assert_array_equal(left[:, 1] == right[:, 1], np.arange(40) < 20)
     assert (left[:20, 2] != right[:20, 2]).all()
+
+
+def test_a_group_that_counts_more_often_is_drawn_more_often_but_never_twice_for_a_batch():
+    groups = [dataclasses.replace(group, weight=weight) for group, weight in zip(numbered_groups(), (1, 1, 8), strict=True)]
+    rng, sampler, pairs = np.random.default_rng(0), data.BatchSampler(groups, 2, 3), data.PairSampler(groups, 500)
+    drawn = [tuple(sampler.draw(rng).reshape(2, 6, 4)[:, 0, 0]) for _ in range(300)]
+    assert all(first != second for first, second in drawn)
+    assert np.mean([2 in groups for groups in drawn]) > 0.9 and np.mean([0 in groups for groups in drawn]) > 0.3
+    assert np.mean(pairs.draw(rng).reshape(-1, 4)[:, 0] == 2) == pytest.approx(0.8, abs=0.06)
+
+
+def test_groups_that_count_twice_stand_once_in_a_batch(folder, tmp_path, with_small_backbone):
+    recipe = Recipe.named("batch", size=SIZE, batch_groups=2, batch_classes=4)
+    settings = TrainingSettings(output=tmp_path / "m.keras", images=str(folder / "Seen"), repeat=2, validation=0.0)
+    assert plan_training(recipe, settings).trainer._batch_shape == (1, 8)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_invented_alphabets_stand_beside_images_in_colour(turned, tmp_path, with_small_backbone):
+    rng = np.random.default_rng(0)
+    for path in (tmp_path / "Colours" / f"c{number}" for number in range(4)):
+        path.mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(rng.integers(0, 255, (SIZE, SIZE, 3), np.uint8)).save(path / f"{number}.png")
+    recipe = Recipe.named("batch", size=SIZE, batch_groups=2, batch_classes=4)
+    settings = TrainingSettings(
+        output=tmp_path / "m.keras", images=str(tmp_path), validation=0.0, invented=1, repeat=3, turned_classes=turned
+    )
+    assert np.isfinite(plan_training(recipe, settings).trainer.train_step()[0])
 
 
 @pytest.mark.parametrize("size", [8, 9])
