@@ -237,6 +237,17 @@ def require_columns(names: list[str], config: ScoringConfig) -> None:
             raise RunError(f"a block has no column '{name}', only {quote_names(names)}; name the right one.")
 
 
+def changed_in_run(what: str) -> str:
+    """Returns what is wrong with a file that is not as it was when it was inspected, and the remedy."""
+    return f"the file has changed since the run began ({what}); run again, and leave the manifest as it is meanwhile"
+
+
+def columns_changed(found: Iterable[str], expected: Iterable[str]) -> str:
+    """Returns the same for a file whose columns have changed."""
+    difference = ({*found} ^ {*expected}) - {BAD_ROW_COLUMN}
+    return changed_in_run(f"columns {quote_names(sorted(difference or found))}")
+
+
 def quote_names(names: Iterable[str]) -> str:
     """Returns the names in quotes, separated by commas."""
     return ", ".join(f"'{name}'" for name in names)

@@ -16,6 +16,7 @@ import pyarrow.csv
 
 from batchverify.errors import PreflightError, short_reason
 from batchverify.io.filesystem import open_input
+from batchverify.manifest.columns import columns_changed
 from batchverify.manifest.csv_header import CsvHeader
 from batchverify.manifest.decompress import DecompressedFile
 from batchverify.manifest.memory import out_of_memory
@@ -24,63 +25,80 @@ from batchverify.schema import BAD_ROW_COLUMN
 _CSV_BLOCK_BYTES = 16 * 2**20
 _MAX_PROBLEMS = 20
 _END = "end"
+_HEADER_ROW = -1
 csv.field_size_limit(_CSV_BLOCK_BYTES)  # The limit is one for the process; Python's own of 128 KiB is below Arrow's.
 
 
-def read_csv_batches(path: str, header: CsvHeader, keep: bool) -> Iterator[pa.Table]:
+def read_csv_batches(path: str, header: CsvHeader, keep: bool, max_rows: int | None = None) -> Iterator[pa.Table]:
     """Reads a CSV file with every column as text, just as it stands in the file.
 
     Args:
         path: The file.
         header: Its header.
         keep: Whether rows that do not fit the header or are not UTF-8 are kept, with the reason in `BAD_ROW_COLUMN`.
+        max_rows: The number of rows that the caller takes, None for all; mistakes beyond them do not count.
 
     Raises:
-        PreflightError: If the file cannot be read, or has such rows and they are not to be kept.
+        PreflightError: If the file cannot be read, its header has changed, or it has such rows and they are not to be kept.
     """
-    misfits = _MisfitRows(header, None if keep else _MAX_PROBLEMS)
+    misfits = _MisfitRows(header, None if keep else _MAX_PROBLEMS, max_rows)
     with open_input(path) as file:
         stream = DecompressedFile(path, file)
-        row = 0
+        row = _HEADER_ROW
         reader = None
         try:
-            reader = pa.csv.open_csv(
-                stream.lend(),
-                # The reader knows row numbers only with one thread; workers read several files at a time.
-                read_options=pa.csv.ReadOptions(use_threads=False, block_size=_CSV_BLOCK_BYTES, skip_rows=header.first_line),
-                parse_options=pa.csv.ParseOptions(
-                    delimiter=header.separator,
-                    newlines_in_values=True,
-                    invalid_row_handler=stream.lend_object(functools.partial(misfits)),
-                ),
-                convert_options=pa.csv.ConvertOptions(
-                    column_types=dict.fromkeys(header.names, pa.binary()), null_values=[], strings_can_be_null=False
-                ),
-            )
+            reader = _open_reader(stream, header, misfits)
             while True:
                 with stream.next_block():
                     batch = next(reader, None)
-                if batch is None or (misfits.rows and not keep):
+                if batch is None or misfits.header is not None or (misfits.rows and not keep):
                     break
                 rows = pa.Table.from_batches([batch])
+                if row == _HEADER_ROW:
+                    rows, row = _below_header(rows, path, header), 0
+                rows = rows.slice(0, None if max_rows is None else max_rows - row)
                 rows = misfits.put_back(_text_or_bad(rows), row) if keep else _as_text(rows, path, row)
-                yield rows
+                if rows.num_rows:
+                    yield rows
                 row += rows.num_rows
         except MemoryError:
             raise PreflightError(out_of_memory(path)) from None
         except (pa.ArrowException, OSError) as error:
-            if not _is_header_only(error) and not misfits.are_too_many:
+            if not misfits.are_too_many:
                 raise PreflightError(f"{path}: {_why_unreadable(error)}.") from None
         finally:
             stream.stop()
             del reader
             stream.take_back()
+    if misfits.header is not None:
+        raise PreflightError(f"{path}: {columns_changed(misfits.fields_of(misfits.header), header.names)}.")
     if misfits.rows and not keep:
         raise PreflightError(misfits.describe(path))
     if stream.quotes % 2 and _ends_in_quotes(path, header):
         raise PreflightError(f"{path}: a quote is opened and never closed; close it, or double quotes inside a field.")
     if misfits.rows:
-        yield misfits.put_back(misfits.empty_table(), row, is_last=True)
+        yield misfits.put_back(misfits.empty_table(), row)
+
+
+def _open_reader(stream: DecompressedFile, header: CsvHeader, misfits: _MisfitRows) -> pa.csv.CSVStreamingReader:
+    return pa.csv.open_csv(
+        stream.lend(),
+        read_options=pa.csv.ReadOptions(
+            use_threads=False,  # The reader knows row numbers only with one thread; workers read several files at a time.
+            block_size=_CSV_BLOCK_BYTES,
+            skip_rows=header.first_line,
+            # The header is read as a row: the reader gives no batch before it has a row that fits, and this one does.
+            column_names=header.names,
+        ),
+        parse_options=pa.csv.ParseOptions(
+            delimiter=header.separator,
+            newlines_in_values=True,
+            invalid_row_handler=stream.lend_object(functools.partial(misfits)),
+        ),
+        convert_options=pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(header.names, pa.binary()), null_values=[], strings_can_be_null=False
+        ),
+    )
 
 
 def _ends_in_quotes(path: str, header: CsvHeader) -> bool:
@@ -100,14 +118,24 @@ class _MisfitRows:
     Args:
         header: The header of the file.
         most: The number of rows at which the reader gives up, or None.
+        max_rows: The number of rows that are wanted, None for all; what stands beyond them is forgotten.
+
+    Attributes:
+        rows: The rows that have not been put back.
+        header: The header if it does not fit, because it has changed; otherwise None.
     """
 
-    def __init__(self, header: CsvHeader, most: int | None):
-        self._header, self._most = header, most
+    def __init__(self, header: CsvHeader, most: int | None, max_rows: int | None):
+        self._header, self._most, self._max_rows = header, most, max_rows
         self.rows: collections.deque[Any] = collections.deque()
+        self.header: Any = None
 
     def __call__(self, row: Any) -> str:
-        self.rows.append(row)
+        number = self._row_of(row)
+        if number == _HEADER_ROW:
+            self.header = row
+        elif self._max_rows is None or number < self._max_rows:
+            self.rows.append(row)
         return "error" if self.are_too_many else "skip"
 
     @property
@@ -119,11 +147,16 @@ class _MisfitRows:
         """Returns a table of no rows."""
         return pa.table({name: pa.array([], pa.string()) for name in (*self._header.names, BAD_ROW_COLUMN)})
 
-    def put_back(self, rows: pa.Table, first_row: int, is_last: bool = False) -> pa.Table:
-        """Returns `rows` with the misfit rows among them; `first_row` is the number of the first row in the file."""
+    def put_back(self, rows: pa.Table, first_row: int) -> pa.Table:
+        """Returns `rows` with the misfit rows among them and right behind them.
+
+        Args:
+            rows: The rows of a batch that fit, with `BAD_ROW_COLUMN`.
+            first_row: The number of the first of all these rows in the file.
+        """
         due: list[Any] = []
         # Each row that is put back moves the end of this batch by one row. Arrow may have parsed later blocks already.
-        while self.rows and (is_last or self._row_of(self.rows[0]) < first_row + rows.num_rows + len(due)):
+        while self.rows and self._row_of(self.rows[0]) <= first_row + rows.num_rows + len(due):
             due.append(self.rows.popleft())
         if not due:
             return rows
@@ -140,14 +173,17 @@ class _MisfitRows:
         counts = map(_field_count, first)
         return [f"{place}: {count}; quote fields that hold the separator." for place, count in zip(places, counts, strict=True)]
 
+    def fields_of(self, misfit: Any) -> list[str]:
+        """Returns the fields of a row that does not fit."""
+        return next(csv.reader([misfit.text], delimiter=self._header.separator), [])
+
     def _row_of(self, misfit: Any) -> int:
         """Returns the row's number, counted from 0 below the header; Arrow counts from 1, and what is before it, too."""
         return int(misfit.number) - 2 - self._header.first_line
 
     def _as_table(self, misfits: list[Any]) -> pa.Table:
         names = self._header.names
-        rows = [next(csv.reader([misfit.text], delimiter=self._header.separator), []) for misfit in misfits]
-        fields = [dict(zip(names, row, strict=False)) for row in rows]
+        fields = [dict(zip(names, self.fields_of(misfit), strict=False)) for misfit in misfits]
         columns: dict[str, list[str]] = {name: [row.get(name, "") for row in fields] for name in names}
         columns[BAD_ROW_COLUMN] = [_field_count(misfit) for misfit in misfits]
         return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
@@ -157,8 +193,12 @@ def _field_count(misfit: Any) -> str:
     return f"there are {misfit.actual_columns} fields where the header has {misfit.expected_columns}"
 
 
-def _is_header_only(error: Exception) -> bool:
-    return "Empty CSV file" in str(error)
+def _below_header(rows: pa.Table, path: str, header: CsvHeader) -> pa.Table:
+    """Returns the rows below the first one, which is the header unless the file has changed."""
+    names = [column[0].as_py().decode("utf-8", "replace") for column in rows.columns]
+    if names != header.names:
+        raise PreflightError(f"{path}: {columns_changed(names, header.names)}.")
+    return rows.slice(1)
 
 
 def _why_unreadable(error: Exception) -> str:

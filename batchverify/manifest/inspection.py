@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
 from batchverify.io.filesystem import file_size
-from batchverify.manifest.columns import column_problems, find_label_column, pair_uris, plain_type
+from batchverify.manifest.columns import column_problems, find_label_column, pair_uris, parent_folder, plain_type
 from batchverify.manifest.csv_header import CsvHeader, read_header
 from batchverify.manifest.decompress import compression_of, measure_expansion
 from batchverify.manifest.group_values import MAX_LENGTH, count_values, group_columns, image_groups
@@ -19,7 +19,7 @@ from batchverify.manifest.labels import SPELLINGS, LabelSpelling, closest_spelli
 from batchverify.manifest.memory import refuse_absurd_expansion
 from batchverify.manifest.parquet import ParquetFooter, read_footer
 from batchverify.manifest.partitions import partition_values
-from batchverify.manifest.read import first_rows, read_batches
+from batchverify.manifest.read import read_batches
 from batchverify.manifest.shard import Shard
 from batchverify.schema import MAX_GROUPS
 
@@ -70,7 +70,7 @@ class FileInspection:
         expected_rows: The number of wanted rows; an estimate for a CSV file that was not read to its end.
         expected_bytes: An estimate of the memory that these rows take.
         rows_sampled: The number of rows whose images are in `images`.
-        images: The URIs of images, distinct within each array.
+        images: The URIs of images as the run opens them, distinct within each array.
         spellings: The spellings in which the labels may be written, the commonest first.
     """
 
@@ -226,17 +226,18 @@ def _complete(file: FileInspection, scan: _Scan, rows: int, stored_bytes: int) -
 def _scan(file: FileInspection, config: VerificationConfig, budget: InspectionBudget) -> _Scan:
     """Reads rows to look for bad labels and undecodable bytes, and to count rows and images."""
     label = find_label_column(file.schema.names, config)
-    shard = Shard(file.path, tuple(file.row_groups()) if file.footer else (), 0, csv_header=file.csv_header)
+    shard = Shard(file.path, tuple(file.row_groups()) if file.footer else (), 0, file.max_rows, file.csv_header)
     batches = read_batches(shard, config.bad_rows == "keep") if file.footer or file.csv_header else iter(())
     rows = rows_sampled = text_bytes = 0
     bytes_before, is_complete = budget.bytes_left, True
     images: list[pa.Array] = []
     problems: list[str] = []
     spellings: tuple[LabelSpelling, ...] = SPELLINGS
+    placed = config if config.image_root is not None else dataclasses.replace(config, image_root=parent_folder(file.path))
     groupings = group_columns(config)
     groups: dict[str, set[str]] = {name: set() for name in groupings}
     try:
-        for batch in first_rows(batches, file.max_rows):
+        for batch in batches:
             if label:
                 before, spellings = spellings, narrow_spellings(batch, label, spellings)
                 if not spellings:
@@ -249,7 +250,7 @@ def _scan(file: FileInspection, config: VerificationConfig, budget: InspectionBu
             rows += batch.num_rows
             if budget.bytes_left > 0:
                 rows_sampled += batch.num_rows
-                images += [uris.combine_chunks().unique() for uris in pair_uris(batch, config)]
+                images += [uris.combine_chunks().unique() for uris in pair_uris(batch, placed)]
             budget.bytes_left -= batch.nbytes
             text_bytes += _text_bytes(batch, file.csv_header)
             # To know how many rows of a limit remain for later files, the rows of a CSV file must be counted to its end.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -60,12 +60,12 @@ def read_parquet_batches(shard: Shard) -> Iterator[pa.Table]:
     """
     with open_input(shard.path) as file:
         try:
-            reader, groups = pq.ParquetFile(file), list(shard.row_groups)
-            rows_at_once = min((_rows_at_once(file, reader.metadata, group) for group in groups), default=1)
-            for batch in reader.iter_batches(rows_at_once, row_groups=groups):
-                table = pa.Table.from_batches([batch])
-                table.validate(full=True)
-                yield _with_plain_types(table)
+            reader = pq.ParquetFile(file)
+            for groups, rows_at_once in _groups_at_once(file, reader.metadata, shard.row_groups):
+                for batch in reader.iter_batches(rows_at_once, row_groups=groups):
+                    table = pa.Table.from_batches([batch])
+                    table.validate(full=True)
+                    yield _with_plain_types(table)
         except MemoryError:
             raise PreflightError(out_of_memory(shard.path)) from None
         except (pa.ArrowException, OSError) as error:
@@ -91,11 +91,34 @@ def _to_plain(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     return plain
 
 
+def _groups_at_once(file: Any, footer: pq.FileMetaData, groups: Iterable[int]) -> Iterator[tuple[list[int], int]]:
+    """Yields row groups to read together, and how many of their rows may be read at a time.
+
+    Groups without rows are left out. The others are together only until they have the rows that are read at a time, or might
+    take too much memory, so that large values in one group do not slow down the reading of all.
+    """
+    together: list[int] = []
+    rows, most_bytes, rows_at_once = 0, 0, PARQUET_ROWS
+    for group in groups:
+        row_group = footer.row_group(group)
+        if not row_group.num_rows:
+            continue
+        together.append(group)
+        rows, most_bytes = rows + row_group.num_rows, most_bytes + row_group.num_rows * row_group.total_byte_size
+        rows_at_once = min(rows_at_once, _rows_at_once(file, footer, group))
+        if rows >= rows_at_once or most_bytes > _BYTES_AT_ONCE:
+            yield together, rows_at_once
+            together, rows, most_bytes, rows_at_once = [], 0, 0, PARQUET_ROWS
+    if together:
+        yield together, rows_at_once
+
+
 def _rows_at_once(file: Any, footer: pq.FileMetaData, group: int) -> int:
     """Returns how many rows of a row group may be read at a time.
 
     A column whose values are numbers in a dictionary may take a thousand times as much memory as its part of the file. The
-    longest value of each dictionary shows how much at most.
+    longest value of each dictionary shows how much at most; it is looked up where each value being as long as all of the group
+    would take too much.
     """
     row_group = footer.row_group(group)
     chunks = [row_group.column(column) for column in range(row_group.num_columns)]
@@ -104,15 +127,15 @@ def _rows_at_once(file: Any, footer: pq.FileMetaData, group: int) -> int:
     if any("." in chunk.path_in_schema for chunk in coded):
         rows = min(rows, _MAX_NESTED_ROWS_AT_ONCE)
     names = [chunk.path_in_schema for chunk in coded if "." not in chunk.path_in_schema]
-    if names and rows * row_group.total_byte_size > _BYTES_AT_ONCE:
-        longest = _longest_values(file, group, names)
+    if names and min(rows, row_group.num_rows) * row_group.total_byte_size > _BYTES_AT_ONCE:
+        longest = _longest_values(file, footer, group, names)
         rows = min(rows, _BYTES_AT_ONCE // max(1, longest))
     return max(1, int(rows))
 
 
-def _longest_values(file: Any, group: int, columns: list[str]) -> int:
+def _longest_values(file: Any, footer: pq.FileMetaData, group: int, columns: list[str]) -> int:
     """Returns the length in bytes of the longest value in the dictionary of each column, summed."""
-    reader = pq.ParquetFile(file, read_dictionary=columns, buffer_size=2**16)
+    reader = pq.ParquetFile(file, metadata=footer, read_dictionary=columns, buffer_size=2**16)
     for batch in reader.iter_batches(1, row_groups=[group], columns=columns):
         dictionaries = [column.dictionary for column in batch.columns if pa.types.is_dictionary(column.type)]
         lengths = [pc.max(pc.binary_length(dictionary)).as_py() for dictionary in dictionaries]

@@ -18,9 +18,7 @@ from batchverify.manifest.columns import (
     common_type,
     find_fold_column,
     find_label_column,
-    parent_folder,
     quote_names,
-    resolve_uris,
 )
 from batchverify.manifest.inspection import FileInspection, InspectionBudget, inspect_file
 from batchverify.manifest.labels import COMMON_SPELLING, SPELLINGS, LabelSpelling
@@ -68,7 +66,7 @@ def plan_manifest(config: VerificationConfig, sample: int = 12) -> Manifest:
         expected_rows=sum(file.expected_rows for file in files),
         expected_bytes=sum(file.expected_bytes for file in files),
         expected_images=_expect_images(files),
-        sample=_sample_uris(files, config, sample),
+        sample=_sample_uris(files, sample),
     )
 
 
@@ -124,16 +122,14 @@ def _expect_images(files: list[FileInspection]) -> int:
     return images if rows_sampled >= rows else int(np.ceil(images * rows / max(1, rows_sampled)))
 
 
-def _sample_uris(files: list[FileInspection], config: VerificationConfig, count: int) -> tuple[str, ...]:
-    """Returns the absolute URIs of some images of the first file that has any."""
+def _sample_uris(files: list[FileInspection], count: int) -> tuple[str, ...]:
+    """Returns the URIs of some images of the first file that has any."""
     first = next((file for file in files if file.images), None)
     if first is None:
         return ()
-    base = config.image_root if config.image_root is not None else parent_folder(first.path)
     # Each part of the file has its images once. To look for the same ones in all parts would take long.
     some = pa.chunked_array(first.images, pa.string()).slice(0, _IMAGES_PER_SAMPLED * count)
-    uris = resolve_uris(some, base).unique().drop_null()
-    return tuple(uris[:count].to_pylist())
+    return tuple(some.unique().drop_null()[:count].to_pylist())
 
 
 def _match(config: VerificationConfig) -> tuple[list[str], list[str], list[str]]:

@@ -13,7 +13,7 @@ from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, RunError, short_reason
 from batchverify.io import arrow_coder  # noqa: F401  registers the coder of pa.Table
 from batchverify.io.storage_options import with_storage_options
-from batchverify.manifest.columns import quote_names
+from batchverify.manifest.columns import changed_in_run, columns_changed
 from batchverify.manifest.csv import read_csv_batches
 from batchverify.manifest.labels import find_bad_label
 from batchverify.manifest.parquet import read_parquet_batches
@@ -23,7 +23,6 @@ from batchverify.schema import BAD_ROW_COLUMN, MANIFEST_FILE, MANIFEST_ROW
 from batchverify.worker_stats import WorkerStats
 
 _BLOCK_BYTES = 64 * 2**20
-_CHANGED, _LEAVE = "the file has changed since the run began", "run again, and leave the manifest as it is meanwhile"
 
 
 class ReadManifest(beam.PTransform[PBegin, PCollection[tuple[str, pa.Table]]]):
@@ -60,8 +59,7 @@ def read_blocks(shard: Shard, schema: pa.Schema, config: VerificationConfig) -> 
     """
     row = shard.first_row
     try:
-        batches = first_rows(read_batches(shard, config.bad_rows == "keep"), shard.max_rows)
-        for batch in _joined(batches, config.block_rows):
+        for batch in _joined(read_batches(shard, config.bad_rows == "keep"), config.block_rows):
             rows = _rows_in_block(batch, config.block_rows)
             for start in range(0, batch.num_rows, rows):
                 block = batch.slice(start, rows)
@@ -109,14 +107,17 @@ def _joined(batches: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
     Rows beyond whole blocks wait for the next batch.
     """
     waiting: list[pa.Table] = []
+    rows_waiting = bytes_waiting = 0
     for batch in batches:
         waiting.append(batch)
-        if sum(part.num_rows for part in waiting) < rows and sum(part.nbytes for part in waiting) < _BLOCK_BYTES:
+        rows_waiting, bytes_waiting = rows_waiting + batch.num_rows, bytes_waiting + batch.nbytes
+        if rows_waiting < rows and bytes_waiting < _BLOCK_BYTES:
             continue
         joined = _join(waiting)
         rest = joined.num_rows % rows if joined.num_rows > rows else 0
         yield joined.slice(0, joined.num_rows - rest)
         waiting = [joined.slice(joined.num_rows - rest)] if rest else []
+        rows_waiting, bytes_waiting = rest, sum(part.nbytes for part in waiting)
     if waiting:
         yield _join(waiting)
 
@@ -140,19 +141,19 @@ def _with_provenance(block: pa.Table, path: str, row: int) -> pa.Table:
 
 
 def read_batches(shard: Shard, keep: bool = False) -> Iterator[pa.Table]:
-    """Yields the rows of a shard as tables, with the columns that the folders of its file state.
+    """Yields the wanted rows of a shard as tables, with the columns that the folders of its file state.
 
     Args:
         shard: The shard.
         keep: As in `read_csv_batches`.
     """
     header = shard.csv_header
-    batches = read_parquet_batches(shard) if header is None else read_csv_batches(shard.path, header, keep)
-    for batch in batches:
+    batches = read_parquet_batches(shard) if header is None else read_csv_batches(shard.path, header, keep, shard.max_rows)
+    for batch in _first_rows(batches, shard.max_rows):
         yield add_partitions(batch, shard.path)
 
 
-def first_rows(batches: Iterator[pa.Table], max_rows: int | None) -> Iterator[pa.Table]:
+def _first_rows(batches: Iterator[pa.Table], max_rows: int | None) -> Iterator[pa.Table]:
     """Yields the first `max_rows` rows and reads no batch beyond them; yields all rows if it is None."""
     left = max_rows
     for batch in batches:
@@ -162,8 +163,8 @@ def first_rows(batches: Iterator[pa.Table], max_rows: int | None) -> Iterator[pa
 
 
 def _cast(block: pa.Table, schema: pa.Schema, shard: Shard) -> pa.Table:
-    if difference := sorted({*block.column_names, BAD_ROW_COLUMN} ^ {*shard.columns, BAD_ROW_COLUMN}):
-        raise RunError(f"{shard.path}: {_CHANGED} (columns {quote_names(difference)}); {_LEAVE}.")
+    if {*block.column_names, BAD_ROW_COLUMN} != {*shard.columns, BAD_ROW_COLUMN}:
+        raise RunError(f"{shard.path}: {columns_changed(block.column_names, shard.columns)}.")
     if BAD_ROW_COLUMN in block.column_names:
         schema = schema.append(pa.field(BAD_ROW_COLUMN, pa.string()))
     for name in set(schema.names) - set(block.column_names):  # A column that only the folders of other files state.
@@ -172,4 +173,4 @@ def _cast(block: pa.Table, schema: pa.Schema, shard: Shard) -> pa.Table:
     try:
         return block if block.schema.equals(schema) else block.cast(schema)
     except pa.ArrowException as error:
-        raise RunError(f"{shard.path}: {_CHANGED} ({short_reason(error)}); {_LEAVE}.") from None
+        raise RunError(f"{shard.path}: {changed_in_run(short_reason(error))}.") from None

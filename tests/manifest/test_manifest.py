@@ -13,11 +13,11 @@ import pytest
 import zstandard
 
 import batchverify
-from batchverify.manifest import csv
+from batchverify.manifest import csv, parquet
 from batchverify.manifest.columns import pair_uris
 from batchverify.manifest.labels import parse_labels
 from batchverify.manifest.plan import plan_manifest
-from batchverify.manifest.read import read_blocks
+from batchverify.manifest.read import read_batches, read_blocks
 
 
 def read(*paths, **settings) -> pa.Table:
@@ -90,6 +90,42 @@ def test_blocks_are_whole_however_much_of_a_file_is_read_at_once(read_at_once, t
     assert found["left"].to_pylist() == [f"l{name}" for name in names] and found["manifest_row"].to_pylist() == list(range(100))
 
 
+def test_row_groups_without_rows_cost_nothing(tmp_path):
+    """`ParquetWriter.write_table` writes such a group for a table without rows, as a loop over chunks gives it one."""
+    table = pa.table({"left": [f"l{n}" for n in range(1000)], "right": [f"r{n}" for n in range(1000)]})
+    with pq.ParquetWriter(tmp_path / "p.parquet", table.schema) as writer:
+        for start, rows in ((0, 0), (0, 500), (0, 0), (500, 500), (0, 0)):
+            writer.write_table(table.slice(start, rows))
+    footer = pq.read_metadata(tmp_path / "p.parquet")
+    assert [footer.row_group(group).num_rows for group in range(footer.num_row_groups)] == [0, 500, 0, 500, 0]
+    config = batchverify.VerificationConfig(manifests=(str(tmp_path / "p.parquet"),), output="unused")
+    (shard,) = plan_manifest(config).shards
+    assert len(list(read_batches(shard))) <= 2
+    found = read(tmp_path / "p.parquet", block_rows=300)
+    assert found.select(table.column_names).equals(table) and found["manifest_row"].to_pylist() == list(range(1000))
+
+
+def test_a_parquet_file_of_groups_without_rows_has_no_row(tmp_path):
+    table = pa.table({"left": pa.array([], pa.string()), "right": pa.array([], pa.string())})
+    with pq.ParquetWriter(tmp_path / "p.parquet", table.schema) as writer:
+        writer.write_table(table)
+        writer.write_table(table)
+    config = batchverify.VerificationConfig(manifests=(str(tmp_path / "p.parquet"),), output="unused")
+    plan = plan_manifest(config)
+    assert [block for shard in plan.shards for block in read_blocks(shard, plan.schema, config)] == []
+
+
+def test_large_values_in_one_row_group_slow_down_no_other_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "_BYTES_AT_ONCE", 2**18)
+    rows = [{"left": f"l{n}", "right": f"r{n}", "note": "x" * 2**19 if n == 0 else ""} for n in range(2000)]
+    with pq.ParquetWriter(tmp_path / "p.parquet", pa.Table.from_pylist(rows[:1]).schema) as writer:
+        for part in (rows[:1], rows[1:1000], rows[1000:]):
+            writer.write_table(pa.Table.from_pylist(part))
+    config = batchverify.VerificationConfig(manifests=(str(tmp_path / "p.parquet"),), output="unused")
+    (shard,) = plan_manifest(config).shards
+    assert [batch.num_rows for batch in read_batches(shard)] == [1, 999, 1000]
+
+
 def test_files_of_both_kinds_are_one_manifest(tmp_path):
     write(tmp_path / "1.csv", "left,right\na,b\n")
     write(tmp_path / "2.csv", "right,left\nd,c\n")
@@ -108,6 +144,22 @@ def test_relative_paths_start_from_the_manifest_or_the_root(tmp_path):
     assert right.to_pylist() == ["/abs/b.png", "/d.png", f"{tmp_path}/x"]
     left, _ = pair_uris(table, batchverify.ScoringConfig(image_root="gs://bucket/faces/"))
     assert left.to_pylist()[0] == "gs://bucket/faces/a.png"
+
+
+def test_the_images_that_are_tried_before_a_run_are_those_of_the_rows(tmp_path, monkeypatch):
+    """A relative root is put before a name once."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "p.csv", "left,right\n1.png,/abs/2.png\n,3.png\n")
+    planned = lambda *paths, **settings: plan_manifest(  # noqa: E731
+        batchverify.VerificationConfig(manifests=paths, output="unused", **settings)
+    )
+    assert planned("a/p.csv", image_root="photos").sample == ("photos/1.png", "/abs/2.png", "photos/3.png")
+    assert planned("a/p.csv").sample == (f"{tmp_path}/a/1.png", "/abs/2.png", f"{tmp_path}/a/3.png")
+    # Images of one name in two folders are two images.
+    assert planned("a/p.csv", "b/p.csv").expected_images == 5
+    assert planned("a/p.csv", "b/p.csv", image_root="photos").expected_images == 3
 
 
 @pytest.mark.parametrize(
@@ -207,6 +259,32 @@ def test_bad_rows_are_put_back_across_the_readers_batches(tmp_path, monkeypatch)
     found = read(path, bad_rows="keep")
     assert found["left"].to_pylist() == [f"l{n}" for n in range(3000)]
     assert (found[BAD].is_valid().to_numpy() == bad).all()
+
+
+@pytest.mark.parametrize("good_before", [0, 1])
+def test_rows_that_do_not_fit_do_not_pile_up(good_before, tmp_path, monkeypatch):
+    """They are given out block by block, as all rows are, also where no row fits that could follow them."""
+    monkeypatch.setattr(csv, "_CSV_BLOCK_BYTES", 4096)
+    rows = ["a,b"] * good_before + [f"alone-{number}" for number in range(5000)]
+    path = write(tmp_path / "p.csv", "\n".join(["left,right", *rows]))
+    config = batchverify.VerificationConfig(manifests=(str(path),), output="unused", bad_rows="keep")
+    (shard,) = plan_manifest(config).shards
+    batches = list(read_batches(shard, keep=True))
+    assert max(batch.num_rows for batch in batches) < 2000
+    assert pa.concat_tables(batches)["left"].to_pylist() == [row.partition(",")[0] for row in rows]
+
+
+@pytest.mark.parametrize("bad_rows", ["refuse", "keep"])
+@pytest.mark.parametrize("mistake", [b"alone\n", b"\xfc,b\n", b"x,y,z\n" * 50])
+def test_a_mistake_beyond_the_limit_is_none(mistake, bad_rows, tmp_path):
+    path = write(tmp_path / "p.csv", b"left,right\n" + b"a,b\n" * 4 + mistake + b"c,d\n" * 4)
+    for limit in (1, 4):
+        assert read(path, limit=limit, bad_rows=bad_rows)["left"].to_pylist() == ["a"] * limit
+    if bad_rows == "refuse":
+        assert f"{path}, row 4: " in problems(path, limit=5)[0]
+    else:
+        assert read(path, limit=5, bad_rows="keep")[BAD].is_valid().to_pylist() == [False] * 4 + [True]
+        assert read(path, limit=6, bad_rows="keep").num_rows == 6
 
 
 def test_mixed_encodings_are_kept_or_refused(tmp_path):
@@ -319,10 +397,13 @@ def test_a_file_of_another_kind_is_named_with_the_remedy(data, cause, tmp_path):
     [
         ("p.csv", {"left": ["c"], "other": ["d"]}, "columns 'other', 'right'"),
         ("p.csv", {"left": ["c"]}, "columns 'right'"),
+        ("p.csv", {"left": ["c"] * 30}, "columns 'right'"),
+        ("p.csv", {"left": ["c"], "right": ["d"], "more": ["e"]}, "columns 'more'"),
+        ("p.csv", {"right": ["d"], "left": ["c"]}, "columns 'left', 'right'"),
         ("p.parquet", {"left": ["c"], "right": ["d"], "more": ["e"]}, "columns 'more'"),
         ("p.parquet", {"left": ["c"], "right": [[1]]}, "has changed since the run began"),
     ],
-    ids=["renamed", "dropped", "added", "another type"],
+    ids=["renamed", "dropped", "dropped from many rows", "added to CSV", "another order", "added", "another type"],
 )
 def test_a_file_whose_columns_change_in_mid_run_is_named(name, changed, words, tmp_path):
     def save(columns):
