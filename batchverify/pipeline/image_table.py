@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import cast
 
 import numpy as np
@@ -34,6 +35,7 @@ class ImageTable:
         self.buckets = 1
         self.checksums: dict[tuple[str, int], int] = {}
         self._arrays: ImageArrays | None = None
+        self._lock = threading.Lock()
 
     @property
     def arrays(self) -> ImageArrays:
@@ -41,9 +43,10 @@ class ImageTable:
         return ImageArrays.of(no_encoded_images()) if self._arrays is None else self._arrays
 
     def put(self, images: pa.Table) -> None:
-        """Stores encoded images; all URIs of the run must be in `index`."""
-        if self._arrays is None:
-            self._arrays = ImageArrays.empty(len(self.index), images)
+        """Stores encoded images; all URIs of the run must be in `index`. Several threads may call this at once."""
+        with self._lock:  # Of two threads that both made arrays, one would lose its images.
+            if self._arrays is None:
+                self._arrays = ImageArrays.empty(len(self.index), images)
         self._arrays.put(self.index.find(images["uri"].combine_chunks()), images)
 
     def add(self, key: str, left: pa.ChunkedArray, right: pa.ChunkedArray) -> None:

@@ -2,7 +2,10 @@
 
 import resource
 import signal
+import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from zlib import crc32
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 
 from batchverify.errors import RunError
 from batchverify.pipeline import uri_index
+from batchverify.pipeline.encoded_images import OK_CODE, encoded_images
 from batchverify.pipeline.image_table import ImageTable, RowsOfTable
 from batchverify.pipeline.row_positions import RowPositions
 
@@ -69,6 +73,31 @@ def test_an_image_that_the_first_reading_did_not_name_is_noticed(blocks):
     new = pa.chunked_array([["/photos/new.jpg"]])
     with pytest.raises(RunError, match="the manifest has changed since the run began"):
         RowsOfTable(table, "another block").find(new, new)
+
+
+def test_threads_that_put_images_at_the_same_time_lose_none():
+    threads, per_thread = 8, 500
+    uris = pa.array([f"/photos/{number}.jpg" for number in range(threads * per_thread)])
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            table, barrier = ImageTable(), threading.Barrier(threads)
+            table.index.add(uris)
+            _ = table.index.uris
+
+            def put(thread: int, table: ImageTable = table, barrier: threading.Barrier = barrier) -> None:
+                part = uris.slice(thread * per_thread, per_thread)
+                nothing, codes = [None] * per_thread, np.full(per_thread, OK_CODE)
+                images = encoded_images(part, codes, nothing, nothing, np.ones(per_thread), np.ones((per_thread, 4)))
+                barrier.wait()
+                table.put(images)
+
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(put, range(threads)))
+            assert (table.arrays.status[:-1] == OK_CODE).all()
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_a_full_disk_costs_time_and_no_row(blocks, caplog):
