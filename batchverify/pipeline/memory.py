@@ -18,6 +18,12 @@ _COPIES_IN_WORKER = 7
 _OTHER_BYTES_PER_IMAGE = 120
 # The place of an image's URI in the table of hashes of a run in one process, and what that has to spare.
 _INDEX_BYTES_PER_IMAGE = 40
+_GROUP_FOLDER = Path("/sys/fs/cgroup")
+# The files of a control group with its limit, its use and its statistics, and the name of the unused cache in these.
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
 _DECODING_PIXELS_IF_UNKNOWN = 128_000_000
 # The most embeddings that are sent to one block, and the most that are encoded before they are sent.
 EMBEDDING_BYTES_AT_ONCE = 256 * 2**20
@@ -60,7 +66,7 @@ def default_decoding_pixels() -> int:
 
 def available_bytes() -> int | None:
     """Returns how much memory this process can still get from the machine and its control group; None if it is unknown."""
-    known = [available for available in (_available_on_machine(), _available_in_group()) if available is not None]
+    known = [available for available in (_available_on_machine(), available_in_group(_GROUP_FOLDER)) if available is not None]
     return min(known, default=None)
 
 
@@ -72,10 +78,23 @@ def _available_on_machine() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def _available_in_group() -> int | None:
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:  # The machine has version 1 of control groups, or none.
-        return None
-    return None if limit == "max" else max(0, int(limit) - int(used))
+def available_in_group(folder: Path) -> int | None:
+    """Returns how much memory a control group, of version 1 or 2, still gives to its processes; None where it has no limit.
+
+    Its use includes the cache of files. The kernel takes back from that what has not been used lately, such as images that
+    were read once, before it refuses memory, so that this part is available. The rest of the cache, such as the code of
+    libraries, is used all the time, and is not counted as available. Kubernetes counts in the same way.
+
+    Args:
+        folder: The folder that shows the group, or that of all controllers.
+    """
+    for limit_file, used_file, statistics_file, unused_cache in _GROUP_FILES:
+        try:
+            limit, used, statistics = ((folder / name).read_text() for name in (limit_file, used_file, statistics_file))
+        except OSError:  # The machine has the other version of control groups, or none.
+            continue
+        if limit.strip() == "max":
+            return None
+        cache = next((int(line.split()[1]) for line in statistics.splitlines() if line.startswith(f"{unused_cache} ")), 0)
+        return max(0, int(limit) - max(0, int(used) - cache))
+    return None

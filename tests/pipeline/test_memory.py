@@ -8,7 +8,7 @@ import pytest
 
 import batchverify
 from batchverify.pipeline import image_arrays, plan
-from batchverify.pipeline.memory import available_bytes, process_bytes, worker_bytes
+from batchverify.pipeline.memory import available_bytes, available_in_group, process_bytes, worker_bytes
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +26,35 @@ def test_a_worker_needs_its_block_alone():
 
 def test_this_machine_says_how_much_it_has():
     assert (available_bytes() or 0) > GIB / 4
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "unused_cache"),
+    [
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_files_that_a_container_has_read_take_no_memory_from_it(limit, used, unused_cache, tmp_path):
+    """The kernel counts their cache as used, until it needs the memory."""
+    (tmp_path / "memory").mkdir()
+    statistics = (tmp_path / limit).with_name("memory.stat")
+    statistics.write_text(f"inactive_file_of_another_kind 7\nactive_file {GIB}\n{unused_cache} {5 * GIB}\n")
+    (tmp_path / limit).write_text(f"{8 * GIB}\n")
+    (tmp_path / used).write_text(f"{8 * GIB - 4096}\n")
+    assert available_in_group(tmp_path) == 5 * GIB + 4096
+    statistics.write_text(f"{unused_cache} 0\n")
+    assert available_in_group(tmp_path) == 4096
+    (tmp_path / used).write_text(f"{9 * GIB}\n")
+    assert available_in_group(tmp_path) == 0
+
+
+def test_a_group_without_a_limit_is_no_bound(tmp_path):
+    assert available_in_group(tmp_path) is None
+    for name, text in (("memory.max", "max\n"), ("memory.current", "4096\n"), ("memory.stat", "inactive_file 0\n")):
+        (tmp_path / name).write_text(text)
+    assert available_in_group(tmp_path) is None
 
 
 @pytest.fixture
