@@ -20,7 +20,7 @@ from batchverify.config import ScoringConfig, VerificationConfig
 from batchverify.errors import RunError
 from batchverify.io.storage_options import with_storage_options
 from batchverify.manifest.columns import pair_uris
-from batchverify.manifest.read import block_key, read_blocks, read_keyed_timed
+from batchverify.manifest.read import read_keyed, read_keyed_timed
 from batchverify.manifest.shard import Manifest, Shard
 from batchverify.manifest.text_hashes import hash_text
 from batchverify.model.calibration import Calibration
@@ -115,14 +115,17 @@ def read_uris(
         table: The table that takes the URIs.
         stats: The counts and times of this process.
         buckets: The number of buckets; None for one that suits the number of images.
+
+    Raises:
+        RunError: If there is a mistake in the manifest. The labels are read here as well, so that no image is encoded in vain.
     """
     images = table.get()
     for shard in manifest.shards:
         with stats.timed("read"):
             checksum = 0
-            for block in _read_ahead(read_blocks(shard, manifest.schema, config)):
+            for key, block in _read_ahead(read_keyed(shard, manifest, config)):
                 checksum = uri_checksum(block, config, checksum)
-                images.add(block_key(block, shard), *pair_uris(block, config))
+                images.add(key, *pair_uris(block, config))
             images.checksums[shard.path, shard.first_row] = checksum
     uris = images.index.uris
     images.buckets = buckets or bucket_count(len(uris))

@@ -21,7 +21,9 @@ from batchverify.images.layout import ImageLoader, Layout
 from batchverify.images.picture_loader import PictureLoader
 from batchverify.manifest.plan import plan_manifest
 from batchverify.manifest.read import read_keyed
-from batchverify.pipeline.image_table import ImageTable
+from batchverify.pipeline.image_table import ImageTable, ImageTableLoader
+from batchverify.pipeline.two_readings import read_uris
+from batchverify.worker_stats import WorkerStats
 from tests.support.manifests import write_pairs
 from tests.support.processes import SUBPROCESS_WORKERS
 
@@ -233,6 +235,17 @@ def test_a_manifest_without_rows_gives_a_well_formed_output(text, small_model, t
     scores = read_scores(tmp_path / "out")
     assert len(scores) == 0 and {"left", "score", "identity_check"} <= set(scores.columns)
     assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_a_label_far_into_a_manifest_that_is_none_fails_the_run_before_an_image_is_encoded(tmp_path, monkeypatch):
+    monkeypatch.setattr("batchverify.manifest.plan._VALIDATION_BYTES", 1)
+    monkeypatch.setattr("batchverify.manifest.csv._CSV_BLOCK_BYTES", 200)
+    rows = ["p1.png,p2.png,1"] * 50
+    (tmp_path / "pairs.csv").write_text("\n".join(["left,right,genuine", *rows, "p1.png,p2.png,perhaps", *rows]))
+    config = batchverify.VerificationConfig(manifests=(str(tmp_path / "pairs.csv"),), output="unused", block_rows=10)
+    requests = read_uris(None, plan_manifest(config), config, ImageTableLoader(), WorkerStats())
+    with pytest.raises(batchverify.RunError, match=r"pairs\.csv, row 50: the label is 'perhaps'"):
+        next(requests)
 
 
 def test_a_mistake_far_into_a_manifest_fails_the_run_clearly(small_model, pictures, tmp_path, monkeypatch):
