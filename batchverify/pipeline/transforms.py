@@ -136,7 +136,7 @@ class VerifyPairs(beam.PTransform[PCollection[tuple[str, pa.Table]], Verified]):
         return self._verified(blocks, encoded, scores, loader, config)
 
     def _prepare(self) -> _Prepared:
-        # The job has resolved the names of its models before it read their sidecars.
+        # Whoever gives a sidecar has resolved the names of the models before it was read.
         config = resolve_models(self._config)[0] if self._sidecar is None else self._config
         sidecar = read_sidecar(config.model) if self._sidecar is None else self._sidecar
         second = read_candidate_sidecar(config) if self._candidate_sidecar is None else self._candidate_sidecar

@@ -16,6 +16,7 @@ from apache_beam.typehints.schemas import named_fields_from_element_type
 from batchverify.config import ScoringConfig
 from batchverify.errors import PreflightError
 from batchverify.keywords import field_names, make_config
+from batchverify.model.registry import resolve_models
 from batchverify.model.sidecar import Sidecar, read_sidecar
 from batchverify.pipeline.transforms import VerifyPairs
 from batchverify.schema import CANDIDATE_FIELDS, RESULT_FIELDS, optional_fields
@@ -64,7 +65,8 @@ class VerifyRows(beam.PTransform[PCollection[Any], PCollection[Any]]):
         self._config = make_config(ScoringConfig, "VerifyRows", options, _OPTIONS, stranger_pairs=0, steadiness_images=0)
 
     def expand(self, rows: PCollection[Any]) -> PCollection[Any]:
-        sidecar = read_sidecar(self._config.model)
+        config, _ = resolve_models(self._config)
+        sidecar = read_sidecar(config.model)
         fields = self._checked_fields(rows.element_type, sidecar)
         results = self._result_fields(sidecar)
         blocks = (
@@ -74,7 +76,7 @@ class VerifyRows(beam.PTransform[PCollection[Any], PCollection[Any]]):
             # The key of a block is drawn at random; a retry must not draw another one.
             | "KeepKeys" >> beam.Reshuffle().with_output_types(tuple[str, pa.Table])
         )
-        verified = blocks | "VerifyPairs" >> VerifyPairs(self._config, self._expected_images, sidecar=sidecar)
+        verified = blocks | "VerifyPairs" >> VerifyPairs(config, self._expected_images, sidecar=sidecar)
         scored: PCollection[Any] = verified.scores | "ToRows" >> beam.FlatMap(
             to_rows, [field.name for field in results]
         ).with_output_types(row_type.RowTypeConstraint.from_fields([*fields, *map(_typed, results)]))

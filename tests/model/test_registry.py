@@ -18,6 +18,7 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.testing.util import assert_that
 
 import batchverify
 from batchverify.cli.main import main
@@ -112,6 +113,24 @@ def test_images_at_hand_and_pipelines_take_models_of_a_registry(registry, demo):
     found = pq.read_table(registry / "own.parquet")
     assert found["score"].to_pylist() == pytest.approx(expected.tolist(), abs=1e-6)
     assert found["match"].to_pylist() == [score >= 0.7 for score in expected]  # The threshold of its sidecar.
+
+
+def test_rows_of_a_pipeline_take_models_of_a_registry(registry, demo):
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias("faces", "champion", register(registry, "faces", sane_files(0.7)))
+    client.set_registered_model_alias("faces", "next", register(registry, "faces", sane_files(0.2)))
+    left, right = sorted(str(path) for path in (demo / "images").glob("*_c0_*.png"))[:2]
+    expected = batchverify.load(str(DEMO / "sane.keras")).score(left, right)
+
+    def check(found: list[Any]) -> None:
+        (row,) = found
+        assert row.score == pytest.approx(expected, abs=1e-6) == row.score_candidate
+        assert row.match == (expected >= 0.7) and row.match_candidate == (expected >= 0.2)
+
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        rows = pipeline | beam.Create([beam.Row(left=left, right=right)])
+        names = {"model": "models:/faces@champion", "candidate": "models:/faces@next"}
+        assert_that(rows | batchverify.VerifyRows(expected_images=2, **names), check)
 
 
 def test_without_an_address_the_sentence_says_so(monkeypatch, tmp_path):
