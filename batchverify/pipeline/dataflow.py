@@ -21,8 +21,7 @@ from apache_beam.options.pipeline_options_validator import PipelineOptionsValida
 import batchverify
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError
-from batchverify.model.registry import is_registry_name
-from batchverify.uris import is_remote
+from batchverify.pipeline.worker_paths import is_on_this_machine, worker_paths
 
 _LOG = logging.getLogger(__name__)
 # The setup.py of this package's checkout. The file does not exist where pip has installed the package.
@@ -95,7 +94,7 @@ def refuse_local_images(sample: Sequence[str]) -> None:
     Raises:
         PreflightError: With the first such image.
     """
-    if local := next(filter(_is_local, sample), None):
+    if local := next(filter(is_on_this_machine, sample), None):
         raise PreflightError(
             f"the manifest names {local}, which Dataflow's workers cannot read; copy the images to a store such as gs://, and "
             "name them by URI, or by relative path with --image-root gs://BUCKET/FOLDER."
@@ -134,23 +133,9 @@ def _find_missing_options(cloud: GoogleCloudOptions) -> Iterator[str]:
 
 
 def _find_local_paths(config: VerificationConfig) -> Iterator[str]:
-    # A baseline may lie on this machine: the launcher reads it, and sends its statistics to the workers.
-    paths: list[tuple[str, str | None]] = [("--manifest", path) for path in config.manifests]
-    paths += [
-        ("--output", config.output),
-        ("--model", config.model),
-        ("--candidate", config.candidate),
-        ("--architecture", config.architecture),
-        ("--image-root", config.image_root),
-    ]
-    paths += [("--embeddings", config.embeddings)]
-    for option, path in paths:
-        if path is not None and _is_local(path):
+    for option, path in worker_paths(config):
+        if is_on_this_machine(path):
             yield f"{option} {path} lies on this machine, which Dataflow's workers cannot reach; give a URI such as gs://bucket/…"
-
-
-def _is_local(path: str) -> bool:
-    return not (is_remote(path) or is_registry_name(path)) or path.startswith("file:")
 
 
 def _find_missing_packages(options: PipelineOptions, config: VerificationConfig) -> Iterator[str]:

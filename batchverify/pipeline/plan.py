@@ -10,7 +10,7 @@ from typing import Any
 
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
-from batchverify.config import VerificationConfig
+from batchverify.config import VerificationConfig, split_threshold_source
 from batchverify.errors import PreflightError
 from batchverify.evaluation.baseline import EarlierThreshold, read_baseline, read_threshold
 from batchverify.evaluation.drift import RunStatistics
@@ -37,6 +37,7 @@ from batchverify.pipeline.parsed_options import ParsedOptions
 from batchverify.pipeline.portable import absolute_paths, configure_portable, max_block_bytes, max_element_bytes
 from batchverify.pipeline.provenance import describe_candidate, describe_run
 from batchverify.pipeline.two_networks import TwoNetworks, network_loader
+from batchverify.pipeline.worker_paths import worker_paths
 from batchverify.report.render import prepare_report
 from batchverify.tracing import span
 from batchverify.worker_stats import WorkerStats
@@ -255,8 +256,16 @@ def _checked_options(config: VerificationConfig, beam_args: Sequence[str]) -> Pi
     configure_dataflow(options, config)
     configure_portable(options, config)
     set_storage_options(options)
-    refuse_unreachable(_named_paths(config), config.output)
+    refuse_unreachable([*worker_paths(config), *_read_here(config)], config.output)
     return options
+
+
+def _read_here(config: VerificationConfig) -> Iterator[tuple[str, str]]:
+    """Yields each path that the launcher alone reads, after the option that names it."""
+    if config.baseline:
+        yield "--baseline", config.baseline
+    if config.threshold_from:
+        yield "--threshold-from", split_threshold_source(config.threshold_from)[0]
 
 
 def _with_threshold(config: VerificationConfig, earlier: EarlierThreshold | None) -> VerificationConfig:
@@ -271,18 +280,6 @@ def _with_threshold(config: VerificationConfig, earlier: EarlierThreshold | None
         point.threshold, earlier.source, point.fmr.value, f"{point.fmr.trials:,}", evidence,
     )  # fmt: skip
     return dataclasses.replace(config, threshold=point.threshold, threshold_from=None)
-
-
-def _named_paths(config: VerificationConfig) -> Iterator[tuple[str, str | None]]:
-    """Yields each path that a run reads or writes, after the option that names it."""
-    yield from (("--manifest", path) for path in config.manifests)
-    yield from (
-        ("--model", config.model),
-        ("--candidate", config.candidate),
-        ("--baseline", config.baseline),
-        ("--image-root", config.image_root),
-    )
-    yield from (("--embeddings", config.embeddings), ("--output", config.output))
 
 
 def _load_checked(loader: NetworkLoader, manifest: Manifest) -> KerasNetwork:

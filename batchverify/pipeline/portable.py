@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,10 +27,9 @@ from apache_beam.runners.runner import create_runner
 from batchverify import shutdown
 from batchverify.config import VerificationConfig
 from batchverify.errors import PreflightError, RunError, short_reason
-from batchverify.model.registry import is_registry_name
 from batchverify.pipeline.flink import cancel_flink_job
 from batchverify.pipeline.memory import EMBEDDING_BYTES_AT_ONCE, PORTABLE_BLOCK_BYTES, PORTABLE_ELEMENT_BYTES
-from batchverify.uris import is_remote
+from batchverify.pipeline.worker_paths import is_on_this_machine, with_absolute_paths, worker_paths
 
 _LOG = logging.getLogger(__name__)
 _ANSWER_S = 10.0
@@ -51,13 +49,7 @@ def absolute_paths(options: PipelineOptions, config: VerificationConfig) -> Veri
     """Returns the configuration with absolute paths for a portable runner, whose workers may run in another folder."""
     if _find_runner(options) is None:
         return config
-    paths = {name: getattr(config, name) for name in ("model", "candidate", "image_root", "output", "embeddings")}
-    changes: dict[str, Any] = {name: _absolute(path) for name, path in paths.items() if path}
-    return dataclasses.replace(config, manifests=tuple(map(_absolute, config.manifests)), **changes)
-
-
-def _absolute(path: str) -> str:
-    return path if is_remote(path) or is_registry_name(path) else os.path.abspath(path)
+    return with_absolute_paths(config)
 
 
 def configure_portable(options: PipelineOptions, config: VerificationConfig) -> None:
@@ -194,11 +186,8 @@ def _find_local_paths(options: PipelineOptions, config: VerificationConfig) -> I
     """Yields a problem for each path on this machine that workers elsewhere need."""
     if (place := _place_of_workers(options)) is None:
         return
-    paths: list[tuple[str, str | None]] = [("--manifest", path) for path in config.manifests]
-    paths += [("--model", config.model), ("--candidate", config.candidate), ("--image-root", config.image_root)]
-    paths += [("--output", config.output), ("--embeddings", config.embeddings)]
-    for option, path in paths:
-        if path and not (is_remote(path) or is_registry_name(path)):
+    for option, path in worker_paths(config):
+        if is_on_this_machine(path):
             yield f"{option} {path} lies on this machine, and {place} cannot reach it; use a store, such as s3:// or gs://."
 
 

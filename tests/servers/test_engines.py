@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
+import keras
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -100,9 +102,9 @@ def test_a_job_server_of_flink_or_spark_that_cannot_be_had_is_refused(runner, op
 def refusal(pairs, small_model, tmp_path):
     """Returns what a job with more of Beam's arguments is refused with."""
 
-    def refuse(*beam_args: str, candidate: str | None = None) -> str:
+    def refuse(*beam_args: str, **settings: Any) -> str:
         config = batchverify.VerificationConfig(
-            manifests=(str(pairs),), model=small_model, output=str(tmp_path / "out"), candidate=candidate
+            manifests=(str(pairs),), model=small_model, output=str(tmp_path / "out"), **settings
         )
         with pytest.raises(PreflightError) as refused:
             batchverify.run(config, beam_args)
@@ -139,9 +141,10 @@ def test_a_portable_runner_without_a_job_service_is_refused(refusal):
     ids=["docker", "default", "elsewhere"],
 )
 def test_paths_that_workers_cannot_reach_are_refused(beam_args, place, refusal, pairs, small_model):
-    said = refusal("--runner=PortableRunner", "--job_endpoint=localhost:1", *beam_args, candidate="next.keras")
-    for option, path in (("--manifest", pairs), ("--model", small_model), ("--candidate", "next.keras")):
-        assert f"{option} {path} lies on this machine, and {place}" in said
+    settings = {"candidate": "next.keras", "architecture": "net.json", "image_root": "file:///srv"}
+    said = refusal("--runner=PortableRunner", "--job_endpoint=localhost:1", *beam_args, **settings)
+    for name, path in (("manifest", pairs), ("model", small_model), *settings.items()):
+        assert f"--{name.replace('_', '-')} {path} lies on this machine, and {place}" in said
     assert "--output" in said
 
 
@@ -170,8 +173,12 @@ def test_a_misspelt_option_is_no_option_of_an_engine(pairs, capsys):
 
 def test_workers_in_another_folder_find_relative_paths(pairs, small_model, tmp_path, monkeypatch, read_scores):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(small_model, tmp_path / "model.keras")
-    config = batchverify.VerificationConfig(manifests=("pairs.csv",), model="model.keras", output="out")
+    network = keras.models.load_model(small_model)
+    network.save_weights(tmp_path / "net.weights.h5")
+    (tmp_path / "architecture.json").write_text(network.to_json())
+    config = batchverify.VerificationConfig(
+        manifests=("pairs.csv",), model="net.weights.h5", architecture="architecture.json", output="out"
+    )
     *arguments, command = SUBPROCESS_WORKERS
     command = command.replace("=", "=cd / && ", 1)
     batchverify.run(config, [*arguments, command])
