@@ -18,6 +18,7 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.pvalue import Row
 from apache_beam.testing.util import assert_that
 
 import batchverify
@@ -128,7 +129,7 @@ def test_rows_of_a_pipeline_take_models_of_a_registry(registry, demo):
         assert row.match == (expected >= 0.7) and row.match_candidate == (expected >= 0.2)
 
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
-        rows = pipeline | beam.Create([beam.Row(left=left, right=right)])
+        rows = pipeline | beam.Create([Row(left=left, right=right)])
         names = {"model": "models:/faces@champion", "candidate": "models:/faces@next"}
         assert_that(rows | batchverify.VerifyRows(expected_images=2, **names), check)
 
