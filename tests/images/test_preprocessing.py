@@ -89,9 +89,7 @@ def shown(*layers):
     [
         (lambda: [keras.layers.Rescaling(1 / 255)], "0..255"),
         (lambda: [keras.layers.Resizing(8, 8), keras.layers.Rescaling(1 / 127.5, -1)], "0..255"),
-        (lambda: [keras.layers.Rescaling(2.0, -1)], "0..1"),
-        (lambda: [keras.layers.Rescaling(255.0)], "0..1"),
-        (lambda: [keras.layers.Normalization(mean=0.5, variance=0.1)], "0..1"),
+        (lambda: [normalised(0.5, 0.1)], "0..1"),
         (lambda: [keras.applications.EfficientNetB0(weights=None, include_top=False, input_shape=(32, 32, 3))], "0..255"),
         (lambda: [keras.layers.Resizing(8, 8)], None),
         (lambda: [], None),
@@ -99,6 +97,79 @@ def shown(*layers):
 )
 def test_the_graph_shows_the_scale_or_does_not(layers, expected):
     assert shown(*layers()) == expected
+
+
+def normalised(mean, variance):
+    return keras.layers.Normalization(mean=mean, variance=variance)
+
+
+IMAGENET, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+# What the first steps of a network compute of a pixel, and the one scale on which that makes sense.
+FIRST_STEPS = {
+    # A scale and an offset together
+    "1/255": (lambda x: keras.layers.Rescaling(1 / 255)(x), "0..255"),
+    "x/255-0.5": (lambda x: x / 255 - 0.5, "0..255"),
+    "x/127.5-1": (lambda x: keras.layers.Rescaling(1 / 127.5, -1)(x), "0..255"),
+    "(x-128)/128": (lambda x: (x - 128) / 128, "0..255"),
+    "x/64": (lambda x: x / 64, "0..255"),
+    "1-x/255": (lambda x: keras.layers.Rescaling(-1 / 255, 1)(x), "0..255"),
+    "255-x": (lambda x: 255 - x, "0..255"),
+    "x less a mean of 0..255": (lambda x: x - np.array([103.939, 116.779, 123.68], np.float32), "0..255"),
+    "x/255+0.5": (lambda x: keras.layers.Rescaling(1 / 255, 0.5)(x), None),
+    "2x-1": (lambda x: keras.layers.Rescaling(2.0, -1)(x), "0..1"),
+    "2x-1, in two steps": (lambda x: x * 2 - 1, "0..1"),
+    "1-2x": (lambda x: 1 - 2 * x, "0..1"),
+    "255x": (lambda x: keras.layers.Rescaling(255.0)(x), "0..1"),
+    "255x-128": (lambda x: x * 255 - 128, "0..1"),
+    "x-0.5": (lambda x: x - 0.5, "0..1"),
+    "(x-0.5)/0.5": (lambda x: (x - 0.5) / 0.5, "0..1"),
+    "x less ImageNet's mean": (lambda x: (x - np.array(IMAGENET)) / np.array(DEVIATION), "0..1"),
+    "127.5x+127.5": (lambda x: keras.layers.Rescaling(127.5, offset=127.5)(x), "-1..1"),
+    "(x+1)127.5": (lambda x: (x + 1) * 127.5, "-1..1"),
+    "(x+1)/2": (lambda x: (x + 1) / 2, "-1..1"),
+    "0.5x+0.5": (lambda x: keras.layers.Rescaling(0.5, offset=0.5)(x), "-1..1"),
+    "127.5x+128": (lambda x: x * 127.5 + 128, "-1..1"),
+    # Steps that fit several scales
+    "x": (lambda x: x, None),
+    "x+1": (lambda x: x + 1, None),
+    "log(x+1)": (lambda x: keras.ops.log(x + 1) / 255, None),
+    "1-x": (lambda x: 1 - x, None),
+    "2x": (lambda x: x * 2, None),
+    "127.5x": (lambda x: x * 127.5, None),
+    "x/2": (lambda x: x / 2, None),
+    "x**2/255": (lambda x: x**2 / 255, None),
+    "1/x": (lambda x: 255 / x, None),
+    "relu": (lambda x: keras.layers.Rescaling(1 / 255)(keras.layers.Activation("relu")(x)), None),
+    # A mean and a variance
+    "mean of 0..255": (lambda x: normalised([120.0, 110.0, 100.0], [3000.0, 3100.0, 3200.0])(x), "0..255"),
+    "mean of dark images": (lambda x: normalised(7.0, 900.0)(x), "0..255"),
+    "mean of 0.5": (lambda x: normalised(0.5, 0.1)(x), "0..1"),
+    "mean of ImageNet": (lambda x: normalised(IMAGENET, np.square(DEVIATION))(x), "0..1"),
+    "mean of -1..1, dark": (lambda x: normalised(-0.7, 0.3)(x), "-1..1"),
+    "mean of -1..1, bright": (lambda x: normalised(0.8, 0.3)(x), "-1..1"),
+    "mean of -1..1, grey": (lambda x: normalised(-0.05, 0.3)(x), "-1..1"),
+    "mean of bright images, 0..1 or -1..1": (lambda x: normalised(0.8, 0.1)(x), None),
+    "mean of dark images, 0..1 or -1..1": (lambda x: normalised(0.13, 0.095)(x), None),
+    "mean of grey images, -0.5..0.5 or -1..1": (lambda x: normalised(-0.05, 0.1)(x), None),
+    "mean of standardised pixels": (lambda x: normalised(-0.01, 0.98)(x), None),
+    "mean out of every scale": (lambda x: normalised(-3.0, 2.0)(x), None),
+    "variance out of every scale": (lambda x: normalised(-0.7, 4.0)(x), None),
+    "nothing learned": (lambda x: normalised(0.0, 1.0)(x), None),
+    "nothing learned, then x/255": (lambda x: normalised(0.0, 1.0)(x) / 255, "0..255"),
+    "x turned back": (lambda x: keras.layers.Normalization(mean=127.5, variance=127.5**2, invert=True)(x), "-1..1"),
+    # A model inside of the model
+    "a model that mirrors, then x/255": (lambda x: keras.Sequential([keras.layers.RandomFlip()])(x) / 255, "0..255"),
+    "a model of half of the steps": (lambda x: keras.Sequential([keras.layers.Rescaling(1.0, 1.0)])(x) / 2, "-1..1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIRST_STEPS)
+def test_first_steps_that_fit_one_scale_show_it_and_others_do_not(name):
+    steps, expected = FIRST_STEPS[name]
+    pixels = keras.Input((8, 8, 3))
+    model = keras.Model(pixels, keras.layers.Conv2D(2, 3)(steps(pixels)))
+    found = find_scale_in_graph(model, pixels)
+    assert (found and found[0]) == expected
 
 
 def test_a_scale_that_nothing_shows_is_asked_for():
