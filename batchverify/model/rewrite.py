@@ -8,8 +8,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import keras
-
 from batchverify.config import ModelConfig
 from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError, short_reason
 from batchverify.model import safe_layers
@@ -22,8 +20,8 @@ from batchverify.model.config_graph import (
     renumber_calls,
     split_arguments,
 )
-from batchverify.model.file import ModelFile, refusing_damage
-from batchverify.model.keras2_config import modernise_layer
+from batchverify.model.file import ModelFile, ModelKind, refusing_damage
+from batchverify.model.keras2_config import keep_computation, modernise_layer, rename_class
 from batchverify.model.keras_names import is_keras_class, is_keras_module, operation_module
 from batchverify.model.lambdas import ask_about_lambda, find_factor, find_guard, guess_kind_by_name, parse_lambda_option
 from batchverify.model.safe_layers import KINDS, PAIR_KINDS, SCALED_KINDS, TENSOR_OPERATIONS
@@ -63,6 +61,10 @@ def prepare_config(file: ModelFile, options: ModelConfig) -> LoadableConfig:
         changes = list(_rewrite_layers(config, rules))
         if questions := [question for change in changes for question in change.questions]:
             raise OpenQuestionError(questions)
+        if file.kind is ModelKind.HDF5:
+            _refuse_several_axes(file.name, config)
+        if file.keras_version.startswith("2."):
+            keep_computation(config)
         custom_objects = {name: value for change in changes for name, value in change.custom_objects.items()}
         if not rules.trusted:
             _refuse_foreign_modules(file.name, config, custom_objects)
@@ -209,15 +211,7 @@ def _replace_with_comparison(layer: dict[str, Any], kind: str, **details: Any) -
 
 
 def _replace_layer(layer: dict[str, Any], replacement: type, settings: dict[str, Any]) -> None:
-    registered_name = keras.saving.get_registered_name(replacement)
-    if "module" in layer:
-        layer |= {
-            "module": replacement.__module__,
-            "class_name": replacement.__name__,
-            "registered_name": registered_name,
-        }
-    else:
-        layer["class_name"] = registered_name
+    rename_class(layer, replacement)
     layer["config"] = {"name": name_of(layer), **settings}
     layer.pop("build_config", None)
 
@@ -260,6 +254,17 @@ def _refuse_unknown_lambdas(layers: list[dict[str, Any]], rules: _Rules) -> None
         if name and name not in lambdas:
             existing = ", ".join(f"'{existing}'" for existing in sorted(lambdas)) or "none"
             raise PreflightError(f"--lambda {name}={kind}: the model has no such Lambda layer; it has {existing}.")
+
+
+def _refuse_several_axes(model: str, config: dict[str, Any]) -> None:
+    """Refuses layers of an HDF5 file that work on several axes at once: Keras 3 reads such a list from .keras files only."""
+    for layer in iterate_layers(config):
+        axes = layer["config"].get("axis") if isinstance(layer.get("config"), dict) else None
+        if isinstance(axes, list):
+            raise PreflightError(
+                f"--model {model}: its layer '{name_of(layer)}' works on the axes {axes}, which Keras 3 does not read from an "
+                "HDF5 file; load it where it was trained, and save it with model.save('model.keras')."
+            )
 
 
 def _refuse_foreign_modules(model: str, node: Any, custom_objects: dict[str, Any]) -> None:

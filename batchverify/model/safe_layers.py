@@ -16,6 +16,20 @@ from keras import ops
 _EPSILON = 1e-12
 
 
+@keras.saving.register_keras_serializable("batchverify")  # type: ignore[untyped-decorator]
+def hard_sigmoid_of_keras_2(x: Any) -> Any:
+    """Returns what Keras 2 calls `hard_sigmoid`; that of Keras 3 is x / 6 + 0.5 between 0 and 1."""
+    return ops.clip(0.2 * x + 0.5, 0.0, 1.0)
+
+
+@keras.saving.register_keras_serializable("batchverify")
+class UpSampling2DOfKeras2(keras.layers.UpSampling2D):  # type: ignore[misc]
+    """Keras 2's `UpSampling2D`, which gives fractions for pixels that are whole numbers; that of Keras 3 rounds them."""
+
+    def call(self, inputs: Any) -> Any:
+        return super().call(ops.cast(inputs, self.compute_dtype))
+
+
 def guarded_root(squared: Any, guard: float, is_added: bool) -> Any:
     """Returns a square root whose gradient at 0 is finite, because `guard` is added or is the smallest value."""
     return ops.sqrt(squared + guard if is_added else ops.maximum(squared, guard))

@@ -171,6 +171,46 @@ def test_the_guard_of_a_euclidean_lambda_is_that_of_its_own_code(guard, tmp_path
         np.testing.assert_allclose(scores_of(loaded, images(), other), expected, atol=2e-6)
 
 
+@pytest.mark.parametrize(("k", "name"), [(keras, "m.keras"), (tf_keras, "m.h5"), (tf_keras, "m.keras")])
+def test_hard_sigmoid_is_that_of_the_keras_that_wrote_the_file(k, name, tmp_path):
+    k.utils.set_random_seed(4)
+    pixels = k.Input(SHAPE)
+    x = k.layers.Conv2D(4, 3, activation="hard_sigmoid")(k.layers.Rescaling(1 / 255)(pixels))
+    x = k.layers.Activation("hard_sigmoid")(k.layers.Reshape((10, 40))(x))
+    x = k.layers.Bidirectional(k.layers.LSTM(5, recurrent_activation="hard_sigmoid"))(x)
+    encoder = k.Model(pixels, k.layers.Dense(6, activation=k.activations.hard_sigmoid)(x), name="encoder")
+    model = siamese(l1(k), k=k, encoder=encoder)
+    model.save(tmp_path / name)
+    loaded = load_model(ModelConfig(model=str(tmp_path / name)))
+    np.testing.assert_allclose(loaded.encode(images()), encoder.predict(images(), verbose=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["m.h5", "m.keras"])
+@pytest.mark.parametrize("layer", ["Resizing", "UpSampling2D"])
+def test_keras_2_does_not_round_whole_pixels_that_it_resizes(layer, name, tmp_path):
+    tf_keras.utils.set_random_seed(4)
+    pixels = tf_keras.Input(SHAPE, dtype="uint8")
+    sizes = {"Resizing": {"height": 7, "width": 9}, "UpSampling2D": {"size": 2}}
+    x = getattr(tf_keras.layers, layer)(**sizes[layer], interpolation="bilinear")(pixels)
+    x = tf_keras.layers.Flatten()(tf_keras.layers.Rescaling(1 / 255)(x))
+    model = siamese(l1(tf_keras), k=tf_keras, encoder=tf_keras.Model(pixels, x), dtype="uint8")
+    model.save(tmp_path / name)
+    loaded, whole = load_model(ModelConfig(model=str(tmp_path / name))), images().astype(np.uint8)
+    expected = np.asarray(model([whole, whole[::-1]]))[:, 0]
+    np.testing.assert_allclose(scores_of(loaded, whole, whole[::-1]), expected, atol=1e-6)
+
+
+def test_several_axes_in_an_hdf5_file_are_refused_as_keras_3_would_leave_them_out(tmp_path):
+    pixels = tf_keras.Input(SHAPE)
+    x = tf_keras.layers.Dense(3)(tf_keras.layers.UnitNormalization(axis=[1, 2])(pixels))
+    encoder = tf_keras.Model(pixels, tf_keras.layers.Flatten()(x))
+    encoder.save(tmp_path / "m.h5")
+    assert "works on the axes [1, 2], which Keras 3 does not read" in refusal(tmp_path / "m.h5", compare="l1")
+    encoder.save(tmp_path / "m.keras")
+    loaded = load_model(ModelConfig(model=str(tmp_path / "m.keras"), pixels="0..255", compare="l1"))
+    np.testing.assert_allclose(loaded.encode(images()), encoder.predict(images(), verbose=0), atol=1e-5)
+
+
 def test_an_autoencoder_is_no_encoder(tmp_path):
     image = keras.Input(SHAPE)
     blurred = keras.layers.Conv2D(3, 3, padding="same")(keras.layers.Rescaling(1 / 255)(image))
