@@ -29,6 +29,8 @@ _MAX_CONFIG_BYTES = 256 * 2**20
 _ALWAYS_ALLOWED_BYTES = 2**30
 _MAX_EXPANSION = 100
 _PROBE_TIMEOUT_S = 300
+# PyTorch writes the weights of an ONNX file into a second file by default.
+ONNX_WEIGHTS_SUFFIX = ".data"
 
 
 class ModelKind(Enum):
@@ -127,8 +129,7 @@ def open_model_file(name: str, local: str, find_architecture: Callable[[], bytes
     Raises:
         PreflightError: If it is no model, or one that must not be opened.
     """
-    with refusing_damage(name, "the file cannot be read", "copy it again, whole"):
-        kind = _identify(name, local)
+    kind = identify_model(name, local)
     if kind in (ModelKind.SAVED_MODEL, ModelKind.ONNX):
         return ModelFile(name, local, kind, {}, "")
     with refusing_damage(name, f"the {'file' if kind is ModelKind.KERAS else 'HDF5 file'} is damaged", "copy it again, whole"):
@@ -165,6 +166,20 @@ def refusing_damage(name: str, fault: str, remedy: str) -> Iterator[None]:
 
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
+
+
+def identify_model(name: str, local: str) -> ModelKind:
+    """Returns the way in which a model is stored, as its first bytes say.
+
+    Args:
+        name: The path or URI that the user gave.
+        local: The path of the file or folder on this machine.
+
+    Raises:
+        PreflightError: If it is no model.
+    """
+    with refusing_damage(name, "the file cannot be read", "copy it again, whole"):
+        return _identify(name, local)
 
 
 def _identify(name: str, local: str) -> ModelKind:

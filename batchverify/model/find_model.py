@@ -46,18 +46,21 @@ def require_digest(model: str, digest: str, settings: Mapping[str, Any], remedy:
         PreflightError: If it is another model, or it is not there.
     """
     with local_model(model) as local:
-        if f"sha256:{digest_model(local)}" == digest or f"sha256:{_digest_loaded(model, local, settings)}" == digest:
-            return
+        is_found = f"sha256:{digest_model(local)}" == digest
+    if is_found or f"sha256:{_digest_loaded(model, settings)}" == digest:
+        return
     raise PreflightError(f"--model {model} is not the model of that run, whose digest is {digest:.23}…; {remedy}.")
 
 
-def _digest_loaded(model: str, local: str, settings: Mapping[str, Any]) -> str:
+def _digest_loaded(model: str, settings: Mapping[str, Any]) -> str:
     """Returns the digest that a run records; where a file has its architecture or weights in another file, it has both."""
     start_tensorflow()
     from batchverify.model.load_file import load_file
+    from batchverify.model.private_copy import private_model
 
     fields = {field.name for field in dataclasses.fields(ModelConfig)} - {"model"}
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items() if name in fields
     }
-    return load_file(ModelConfig(model=model, **given), local).digest
+    with private_model(model) as local:
+        return load_file(ModelConfig(model=model, **given), local).digest

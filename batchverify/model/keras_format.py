@@ -62,6 +62,8 @@ def load_keras_file(file: ModelFile, options: ModelConfig, digest: str) -> Loade
 def _as_functional(file: ModelFile, digest: str, graph: keras.Model, notes: tuple[str, ...]) -> LoadedModel:
     if len(graph.outputs) != 1:
         raise UnsuitableModelError(f"--model {file.name}: it has {len(graph.outputs)} outputs; give a model with one.")
+    # A model may take or give its tensors by name, in a dictionary.
+    graph = keras.Model(list(graph.inputs), graph.outputs[0], name=graph.name)
     inputs = tuple(_model_input(tensor) for tensor in graph.inputs)
     return LoadedModel(file.name, digest, _call_for_inference(graph), inputs, graph, "", notes)
 

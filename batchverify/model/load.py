@@ -20,11 +20,11 @@ from batchverify.model.inputs import decide_image_shape, find_pixel_scale, order
 from batchverify.model.interview import Interview
 from batchverify.model.load_file import load_file
 from batchverify.model.loaded import LoadedModel
-from batchverify.model.local_copy import local_model
 from batchverify.model.pair_model import PairModel
 from batchverify.model.plan import plan_encoder, plan_split, plan_whole, refuse_channels_first
 from batchverify.model.precision import computes_in_16_bits, refuse_without_layers, use_tensor_float_32, with_16_bits
 from batchverify.model.preprocessing import Preprocessing, decide_preprocessing, scale_contradiction
+from batchverify.model.private_copy import private_model
 from batchverify.model.probe_images import probe_images
 from batchverify.model.runtimes import choose_runtime
 from batchverify.model.split import split_model
@@ -74,7 +74,7 @@ def _load_in_thread(config: ModelConfig, is_candidate: bool, is_loaded: threadin
 
 def _load_and_try(config: ModelConfig, is_candidate: bool, is_loaded: threading.Event) -> PairModel:
     interview = Interview(config)
-    with local_model(config.model) as local:
+    with private_model(config.model) as local:
         loaded = interview.answer(functools.partial(load_file, local=local))
         is_loaded.set()
         model = interview.answer(functools.partial(_try_loaded, loaded))

@@ -14,6 +14,8 @@ from batchverify.model.registry import fetch_model, is_registry_name
 from batchverify.temporary_folder import temporary_copy, temporary_folder
 from batchverify.uris import is_remote
 
+_MAX_ENTRIES = 10_000
+
 
 @contextlib.contextmanager
 def local_model(path: str | None) -> Iterator[str]:
@@ -72,19 +74,33 @@ def digest_model(path: str) -> str:
 
     Raises:
         OSError: If a file cannot be read.
-        PreflightError: If the folder holds something that is neither a file nor a folder.
+        PreflightError: See `list_files`.
     """
     if os.path.isfile(path):
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     combined = hashlib.sha256()
-    for folder, folders, names in os.walk(path):
+    for name in list_files(path):
+        with open(os.path.join(path, name), "rb") as file:
+            combined.update(os.fsencode(name) + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return combined.hexdigest()
+
+
+def list_files(path: str) -> list[str]:
+    """Returns the paths of all files in a folder, from there on, in an order that is always the same; links are followed.
+
+    Raises:
+        PreflightError: If the folder holds something that is neither a file nor a folder, or more than a SavedModel does.
+    """
+    found, entries = [], 0
+    for folder, folders, names in os.walk(path, followlinks=True):
         folders.sort()
+        entries += len(folders) + len(names)
+        if entries > _MAX_ENTRIES:  # A link may lead to the folder itself, or to all of a disk.
+            raise PreflightError(f"--model {path}: it holds more than {_MAX_ENTRIES:,} files; give the folder of a SavedModel.")
         for name in sorted(names):
             file_path = os.path.join(folder, name)
             if not os.path.isfile(file_path):
                 raise PreflightError(f"--model {path}: {file_path} is no file; copy the folder again, whole.")
-            with open(file_path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").digest()
-            combined.update(os.fsencode(os.path.relpath(file_path, path)) + b"\0" + digest)
-    return combined.hexdigest()
+            found.append(os.path.relpath(file_path, path))
+    return found

@@ -14,13 +14,11 @@ import tensorflow as tf
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError, UnsuitableModelError, short_reason
-from batchverify.model.file import ModelFile
+from batchverify.model.file import ONNX_WEIGHTS_SUFFIX, ModelFile
 from batchverify.model.loaded import LoadedModel, ModelInput
 from batchverify.temporary_folder import temporary_folder
 
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(uint8)": "uint8"}
-# PyTorch writes the weights into a second file by default.
-_DATA_SUFFIX = ".data"
 # A location of weights that stands for an address in the memory of the process (core/framework/tensorprotoutils.h).
 _MEMORY_ADDRESS = b"_ORT_MEM_ADDR_"
 _CHUNK = 2**24
@@ -91,7 +89,7 @@ def _open_session(file: ModelFile) -> Any:
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with temporary_folder() as folder:
         path = os.path.join(folder, os.path.basename(file.name))
-        for suffix in filter(lambda suffix: os.path.isfile(file.local + suffix), ("", _DATA_SUFFIX)):
+        for suffix in filter(lambda suffix: os.path.isfile(file.local + suffix), ("", ONNX_WEIGHTS_SUFFIX)):
             os.symlink(os.path.abspath(file.local + suffix), path + suffix)
         try:
             # Its second try would be announced on standard output.
@@ -99,8 +97,9 @@ def _open_session(file: ModelFile) -> Any:
         except Exception as error:  # onnxruntime has an exception for each of its statuses.
             reason = short_reason(error)
     if "xternal data" in reason:
+        expected = os.path.basename(file.name) + ONNX_WEIGHTS_SUFFIX
         raise PreflightError(
-            f"--model {file.name}: its weights lie in another file, which is not {os.path.basename(file.name)}{_DATA_SUFFIX} "
+            f"--model {file.name}: its weights lie in another file, which is not {expected} "
             "beside it on this machine; export it in one file, with external_data=False."
         )
     raise PreflightError(
@@ -128,7 +127,7 @@ def _call(session: Any, inputs: tuple[ModelInput, ...]) -> Callable[..., Any]:
 
 
 def _digest_with_weights(local: str, digest: str) -> str:
-    if not os.path.isfile(local + _DATA_SUFFIX):
+    if not os.path.isfile(local + ONNX_WEIGHTS_SUFFIX):
         return digest
-    with open(local + _DATA_SUFFIX, "rb") as weights:
+    with open(local + ONNX_WEIGHTS_SUFFIX, "rb") as weights:
         return hashlib.sha256((digest + hashlib.file_digest(weights, "sha256").hexdigest()).encode()).hexdigest()

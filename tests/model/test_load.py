@@ -30,6 +30,7 @@ from batchverify.images.layout import Layout
 from batchverify.images.tensorflow_loader import TensorFlowLoader
 from batchverify.model import probe_images
 from batchverify.model.load import load_model
+from batchverify.model.local_copy import digest_model
 from tests.support import model_zoo
 from tests.support.model_zoo import CASES, SHAPE, live_scores, siamese, write
 
@@ -304,6 +305,48 @@ def test_the_signature_of_a_saved_model_is_chosen(tmp_path):
     with pytest.raises(PreflightError, match="'one', 'two'; choose one with --signature"):
         load(tmp_path / "model", pixels="0..1")
     assert "'two'" in " ".join(load(tmp_path / "model", pixels="0..1", signature="two").facts.notes)
+
+
+@pytest.mark.parametrize("names", [("query", "gallery"), ("gallery", "query")])
+def test_inputs_and_an_output_in_dictionaries_are_taken_in_the_order_of_their_keys(names, tmp_path):
+    model = siamese(lambda a, b: keras.layers.Concatenate()([a, b]), names=names)
+    keras.Model(dict(zip(names, model.inputs, strict=True)), {"score": model.outputs[0]}).save(tmp_path / "m.keras")
+    found = load(tmp_path / "m.keras")
+    images = probe_images.probe_images(SHAPE, 6)
+    sides = dict(zip(sorted(names), (images, images[::-1]), strict=True))
+    expected = np.asarray(model([sides[name] for name in names], training=False))[:, 0]
+    np.testing.assert_allclose(found.compare(found.encode(images), found.encode(images[::-1])), expected, atol=1e-5)
+    assert "Inputs 'gallery' and 'query' are taken as left and right by their position." in found.facts.notes
+
+
+@keras.saving.register_keras_serializable("MyLayers")
+class ExchangesFiles(keras.layers.Layer):
+    """A distance that puts another file in the place of the model's, once."""
+
+    files: tuple[str, str] | None = None
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        files, ExchangesFiles.files = ExchangesFiles.files, None
+        if files:
+            os.replace(*files)
+
+    def call(self, left, right):
+        return keras.ops.abs(left - right)
+
+
+def test_a_file_that_is_exchanged_while_it_is_loaded_counts_as_it_was(tmp_path):
+    first, other = str(tmp_path / "first.keras"), str(tmp_path / "other.keras")
+    model = siamese(lambda a, b: ExchangesFiles()(a, b))
+    model.save(first)
+    images = probe_images.probe_images(SHAPE, 6)
+    expected, digest = np.asarray(model([images, images[::-1]], training=False))[:, 0], digest_model(first)
+    model.set_weights([2 * weights for weights in model.get_weights()])
+    model.save(other)
+    ExchangesFiles.files = (other, first)
+    found = load(first, custom_objects=(f"ExchangesFiles={__name__}:ExchangesFiles",))
+    assert not os.path.exists(other) and found.facts.digest == digest
+    np.testing.assert_allclose(found.compare(found.encode(images), found.encode(images[::-1])), expected, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from batchverify.errors import PreflightError, SplitError
 from batchverify.model.cache_switch import model_cache
 from batchverify.model.start_tensorflow import start_tensorflow
 from batchverify.pipeline.keras_network import load_parts
+from tests.support.exchanged_file import exchanged_once_copied
 
 start_tensorflow()
 
@@ -122,6 +123,29 @@ def test_an_encoder_without_a_head_comes_from_the_cache_too(home, tmp_path, imag
     np.testing.assert_array_equal(left, model.encode(images))
     np.testing.assert_array_equal(proven.compare(left, right), model.compare(left, right))
     proven.check_split(images)
+
+
+def test_a_file_that_is_exchanged_while_it_is_loaded_is_kept_as_it_was(home, tmp_path, images):
+    import keras
+
+    def save_encoder(name: str, seed: int) -> np.ndarray:
+        keras.utils.set_random_seed(seed)
+        pixels = keras.Input((16, 16, 3))
+        encoder = keras.Model(pixels, keras.layers.Dense(4)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(pixels))))
+        encoder.save(tmp_path / name)
+        return np.asarray(encoder(images))
+
+    path, config = tmp_path / "model.keras", ModelConfig(model=str(tmp_path / "model.keras"), compare="cosine")
+    expected = save_encoder("model.keras", 1)
+    save_encoder("other.keras", 2)
+    shutil.copy(path, tmp_path / "kept.keras")
+    with model_cache(True):
+        with exchanged_once_copied(path, tmp_path / "other.keras", "model"):
+            load_proven(config, load_model)
+        shutil.copy(tmp_path / "kept.keras", path)
+        proven = load_proven(config, load_model)
+    assert isinstance(proven, ProvenModel)
+    np.testing.assert_allclose(proven.encode(images), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
 from batchverify.model.load import load_model
+from batchverify.model.local_copy import digest_model
+from tests.support.exchanged_file import exchanged_once_copied
 from tests.support.processes import start_program
 
 FORBIDDEN = (
@@ -100,6 +102,23 @@ def test_what_keras_exports_is_loaded(whole):
     model = load(whole)
     kept = model.encode(images)
     assert np.all(np.isfinite(model.compare(kept, kept[::-1])))
+
+
+def test_a_saved_model_that_is_exchanged_after_its_check_is_not_loaded(whole, tmp_path):
+    path = Path(shutil.copytree(whole, tmp_path / "model"))
+    planted = with_change(whole, tmp_path / "planted", lambda meta: meta.graph_def.node.add(name="planted", op="ReadFile"))
+    with exchanged_once_copied(path / "saved_model.pb", Path(planted) / "saved_model.pb", "model/saved_model.pb"):
+        assert load(str(path)).facts.digest == digest_model(whole)
+    refused_for("ReadFile", str(path))
+
+
+def test_links_in_a_saved_model_are_followed_and_those_without_end_refused(whole, tmp_path):
+    for name in os.listdir(whole):
+        os.symlink(os.path.join(whole, name), tmp_path / name)
+    assert load(str(tmp_path)).facts.digest == digest_model(whole)
+    os.symlink(".", tmp_path / "loop")
+    with pytest.raises(PreflightError, match="is no file; copy the folder again"):
+        load(str(tmp_path))
 
 
 @pytest.mark.parametrize("operation", FORBIDDEN)
