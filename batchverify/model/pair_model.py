@@ -20,7 +20,7 @@ from batchverify.model.plan import ExecutionPlan
 from batchverify.model.precision import use_tensor_float_32, whole_float_32
 from batchverify.model.preprocessing import Preprocessing
 from batchverify.model.runtimes import OpenVinoFunction, compile_for_runtime
-from batchverify.model.split import SplitModel, check_split
+from batchverify.model.split import SplitModel, check_split, largest_difference
 from batchverify.schema import without_rounding
 
 _LOG = logging.getLogger(__name__)
@@ -111,6 +111,10 @@ class PairModel:
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Returns float32 scores `(n,)` of two arrays of embeddings `(n, d)`; see `without_rounding`."""
         return without_rounding(self._compare(left, right))
+
+    def rows_at_once(self) -> tuple[int, int]:
+        """Returns the numbers of images and of pairs that are computed together; fewer are padded to as many."""
+        return self._encode.rows if self._encode else 1, self._compare.rows
 
     def operations(self) -> tuple[int, int]:
         """Returns the floating-point operations of encoding one image and of comparing one pair, as TensorFlow counts them."""
@@ -232,13 +236,19 @@ def compare_runtimes(runtime: str, precision: str, images: np.ndarray, parts: _P
         A sentence with the difference of the scores.
 
     Raises:
-        PreflightError: If the scores differ by more than rounding does, although full precision was asked for.
+        PreflightError: If the scores differ by more than rounding does, although full precision was asked for, or only one of
+            the two gives a number.
     """
     here = _shifted_scores(images, *parts)
     with whole_float_32():
         in_tensorflow = _shifted_scores(images, *reference)
-    difference = float(np.nanmax(np.abs(here - in_tensorflow)))
-    if precision == "float32" and not difference <= _MAX_DIFFERENCE_OF_RUNTIMES:
+    difference = largest_difference(here, in_tensorflow)
+    if math.isinf(difference):
+        option = f"--runtime {runtime}" if precision == "float32" else f"--precision {precision}"
+        raise PreflightError(
+            f"{option}: on trial a score is a number either with it or without it, but not both; leave {option} out."
+        )
+    if precision == "float32" and difference > _MAX_DIFFERENCE_OF_RUNTIMES:
         raise PreflightError(
             f"--runtime {runtime}: its scores differ from TensorFlow's by {difference:.2g}, "
             f"more than {_MAX_DIFFERENCE_OF_RUNTIMES:g}; leave --runtime out."

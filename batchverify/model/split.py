@@ -6,6 +6,7 @@ the names of the layers and their nesting do not matter.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from batchverify.errors import IgnoredInputError, SplitError
+from batchverify.errors import IgnoredInputError, SplitError, short_reason
 
 _TOLERANCE = 1e-5
 # How much further apart the parts and the whole may be than two calls of the whole, and at most.
@@ -52,7 +53,7 @@ def split_model(model: keras.Model) -> SplitModel:
 
     Raises:
         IgnoredInputError: If the output does not depend on one of the inputs.
-        SplitError: If no layer with weights works on one image alone.
+        SplitError: If no layer with weights works on one image alone, or Keras cannot make the parts.
     """
     graph = _Graph(model)
     ignored = [tensor.name for side, tensor in enumerate(model.inputs) if side not in graph.origin(model.outputs[0])]
@@ -62,10 +63,16 @@ def split_model(model: keras.Model) -> SplitModel:
     if not (graph.have_weights(left) and graph.have_weights(right)):
         raise SplitError("its two images meet before any layer with weights, so there is no encoder of one image")
     matching = graph.match(left, right)
-    if matching is None:
-        return _split_separate_towers(model, left, right)
+    try:
+        return _split_separate_towers(model, left, right) if matching is None else _split_shared_tower(model, left, matching)
+    except Exception as error:  # Keras raises any exception on a graph that it cannot cut.
+        raise SplitError(f"Keras cannot make an encoder and a head of it ({short_reason(error)})") from None
+
+
+def _split_shared_tower(model: keras.Model, left: list[Any], right: list[Any]) -> SplitModel:
+    """Splits a model whose inputs go through the same layers."""
     encoder = keras.Model(model.inputs[0], left)
-    head = keras.Model([*left, *matching], model.outputs[0])
+    head = keras.Model([*left, *right], model.outputs[0])
     return SplitModel(encoder, slice(None), slice(None), head, shared=True)
 
 
@@ -106,11 +113,11 @@ def check_outputs(expected: np.ndarray, parts: np.ndarray, repeat: Callable[[], 
     Raises:
         SplitError: If they differ; see `check_split`.
     """
-    difference = _largest_difference(expected, parts)
+    difference = largest_difference(expected, parts)
     tolerance = _TOLERANCE * max(1.0, float(np.max(np.abs(expected), where=~np.isnan(expected), initial=0.0)))
     if not difference <= tolerance:
         # GPUs add up in another order from call to call, so the same images may get other scores.
-        tolerance = max(tolerance, min(_MAX_NOISE, _NOISE_FACTOR * _largest_difference(expected, repeat())))
+        tolerance = max(tolerance, min(_MAX_NOISE, _NOISE_FACTOR * largest_difference(expected, repeat())))
     if not difference <= tolerance:
         raise SplitError(
             f"its parts give scores that differ from the whole model's by {difference:.2g}, more than {tolerance:.2g}"
@@ -118,10 +125,11 @@ def check_outputs(expected: np.ndarray, parts: np.ndarray, repeat: Callable[[], 
     return difference
 
 
-def _largest_difference(first: np.ndarray, second: np.ndarray) -> float:
-    """Returns the largest difference of two outputs; where one gives no number for an image, the other must give none."""
-    both_nan = np.isnan(first) & np.isnan(second)
-    return float(np.max(np.where(both_nan, 0.0, np.abs(first - second))))
+def largest_difference(first: np.ndarray, second: np.ndarray) -> float:
+    """Returns the largest difference of two outputs; it is infinite where only one of them gives no number."""
+    with np.errstate(invalid="ignore"):
+        difference = np.where((first == second) | (np.isnan(first) & np.isnan(second)), 0.0, np.abs(first - second))
+    return float(np.max(np.where(np.isnan(difference), np.inf, difference)))
 
 
 class _Graph:
@@ -167,10 +175,14 @@ class _Graph:
 
         Returns None if there is no such order, because the two sides go through different layers.
         """
-        by_computation = {self._computations[id(tensor)]: tensor for tensor in right}
-        if {self._computations[id(tensor)] for tensor in left} != set(by_computation) or len(left) != len(right):
+        wanted, found = ([self._computations[id(tensor)] for tensor in side] for side in (left, right))
+        if collections.Counter(wanted) != collections.Counter(found):
             return None
-        return [by_computation[self._computations[id(tensor)]] for tensor in left]
+        # Layers that are called on one image twice make two tensors that have the same computation.
+        unused = collections.defaultdict[int, list[Any]](list)
+        for computation, tensor in zip(found, right, strict=True):
+            unused[computation].append(tensor)
+        return [unused[computation].pop(0) for computation in wanted]
 
 
 def _sort_topologically(output: Any) -> list[Any]:

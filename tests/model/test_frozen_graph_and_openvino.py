@@ -16,7 +16,9 @@ import pytest
 import tensorflow as tf
 
 import batchverify
+from batchverify.errors import PreflightError
 from batchverify.model.frozen_graph import FrozenFunction
+from batchverify.model.pair_model import compare_runtimes
 from batchverify.model.runtimes import choose_runtime
 from batchverify.model.start_tensorflow import has_nvidia_gpu
 from tests.support.processes import start_program
@@ -148,6 +150,23 @@ def test_openvino_computes_a_model_from_the_cache_as_one_from_its_file(small_mod
     note, refusal = done.stdout.splitlines() or [done.stderr, ""]
     assert note.startswith("The network is run by openvino in float32: on 20 images its scores differ from TensorFlow's"), note
     assert re.match(r"--runtime openvino: its scores differ .* leave --runtime out\.", refusal)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("is_swapped", [False, True])
+def test_a_runtime_that_gives_no_number_where_tensorflow_gives_one_is_refused(precision, is_swapped):
+    def compare(left, right):
+        return np.mean(np.abs(left - right), axis=1)
+
+    def compare_but_fail_for_equals(left, right):
+        return compare(left, right) / np.where(compare(left, right) == 0, np.nan, 1)
+
+    images = np.random.default_rng(0).uniform(size=(4, 2, 2, 3)).astype(np.float32)
+    sides = [(None, compare), (None, compare_but_fail_for_equals)]
+    parts, reference = sides if is_swapped else sides[::-1]
+    with pytest.raises(PreflightError, match="is a number either with it or without it, but not both"):
+        compare_runtimes("openvino", precision, images, parts, reference)
+    assert "differ from TensorFlow's in float32 by 0" in compare_runtimes("openvino", precision, images, sides[1], sides[1])
 
 
 def test_frozen_calls_of_several_shapes_and_inputs_equal_the_function():

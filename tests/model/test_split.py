@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from batchverify.config import ModelConfig
 from batchverify.errors import IgnoredInputError, SplitError
+from batchverify.model.load import load_model
 from batchverify.model.pair_model import FixedShapeCall
 from batchverify.model.split import split_model
 
@@ -43,7 +45,26 @@ def concatenated_with_two_dense_layers():
     return keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(keras.layers.Dense(3)(x)))
 
 
-@pytest.mark.parametrize("build", [nested_encoder, shared_layers_written_out_twice, concatenated_with_two_dense_layers])
+def called_twice_for_each_image():
+    encoder, (left, right) = tower(), two_inputs()
+    difference = keras.layers.Subtract()([encoder(left), encoder(right)])
+    product = keras.layers.Multiply()([encoder(left), encoder(right)])
+    return keras.Model([left, right], keras.layers.Dense(1)(keras.layers.Concatenate()([difference, product])))
+
+
+def called_twice_for_one_image():
+    encoder, (left, right) = tower(), two_inputs()
+    joined = keras.layers.Concatenate()([encoder(left), encoder(right), encoder(left)])
+    return keras.Model([left, right], keras.layers.Dense(1)(joined))
+
+
+BUILDERS = [
+    nested_encoder, shared_layers_written_out_twice, concatenated_with_two_dense_layers, called_twice_for_each_image,
+    called_twice_for_one_image,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("build", BUILDERS)
 def test_the_parts_give_the_scores_of_the_whole(build):
     model = build()
     siamese = split_model(model)
@@ -64,6 +85,12 @@ def test_images_that_meet_before_any_weight_cannot_be_split():
     distance = keras.layers.Flatten()(keras.ops.abs(left - right))
     with pytest.raises(SplitError, match="meet before any layer with weights"):
         split_model(keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(distance)))
+
+
+def test_layers_that_are_called_twice_on_each_image_are_one_encoder(tmp_path):
+    called_twice_for_each_image().save(tmp_path / "m.keras")
+    model = load_model(ModelConfig(model=str(tmp_path / "m.keras"), pixels="0..1", output_is="logit"))
+    assert model.facts.structure.startswith("one encoder for both images")
 
 
 def test_an_input_that_does_not_reach_the_output_is_found():
