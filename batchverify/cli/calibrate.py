@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.messages import calibrated_message
-from batchverify.cli.parser import Parser, join_values, path_option
+from batchverify.cli.parser import Parser, path_option
 from batchverify.cli.streams import print_text
 from batchverify.config import CALIBRATION_METHODS as METHODS
 from batchverify.errors import PreflightError
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
     from batchverify.model.sidecar import sidecar_path, write_calibration
 
     places = [("the run", options.run), ("--model", options.model), ("--sidecar", options.sidecar)]
-    set_storage_arguments(join_values(beam_args), places)
+    set_storage_arguments(beam_args, places)
     labelled = read_labelled_run(options.run)
     calibration = fit_calibration(labelled, options.method, options.run)
     path = options.sidecar or sidecar_path(_find_model(labelled, options.model))

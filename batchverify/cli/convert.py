@@ -17,7 +17,7 @@ from typing import Any
 
 from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.messages import manifest_written_message, scores_written_message
-from batchverify.cli.parser import Parser, join_values, path_option
+from batchverify.cli.parser import Parser, path_option
 from batchverify.cli.streams import print_text
 from batchverify.errors import PreflightError
 from batchverify.manifest.pair_lists import ORDERS, read_lfw_pairs, read_lines, read_pair_list
@@ -78,7 +78,7 @@ def _convert_scores(options: argparse.Namespace, beam_args: list[str]) -> str:
     if beam_args or is_remote(options.source):
         from batchverify.io.object_store import set_storage_arguments
 
-        set_storage_arguments(join_values(beam_args), [("the run", options.source)])
+        set_storage_arguments(beam_args, [("the run", options.source)])
     counts = write_score_files(options.source, options.output, options.format, options.label_column)
     return scores_written_message(counts, options.output)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from batchverify.cli.exit_code import ExitCode
 from batchverify.cli.messages import diagnosis_message
 from batchverify.cli.options import add_model_options, add_pixel_options, add_threshold_option, config_fields
-from batchverify.cli.parser import Parser, join_values, path_option
+from batchverify.cli.parser import Parser, path_option
 from batchverify.cli.streams import print_text
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError, RunError
@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
     from batchverify.model.diagnosis import examine
 
     configure_pillow()
-    set_storage_arguments(join_values(beam_args), [("--model", options.model), ("--manifest", options.manifest)])
+    set_storage_arguments(beam_args, [("--model", options.model), ("--manifest", options.manifest)])
     sidecar = _new_sidecar(config) if options.write_sidecar else None
     diagnosis = examine(config, options.images, options.manifest)
     if options.json:

@@ -11,7 +11,7 @@ import datetime
 from collections.abc import Sequence
 
 from batchverify.cli.exit_code import ExitCode
-from batchverify.cli.parser import Parser, join_values, path_option
+from batchverify.cli.parser import Parser, path_option
 from batchverify.cli.streams import print_text
 from batchverify.errors import RunError, printable, short_reason
 
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
 
     if options.output:
         refuse_folder("--output", options.output)
-    set_storage_arguments(join_values(beam_args), [("the nights", options.directory), ("--baseline", options.baseline)])
+    set_storage_arguments(beam_args, [("the nights", options.directory), ("--baseline", options.baseline)])
     baseline = read_finished_run(options.baseline) if options.baseline else None
     nights = read_nights(options.directory, baseline, options.until)
     place = Place(options.directory, options.output or f"{options.directory.rstrip('/')}/_nights.html")

@@ -154,17 +154,6 @@ class Parser(argparse.ArgumentParser):
             self.error(f"'{words[0]}' and {len(words) - 1:,} more are not options, which begin with --; put a glob into quotes")
 
 
-def join_values(arguments: Sequence[str]) -> list[str]:
-    """Returns Beam's arguments with each value in the argument of its option, `--name=value`."""
-    joined: list[str] = []
-    for argument in arguments:
-        if joined and not argument.startswith("-"):
-            joined[-1] += f"={argument}"
-        else:
-            joined.append(argument)
-    return joined
-
-
 def _respell(arguments: Iterable[str], names: Iterable[str]) -> list[str]:
     """Returns the arguments with each option in the spelling of `names`."""
     spellings = {_hyphenate(name): name for name in names}

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from batchverify.cli.exit_code import ExitCode
-from batchverify.cli.parser import Parser, join_values, path_option
+from batchverify.cli.parser import Parser, path_option
 from batchverify.cli.streams import print_text
 from batchverify.errors import printable
 
@@ -38,6 +38,6 @@ def run(argv: Sequence[str]) -> int:
     from batchverify.io.object_store import set_storage_arguments
     from batchverify.report.render import rebuild
 
-    set_storage_arguments(join_values(beam_args), [("the run", options.directory)])
+    set_storage_arguments(beam_args, [("the run", options.directory)])
     print_text(printable(rebuild(options.directory, options.output)))
     return ExitCode.DONE

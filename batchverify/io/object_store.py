@@ -20,7 +20,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from batchverify.errors import PreflightError, StoreError, short_reason
 from batchverify.io.gcs import gcs_client
 from batchverify.io.s3 import s3_client
-from batchverify.io.storage_options import StorageOptions, beam_option_names, current_storage_options, set_storage_options
+from batchverify.io.storage_options import StorageOptions, beam_options, current_storage_options, set_storage_options
 from batchverify.uris import URI_PATTERN, scheme_of
 
 _LOG = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ def set_storage_arguments(arguments: Sequence[str], places: Iterable[tuple[str, 
     Raises:
         PreflightError: If an argument is not Beam's, or a store cannot be reached.
     """
-    known = beam_option_names() if arguments else []
+    known = beam_options() if arguments else {}
     if unknown := [name for name in arguments if not name.startswith("-") or name.split("=")[0] not in known]:
         raise PreflightError([f"there is no option {name}; see --help." for name in unknown])
     set_storage_options(PipelineOptions(list(arguments)))

@@ -63,11 +63,6 @@ def _use(options: StorageOptions) -> None:
         set_storage_options(options.to_beam())
 
 
-def beam_option_names() -> list[str]:
-    """Returns the names of all options that are Beam's."""
-    return list(beam_options())
-
-
 def beam_options() -> dict[str, bool]:
     """Returns all options that are Beam's, and whether each of them has a value."""
     parser: Any = argparse.ArgumentParser(add_help=False)

@@ -14,7 +14,7 @@ from batchverify.cli import doctor, job
 from batchverify.cli.main import main
 from batchverify.cli.subcommands import JOB, SUBCOMMANDS, load_subcommand
 from batchverify.errors import PreflightError, RunError
-from batchverify.io.storage_options import beam_option_names
+from batchverify.io.storage_options import beam_options
 from batchverify.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +112,7 @@ def test_training_takes_underscores_and_file_uris():
 
 
 def test_no_option_of_ours_is_one_of_beams():
-    beams = {name.replace("_", "-") for name in beam_option_names()}
+    beams = {name.replace("_", "-") for name in beam_options()}
     assert not beams & {
         name for command in (JOB, *SUBCOMMANDS) for name in load_subcommand(command).make_parser().option_names()
     }
