@@ -234,8 +234,8 @@ class Cluster:
         self.folder, self._pythons, self._task_mib = folder, pythons, task_mib
         temporary = folder / "tmp"
         temporary.mkdir()
-        # Java does not look at TMPDIR.
-        self._surroundings = {"JAVA_TOOL_OPTIONS": f"-Djava.io.tmpdir={temporary}", "SPARK_LOCAL_DIRS": str(temporary)}
+        java = f"{os.environ.get('JAVA_TOOL_OPTIONS', '')} -Djava.io.tmpdir={temporary}"  # Java does not look at TMPDIR.
+        self._surroundings = {"JAVA_TOOL_OPTIONS": java, "SPARK_LOCAL_DIRS": str(temporary)}
         self._paths = [{"PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": modules} for python in pythons]
         self._commands: dict[str, tuple[list[str], dict[str, str], Path]] = {}
         self.processes: dict[str, subprocess.Popen] = {}

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError
+from batchverify.model.batch_rows import choose_rows, trace
 from batchverify.model.facts import ModelFacts
 from batchverify.model.frozen_graph import FrozenFunction, StoredFunction, store_for_any_rows
 from batchverify.model.identity_bound import IdentityBound, find_identity_bound
@@ -26,7 +27,6 @@ from batchverify.schema import without_rounding
 _LOG = logging.getLogger(__name__)
 _MAX_VALUES_COMPARED_AT_ONCE = 2**24
 _MAX_PAIRS_AT_ONCE = 8192
-_MAX_VALUES_ENCODED_AT_ONCE = 2**28
 _MAX_DIFFERENCE_OF_RUNTIMES = 1e-3
 # A function that encodes, where the model can be split, and one that compares.
 _Parts = tuple[Callable[[Any], Any] | None, Callable[[Any, Any], Any]]
@@ -67,6 +67,8 @@ class PairModel:
         preprocessing: The steps between a decoded image and the network.
         loaded: The model as it was loaded.
         split: The model in two parts; None where it is used whole, or has one input.
+        images_at_once: The number of images, or of pairs of images where the model is used whole, that are computed at once
+            unless a device's memory does not hold them.
     """
 
     def __init__(
@@ -80,8 +82,7 @@ class PairModel:
     ):
         self.loaded, self.preprocessing, self.split, self._plan = loaded, preprocessing, split, plan
         self._reference, self._runtime = reference or plan, (config.runtime, config.precision)
-        values = math.prod(preprocessing.image_shape)
-        rows = loaded.inputs[0].batch or max(1, min(config.batch_size, _MAX_VALUES_ENCODED_AT_ONCE // values))
+        rows = self.images_at_once = choose_rows(plan, loaded, preprocessing, config)
         self._encode = plan.encode and FixedShapeCall(compile_for_runtime(plan.encode, loaded, config), rows)
         size, dtype = plan.embedding
         pairs = max(1, min(_MAX_PAIRS_AT_ONCE, _MAX_VALUES_COMPARED_AT_ONCE // size))
@@ -267,7 +268,7 @@ def _shifted_scores(images: np.ndarray, encode: Callable[[Any], Any] | None, com
 
 
 def _count_operations(function: Callable[..., Any], *arguments: tf.TensorSpec) -> int:
-    graph = tf.function(function, autograph=False).get_concrete_function(*arguments).graph
+    graph = trace(function, *arguments)
     settings = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation() | {"output": "none"}
     return int(tf.compat.v1.profiler.profile(graph, options=settings).total_float_ops)
 

@@ -69,6 +69,7 @@ class ProvenModel:
     Attributes:
         facts: The facts about the model that a run records.
         preprocessing: The steps between a decoded image and the network.
+        images_at_once: See `PairModel`.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class ProvenModel:
         self.facts, self.preprocessing, self._bound, self._config, self._load = facts, preprocessing, bound, config, load
         self._loaded: PairModel | None = None
         self._lock = threading.Lock()
-        assert parts.encode and parts.compare
+        assert parts.encode and parts.compare and parts.encode.rows
+        self.images_at_once = parts.encode.rows
         self._encode = self._encode_in_tensorflow = self._with_shape(
             load_function(parts.encode), parts.encode.rows, lambda model: model.encode
         )

@@ -116,6 +116,8 @@ class KerasNetwork:
         self.facts, self.preprocessing = model.facts, model.preprocessing
         self.encodings_per_image, self.encodings_per_pair = self.facts.encodings_per_image, self.facts.encodings_per_pair
         self.embedding_bytes, self.inferences = self.facts.embedding_bytes, inferences
+        # More would wait for the encoder in memory, and be computed in parts.
+        self._batch_size = min(config.batch_size, max(ScoringConfig.batch_size, model.images_at_once))
         # One more batch than are encoded at a time waits, so that a thread that ends its batch has the next one at once.
         self._max_submitted = _parallel_batches() + 1
         self._encoders = ThreadPoolExecutor(self._max_submitted, "encode-images")
@@ -193,7 +195,7 @@ class KerasNetwork:
                 self._reader.kept.want(self._lowest.values())
 
     def _encode_in_batches(self, images: list[np.ndarray]) -> np.ndarray:
-        size = self._config.batch_size
+        size = self._batch_size
         return np.concatenate(
             [self._model.encode(np.stack(images[start : start + size])) for start in range(0, len(images), size)]
         )
@@ -271,7 +273,7 @@ class KerasNetwork:
     def _encode_batches(self, uris: Sequence[str]) -> Iterator[EncodedBatch]:
         """Yields the results for `uris` in batches, in order, while the next batches are read and encoded."""
         submitted: collections.deque[Future[EncodedBatch]] = collections.deque()
-        for reads in self._get_prefetcher(uris).batches(uris, self._config.batch_size, _PREFETCHED_BATCHES):
+        for reads in self._get_prefetcher(uris).batches(uris, self._batch_size, _PREFETCHED_BATCHES):
             submitted.append(self._encoders.submit(self._encode_batch, reads))
             if len(submitted) > self._max_submitted:
                 yield submitted.popleft().result()
@@ -309,7 +311,7 @@ class KerasNetwork:
         if self._prefetcher is None:
             limit_s, threads = self._config.image_timeout, self._fetch_threads(uris)
             read = functools.partial(self._reader.read_with_version, defer=True)
-            together = 1 if any(map(is_remote, uris)) else min(_READ_TOGETHER, max(1, self._config.batch_size // (2 * threads)))
+            together = 1 if any(map(is_remote, uris)) else min(_READ_TOGETHER, max(1, self._batch_size // (2 * threads)))
             self._prefetcher = Prefetcher(read, _timed_out_after(limit_s), threads, limit_s, together)
         return self._prefetcher
 

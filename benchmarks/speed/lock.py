@@ -78,6 +78,7 @@ class SleepingModel:
 
     def __init__(self, preprocessing: Preprocessing, images_per_second: float | None):
         self.preprocessing, self._speed, self._device = preprocessing, images_per_second, threading.Lock()
+        self.images_at_once = ScoringConfig.batch_size
         shape = preprocessing.height, preprocessing.width, preprocessing.channels
         self.facts = ModelFacts("null", "", shape, _EMBEDDING, 4 * _EMBEDDING, "null", 1, 0, "", runtime="numpy")
 

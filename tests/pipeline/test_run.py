@@ -138,6 +138,29 @@ def test_scores_depend_on_neither_batch_nor_block(batch_size, block_rows, small_
     assert found[0]["manifest_row"].tolist() == found[1]["manifest_row"].tolist() == list(range(57))
 
 
+@pytest.fixture
+def wide_model(tmp_path) -> str:
+    """A Siamese network with a convolution that takes 2 MiB for each image of 16×16 pixels."""
+    pixels, left, right = (keras.Input((16, 16, 3)) for _ in range(3))
+    x = keras.layers.Conv2D(2048, 1, activation="relu")(keras.layers.Rescaling(1 / 255)(pixels))
+    encoder = keras.Model(pixels, keras.layers.Dense(8)(keras.layers.GlobalAveragePooling2D()(x)))
+    score = keras.layers.Dense(1, activation="sigmoid", kernel_initializer="ones", bias_initializer="ones")
+    keras.Model([left, right], score(-keras.ops.abs(encoder(left) - encoder(right)))).save(tmp_path / "wide.keras")
+    return str(tmp_path / "wide.keras")
+
+
+def test_a_batch_that_memory_cannot_hold_is_computed_in_parts(wide_model, pictures, tmp_path, read_scores):
+    """TensorFlow ends the whole process where a processor's memory does not hold a batch."""
+    manifests = (str(write_pairs(tmp_path, pictures)),)
+    for name, batch_size in (("plain", 64), ("huge", 10**8)):
+        config = batchverify.VerificationConfig(
+            manifests=manifests, output=str(tmp_path / name), model=wide_model, batch_size=batch_size
+        )
+        batchverify.run(config)
+    plain, huge = (read_scores(tmp_path / name) for name in ("plain", "huge"))
+    pd.testing.assert_frame_equal(huge, plain, rtol=0, atol=1e-6)
+
+
 def test_verify_pairs_in_a_pipeline_of_ones_own(small_model, pictures):
     table = pa.table({"photo": [str(pictures / "p0.png")], "id_card": [str(pictures / "p1.png")], "customer": [7]})
     config = batchverify.ScoringConfig(model=small_model, left_column="photo", right_column="id_card")

@@ -17,6 +17,8 @@ from tests.support.object_stores import s3_store
 from tests.support.workers_elsewhere import REPOSITORY, assert_as_local, make_environment, start_launcher, write_input
 
 pytestmark = pytest.mark.engines
+# Java compiles once and plainly: these engines live for a minute, and would spend much of it on code that runs faster later.
+QUICK_START = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 END_S = 900  # beside other tests, on a slow machine
 
 
@@ -36,6 +38,8 @@ def cluster(request, tmp_path_factory, sdist, launcher):
         make_environment(folder / str(number), sdist, (str(launcher), str(REPOSITORY)))
         pythons.append(folder / str(number) / "venv" / "bin" / "python")
     with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("JAVA_TOOL_OPTIONS", QUICK_START)
         try:
             cluster = stack.enter_context(CLUSTERS[request.param](folder, pythons))
         except MissingPartError as missing:
@@ -182,7 +186,7 @@ def test_the_runner_of_an_engine_needs_one_command(engine, small_model, pictures
         archive = fetch_job_server(engine)
     except MissingPartError as missing:
         pytest.skip(str(missing))
-    monkeypatch.setenv("JAVA_TOOL_OPTIONS", f"-Djava.io.tmpdir={tmp_path}")  # Java does not look at TMPDIR.
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", f"{QUICK_START} -Djava.io.tmpdir={tmp_path}")  # Java does not look at TMPDIR.
     names = [f"p{number}.png" for number in range(10)]
     pairs = pd.DataFrame({"left": [*names, *names, *names, *names][:38], "right": (names[1:] + names) * 2})
     pairs.to_csv(tmp_path / "pairs.csv", index=False)
