@@ -8,14 +8,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from batchverify.cli.doctor import make_parser
+from batchverify.cli.doctor import make_parser, names_code
 from batchverify.cli.subcommands import JOB
 from batchverify.errors import OpenQuestion
 from batchverify.model.registry import is_registry_name
 from batchverify.model.sidecar import sidecar_path
 from batchverify.uris import is_remote
 
-_UNKNOWN = re.compile(r"\b(?:SCALE|KIND|NAME|HEIGHTxWIDTH|SECRET|module:attribute)\b")
+_UNKNOWN = re.compile(r"\b(?:SCALE|KIND|NAME|MEANING|COLUMN|HEIGHTxWIDTH|SECRET|module:attribute)\b")
 # What is printed ends in logs, so the values of such options of Beam's are left out.
 _SECRET_OPTION = re.compile(r"--[^=]*(secret|password|token|access[-_]key)[^=]*", re.IGNORECASE)
 
@@ -40,11 +40,12 @@ def completed_commands(name: str, arguments: Sequence[str], questions: Sequence[
 
 
 def _sidecar_command(arguments: Sequence[str], answers: list[str]) -> list[str]:
-    """Returns the arguments of a doctor that writes the sidecar; empty if the command does so already, or cannot."""
+    """Returns the arguments of a doctor that writes the sidecar; empty if the command does so already, or it cannot answer."""
     parser = make_parser()
-    own, _ = parser.parse_known_args(arguments)
+    own, _ = parser.parse_known_args([*arguments, *answers])
     if (
         own.write_sidecar
+        or names_code(own)
         or own.model is None
         or is_remote(own.model)
         or is_registry_name(own.model)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from batchverify.cli.streams import print_text
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError, RunError
 
+_LOG = logging.getLogger(__name__)
 # The fields of a configuration that a sidecar holds under their own names.
 _SIDECAR_FIELDS = (
     "pixels", "color", "loader", "resize", "orientation", "alpha", "fit", "signature", "compare", "output_is", "threshold",
@@ -49,6 +51,11 @@ def make_parser() -> Parser:
     group.add_argument("--json", action="store_true", help="print the findings as JSON")
     group.add_argument("--write-sidecar", action="store_true", help="write MODEL.batchverify.json from the options given")
     return parser
+
+
+def names_code(options: argparse.Namespace) -> bool:
+    """Returns whether options name code of the user's, which a sidecar cannot: a file beside a model could run anything."""
+    return bool(options.preprocess or any(":" in text for text in options.custom_objects or ()))
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ModelConfig, list[str]]:
@@ -78,6 +85,10 @@ def run(argv: Sequence[str]) -> int:
         print_text(diagnosis_message(diagnosis))
     if sidecar:
         _write_sidecar(sidecar, config)
+        if names_code(options):
+            _LOG.warning(
+                "%s cannot name code: give --custom-object CLASS=module:attribute and --preprocess with every run.", sidecar
+            )
     return ExitCode.NOT_SANE if diagnosis.faults else ExitCode.DONE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import os
 import re
@@ -121,15 +122,16 @@ def column_problems(path: str, schema: pa.Schema, config: VerificationConfig) ->
     for name, options in missing.items():
         given = " and ".join(options)
         yield f"{path}: there is no column '{name}', only {quote_names(names)}; name the right one with {given}."
+    single = {name for name, count in collections.Counter(names).items() if count == 1}
     for option, name in used:
-        if name in missing:
+        if name not in single:
             continue
         if option in ("--left-column", "--right-column") and not _holds_uris(schema.field(name).type):
             yield f"{path}: column '{name}' holds {schema.field(name).type}, not text; give paths or URIs."
         elif option in _NAMING and not _holds_names(schema.field(name).type):
             yield f"{path}: column '{name}' holds {schema.field(name).type}, not names; name another with {option}."
     for kind, column in (("label", find_label_column(names, config)), ("fold", find_fold_column(names, config))):
-        if column in names and not _holds_labels(schema.field(column).type):
+        if column in single and not _holds_labels(schema.field(column).type):
             yield (
                 f"{path}: column '{column}' holds {schema.field(column).type}, not {kind}s; "
                 f"name another with --{kind}-column, or none with --{kind}-column ''."

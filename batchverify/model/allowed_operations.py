@@ -109,6 +109,3 @@ ALLOWED_OPERATIONS = frozenset(
     )
     for name in group.split()
 )  # fmt: skip
-# What a model's own saver needs to write its variables and to read them. They may stand in its own functions alone.
-SAVING_OPERATIONS = frozenset({"MergeV2Checkpoints", "SaveV2", "ShardedFilename"})
-RESTORING_OPERATION = "RestoreV2"

@@ -112,6 +112,7 @@ def _is_mean_of_imagenet(zero: np.ndarray) -> bool:
 _KEEP_SCALE = {
     "InputLayer", "Resizing", "GetItem", "Cast", "CenterCrop", "RandomFlip", "RandomCrop", "RandomRotation",
     "RandomTranslation", "RandomZoom", "ZeroPadding2D", "Identity", "Dropout", "GaussianNoise", "Reshape", "Permute",
+    "Stack", "Concatenate",
 }  # fmt: skip
 _KEEP_SCALE_IN_TENSORFLOW = {"cast", "__operators__.getitem", "reshape", "expand_dims", "squeeze", "concat", "stack"}
 

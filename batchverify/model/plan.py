@@ -93,7 +93,7 @@ def plan_encoder(loaded: LoadedModel, preprocessing: Preprocessing, config: Mode
             f"--model {loaded.name}: it has one input, '{loaded.inputs[0].name}', so it is an encoder without a head; "
             f"say how two embeddings are compared, with --compare ({formulas})."
         )
-        raise OpenQuestionError(OpenQuestion(problem, ("--compare", "cosine"), {"compare": "cosine"}))
+        raise OpenQuestionError(OpenQuestion(problem, ("--compare", "KIND"), {"compare": "cosine"}))
     dtype = loaded.inputs[0].dtype
 
     def encode(images: Any) -> Any:
@@ -140,7 +140,7 @@ def _output_to_score(loaded: LoadedModel, config: ModelConfig) -> Callable[[Any]
                     "--match-column 0 or --match-column 1."
                 )
                 raise OpenQuestionError(
-                    OpenQuestion(problem, ("--match-column", "1"), {"match_column": 1}, is_about_output=True)
+                    OpenQuestion(problem, ("--match-column", "COLUMN"), {"match_column": 1}, is_about_output=True)
                 )
             output = tf.reshape(output, [-1, 2])[:, config.match_column]
         elif math.prod(shape) != 1:

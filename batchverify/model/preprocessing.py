@@ -199,6 +199,7 @@ def _unknown_scale(name: str, hidden: str) -> str:
     choices = "; ".join(f"{scale}: {meaning}" for scale, meaning in _MEANINGS.items())
     return (
         f"--model {name}: {hidden or 'nothing in its graph shows'} on what scale of pixels it was trained, and a wrong one "
-        "ruins every score; look in the training code for what is done to an image after it is decoded (a division by 255, "
-        f"preprocess_input, ...), and say it with --pixels ({choices})."
+        "ruins every score; look in the training code for what is done to an image between the decoder and the model (a "
+        f"division by 255, preprocess_input, ...), and say it with --pixels ({choices}); what the model does itself does not "
+        "count, and if it does all of that, say 0..255."
     )

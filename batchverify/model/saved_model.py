@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -13,6 +15,10 @@ from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError, 
 from batchverify.model.file import ModelFile
 from batchverify.model.loaded import LoadedModel, ModelInput
 from batchverify.model.saved_model_safety import find_forbidden_operation
+from batchverify.model.saved_model_savers import without_savers
+from batchverify.temporary_folder import temporary_copy, temporary_folder
+
+_GRAPH, _FOLDERS_OF_VARIABLES_AND_ASSETS = "saved_model.pb", ("variables", "assets")
 
 
 def load_saved_model(file: ModelFile, options: ModelConfig, digest: str) -> LoadedModel:
@@ -26,12 +32,12 @@ def load_saved_model(file: ModelFile, options: ModelConfig, digest: str) -> Load
     Raises:
         PreflightError: If it cannot be loaded, or must not be.
     """
-    _check_saved_model(file, options)
     _register_optimizer()
-    try:
-        loaded = tf.saved_model.load(file.local)
-    except Exception as error:  # TensorFlow raises any exception on a broken graph.
-        raise PreflightError(f"--model {file.name}: {_why_not_loaded(file.local, error)}.") from None
+    with _checked_folder(file, options) as folder:
+        try:
+            loaded = tf.saved_model.load(folder)
+        except Exception as error:  # TensorFlow raises any exception on a broken graph.
+            raise PreflightError(f"--model {file.name}: {_why_not_loaded(file.local, error)}.") from None
     return _call_signature(file, loaded, _choose_signature(file.name, sorted(loaded.signatures), options.signature), digest)
 
 
@@ -120,20 +126,38 @@ def _choose_signature(model: str, keys: list[str], wanted: str | None) -> str:
     raise PreflightError(f"--signature is '{wanted}', but --model {model} has {existing}.")
 
 
-def _check_saved_model(file: ModelFile, options: ModelConfig) -> None:
-    """Refuses a graph with an operation that could do more than compute."""
-    saved = saved_model_pb2.SavedModel()
-    try:
-        with open(os.path.join(file.local, "saved_model.pb"), "rb") as stream:
-            saved.ParseFromString(stream.read())
-    except Exception as error:  # protobuf has errors of its own.
-        raise PreflightError(
-            f"--model {file.name}: saved_model.pb is damaged ({short_reason(error)}); copy the folder again."
-        ) from None
+@contextlib.contextmanager
+def _checked_folder(file: ModelFile, options: ModelConfig) -> Iterator[str]:
+    """Yields a folder with a SavedModel whose graph only computes; `--trust-model-code` leaves the graph as it is.
+
+    Raises:
+        PreflightError: If the graph has an operation that could do more than compute.
+    """
+    saved = _read_saved_model(file)
     if options.trust_model_code:
+        yield file.local
         return
+    saved = without_savers(saved)
     if operation := find_forbidden_operation(saved):
         raise PreflightError(
             f"--model {file.name}: its graph holds the operation {operation}, which is not among those that layers of Keras "
             "need; it could read or write files or run code. Add --trust-model-code if you trust whoever made it."
         )
+    with temporary_folder() as folder:
+        for name in _FOLDERS_OF_VARIABLES_AND_ASSETS:
+            os.symlink(os.path.abspath(os.path.join(file.local, name)), os.path.join(folder, name))
+        with temporary_copy(f"--model {file.name}"), open(os.path.join(folder, _GRAPH), "wb") as stream:
+            stream.write(saved.SerializeToString())
+        yield folder
+
+
+def _read_saved_model(file: ModelFile) -> Any:
+    saved = saved_model_pb2.SavedModel()
+    try:
+        with open(os.path.join(file.local, _GRAPH), "rb") as stream:
+            saved.ParseFromString(stream.read())
+    except Exception as error:  # protobuf has errors of its own.
+        raise PreflightError(
+            f"--model {file.name}: {_GRAPH} is damaged ({short_reason(error)}); copy the folder again."
+        ) from None
+    return saved

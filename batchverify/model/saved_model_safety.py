@@ -2,6 +2,7 @@
 
 TensorFlow runs a part of a SavedModel when it loads it, and the rest when it is called. So all operations are looked at before
 anything is loaded: those of the graph, those of every function, and those of graphs that are hidden in strings and constants.
+What `saved_model_savers` takes out before is never loaded.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from tensorflow.core.framework import function_pb2, graph_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
-from batchverify.model.allowed_operations import ALLOWED_OPERATIONS, RESTORING_OPERATION, SAVING_OPERATIONS
+from batchverify.model.allowed_operations import ALLOWED_OPERATIONS
+from batchverify.model.saved_model_savers import function_names, reads_own_files
 
 # What a string may hide. The smallest message with an operation in it is longer than this.
 _HIDING_MESSAGES = (
@@ -34,7 +36,7 @@ def find_forbidden_in_function(function: Any) -> str | None:
     The function stands alone, so that a call of another function, or of itself, is no operation that is allowed.
     """
     nodes = [node.op for node in function.node_def if node.op not in ALLOWED_OPERATIONS]
-    called = [name for node in function.node_def for name in _function_names(node.attr.values())]
+    called = [name for node in function.node_def for name in function_names(node.attr.values())]
     library = function_pb2.FunctionDefLibrary(function=[function])
     hidden = (name for text in _strings_of_library(library) for name in _hidden_operations(text))
     return next(iter([*nodes, *called]), None) or next(hidden, None)
@@ -43,20 +45,12 @@ def find_forbidden_in_function(function: Any) -> str | None:
 def _forbidden_operations(meta_graph: Any) -> Iterator[str]:
     graph = meta_graph.graph_def
     functions = {function.signature.name: function for function in graph.library.function}
-    saving, restoring = _saver_functions(meta_graph, functions)
     for node in graph.node:
-        if not _is_allowed(node.op, functions) and not _restores_at_top(node, meta_graph):
+        if not _is_allowed(node.op, functions) and not reads_own_files(node, meta_graph):
             yield node.op
     for name, function in functions.items():
         yield from _shadowed_operation(name)
-        arguments = {argument.name for argument in function.signature.input_arg}
-        for node in function.node_def:
-            is_saver = (name in saving and node.op in SAVING_OPERATIONS) or (
-                # It reads the file that it is told to read, and not one that the model names.
-                name in restoring and node.op == RESTORING_OPERATION and node.input[:1] and node.input[0] in arguments
-            )
-            if not is_saver and not _is_allowed(node.op, functions):
-                yield node.op
+        yield from (node.op for node in function.node_def if not _is_allowed(node.op, functions))
     for text in _strings_of_graph(graph):
         yield from _hidden_operations(text)
 
@@ -69,85 +63,6 @@ def _shadowed_operation(function: str) -> Iterator[str]:
     """Yields the name of a function that is also the name of an operation which is not allowed."""
     if function not in ALLOWED_OPERATIONS and op_def_registry.get(function) is not None:
         yield function
-
-
-def _saver_functions(meta_graph: Any, functions: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Returns the functions that only save, and those that only restore, the model's own variables.
-
-    Whatever else calls such a function, a signature too, could have it write or read any file; then it is neither.
-    """
-    saver, graph = meta_graph.saver_def, meta_graph.graph_def
-    unused = {node.name for node in graph.node} - _used_nodes(meta_graph)
-    save = [node for node in graph.node if node.name in unused & {_node_of(saver.save_tensor_name)}]
-    restore = [
-        node
-        for node in graph.node
-        if node.name in unused & {_node_of(saver.restore_op_name)}
-        and node.input[:1]
-        and _is_file_name(node.input[0], meta_graph)
-    ]
-    saving, restoring = (_called_functions(nodes, functions) for nodes in (save, restore))
-    own = {node.name for node in (*save, *restore)}
-    others = [node for node in graph.node if node.name not in own]
-    others += [node for name, f in functions.items() if name not in saving | restoring for node in f.node_def]
-    elsewhere = _called_functions(others, functions) | _called_by_objects(meta_graph, functions)
-    return saving - elsewhere - restoring, restoring - elsewhere - saving
-
-
-def _used_nodes(meta_graph: Any) -> set[str]:
-    """Returns the names of the nodes that other nodes, signatures and collections (the steps of a start-up among them) name."""
-    used = {_node_of(tensor) for node in meta_graph.graph_def.node for tensor in node.input}
-    for signature in meta_graph.signature_def.values():
-        used |= {_node_of(tensor.name) for tensor in [*signature.inputs.values(), *signature.outputs.values()]}
-    for collection in meta_graph.collection_def.values():
-        used |= {_node_of(name) for name in collection.node_list.value}
-        used |= {_node_of(value.decode(errors="replace")) for value in collection.bytes_list.value}
-    return used
-
-
-def _restores_at_top(node: Any, meta_graph: Any) -> bool:
-    """Returns whether a node of the graph itself restores variables from the model's own files, as files of TensorFlow 1 do."""
-    return bool(node.op == RESTORING_OPERATION and node.input[:1] and _is_file_name(node.input[0], meta_graph))
-
-
-def _is_file_name(tensor: str, meta_graph: Any) -> bool:
-    """Returns whether a tensor is the one by which the loader says where the model's own variables lie."""
-    name = _node_of(meta_graph.saver_def.filename_tensor_name)
-    named = [node for node in meta_graph.graph_def.node if node.name == name]
-    return bool(name) and _node_of(tensor) == name and all(node.op.startswith("Placeholder") for node in named)
-
-
-def _node_of(tensor: str) -> str:
-    return tensor.removeprefix("^").split(":")[0]
-
-
-def _called_by_objects(meta_graph: Any, functions: Mapping[str, Any]) -> set[str]:
-    """Returns the functions of a SavedModel's objects: signatures, methods, initialisers, savers of their own."""
-    objects = meta_graph.object_graph_def
-    roots = set(objects.concrete_functions)
-    for node in objects.nodes:
-        roots |= set(node.function.concrete_functions) | {node.bare_concrete_function.concrete_function_name}
-    roots &= set(functions)
-    return roots | _called_functions((node for name in roots for node in functions[name].node_def), functions)
-
-
-def _called_functions(nodes: Iterable[Any], functions: Mapping[str, Any]) -> set[str]:
-    """Returns the names of all functions that `nodes` call, directly or not."""
-    called: set[str] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        for name in {node.op, *_function_names(node.attr.values())} & set(functions) - called:
-            called.add(name)
-            waiting += functions[name].node_def
-    return called
-
-
-def _function_names(attributes: Iterable[Any]) -> Iterator[str]:
-    for attribute in attributes:
-        for function in [attribute.func, *attribute.list.func]:
-            yield function.name
-            yield from _function_names(function.attr.values())
 
 
 def _strings_of_graph(graph: Any) -> Iterator[bytes]:

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import keras
 import numpy as np
 
 from batchverify.config import ModelConfig
@@ -15,10 +16,14 @@ from batchverify.errors import OpenQuestion, OpenQuestionError, PreflightError
 from batchverify.model.pair_model import PairModel
 from batchverify.model.plan import call_in_trial
 from batchverify.model.probe_images import probe_images
+from batchverify.model.safe_layers import Comparison
 from batchverify.schema import SCORE_ROUNDING
 
 TRIAL_IMAGES, SPLIT_CHECK_IMAGES = 12, 6
 _MAX_DIFFERENCE_OF_REPEATS = 1e-3
+_SMALLEST_DISTANCE = 1e-3
+_SAME_VALUES = ("Identity", "Flatten", "Reshape", "Squeeze", "Cast")
+_DISTANCES = ("euclidean", "squared_euclidean", "manhattan", "cosine_distance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +63,8 @@ def try_model(model: PairModel, config: ModelConfig) -> list[str]:
         notes.append(_note_constant_score(model, scores))
     else:
         _refuse_ignored_input(name, scores)
-    _refuse_out_of_range(name, scores, config)
-    _refuse_distance(name, scores, config)
+    _refuse_out_of_range(model, scores, config)
+    _refuse_distance(model, scores, config)
     return [*notes, *_note_randomness(scores)]
 
 
@@ -139,35 +144,70 @@ def _refuse_ignored_input(name: str, scores: _TrialScores) -> None:
             )
 
 
-def _refuse_out_of_range(name: str, scores: _TrialScores, config: ModelConfig) -> None:
+def _refuse_out_of_range(model: PairModel, scores: _TrialScores, config: ModelConfig) -> None:
     lowest, highest = scores.by_shift.min(), scores.by_shift.max()
     if lowest >= -SCORE_ROUNDING and highest <= 1 + SCORE_ROUNDING:
         return
     problem = (
-        f"--model {name}: on trial its output lies between {lowest:.3g} and {highest:.3g}, "
+        f"--model {model.loaded.name}: on trial its output lies between {lowest:.3g} and {highest:.3g}, "
         "but a score lies in [0, 1]; say what it is, --output-is distance, logit or cosine."
     )
     if config.output_is is not None:
         raise PreflightError(problem)
     is_cosine = lowest >= -1 - SCORE_ROUNDING and highest <= 1 + SCORE_ROUNDING
-    _ask_about_output(problem, "distance" if lowest >= -SCORE_ROUNDING else "cosine" if is_cosine else "logit")
+    likeliest = "distance" if lowest >= -SCORE_ROUNDING else "cosine" if is_cosine else "logit"
+    is_distance = lowest >= -SCORE_ROUNDING and scores.identity.max() <= _SMALLEST_DISTANCE
+    _ask_about_output(problem, likeliest, "distance" if is_distance else _output_that_graph_shows(model))
 
 
-def _refuse_distance(name: str, scores: _TrialScores, config: ModelConfig) -> None:
+def _refuse_distance(model: PairModel, scores: _TrialScores, config: ModelConfig) -> None:
     if config.output_is is not None or config.compare:
         return
     identity, others = scores.identity.max(), scores.others.mean()
-    if identity <= 1e-3 < 10 * others and others > 0.01:
+    if identity <= _SMALLEST_DISTANCE < 10 * others and others > 0.01:
         problem = (
-            f"--model {name}: on trial an image against itself scores {identity:.2g}, and different images "
+            f"--model {model.loaded.name}: on trial an image against itself scores {identity:.2g}, and different images "
             f"{others:.2g}, so the output looks like a distance; add --output-is distance, or dissimilarity if it lies in "
             "[0, 1], or --output-is score if it is none."
         )
-        _ask_about_output(problem, "distance")
+        _ask_about_output(problem, "distance", _output_that_graph_shows(model))
 
 
-def _ask_about_output(problem: str, likeliest: str) -> NoReturn:
-    raise OpenQuestionError(OpenQuestion(problem, ("--output-is", likeliest), {"output_is": likeliest}, is_about_output=True))
+def _output_that_graph_shows(model: PairModel) -> str | None:
+    """Returns what the last layer of a model shows its output to be; None where it may be several things."""
+    graph = model.loaded.graph
+    if graph is None:
+        return None
+    last = _last_operation(graph)
+    if isinstance(last, Comparison):
+        return "cosine" if last.kind == "cosine" else "distance" if last.kind in _DISTANCES else None
+    if isinstance(last, keras.layers.Dense) and last.activation is keras.activations.linear:
+        return "logit"
+    return "cosine" if isinstance(last, keras.layers.Dot) and last.normalize else None
+
+
+def _last_operation(graph: keras.Model) -> Any:
+    """Returns the operation that computes a model's output, before those that leave its values as they are."""
+    operation = graph.outputs[0]._keras_history.operation
+    while True:
+        if hasattr(operation, "layers") and getattr(operation, "outputs", None):
+            operation = operation.outputs[0]._keras_history.operation
+        elif type(operation).__name__ in _SAME_VALUES:
+            operation = operation.input._keras_history.operation
+        else:
+            return operation
+
+
+def _ask_about_output(problem: str, likeliest: str, shown: str | None) -> NoReturn:
+    """Asks what the output is.
+
+    Args:
+        problem: The question.
+        likeliest: The answer to go on with on trial.
+        shown: The answer, if the model shows it.
+    """
+    option = ("--output-is", shown or "MEANING")
+    raise OpenQuestionError(OpenQuestion(problem, option, {"output_is": shown or likeliest}, is_about_output=True))
 
 
 def _note_randomness(scores: _TrialScores) -> Iterator[str]:

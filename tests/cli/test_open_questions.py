@@ -24,6 +24,10 @@ class Weighted(keras.layers.Layer):
         return x * self.kernel
 
 
+def subtract(left, right):
+    return left - right
+
+
 def of_distance(layer):
     """Returns a network that ends in a distance, without a scale."""
     return siamese(layer, keras.layers.Identity(), rescale=False)
@@ -78,7 +82,21 @@ OPEN = {
         lambda: lambda_distance(lambda t: keras.ops.sum(keras.ops.abs(t[0] - t[1]), axis=-1, keepdims=True)),
         "--lambda distance=manhattan --pixels SCALE --output-is distance",
     ),
-    "an_encoder": (encoder_of_any_size, "--image-size HEIGHTxWIDTH --pixels SCALE --compare cosine"),
+    "an_encoder": (encoder_of_any_size, "--image-size HEIGHTxWIDTH --pixels SCALE --compare KIND"),
+    "a_linear_head": (
+        lambda: siamese(subtract, keras.layers.Dense(1), rescale=False), "--pixels SCALE --output-is logit",
+    ),
+    "a_cosine": (
+        lambda: siamese(lambda a, b: keras.layers.Dot(1, normalize=True)([a, b]), keras.layers.Identity(), rescale=False),
+        "--pixels SCALE --output-is cosine",
+    ),
+    "a_tanh": (
+        lambda: siamese(subtract, keras.layers.Dense(1, activation="tanh"), rescale=False), "--pixels SCALE --output-is MEANING",
+    ),
+    "a_softmax": (
+        lambda: siamese(subtract, keras.layers.Dense(2, activation="softmax"), rescale=False),
+        "--pixels SCALE --match-column COLUMN",
+    ),
     "two_lambdas": (two_lambdas, "--lambda half=KIND --lambda distance=l1 --pixels SCALE"),
     "an_own_class": (of_own_class, "--custom-object Weighted=module:attribute --pixels SCALE"),
 }  # fmt: skip

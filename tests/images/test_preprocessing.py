@@ -115,6 +115,11 @@ FIRST_STEPS = {
     "1-x/255": (lambda x: keras.layers.Rescaling(-1 / 255, 1)(x), "0..255"),
     "255-x": (lambda x: 255 - x, "0..255"),
     "x less a mean of 0..255": (lambda x: x - np.array([103.939, 116.779, 123.68], np.float32), "0..255"),
+    "preprocess_input of ResNet50": (keras.applications.resnet50.preprocess_input, "0..255"),
+    "preprocess_input of MobileNetV2": (keras.applications.mobilenet_v2.preprocess_input, "0..255"),
+    "channels turned round, then x/127.5-1": (
+        lambda x: keras.ops.concatenate([x[..., 2:], x[..., 1:2], x[..., :1]], axis=-1) / 127.5 - 1, "0..255",
+    ),
     "x/255+0.5": (lambda x: keras.layers.Rescaling(1 / 255, 0.5)(x), None),
     "2x-1": (lambda x: keras.layers.Rescaling(2.0, -1)(x), "0..1"),
     "2x-1, in two steps": (lambda x: x * 2 - 1, "0..1"),

@@ -204,6 +204,10 @@ def test_a_column_that_is_missing_is_told_once(tmp_path):
     [
         ("links,right\n", "there is no column 'left', only 'links', 'right'"),
         ("left,right,x,x\n", "column 'x' occurs 2 times"),
+        ("left,right,left\n", "column 'left' occurs 2 times"),
+        ("left,right,right\n", "column 'right' occurs 2 times"),
+        ("left,right,genuine,genuine\n", "column 'genuine' occurs 2 times"),
+        ("left,right,fold,fold\n", "column 'fold' occurs 2 times"),
         ("left,right\na,b\nc\n", "row 1: there are 1 fields where the header has 2"),
         ("left,right\na,b,c\n", "row 0: there are 3 fields where the header has 2"),
         (b"left,right\na,b\nc,\xff\xfe\n", r"row 1: column 'right' is not UTF-8 (b'\xff\xfe')"),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from tensorflow.core.framework import function_pb2, graph_pb2
+from tensorflow.core.framework import function_pb2, graph_pb2, variable_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from batchverify.config import ModelConfig
@@ -204,13 +204,140 @@ def test_a_savers_function_that_something_else_calls_is_refused(way, kind, whole
         load(path)
 
 
-def test_a_restore_of_a_file_that_the_model_names_is_refused(whole, tmp_path):
+def test_a_restore_of_a_file_that_the_model_names_is_never_run(whole, tmp_path):
     def plant(meta_graph: Any) -> None:
         function = saver_function(meta_graph, "restore")
         function.node_def.add(name="elsewhere", op="Const")
         next(node for node in function.node_def if node.op == "RestoreV2").input[0] = "elsewhere:output:0"
 
-    refused_for("RestoreV2", with_change(whole, tmp_path / "m", plant))
+    paths = whole, with_change(whole, tmp_path / "m", plant)
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    scores = [model.compare(images.reshape(2, -1), images[::-1].reshape(2, -1)) for model in map(load, paths)]
+    np.testing.assert_array_equal(*scores)
+
+
+def write_in_tensorflow_1(folder: Path, with_resources: bool, output: str = "score", change: Callable = lambda _: None) -> str:
+    """Writes a network with one weight as TensorFlow 1 did, with a saver and without objects."""
+    tf1, graph = tf.compat.v1, tf.Graph()
+    with graph.as_default(), tf1.Session(graph=graph) as session:
+        left, right = (tf1.placeholder(tf.float32, (None, 8, 8, 3), side) for side in ("left", "right"))
+        weight = tf1.get_variable("weight", initializer=0.25, use_resource=with_resources)
+        tf.exp(-weight * tf.reduce_mean(tf.abs(left - right), axis=[1, 2, 3]) / 255, name="score")
+        session.run(tf1.global_variables_initializer())
+        builder = tf1.saved_model.Builder(str(folder))
+        tensors = {name: tf1.saved_model.build_tensor_info(tensor) for name, tensor in (("left", left), ("right", right))}
+        scores = {"score": tf1.saved_model.build_tensor_info(graph.get_tensor_by_name(f"{output}:0"))}
+        signature = tf1.saved_model.build_signature_def(tensors, scores, "predict")
+        builder.add_meta_graph_and_variables(session, ["serve"], {"serving_default": signature})
+        builder.save()
+    path = folder / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    assert not saved.meta_graphs[0].HasField("object_graph_def") and saved.meta_graphs[0].saver_def.restore_op_name
+    change(saved.meta_graphs[0])
+    path.write_bytes(saved.SerializeToString())
+    return str(folder)
+
+
+@pytest.mark.parametrize("with_resources", [False, True], ids=["references", "resources"])
+def test_a_saved_model_of_tensorflow_1_is_loaded_with_its_weights(with_resources, tmp_path):
+    model = load(write_in_tensorflow_1(tmp_path / "m", with_resources))
+    white, black = (np.full((1, 192), value, np.uint8) for value in (255, 0))
+    assert model.compare(white, black) == pytest.approx(np.exp(-0.25)) and model.compare(white, white) == 1
+
+
+def save_no_more(meta_graph: Any) -> None:
+    """Removes the operations of the saver that would be told by their names."""
+    graph, saver = meta_graph.graph_def, meta_graph.saver_def
+    kept = [node for node in graph.node if node.op not in ("MergeV2Checkpoints", "SaveV2", "ShardedFilename")]
+    names = {node.name for node in kept}
+    kept = [node for node in kept if names.issuperset(tensor.removeprefix("^").split(":")[0] for tensor in node.input)]
+    kept = [type(node).FromString(node.SerializeToString()) for node in kept]
+    del graph.node[:]
+    graph.node.extend(kept)
+    saver.save_tensor_name = saver.filename_tensor_name
+
+
+def saver_that_writes(target: Path) -> tuple[graph_pb2.GraphDef, str]:
+    """A graph that calls a function which writes a file, and the name of the call."""
+
+    @tf.function(input_signature=[])
+    def save() -> Any:
+        tf.raw_ops.SaveV2(prefix=str(target), tensor_names=["x"], shape_and_slices=[""], tensors=[tf.constant(b"planted")])
+        return tf.constant([1.0])
+
+    graph = tf.Graph()
+    with graph.as_default():
+        save.get_concrete_function()()
+    call = next(node for node in graph.as_graph_def().node if node.op == "StatefulPartitionedCall")
+    return graph.as_graph_def(), call.name
+
+
+def with_saver_in_start_up(meta_graph: Any, call: str) -> None:
+    """Has the loader initialise a local variable by the saver's node."""
+    variable = variable_pb2.VariableDef(variable_name="weight:0", initializer_name=call, snapshot_name="score:0")
+    meta_graph.collection_def["local_variables"].bytes_list.value.append(variable.SerializeToString())
+
+
+def with_saver_in_output(meta_graph: Any, call: str) -> None:
+    """Has a sparse output of the signature take the saver's tensor for a part of it."""
+    output = meta_graph.signature_def["serving_default"].outputs["score"]
+    output.ClearField("encoding")
+    for part in ("values", "indices", "dense_shape"):
+        setattr(output.coo_sparse, f"{part}_tensor_name", f"{call}:0")
+
+
+@pytest.mark.parametrize("use", [with_saver_in_start_up, with_saver_in_output])
+def test_a_saver_of_tensorflow_1_that_writes_elsewhere_is_never_run(use, tmp_path):
+    def plant(meta_graph: Any) -> None:
+        save_no_more(meta_graph)
+        graph, call = saver_that_writes(tmp_path / "written")
+        meta_graph.graph_def.MergeFrom(graph)
+        meta_graph.saver_def.save_tensor_name = f"{call}:0"
+        use(meta_graph, call)
+
+    path = write_in_tensorflow_1(tmp_path / "m", True, change=plant)
+    with pytest.raises(PreflightError):
+        load(path)
+    assert not [*tmp_path.glob("written*")]
+
+
+def default_elsewhere(meta_graph: Any, other: str) -> None:
+    """Has the network read its weight from the saver's file itself, whose name is another one where nobody gives one."""
+    graph, saver = meta_graph.graph_def, meta_graph.saver_def
+    nodes = {node.name: node for node in graph.node}
+    default = nodes[saver.filename_tensor_name.split(":")[0]].input[0]
+    nodes[default].attr["value"].tensor.string_val[:] = [other.encode()]
+    restored = next(node.name for node in graph.node if node.op == "RestoreV2")
+    reads = {node.name for node in graph.node if node.op == "ReadVariableOp"}
+    for node in graph.node:
+        node.input[:] = [restored if tensor.split(":")[0] in reads else tensor for tensor in node.input]
+
+
+def asset_elsewhere(meta_graph: Any, other: str) -> None:
+    """Has the loader take the path of an asset for the name of the saver's file, at start-up."""
+    asset = meta_graph.asset_file_def.add(filename=os.path.join("..", "..", os.path.basename(other)))
+    asset.tensor_info.name = meta_graph.saver_def.filename_tensor_name
+    meta_graph.collection_def["saved_model_main_op"].node_list.value.append(meta_graph.saver_def.restore_op_name)
+
+
+@pytest.mark.parametrize("name_file", [default_elsewhere, asset_elsewhere])
+def test_a_saver_of_tensorflow_1_reads_no_file_but_its_own(name_file, tmp_path):
+    """The score would say what another checkpoint holds."""
+    secret = tmp_path / "secret"
+    tf.raw_ops.SaveV2(prefix=str(secret), tensor_names=["weight"], shape_and_slices=[""], tensors=[tf.constant(4.0)])
+
+    def plant(meta_graph: Any) -> None:
+        save_no_more(meta_graph)
+        name_file(meta_graph, str(secret))
+
+    path = write_in_tensorflow_1(tmp_path / "m", True, change=plant)
+    try:
+        model = load(path)
+    except PreflightError as refusal:
+        assert "placeholder" in str(refusal).lower()  # The saver's file has no name.
+        return
+    white, black = (np.full((1, 192), value, np.uint8) for value in (255, 0))
+    assert model.compare(white, black) == pytest.approx(np.exp(-0.25))
 
 
 def test_a_function_with_the_name_of_a_forbidden_operation_is_refused(whole, tmp_path):
