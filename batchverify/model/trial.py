@@ -23,6 +23,7 @@ TRIAL_IMAGES, SPLIT_CHECK_IMAGES = 12, 6
 _MAX_DIFFERENCE_OF_REPEATS = 1e-3
 _SMALLEST_DISTANCE = 1e-3
 _SAME_VALUES = ("Identity", "Flatten", "Reshape", "Squeeze", "Cast")
+_ROOTS = ("Sqrt", "Norm")
 _DISTANCES = ("euclidean", "squared_euclidean", "manhattan", "cosine_distance")
 
 
@@ -181,6 +182,8 @@ def _output_that_graph_shows(model: PairModel) -> str | None:
     last = _last_operation(graph)
     if isinstance(last, Comparison):
         return "cosine" if last.kind == "cosine" else "distance" if last.kind in _DISTANCES else None
+    if type(last).__name__ in _ROOTS:
+        return "distance"
     if isinstance(last, keras.layers.Dense) and last.activation is keras.activations.linear:
         return "logit"
     return "cosine" if isinstance(last, keras.layers.Dot) and last.normalize else None

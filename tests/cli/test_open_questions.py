@@ -28,6 +28,10 @@ def subtract(left, right):
     return left - right
 
 
+def cosine(left, right):
+    return keras.layers.Dot(1, normalize=True)([left - 0.5, right - 0.5])
+
+
 def of_distance(layer):
     """Returns a network that ends in a distance, without a scale."""
     return siamese(layer, keras.layers.Identity(), rescale=False)
@@ -87,11 +91,12 @@ OPEN = {
         lambda: siamese(subtract, keras.layers.Dense(1), rescale=False), "--pixels SCALE --output-is logit",
     ),
     "a_cosine": (
-        lambda: siamese(lambda a, b: keras.layers.Dot(1, normalize=True)([a, b]), keras.layers.Identity(), rescale=False),
+        lambda: siamese(cosine, keras.layers.Identity(), rescale=False),
         "--pixels SCALE --output-is cosine",
     ),
     "a_tanh": (
-        lambda: siamese(subtract, keras.layers.Dense(1, activation="tanh"), rescale=False), "--pixels SCALE --output-is MEANING",
+        lambda: siamese(subtract, keras.layers.Dense(1, activation="tanh"), rescale=False),
+        "--pixels SCALE --output-is MEANING",
     ),
     "a_softmax": (
         lambda: siamese(subtract, keras.layers.Dense(2, activation="softmax"), rescale=False),
