@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import stat
@@ -28,6 +29,7 @@ _FIRST_PAUSE_S = 0.2
 # Two changes within this time may have the same time stamp: on file systems that count whole seconds, and on all others.
 _COARSE_TICK_NS, _TICK_NS = 2 * 10**9, 50 * 10**6
 _SPARE_BYTES = 2**16
+_OPEN_FILES = "/proc/self/fd"
 _HOME_FOLDER = re.compile("(^|/)~[^/]*/")
 
 _NO_OBJECT = ImageFailure(ImageStatus.MISSING, "there is no such object")
@@ -72,26 +74,23 @@ def fetch_file(
 
     The version is never newer than the bytes, so that the embedding of an old content is never stored under a new version.
     """
-    if root is not None:
-        confined = _confine(uri, root)
-        if confined is None:
-            return ImageFailure(ImageStatus.OUTSIDE_ROOT, f"it lies outside of {root}")
-        uri = confined
-    file = _fetch_with_retries(uri, max_bytes, time.monotonic() + timeout_s / 2, with_version, with_data)
+    if root is not None and (is_remote(uri) or is_remote(root)) and not _is_below(uri, root):
+        return _outside(root)
+    file = _fetch_with_retries(uri, max_bytes, root, time.monotonic() + timeout_s / 2, with_version, with_data)
     if with_data and isinstance(file, FetchedFile) and not file.data:
         return ImageFailure(ImageStatus.EMPTY, "the file has no bytes")
     return file
 
 
 def _fetch_with_retries(
-    uri: str, max_bytes: int, last_try: float, with_version: bool, with_data: bool
+    uri: str, max_bytes: int, root: str | None, last_try: float, with_version: bool, with_data: bool
 ) -> FetchedFile | ImageFailure:
     pause = _FIRST_PAUSE_S
     for attempt in range(_ATTEMPTS):
         if is_remote(uri):
             file = _fetch_from_store(uri, max_bytes, last_try, with_version, with_data)
         else:
-            file = _fetch_local(uri, max_bytes, with_data)
+            file = _fetch_local(uri, max_bytes, root, with_data)
         if isinstance(file, FetchedFile) or file.status is not ImageStatus.UNAVAILABLE:
             break
         if attempt + 1 < _ATTEMPTS and time.monotonic() + pause < last_try:
@@ -100,21 +99,42 @@ def _fetch_with_retries(
     return file
 
 
-def _fetch_local(path: str, max_bytes: int, with_data: bool) -> FetchedFile | ImageFailure:
+def _fetch_local(path: str, max_bytes: int, root: str | None, with_data: bool) -> FetchedFile | ImageFailure:
     try:
-        # Without O_NONBLOCK, opening a FIFO would wait for a writer that never comes.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            return _read_local(handle, max_bytes, with_data)
-        finally:
-            os.close(handle)
+        real_root = None if root is None else os.path.realpath(root)
+        place = path if real_root is None else _resolve_within(path, real_root)
+        file = None if place is None else _open_and_read(place, max_bytes, real_root, with_data)
+        return file or _outside(root)
     except ValueError as error:  # The path holds a NUL.
         return ImageFailure(ImageStatus.MISSING, str(error))
+    except RecursionError:  # Python resolves links by recursion, and Linux follows 40 at most.
+        return _local_failure(OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
+    except MemoryError:
+        return ImageFailure(ImageStatus.TOO_LARGE, "there is not enough memory to read it")
     except OSError as error:
         failure = _local_failure(error)
         if failure.status is ImageStatus.MISSING and _HOME_FOLDER.search(path):
             return ImageFailure(ImageStatus.MISSING, f"{failure.error} (~ stands for no folder in a manifest)")
         return failure
+
+
+def _open_and_read(path: str, max_bytes: int, real_root: str | None, with_data: bool) -> FetchedFile | ImageFailure | None:
+    """Returns a file or its failure; None if the file turns out to lie outside of `real_root` once it is open."""
+    # Without O_NONBLOCK, opening a FIFO would wait for a writer that never comes.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        # Somebody may have put a link in the place of a folder since `path` was resolved.
+        if real_root is not None and _has_open_files() and not _is_within(os.readlink(f"{_OPEN_FILES}/{handle}"), real_root):
+            return None
+        return _read_local(handle, max_bytes, with_data)
+    finally:
+        os.close(handle)
+
+
+@functools.cache
+def _has_open_files() -> bool:
+    """Returns whether the system shows where each open file lies, as Linux does."""
+    return os.path.isdir(_OPEN_FILES)
 
 
 def _read_local(handle: int, max_bytes: int, with_data: bool) -> FetchedFile | ImageFailure:
@@ -220,12 +240,29 @@ def _too_many_bytes(size: int | None, max_bytes: int) -> ImageFailure:
     return ImageFailure(ImageStatus.TOO_LARGE, f"{excess} (--max-image-bytes)")
 
 
-def _confine(uri: str, root: str) -> str | None:
-    """Returns the place of `uri` with all links resolved, or None if it is outside of `root`."""
-    if is_remote(uri):
-        return uri if uri.startswith(root.rstrip("/") + "/") and ".." not in uri.split("/") else None
+def _outside(root: str | None) -> ImageFailure:
+    return ImageFailure(ImageStatus.OUTSIDE_ROOT, f"it lies outside of {root}")
+
+
+def _is_below(uri: str, root: str) -> bool:
+    """Returns whether a URI lies below another one."""
+    return uri.startswith(root.rstrip("/") + "/") and ".." not in uri.split("/")
+
+
+def _resolve_within(path: str, real_root: str) -> str | None:
+    """Returns a path with all links resolved, or None if it is outside of `real_root`.
+
+    Raises:
+        OSError: If a link within `real_root` cannot be read.
+    """
     try:
-        real_root, real = os.path.realpath(root), os.path.realpath(uri)
-        return real if not is_remote(root) and os.path.commonpath([real_root, real]) == real_root else None
-    except ValueError:  # The path holds a NUL or another character that no file name has, so there is no such file.
-        return uri
+        place = os.path.realpath(path)
+    except OSError as error:  # It names the link that cannot be read, such as those of other users' processes in /proc.
+        if error.filename and not _is_within(os.path.abspath(error.filename), real_root):
+            return None
+        raise
+    return place if _is_within(place, real_root) else None
+
+
+def _is_within(place: str, real_root: str) -> bool:
+    return place == real_root or place.startswith(os.path.join(real_root, ""))

@@ -3,6 +3,9 @@
 import io
 import os
 import struct
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -142,3 +145,50 @@ def test_nothing_outside_the_root_is_opened(tmp_path):
         assert failed(fetch_bytes(str(root / name), 100, str(root))).status == ImageStatus.OUTSIDE_ROOT
     (root / "inside").write_bytes(b"x")
     assert fetch_bytes(str(root / "inside"), 100, str(root)) == b"x"
+
+
+def test_a_link_that_nobody_may_read_is_a_status(tmp_path):
+    (tmp_path / "link").symlink_to("/proc/1/cwd/x.png")
+    for name in ("/proc/1/cwd/x.png", str(tmp_path / "link")):  # Python raises an error when it resolves such a link.
+        assert failed(fetch_bytes(name, 100, str(tmp_path))).status == ImageStatus.OUTSIDE_ROOT
+
+
+def test_a_long_chain_of_links_is_a_status(tmp_path):
+    (tmp_path / "0").write_bytes(b"x")
+    for number in range(1, 1500):
+        (tmp_path / str(number)).symlink_to(str(number - 1))
+    assert failed(fetch_bytes(str(tmp_path / "1499"), 100, str(tmp_path))).status == ImageStatus.MISSING
+    assert fetch_bytes(str(tmp_path / "9"), 100, str(tmp_path)) == b"x"
+
+
+EXCHANGE = """
+import os, sys
+inside, outside, spare = sys.argv[1:]
+while True:
+    os.rename(inside, spare)
+    os.symlink(outside, inside)
+    os.unlink(inside)
+    os.rename(spare, inside)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="only Linux shows where an open file lies")
+def test_a_folder_that_becomes_a_link_meanwhile_leads_to_nothing_outside_the_root(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder, content in ((root / "folder", b"inside"), (outside, b"outside")):
+        folder.mkdir(parents=True)
+        (folder / "x").write_bytes(content)
+    paths = [str(root / "folder"), str(outside), str(tmp_path / "spare")]
+    exchanger = subprocess.Popen([sys.executable, "-c", EXCHANGE, *paths])
+    try:
+        end = time.monotonic() + 2
+        found = set()
+        while time.monotonic() < end:
+            result = fetch_bytes(str(root / "folder" / "x"), 100, str(root), timeout_s=0.1)
+            found.add(result if isinstance(result, bytes) else result.status)
+    finally:
+        exchanger.kill()
+        exchanger.wait()
+    assert b"outside" not in found
+    assert found <= {b"inside", ImageStatus.OUTSIDE_ROOT, ImageStatus.MISSING, ImageStatus.UNAVAILABLE}
