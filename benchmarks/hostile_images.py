@@ -57,6 +57,7 @@ def image_files(seed: int = 0) -> Iterator[tuple[str, bytes, Expected]]:
     yield from _lying_jpegs(whole["progressive.jpg"])
     yield from _lying_gifs()
     yield from _lying_bmps()
+    yield from _lying_pnms()
     yield from _lying_tiffs()
     yield from _lying_webps(whole["lossless.webp"])
     yield from _animations()
@@ -394,6 +395,9 @@ def _lying_bmps() -> Iterator[tuple[str, bytes, Expected]]:
     yield "run-length-leaps-4.bmp", _bmp(2000, 2000, 4, b"\0\2\xff\xff" * 50, compression=2), LENIENT | LARGE
     yield "run-length-lines.bmp", _bmp(3_999_999, 1, 8, b"\1\1\0\0" * 400_000, compression=1), LENIENT | LARGE
     yield "run-length-nothing.bmp", _bmp(2000, 2000, 8, b"\0\2\0\0" * 700_000, compression=1), LENIENT | LARGE
+    yield "run-length-ones.bmp", _bmp(2000, 2000, 8, b"\1\1" * 2_000_000, compression=1), LENIENT
+    yield "run-length-ones-4.bmp", _bmp(2000, 2000, 4, b"\1\1" * 2_000_000, compression=2), LENIENT
+    yield "run-length-narrow.bmp", _bmp(40, 100_000, 8, b"\1\1\0\0" * 100_000, compression=1), LENIENT
     yield "run-length-no-end.bmp", _bmp(2000, 2000, 8, b"\xff\1", compression=1), LENIENT
     yield "colours.bmp", _bmp(20, 20, 8, bytes(400), colours=2**31), UNREADABLE
     yield "colours-16-million.bmp", _bmp(20, 20, 8, bytes(400), colours=2**24), LENIENT
@@ -404,6 +408,28 @@ def _lying_bmps() -> Iterator[tuple[str, bytes, Expected]]:
         yield f"bits-{bits}.bmp", _bmp(20, 20, bits, pixels), LENIENT
     whole = _bmp(20, 20, 24, pixels)
     yield "pixels-elsewhere.bmp", whole[:10] + b"\xff\xff\xff\x7f" + whole[14:], UNREADABLE
+
+
+# PNM
+
+
+def _lying_pnms() -> Iterator[tuple[str, bytes, Expected]]:
+    long = 4_000_000
+    yield "values-up-to-254.ppm", b"P6 1000 1000 254\n" + bytes(3 * 10**6), OK
+    yield "text.ppm", b"P3 1000 600 255\n" + b"9 " * (long // 2), LENIENT
+    yield "text.pbm", b"P1 2000 2000\n" + b"1" * long, OK
+    yield "comments.ppm", b"P3 1000 600 255\n" + b"#\n" * (long // 2), UNREADABLE
+    yield "comments.pbm", b"P1 2000 2000\n" + b"#\n1" * (long // 3), UNREADABLE
+    yield "blanks-without-an-end.ppm", b"P6" + b" " * 60 + b"x", UNREADABLE
+    yield "breaks-without-an-end.ppm", b"P6 1" + b"\n" * 60_000 + b"x", UNREADABLE
+    yield "comments-without-an-end.ppm", b"P6 " + b"# \n" * 20_000 + b"x", UNREADABLE
+    yield "hashes.ppm", b"P6 " + b"#" * 60_000, UNREADABLE
+    yield "comment-behind-two-numbers.pgm", b"P5 1 1\n#" + b"a" * long + b"\n255\n\0", UNREADABLE
+    yield "comment-within-a-number.pgm", b"P5 12#\n34 5\n#" + b"a" * long + b"\n255\n\0", UNREADABLE
+    for kind in ("P0", "P7", "P0CMYK", "Pf", "PF", "PyP", "PyRGBA", "PyCMYK"):
+        yield f"kind-{kind}.ppm", kind.encode() + b"\n1 1\n255\n" + bytes(4), ANY - OK
+    yield "kind-Pf-comment.ppm", b"Pf\n#" + b"a" * long + b"\n1 1\n-1.0\n" + bytes(4), ANY - OK
+    yield "kind-PyP-blanks.ppm", b"PyP\n" + b" " * long + b"1 1\n255\n\0", ANY - OK
 
 
 # TIFF: entries of tag, type (3 a short, 4 a long, 2 a text), count and value
@@ -697,7 +723,9 @@ _URIS = dict.fromkeys([
     "javascript://%0aalert(1)", "store://a\nb/c.png", "s3://bucket/a.png", "hdfs://host/a.png", "azfs://a/b/c.png", "\0://a",
     "x://\0", "ftp://host/\udcff.png", "x://\ud800", "", " ", "~", "file:/etc/hostname", "C:\\a.png", "a" * 5000 + "://b",
     "-", "|id", "//", "s3://", "hdfs://",
-], _NOWHERE) | {"//": UNREADABLE, "s3://bucket/a.png": _NOWHERE | {"denied"}}  # fmt: skip
+], _NOWHERE) | {"//": UNREADABLE} | dict.fromkeys(
+    ["s3://bucket/a.png", "/proc/1/cwd/x.png", "/proc/2/exe/x.png"], _NOWHERE | {"denied"}
+)  # fmt: skip
 
 
 def main() -> None:

@@ -19,7 +19,13 @@ from batchverify.images.pillow_settings import no_limit_or_warnings, whole_files
 from batchverify.images.pixel_budget import PixelBudget
 from batchverify.images.plain_jpeg import plain_jpeg_size
 from batchverify.images.plain_png import plain_png_size
-from batchverify.images.safety import find_decoding_hazard, find_memory_hazard, has_overlapping_strips, lacks_strips
+from batchverify.images.safety import (
+    find_decoding_hazard,
+    find_memory_hazard,
+    find_slow_form,
+    has_overlapping_strips,
+    lacks_strips,
+)
 from batchverify.images.traits import find_traits
 from batchverify.schema import ImageStatus, ImageTraits
 
@@ -89,6 +95,8 @@ def resize_picture(picture: Image.Image, layout: Layout, max_pixels: int) -> np.
         return layout.loader.load(b"", picture, layout, max_pixels)
     except PaddingError as error:
         return ImageFailure(ImageStatus.TOO_LARGE, str(error))
+    except Exception as error:  # A library's resizing raises any exception where it cannot take a size.
+        return ImageFailure(ImageStatus.UNREADABLE, f"it cannot be resized ({short_reason(error)})")
 
 
 def decode_or_defer(
@@ -105,10 +113,10 @@ def decode_or_defer(
     """
     if defer and layout.loader.can_wait(None, layout.is_grey) and (plain := _as_plain(data, max_pixels)):
         return DecodedImage(plain)
-    if hazard := find_decoding_hazard(data):
-        return DecodedImage(ImageFailure(ImageStatus.UNREADABLE, hazard))
     Image.init()  # Pillow loads its rarer formats late, and not when `Image.open` is given names of formats.
     try:
+        if hazard := find_decoding_hazard(data):
+            return DecodedImage(ImageFailure(ImageStatus.UNREADABLE, hazard))
         with whole_files_only:
             try:
                 return _open_and_decode(data, layout, max_pixels, defer, budget)
@@ -136,7 +144,7 @@ def _as_plain(data: bytes, max_pixels: int) -> UndecodedImage | None:
 
 def _open_and_decode(data: bytes, layout: Layout, max_pixels: int, defer: bool, budget: PixelBudget | None) -> DecodedImage:
     with open_image(data) as image:
-        if failure := _check_header(image, max_pixels):
+        if failure := _check_header(image, max_pixels, len(data)):
             return DecodedImage(failure)
         traits = find_traits(data, image)
         if defer and layout.loader.can_wait(image, layout.is_grey):
@@ -145,12 +153,14 @@ def _open_and_decode(data: bytes, layout: Layout, max_pixels: int, defer: bool, 
             return DecodedImage(layout.loader.load(data, image, layout, max_pixels), traits)
 
 
-def _check_header(image: ImageFile.ImageFile, max_pixels: int) -> ImageFailure | None:
+def _check_header(image: ImageFile.ImageFile, max_pixels: int, file_bytes: int) -> ImageFailure | None:
     if image.width * image.height > max_pixels:
         size = f"{image.width} × {image.height} pixels, more than {max_pixels}"
         return ImageFailure(ImageStatus.TOO_LARGE, f"{size} (--max-image-pixels)")
     if hazard := find_memory_hazard(image, max_pixels):
         return ImageFailure(ImageStatus.TOO_LARGE, hazard)
+    if slow_form := find_slow_form(image, file_bytes):
+        return ImageFailure(ImageStatus.UNREADABLE, slow_form)
     if lacks_strips(image):
         return ImageFailure(ImageStatus.UNREADABLE, "it cannot be decoded (a part of its pixels is missing)")
     if has_overlapping_strips(image):

@@ -19,6 +19,7 @@ _BEGINNINGS = (
     (rb"[{\[]\s*[\"{\]}]", "JSON text", "download the image again"),
     (rb"PK\x03\x04", "a ZIP archive", "unpack it"),
     (rb"\x1f\x8b", "a gzip file", "unpack it"),
+    (rb"Pf\s+\d", "a PFM file, whose pixels have no agreed scale", "store 8 or 16 bits"),
     (rb"8BPS", "a Photoshop document", _CONVERT),
     (rb"FUJIFILMCCD-RAW|II\x1a\0\0\0HEAPCCDR|II\x55\0|IIRO|.{4}ftypcrx ", "a raw file of a camera", _CONVERT),
     (rb".{4}ftyp|\x1aE\xdf\xa3", "a video", "extract a picture as JPEG or PNG"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import re
 from typing import cast
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from batchverify.images.foreign_formats import isobmff_format
 from batchverify.images.pixel_budget import reserved_pixels
@@ -20,6 +21,7 @@ IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".png", ".webp", ".avif", ".heic", ".heif", ".bmp", ".gif", ".tif", ".tiff",
     ".pgm", ".ppm", ".pbm", ".pnm",
 )  # fmt: skip
+PNM = re.compile(rb"P[1-6]\s")  # What a file of Pillow's format PPM begins with.
 # An AVIF file's header may name fewer pixels than its picture has. libavif decodes up to 16,384 × 16,384 of them, at 6 bytes
 # each, before it scales them to the size in the header; so many pixels take as much memory in another format.
 _AVIF_PIXELS = 95_000_000
@@ -34,6 +36,8 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
     if isobmff_format(data) in ("HEIC", "HEIF") and can_read_heif():
         # The decoder is not registered, because that would change what Pillow opens in a program that uses this package.
         return cast(ImageFile.ImageFile, importlib.import_module("pillow_heif").HeifImageFile(io.BytesIO(data)))
+    if data.startswith(b"P") and not PNM.match(data):  # Pillow also reads kinds of its own, byte by byte in Python.
+        raise UnidentifiedImageError("it begins like a PNM file, but is none of P1 to P6")
     image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
     if image.format == "PNG":
         image.info.update(read_png_end(data))

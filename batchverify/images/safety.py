@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import ExifTags, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
 from batchverify.images.directories import EXIF, find_directory_hazard, find_exif_hazard, find_hidden_hazard
+from batchverify.images.formats import PNM
 from batchverify.images.gif_blocks import MAX_BLOCKS, has_short_gif_header
 from batchverify.images.png_chunks import MAX_CHUNKS, find_png_exif, png_chunks
 
@@ -17,10 +18,16 @@ _MAX_SCANS = 100  # This is libtiff's limit too; programs write about ten.
 _MAX_SEGMENTS = 1_000
 _MAX_JUNK_BYTES = 2**16
 _MAX_PNG_PROFILES = 10
-# Pillow reads the numbers of text files, and comments of all, in Python: 60 MB take 10 seconds.
-_MAX_PNM_TEXT_BYTES, _MAX_PNM_HEADER_BYTES = 2**22, 2**16
-_PNM, _PNM_TEXT = re.compile(rb"P[1-6]\s"), re.compile(rb"P[1-3]\s")
-_PNM_HEADER = re.compile(rb"P[1-6](?:(?:\s+|#[^\r\n]*[\r\n])+\d+){2,3}\s")
+# Pillow reads the header of a PNM file byte by byte in Python, and copies a mebibyte for each comment in a file of text.
+_MAX_PNM_HEADER_BYTES, _MAX_PNM_COMMENTS = 2**16, 1_000
+_PNM_TEXT = re.compile(rb"P[1-3]\s")
+# Pillow reads on behind a comment that follows a digit, as if it were not there. There is one way only to match each byte,
+# so that a header that does not match takes no longer.
+_PNM_NUMBER = rb"\s(?:\s|#[^\r\n]*[\r\n])*\d+"
+_PNM_HEADER = re.compile(rb"P(?:[14](?:%s){2}|[2356](?:%s){3})\s" % (_PNM_NUMBER, _PNM_NUMBER))
+# Pillow decodes run lengths of BMP files and some PNM files in Python: so many bytes take up to 3 seconds, so many values one.
+_MAX_SLOW_BYTES, _MAX_SLOW_VALUES = 2**22, 2**23
+_MAX_LEAP_ROWS = 256  # One jump in a run-length-encoded BMP file may be 255 rows long.
 _SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\x01-\x04]")
 _TO_NEXT_MARKER = re.compile(rb"[^\xff]*\xff+")
 _MARKERS_WITHOUT_LENGTH = {0x00, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}
@@ -44,7 +51,7 @@ def find_decoding_hazard(data: bytes) -> str | None:
         return find_directory_hazard(data, follow=True)
     if any(data.startswith(start, place) and name in data for start, place, name in _EXIF_HOLDERS):
         return find_hidden_hazard(data)
-    return _find_pnm_hazard(data) if _PNM.match(data) else None
+    return _find_pnm_hazard(data) if PNM.match(data) else None
 
 
 def _find_png_hazard(data: bytes) -> str | None:
@@ -63,8 +70,8 @@ def _find_png_hazard(data: bytes) -> str | None:
 
 
 def _find_pnm_hazard(data: bytes) -> str | None:
-    if _PNM_TEXT.match(data) and len(data) > _MAX_PNM_TEXT_BYTES:
-        return f"a PNM file of text of more than {_MAX_PNM_TEXT_BYTES} bytes; store it in binary"
+    if _PNM_TEXT.match(data) and data.count(b"#") > _MAX_PNM_COMMENTS:
+        return f"a PNM file of more than {_MAX_PNM_COMMENTS} comments"
     if not _PNM_HEADER.match(data[:_MAX_PNM_HEADER_BYTES]):
         return f"a PNM file whose first {_MAX_PNM_HEADER_BYTES} bytes are no header"
     return None
@@ -174,10 +181,32 @@ def find_memory_hazard(image: ImageFile.ImageFile, max_pixels: int) -> str | Non
         width, height = tags.get(ExifTags.Base.TileWidth, 1), tags.get(ExifTags.Base.TileLength, 1)
         if width * height > max(max_pixels, 2**20):
             return f"its tiles have {width} × {height} pixels, more than {max_pixels} (--max-image-pixels)"
-    # One jump in a run-length-encoded BMP file may be 255 rows long.
-    if image.tile and image.tile[0][0] == "bmp_rle" and 256 * image.width > max(max_pixels, 2**20):
+    if _has_run_lengths(image) and _MAX_LEAP_ROWS * image.width > max(max_pixels, 2**20):
         return f"run lengths of rows of {image.width} pixels, which {max_pixels} cannot hold (--max-image-pixels)"
     return None
+
+
+def find_slow_form(image: ImageFile.ImageFile, size: int) -> str | None:
+    """Returns what would keep a decoder of Pillow's that is written in Python busy; None if there is nothing of the kind.
+
+    Args:
+        image: The file as Pillow has opened it.
+        size: The number of its bytes.
+    """
+    if not image.tile or image.tile[0].codec_name not in Image.DECODERS:
+        return None
+    rows = max(image.height, _MAX_LEAP_ROWS) if _has_run_lengths(image) else image.height
+    for found, most, unit in (
+        (size, _MAX_SLOW_BYTES, "bytes"),
+        (image.width * rows * len(image.getbands()), _MAX_SLOW_VALUES, "values"),
+    ):
+        if found > most:
+            return f"a {image.format} file of more than {most} {unit} in a form that takes long to decode; store it as PNG"
+    return None
+
+
+def _has_run_lengths(image: ImageFile.ImageFile) -> bool:
+    return bool(image.tile) and image.tile[0].codec_name == "bmp_rle"
 
 
 def lacks_strips(image: ImageFile.ImageFile) -> bool:

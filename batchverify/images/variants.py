@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from batchverify.images.formats import open_image
 from batchverify.images.picture import find_turn, to_mode
+from batchverify.images.safety import find_decoding_hazard, find_memory_hazard, find_slow_form
 
 JPEG_QUALITY = 75
 _BRIGHTER = 1.05
@@ -61,15 +62,20 @@ def make_variants(data: bytes, max_pixels: int) -> tuple[int, dict[str, bytes | 
         max_pixels: The largest number of pixels.
 
     Returns:
-        None for a picture that has more pixels, or more than 8 bits a channel, or that EXIF turns, or that cannot be decoded.
+        None for a picture that has more pixels, or more than 8 bits a channel, or that EXIF turns, or that cannot be decoded
+        or changed: Pillow saves no JPEG file of more than 65,500 pixels a side.
     """
     try:
+        if find_decoding_hazard(data):
+            return None
         with open_image(data) as image:
             if image.mode not in ("1", "L", "P", "RGB", "CMYK") or image.width * image.height > max_pixels:
+                return None
+            if find_memory_hazard(image, max_pixels) or find_slow_form(image, len(data)):
                 return None
             if find_turn(image) is not None:
                 return None  # Saved as JPEG without its EXIF, it would lie on its side.
             picture = to_mode(image, "L" if image.mode in ("1", "L") else "RGB")
-    except Exception:  # Pillow's decoders raise any exception on a broken file, which the run itself reports.
+        return picture.width * picture.height, {name: change(picture) for name, change in VARIANTS.items()}
+    except Exception:  # Pillow raises any exception on a file that it cannot decode, which the run itself reports, or save.
         return None
-    return picture.width * picture.height, {name: change(picture) for name, change in VARIANTS.items()}

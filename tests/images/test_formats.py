@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 
 import numpy as np
 import pillow_heif
@@ -87,12 +88,42 @@ def test_files_of_the_pnm_family_are_read(data, expected):
     assert pixels_of(data, Layout(1, 2, channels=1)).ravel().tolist() == expected
 
 
+LONG = b"a" * 2**17
+
+
 @pytest.mark.parametrize(
-    "data", [b"P3 4600 4600 255\n" + b"9 " * 3_000_000, b"P6 " + b"# \n" * 100_000], ids=["text", "comments"]
-)
+    "data",
+    [
+        b"P3 4600 4600 255\n" + b"9 " * 3_000_000,
+        b"P6 " + b"# \n" * 100_000,
+        b"P5 1 1\n#" + LONG + b"\n255\n\0",
+        b"P5 12#\n34 5\n#" + LONG + b"\n255\n\0",
+        b"P6" + b" " * 60 + b"x",
+        b"P3 2000 2000 255\n" + b"#\n" * 1_000_000,
+        b"P6 1500 1500 254\n" + bytes(3 * 1500 * 1500),
+    ],
+    ids=[
+        "text", "comments", "a comment behind two numbers", "a comment within a number", "blanks without an end",
+        "comments among the numbers", "values up to 254",
+    ],
+)  # fmt: skip
 def test_a_pnm_file_that_python_would_read_for_long_is_refused(data):
+    started = time.thread_time()
     failure = decode(data, LAYOUT)
-    assert isinstance(failure, ImageFailure) and "a PNM file" in failure.error
+    assert isinstance(failure, ImageFailure) and ("a PNM file" in failure.error or "takes long to decode" in failure.error)
+    assert time.thread_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("magic", "status"),
+    [(b"Pf", "unsupported"), *((kind, "unreadable") for kind in (b"PyP", b"PyRGBA", b"PyCMYK", b"P0CMYK", b"P7", b"P5x"))],
+)
+def test_other_kinds_of_the_pnm_family_are_not_begun(magic, status):
+    failure = decode(magic + b"\n1 1\n255\n" + bytes(4), LAYOUT)
+    assert isinstance(failure, ImageFailure) and failure.status == status
+    started = time.thread_time()
+    assert isinstance(decode(magic + b"\n" + b" " * 2**24 + b"1 1\n255\n" + bytes(4), LAYOUT), ImageFailure)
+    assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize("form", ["AVIF", "HEIF"])

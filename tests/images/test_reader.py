@@ -14,6 +14,7 @@ from batchverify.images.loaders import decide_loading
 from batchverify.images.pixel_budget import PixelBudget
 from batchverify.images.reader import ImageReader
 from batchverify.model.preprocessing import Preprocessing
+from benchmarks.hostile_images import many_scans
 
 MOST = 10**8
 PREPROCESSING = Preprocessing(32, 40, 3, "0..255", "rgb", decide_loading(ModelConfig()), "stretch", "")
@@ -101,3 +102,26 @@ def test_a_grey_picture_is_changed_in_grey(tmp_path):
     found = ImageReader(Layout(24, 30, channels=1), MOST, MOST).read_changed(str(file), MOST)
     assert found is not None
     np.testing.assert_array_equal(found[1]["mirror"][..., 0], pixels[:, ::-1])
+
+
+@pytest.mark.parametrize("loader", ["batchverify", "tf", "opencv"])
+@pytest.mark.parametrize(("width", "height"), [(70_000, 1), (70_000, 2), (1, 70_000)])
+def test_a_picture_that_jpeg_cannot_hold_is_read_and_not_changed(tmp_path, loader, width, height):
+    file = tmp_path / "picture.png"
+    Image.new("RGB", (width, height)).save(file)
+    layout = Preprocessing(24, 30, 3, "0..255", "rgb", decide_loading(ModelConfig(loader=loader)), "stretch", "").layout()
+    reader = ImageReader(layout, MOST, MOST)
+    assert isinstance(reader.read(str(file))[0], np.ndarray)
+    assert reader.read_changed(str(file), MOST) is None
+
+
+def test_a_picture_of_one_pixel_is_changed(tmp_path):
+    file = tmp_path / "picture.png"
+    Image.new("RGB", (1, 1)).save(file)
+    assert ImageReader(Layout(24, 30), MOST, MOST).read_changed(str(file), MOST) is not None
+
+
+def test_a_picture_that_would_keep_a_decoder_busy_is_not_changed(tmp_path):
+    file = tmp_path / "picture.jpg"
+    file.write_bytes(many_scans(40, 150))
+    assert ImageReader(Layout(24, 30), MOST, MOST).read_changed(str(file), MOST) is None

@@ -202,3 +202,35 @@ def test_a_tiff_file_whose_strips_begin_less_than_a_line_apart_is_refused(tags):
 def test_a_tiff_file_whose_strips_are_a_line_apart_or_the_same_is_read(second):
     data = raw_tiff(WIDTH, {278: (1,), 273: (8, second), 279: (WIDTH, WIDTH)})
     assert isinstance(decode(data, Layout(4, 4)), np.ndarray)
+
+
+def run_lengths(width: int, height: int, pixels: bytes, bits: int = 8) -> bytes:
+    """Returns a BMP file of run lengths; its colour 7 is (30, 29, 28)."""
+    start = 54 + 1024
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 1 if bits == 8 else 2, 0, 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + info + bytes(range(256)) * 4 + pixels
+
+
+SLOW_RUNS = {
+    "ends of lines": run_lengths(240_000, 30, b"\1\7\0\0" * 300),
+    "many pixels": run_lengths(4096, 4096, b"\1\7\0\0" * 300),
+    "a small picture of many bytes": run_lengths(8, 8, b"\0\0" * 2_200_000),
+    "runs of one": run_lengths(2000, 2000, b"\1\7" * 2_200_000),
+    "four bits": run_lengths(2000, 2000, b"\1\7" * 2_200_000, bits=4),
+}
+
+
+@pytest.mark.parametrize("as_dib", [False, True], ids=["BMP", "DIB"])
+@pytest.mark.parametrize("name", SLOW_RUNS)
+def test_run_lengths_that_python_would_decode_for_long_are_refused(name, as_dib):
+    started = time.thread_time()
+    failure = decode(SLOW_RUNS[name][14 if as_dib else 0 :], Layout(4, 4))
+    assert isinstance(failure, ImageFailure) and failure.status == "unreadable"
+    assert "in a form that takes long to decode; store it as PNG" in failure.error
+    assert time.thread_time() - started < 1
+
+
+def test_run_lengths_as_programs_write_them_are_read():
+    line = b"\xff\7" * 15 + b"\x0f\7\0\0"
+    pixels = decode(run_lengths(3840, 2160, line * 2160), Layout(4, 4))
+    assert isinstance(pixels, np.ndarray) and pixels[0, 0].tolist() == [30, 29, 28]
