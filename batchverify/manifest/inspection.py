@@ -18,6 +18,7 @@ from batchverify.manifest.group_values import MAX_LENGTH, count_values, group_co
 from batchverify.manifest.labels import SPELLINGS, LabelSpelling, closest_spelling, find_bad_label, narrow_spellings
 from batchverify.manifest.memory import refuse_absurd_expansion
 from batchverify.manifest.parquet import ParquetFooter, read_footer
+from batchverify.manifest.parquet_schema import MAX_COLUMNS, too_many_columns
 from batchverify.manifest.partitions import partition_values
 from batchverify.manifest.read import read_batches
 from batchverify.manifest.shard import Shard
@@ -127,6 +128,8 @@ def inspect_file(path: str, config: VerificationConfig, budget: InspectionBudget
     """
     footer = read_footer(path)
     header = None if footer else read_header(path, config)
+    if header and len(header.names) > MAX_COLUMNS:
+        raise PreflightError(f"{path}: it has {too_many_columns()}; leave out what the run does not need.")
     schema = _with_partitions(path, _stored_columns(footer, header, config))
     file = FileInspection(path, schema, footer, header, budget.rows_left, tuple(column_problems(path, schema, config)))
     if file.problems or file.max_rows == 0:

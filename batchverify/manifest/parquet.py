@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,11 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchverify.errors import PreflightError, short_reason
-from batchverify.io.filesystem import open_input
+from batchverify.io.filesystem import open_input, read_stream
 from batchverify.manifest.columns import plain_type
 from batchverify.manifest.memory import out_of_memory
+from batchverify.manifest.parquet_schema import find_excess
 from batchverify.manifest.shard import Shard
 
+_MARK, _TAIL_BYTES = b"PAR1", 2**16
 PARQUET_ROWS, _BYTES_AT_ONCE = 262_144, 64 * 2**20
 # The largest number of rows with lists or structs, whose values may each stand for a large one that is stored once.
 _MAX_NESTED_ROWS_AT_ONCE = 8192
@@ -23,15 +27,47 @@ _MAX_NESTED_ROWS_AT_ONCE = 8192
 def read_footer(path: str) -> ParquetFooter | None:
     """Returns the footer of a Parquet file, or None for any other file."""
     with open_input(path) as file:
-        if file.read(4) != b"PAR1":
+        if file.read(4) != _MARK:
             if path.endswith((".parquet", ".pq")):
                 raise PreflightError(f"{path}: it is no Parquet file in spite of its name; write it again or rename it.")
             return None
-        file.seek(0)
-        try:
-            return ParquetFooter(pq.ParquetFile(file))
-        except (pa.ArrowException, OSError) as error:
-            raise PreflightError(f"{path}: the Parquet file is damaged ({short_reason(error)}); write it again.") from None
+        with _refusing_damage(path):
+            footer = _footer_bytes(file)
+            excess = find_excess(footer)
+            if not excess:
+                length = len(footer).to_bytes(4, "little")
+                return ParquetFooter(pq.ParquetFile(pa.BufferReader(b"".join((_MARK, footer, length, _MARK)))))
+        raise PreflightError(f"{path}: it has {excess}; leave out what the run does not need.")
+
+
+@contextlib.contextmanager
+def _refusing_damage(path: str) -> Iterator[None]:
+    try:
+        yield
+    except PreflightError:
+        raise
+    except MemoryError:
+        raise PreflightError(out_of_memory(path)) from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise PreflightError(f"{path}: the Parquet file is damaged ({short_reason(error)}); write it again.") from None
+
+
+def _footer_bytes(file: Any) -> bytes:
+    """Returns the footer of a Parquet file, without its length and its mark."""
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
+    tail = _read_from(file, max(0, size - _TAIL_BYTES), size)
+    length = int.from_bytes(tail[-8:-4], "little")
+    if tail[-4:] != _MARK or length + 12 > size:
+        raise ValueError("its end is missing")
+    if length + 8 > len(tail):
+        tail = _read_from(file, size - length - 8, size)
+    return tail[-length - 8 : -8]
+
+
+def _read_from(file: Any, place: int, end: int) -> bytes:
+    file.seek(place)
+    return read_stream(file, end - place)
 
 
 class ParquetFooter:
@@ -58,20 +94,13 @@ def read_parquet_batches(shard: Shard) -> Iterator[pa.Table]:
     Raises:
         PreflightError: If the file cannot be opened, is damaged, or holds rows that do not fit into memory.
     """
-    with open_input(shard.path) as file:
-        try:
-            reader = pq.ParquetFile(file)
-            for groups, rows_at_once in _groups_at_once(file, reader.metadata, shard.row_groups):
-                for batch in reader.iter_batches(rows_at_once, row_groups=groups):
-                    table = pa.Table.from_batches([batch])
-                    table.validate(full=True)
-                    yield _with_plain_types(table)
-        except MemoryError:
-            raise PreflightError(out_of_memory(shard.path)) from None
-        except (pa.ArrowException, OSError) as error:
-            raise PreflightError(
-                f"{shard.path}: the Parquet file is damaged ({short_reason(error)}); write it again."
-            ) from None
+    with open_input(shard.path) as file, _refusing_damage(shard.path):
+        reader = pq.ParquetFile(file)
+        for groups, rows_at_once in _groups_at_once(file, reader.metadata, shard.row_groups):
+            for batch in reader.iter_batches(rows_at_once, row_groups=groups):
+                table = pa.Table.from_batches([batch])
+                table.validate(full=True)
+                yield _with_plain_types(table)
 
 
 def _with_plain_types(table: pa.Table) -> pa.Table:

@@ -235,13 +235,62 @@ def test_parquet_that_expands_absurdly_is_refused(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 2**20  # KiB
 
 
-@pytest.mark.parametrize("columns", [10_000, 40_000])
+@pytest.mark.parametrize("columns", [2_500, 9_998])
 def test_a_header_of_many_columns_is_read_in_time_that_grows_with_it(columns, tmp_path):
     names = [f"c{number}" for number in range(columns)]
     path = write(tmp_path / "p.csv", f"left,right,{','.join(names)}\na,b{',1' * columns}\n")
     start = time.process_time()
     assert plan(path).schema.names == ["left", "right", *names]
     assert time.process_time() - start < 60
+
+
+def test_more_columns_than_any_list_of_pairs_has_are_refused_before_they_are_read(tmp_path):
+    values = {"left": ["a"], "right": ["b"], **{f"c{number}": ["1"] for number in range(9_998)}}
+    pq.write_table(pa.table(values), tmp_path / "most.parquet")
+    assert len(plan(tmp_path / "most.parquet").schema) == 10_000
+    names = ",".join(f"c{number}" for number in range(120_000))
+    write(tmp_path / "p.csv", f"left,right,{names}\na,b{',' * 120_000}\n")
+    pq.write_table(pa.table(values | {"more": ["1"]}), tmp_path / "p.parquet")
+    pq.write_table(pa.table({"left": ["a"], "right": ["b"], "parts": [dict.fromkeys(values, 1)]}), tmp_path / "parts.parquet")
+    start = time.process_time()
+    for name in ("p.csv", "p.parquet", "parts.parquet"):
+        (problem,) = problems(tmp_path / name)
+        assert problem.endswith(f"{name}: it has more than 10,000 columns; leave out what the run does not need."), name
+    assert time.process_time() - start < 10
+
+
+TOO_DEEP = "p.parquet: it has a column that is nested more than 100 levels deep; leave out what the run does not need."
+
+
+def write_nested(path, levels, nest) -> None:
+    kind = pa.int32()
+    for _ in range(levels):
+        kind = nest(kind)
+    table = pa.table({"left": ["a"], "right": ["b"], "deep": pa.nulls(1, kind)})
+    pq.write_table(table, path, store_schema=False)
+
+
+@pytest.mark.parametrize(("levels", "nest"), [(50, pa.list_), (2_000, lambda kind: pa.struct({"a": kind}))])
+def test_columns_of_too_many_levels_are_refused(levels, nest, tmp_path):
+    write_nested(tmp_path / "p.parquet", levels, nest)
+    (problem,) = problems(tmp_path / "p.parquet")
+    assert problem.endswith(TOO_DEEP)
+
+
+def test_columns_of_many_levels_are_read(tmp_path):
+    write_nested(tmp_path / "p.parquet", 45, pa.list_)
+    assert str(plan(tmp_path / "p.parquet").schema.field("deep").type).count("list") == 45
+
+
+def test_columns_of_as_many_levels_as_crash_arrow_are_refused(tmp_path):
+    """Arrow cannot write such a file either: this is a footer in Thrift's compact protocol, with each column in another."""
+    levels = 100_000
+    count = bytes([levels & 127 | 128, levels >> 7 & 127 | 128, levels >> 14])
+    group, last = b"\x35\2\x18\1a\x15\2\0", b"\x15\2\x25\2\x18\1b\0"
+    footer = b"\x15\2\x19\xfc" + count + group * (levels - 1) + last + b"\x16\0\x19\x0c\0"
+    (tmp_path / "p.parquet").write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    (problem,) = problems(tmp_path / "p.parquet")
+    assert problem.endswith(TOO_DEEP)
 
 
 @pytest.mark.parametrize(
