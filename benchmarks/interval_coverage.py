@@ -5,7 +5,8 @@
 Each round draws subjects, and pairs of them. A subject has an effect on the score of all its pairs, as in Fogliato, Patil and
 Perona (2024): the score of an impostor pair is the sum of two subjects' effects and noise, that of a genuine pair is one
 subject's effect and noise. The true rate follows from the normal distribution. Beside the intervals of `_summary.json` stand
-Wilson's, which take pairs for independent.
+Wilson's, which take pairs for independent. For a ratio, each pair belongs to one of two groups at random, so that the groups
+share most subjects, and the true ratio is 1.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import argparse
 import dataclasses
 import math
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from batchverify.evaluation.clusters import ClusteredCounts
+from batchverify.evaluation.clusters import ClusteredCounts, Subjects
+from batchverify.evaluation.groups import count_groups, describe_groups
 from batchverify.evaluation.metrics import INDEPENDENT, Rate
 
 
@@ -45,6 +49,13 @@ CASES = [
     for kind in ("impostor", "genuine")
     for subjects in (50, 200, 1000)
     for effect, rate in ((0.3, 0.16), (0.7, 0.16), (0.3, 0.01), (0.7, 0.01))
+]
+
+RATIO_CASES = [
+    Case(kind, subjects, 20, effect, 0.16)
+    for kind in ("impostor", "genuine")
+    for subjects in (10, 20, 50, 200)
+    for effect in (0.3, 0.7)
 ]
 
 
@@ -76,6 +87,32 @@ def coverage(case: Case, rounds: int, seed: int = 0) -> tuple[float, float]:
     return float(known), float(simple)
 
 
+def ratio_coverage(case: Case, rounds: int, seed: int = 0) -> tuple[float, float]:
+    """Returns the shares of rounds in which the intervals of worst to best, and of worst to all, cover 1.
+
+    Rounds in which two groups cannot be told apart don't count. Two groups whose interval cannot be told cover it.
+    """
+    rng = np.random.default_rng(seed)
+    found = [ratios for _ in range(rounds) if (ratios := _draw_ratios(case, rng))]
+    intervals = [[ratios[name]["interval"] or (0, math.inf) for ratios in found] for name in ("worst_to_best", "worst_to_all")]
+    to_best, to_all = (float(np.mean([low <= 1 <= high for low, high in each])) for each in intervals)
+    return to_best, to_all
+
+
+def _draw_ratios(case: Case, rng: np.random.Generator) -> dict[str, Any] | None:
+    pairs, is_error = draw(case, rng)
+    is_genuine, count = case.kind == "genuine", len(is_error)
+    is_match = is_error ^ is_genuine
+    table = pa.table({"group": np.where(rng.random(count) < 0.5, "a", "b"), "match": is_match})
+    hashes = rng.integers(0, 2**64, case.subjects, np.uint64)
+    subjects = Subjects(hashes[pairs], np.ones(pairs.shape, bool), is_match)
+    labels = np.full(count, is_genuine, np.int8)
+    groups = count_groups(table, is_match.astype(np.float32), labels, {"group": ("group", "group")}, subjects)
+    section = (describe_groups(groups) or {})["group"]
+    ratios: dict[str, Any] | None = section["fnmr_ratios" if is_genuine else "fmr_ratios"]
+    return ratios
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2000, help="rounds for each case (default: %(default)s)")
@@ -86,6 +123,12 @@ def main() -> None:
     for case in CASES:
         known, simple = coverage(case, options.rounds, options.seed)
         fields = (case.kind, case.subjects, case.pairs, case.effect, case.rate, f"{known:.1%}", f"{simple:.1%}")
+        print(f"| {' | '.join(map(str, fields))} |", flush=True)
+    print("\n| pairs | subjects | pairs a subject | effect | true rate | ratio to the best | ratio to all |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for case in RATIO_CASES:
+        to_best, to_all = ratio_coverage(case, options.rounds, options.seed)
+        fields = (case.kind, case.subjects, case.pairs, case.effect, case.rate, f"{to_best:.1%}", f"{to_all:.1%}")
         print(f"| {' | '.join(map(str, fields))} |", flush=True)
 
 

@@ -119,7 +119,17 @@ class ClusteredCounts:
         """Returns the covariance of two rates of different pairs that may share subjects."""
         _, here, there = np.intersect1d(self.clusters, other.clusters, assume_unique=True, return_indices=True)
         sums = _residuals(self.by_cluster[here], rate) @ _residuals(other.by_cluster[there], other_rate)
-        return float(sums) / (rate.trials * other_rate.trials)
+        # Two pairs of one dyad share two subjects, and are in the products of both.
+        dyads, here, there = np.intersect1d(self.dyads, other.dyads, assume_unique=True, return_indices=True)
+        dyads_to = min(self.dyads_to, other.dyads_to)
+        is_kept = dyads <= dyads_to
+        of_dyads = _residuals(self.by_dyad[here[is_kept]], rate) @ _residuals(other.by_dyad[there[is_kept]], other_rate)
+        twice = float(of_dyads) * 2.0**64 / (float(dyads_to) + 1)
+        return (float(sums) - twice) / (rate.trials * other_rate.trials)
+
+    def shared_clusters(self, other: ClusteredCounts) -> int:
+        """Returns the number of clusters that both have."""
+        return len(np.intersect1d(self.clusters, other.clusters, assume_unique=True))
 
     def effective_sample_size(self, rate: Rate) -> EffectiveSampleSize:
         """Returns what the pairs of a rate are worth, of which these are the pairs with a known subject."""

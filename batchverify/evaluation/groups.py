@@ -220,19 +220,50 @@ class _Estimate:
     def of(cls, group: Group, kind: str) -> _Estimate:
         rate, size = _rates(group)[KINDS.index(kind)], _effective_sample_size(group, kind)
         value = max(rate.errors, 0.5) / rate.trials
+        # Where all pairs are errors, half a pair that is none keeps the variance from being 0.
+        unsure = min(value, 1 - 0.5 / rate.trials)
         share = size.share if 0 < rate.errors < rate.trials else size.share_alike
-        return cls(rate, group.clusters.get(kind), value, value * (1 - value) / (rate.trials * share), size.quantile)
+        return cls(rate, group.clusters.get(kind), value, unsure * (1 - unsure) / (rate.trials * share), size.quantile)
 
-    def ratio_to(self, other: _Estimate, covariance: float) -> dict[str, Any]:
-        """Returns the ratio of this rate to another, and its 95% interval by the delta method on its logarithm.
+    def ratio_to(self, other: _Estimate) -> dict[str, Any]:
+        """Returns the ratio of this rate to that of other pairs, and its 95% interval."""
+        return _describe_ratio(self.value / other.value, self._reach(other))
 
-        The interval is None where it would span more than three powers of ten: the pairs are too few.
+    def ratio_to_all(self, others: _Estimate) -> dict[str, Any]:
+        """Returns the ratio of this rate to the rate of its pairs and all others together, and its 95% interval.
+
+        This rate is a part of the whole. The logarithm of its ratio to the whole therefore moves by as much of that of its
+        ratio to the others as they have of all errors.
         """
-        ratio = self.value / other.value
-        variance = self.variance / self.value**2 + other.variance / other.value**2 - 2 * covariance / (self.value * other.value)
-        reach = max(self.quantile, other.quantile) * math.sqrt(max(0.0, variance))
-        interval = (ratio * math.exp(-reach), ratio * math.exp(reach)) if 2 * reach <= math.log(_WIDEST) else None
-        return {"ratio": ratio, "interval": interval}
+        ours, theirs = self.value * self.rate.trials, others.value * others.rate.trials
+        whole = (self.rate.errors + others.rate.errors) / (self.rate.trials + others.rate.trials)
+        return _describe_ratio(self.value / whole, self._reach(others) * theirs / (ours + theirs))
+
+    def _reach(self, other: _Estimate) -> float:
+        """Returns how far the 95% interval of the ratio's logarithm reaches to either side, by the delta method; above 0."""
+        ours, theirs = math.sqrt(self.variance) / self.value, math.sqrt(other.variance) / other.value
+        variance = ours**2 + theirs**2 - 2 * self._correlation(other) * ours * theirs
+        return max(self.quantile, other.quantile) * math.sqrt(variance)
+
+    def _correlation(self, other: _Estimate) -> float:
+        """Returns how far this rate and that of other pairs err together, because pairs of both share subjects.
+
+        With m shared subjects, an estimated correlation is itself uncertain by about 1/√m. A correlation that is estimated
+        too high makes an interval too narrow, and one of 1 leaves no interval at all. It is therefore taken as at most
+        1 − 2/√m, and as at most 0 for four subjects or fewer.
+        """
+        if not self.counts or not other.counts:
+            return 0.0
+        shared = self.counts.shared_clusters(other.counts)
+        covariance = self.counts.covariance(self.rate, other.counts, other.rate)
+        highest = 1 - 2 / math.sqrt(max(4, shared))
+        return min(covariance / math.sqrt(self.variance * other.variance), highest)
+
+
+def _describe_ratio(ratio: float, reach: float) -> dict[str, Any]:
+    """Describes a ratio; its interval is None where it would span more than three powers of ten: the pairs are too few."""
+    interval = (ratio * math.exp(-reach), ratio * math.exp(reach)) if 2 * reach <= math.log(_WIDEST) else None
+    return {"ratio": ratio, "interval": interval}
 
 
 def _ratios(values: Mapping[Value, Group], kind: str) -> dict[str, Any] | None:
@@ -249,17 +280,14 @@ def _ratios(values: Mapping[Value, Group], kind: str) -> dict[str, Any] | None:
     ]
     if len(told) < 2:
         return None
-    each, whole = {value: _Estimate.of(values[value], kind) for value in told}, _Estimate.of(together, kind)
+    each = {value: _Estimate.of(values[value], kind) for value in told}
     worst, best = max(told, key=lambda value: each[value].value), min(told, key=lambda value: each[value].value)
-    high, low = each[worst], each[best]
-    shared = high.counts.covariance(high.rate, low.counts, low.rate) if high.counts and low.counts else 0.0
-    # The worst group is a part of the whole.
-    own = high.variance * high.rate.trials / whole.rate.trials
+    others = Group.merge(group for value, group in values.items() if value != worst)
     return {
         "worst": worst,
         "best": best,
-        "worst_to_best": high.ratio_to(low, shared),
-        "worst_to_all": high.ratio_to(whole, own),
+        "worst_to_best": each[worst].ratio_to(each[best]),
+        "worst_to_all": each[worst].ratio_to_all(_Estimate.of(others, kind)),
     }
 
 

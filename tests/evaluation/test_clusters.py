@@ -8,7 +8,7 @@ from scipy import stats
 
 from batchverify.evaluation.clusters import COARSE, ClusteredCounts, Resolution, effective_sample_sizes
 from batchverify.evaluation.metrics import Rate, t_quantile, wilson_interval
-from benchmarks.interval_coverage import Case, coverage
+from benchmarks.interval_coverage import Case, coverage, ratio_coverage
 
 PAIRS = 240
 
@@ -42,16 +42,17 @@ def test_the_variance_is_the_sum_over_all_two_pairs_that_share_a_subject(drawn):
     assert found == pytest.approx(max(0, by_hand) * count / (count - 1) / PAIRS**2)
 
 
-def test_the_covariance_is_the_sum_over_all_pairs_of_both_that_share_a_subject():
+@pytest.mark.parametrize("kind", ["impostor", "genuine"])
+def test_the_covariance_is_the_sum_over_all_pairs_of_both_that_share_a_subject(kind):
+    """Many pairs of the two rates share both subjects, and count once."""
     rng = np.random.default_rng(6)
-    subjects = rng.integers(0, 12, (2, 60)).astype(np.uint64)
-    errors = rng.random((2, 60)) < 0.3 + 0.5 * (subjects % 2 == 0)
-    parts = [
-        ClusteredCounts.count(np.stack([s, s], axis=1), np.ones((60, 2), bool), e)
-        for s, e in zip(subjects, errors, strict=True)
-    ]
+    left, shift = rng.integers(0, 12, (2, 60)), rng.integers(1, 12, (2, 60)) * (kind == "impostor")
+    subjects = np.stack([left, (left + shift) % 12], axis=2).astype(np.uint64)
+    errors = rng.random((2, 60)) < 0.3 + 0.5 * (left % 2 == 0)
+    parts = [ClusteredCounts.count(s, np.ones((60, 2), bool), e) for s, e in zip(subjects, errors, strict=True)]
     residuals = errors - errors.mean(axis=1, keepdims=True)
-    by_hand = np.sum(np.outer(*residuals)[subjects[0][:, None] == subjects[1][None]]) / 60**2
+    shares = np.any(subjects[0][:, None, :, None] == subjects[1][None, :, None, :], axis=(2, 3))
+    by_hand = np.sum(np.outer(*residuals)[shares]) / 60**2
     rates = [rate_of(e) for e in errors]
     assert parts[0].covariance(rates[0], parts[1], rates[1]) == pytest.approx(by_hand)
 
@@ -102,6 +103,11 @@ def test_95_percent_intervals_cover_the_truth_in_95_percent_of_rounds(case, wils
     known, simple = coverage(case, rounds=1_000, seed=3)
     # The share of a thousand rounds has a standard error of 0.7%.
     assert abs(known - 0.95) <= 0.02 and simple < wilson_covers
+
+
+def test_the_interval_of_a_ratio_covers_the_truth_where_few_subjects_are_in_both_groups():
+    to_best, to_all = ratio_coverage(Case("impostor", 10, 20, 0.7, 0.16), rounds=150, seed=3)
+    assert to_best >= 0.95 and to_all >= 0.95
 
 
 def test_without_a_known_subject_the_interval_is_wilsons(drawn):

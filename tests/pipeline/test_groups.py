@@ -403,6 +403,28 @@ def test_an_interval_that_tells_nothing_is_said_so():
     assert (low, high) == pytest.approx((4 / 3 * np.exp(-reach), 4 / 3 * np.exp(reach)), rel=1e-3)
 
 
+def test_the_interval_of_a_ratio_has_a_width_where_all_pairs_are_errors():
+    ratios = grouped(["a"] * 20 + ["b"] * 20, [0.9] * 40, [0] * 40)["fmr_ratios"]
+    for name in ("worst_to_best", "worst_to_all"):
+        low, high = ratios[name]["interval"]
+        assert ratios[name]["ratio"] == 1 and low < 0.98 and high > 1.02
+
+
+def test_the_interval_of_a_ratio_has_a_width_where_both_groups_have_the_same_pairs():
+    """The two rates of 10 subjects seem to err together entirely, which so few subjects cannot show."""
+    left, right = np.divmod(np.arange(200) % 90, 9)
+    right += right >= left
+    names = [[f"s{number}" for number in side] for side in (left, right)]
+    table = pa.table({"g": ["a", "b"] * 100, "match": left < 2, "l": names[0], "r": names[1]})
+    groups = count_groups(
+        table, np.zeros(200, np.float32), np.zeros(200, np.int8), {"g": ("g", "g")}, Subjects.read(table, ("l", "r"))
+    )
+    ratios = (describe_groups(groups) or {})["g"]["fmr_ratios"]
+    for name in ("worst_to_best", "worst_to_all"):
+        low, high = ratios[name]["interval"]
+        assert low < 0.8 < 1.2 < high
+
+
 @pytest.fixture(scope="module")
 def typed(tmp_path_factory):
     """One manifest in both formats, with columns of booleans, floats, whole numbers with a gap, and times."""
