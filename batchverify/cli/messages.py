@@ -27,6 +27,7 @@ _INDENT = 10 * " "
 _SHORT_RUN_S = 1.0
 # The parts of a run that other threads do while the run waits for them.
 _IN_THREADS = ("fetch", "decode", "encode")
+_BAD_WORDS = ["FAULT.", "NOT CHECKED.", "NOT TRUSTWORTHY:", "NOT STEADY.", "NONE.", "MISLEADING:", "REVERSED."]
 # The impostor pairs that it takes to show a false match rate, times that rate: 3 for less than it, 30 for the rate itself.
 _PAIRS_NEEDED = {"rough": 30, "too_few": 3}
 
@@ -45,7 +46,7 @@ def print_run(message: str, with_colours: bool = True) -> None:
     text = Text(message)
     text.highlight_regex(r"(?m)^[A-Z][a-z]+(?= )", "bold")
     text.highlight_words(["SANE."], "bold green")
-    text.highlight_words(["FAULT.", "NOT CHECKED.", "NOT TRUSTWORTHY:", "NOT STEADY.", "NONE.", "MISLEADING:"], "bold red")
+    text.highlight_words(_BAD_WORDS, "bold red")
     Console(file=unfailing(sys.stdout), soft_wrap=True, highlight=False).print(text)
 
 
@@ -149,13 +150,22 @@ def candidate_message(candidate: dict[str, Any]) -> str:
 
 def _labels_message(rates: dict[str, Any]) -> str:
     known = ", ".join(f"{name.upper()} {rates[name]:.2%}" for name in ("fmr", "fnmr", "eer") if rates[name] is not None)
-    return f"Labels    {rates['genuine']:,} genuine, {rates['impostor']:,} impostor: {known}"
+    line = f"Labels    {rates['genuine']:,} genuine, {rates['impostor']:,} impostor: {known}"
+    if not rates.get("is_reversed"):
+        return line
+    from batchverify.evaluation.metrics import REVERSED, WHY_REVERSED
+
+    found = f"{REVERSED[0].upper()}{REVERSED[1:]}, by more than chance, so no threshold is suggested"
+    reversal = f"REVERSED. {found}. {WHY_REVERSED}"
+    return f"{line}\n{_fill(reversal, _INDENT, _INDENT)}"
 
 
 def threshold_messages(rates: dict[str, Any]) -> list[str]:
     """Returns the thresholds that a run's labels suggest, each in one line, and whether there are pairs enough to trust it."""
     from batchverify.evaluation.metrics import format_threshold
 
+    if rates.get("is_reversed"):
+        return []
     lines = []
     if rates.get("eer_threshold") is not None:
         lines.append(f"threshold {format_threshold(rates['eer_threshold'])} for the EER of {rates['eer']:.2%}")
@@ -308,6 +318,8 @@ def _fill(text: str, first_indent: str, indent: str) -> str:
 
 
 def _identity_fault_message(summary: dict[str, Any], scores: str) -> str:
+    from batchverify.evaluation.identity import explain_fault
+
     below, outscored = summary["identity"]["images_below_threshold"], summary["identity"]["outscored"]
     threshold, compared = summary["run"]["threshold"], summary["identity"]["images_compared"]
     faults = []
@@ -317,15 +329,11 @@ def _identity_fault_message(summary: dict[str, Any], scores: str) -> str:
     if outscored:
         pairs = "pair of different images scores" if outscored == 1 else "pairs of different images score"
         faults.append(f"{outscored:,} {pairs} higher than an image against itself")
-    return (
-        f"FAULT. {'; '.join(faults)}.\n"
-        f"          Seen:  an image compared with itself scores {scores}; nothing can be more alike, so it should be near 1.\n"
-        "          Why:   two equal images have the distance zero, and the head turns zero into sigmoid(bias),\n"
-        "                 whatever the image shows. Ordinary training never shows it such a pair, so the bias is free;\n"
-        "                 positive head weights then let pairs that differ a little score above pairs that don't differ.\n"
-        "          Do:    don't trust matches of near-identical images from this model. Retrain its head with weights\n"
-        "                 that can't be positive and with identity pairs. The column identity_check marks the rows."
-    )
+    seen = f"an image compared with itself scores {scores}; nothing can be more alike, so it should be near 1."
+    why, remedy = explain_fault(summary)
+    do = f"don’t trust matches of near-identical images from this model. {remedy} The column identity_check marks the rows."
+    paragraphs = [_paragraph("Seen:", seen), _paragraph("Why:", why), _paragraph("Do:", do)]
+    return "\n".join([f"FAULT. {'; '.join(faults)}.", *paragraphs])
 
 
 def gate_message(gate: dict[str, Any]) -> str:

@@ -107,7 +107,7 @@ def read_threshold(source: str) -> EarlierThreshold:
         source: A run and the FMR to keep, as `RUN:fmr=RATE`.
 
     Raises:
-        PreflightError: If there is no such run, it has no labels, or no threshold keeps such an FMR.
+        PreflightError: If there is no such run, it has no labels or reversed ones, or no threshold keeps such an FMR.
     """
     path, rate = split_threshold_source(source)
     option = "--threshold-from"
@@ -116,6 +116,11 @@ def read_threshold(source: str) -> EarlierThreshold:
     summary = _read_summary(option, path)
     with _refusing_other_files(option, path):
         run = LabelledRun.from_summary(summary)
+        is_reversed = bool((summary.get("error_rates") or {}).get("is_reversed"))
+    if is_reversed:
+        raise PreflightError(
+            f"{option} {path}: {metrics.REVERSED} in that run; mend its labels or --output-is, and run it again."
+        )
     if not run.impostor.sum():
         raise PreflightError(f"{option} {path}: that run has no impostor pairs, so no FMR; name one with labels.")
     point = metrics.operating_point(run.genuine, run.impostor, rate)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchverify.evaluation.metrics import REVERSED
 from batchverify.evaluation.steadiness import UNSTEADY
 from batchverify.evaluation.strangers import MANY_MATCH, percent
 from batchverify.schema import CANDIDATE_FIELDS, IdentityCheck
@@ -159,6 +160,8 @@ def describe_faults(section: Mapping[str, Any]) -> str:
         faults.append(f"{counted(outscored, 'pair')} {agree(outscored, 'scores', 'score')} higher than an image against itself")
     if strangers.get("verdict") == MANY_MATCH:
         faults.append(f"{percent(strangers['match_rate'])} of strangers match")
+    if (section["error_rates"] or {}).get("is_reversed"):
+        faults.append(f"its {REVERSED}")
     if steadiness.get("verdict") == UNSTEADY:
         faults.append("small changes make it reject images as themselves")
     return f"Don’t trust the candidate as it is: {', '.join(faults)}." if faults else ""

@@ -34,6 +34,13 @@ BINS = len(_LOWER)
 EDGES = np.array([float(str(edge)) for edge in _LOWER])
 FMR_TARGETS = (1e-2, 1e-3, 1e-4)
 Z95 = 1.959963984540054  # The 97.5% quantile of the normal distribution.
+_EER_OF_CHANCE = 0.5
+# What `error_rates.is_reversed` means, and where that comes from.
+REVERSED = "genuine pairs score lower than impostor pairs"
+WHY_REVERSED = (
+    "Either the labels mean the opposite (1 and true mean the same identity; --label-column names their column), or "
+    "--output-is is wrong (dissimilarity is for an output that is low where two images are alike)."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -399,11 +406,13 @@ def _describe_eer(genuine: np.ndarray, impostor: np.ndarray, of: Mapping[str, Ef
     """Describes the EER. As it is the mean of two rates, its interval is the mean of their two intervals."""
     eer, threshold = equal_error_rate(genuine, impostor)
     if math.isnan(eer):
-        return {"eer": None, "eer_interval": None, "eer_threshold": None}
+        return {"eer": None, "eer_interval": None, "eer_threshold": None, "is_reversed": False}
     edge = int(np.searchsorted(EDGES, threshold))
     fmr, fnmr = rates_at(genuine, impostor, edge)
     bounds = [of["fmr"].interval(fmr) or (0, 1), of["fnmr"].interval(fnmr) or (0, 1)]
-    return {"eer": eer, "eer_interval": tuple(float(bound) for bound in np.mean(bounds, axis=0)), "eer_threshold": threshold}
+    low, high = (float(bound) for bound in np.mean(bounds, axis=0))
+    # Scores that tell nothing have an EER of 50%.
+    return {"eer": eer, "eer_interval": (low, high), "eer_threshold": threshold, "is_reversed": low > _EER_OF_CHANCE}
 
 
 def _describe_point(point: OperatingPoint, of: Mapping[str, EffectiveSampleSize]) -> dict[str, Any]:

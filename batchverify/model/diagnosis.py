@@ -253,6 +253,9 @@ def _describe_bound(bound: IdentityBound) -> dict[str, Any]:
         facts["holds"] = "yes: no pair can outscore an identity score"
     else:
         limit = f"; none can exceed {bound.bound:.6f}" if bound.bound is not None else ""
+        if bound.comparison == "cosine":
+            facts["holds"] = f"no: a negative weight lets pairs outscore an identity score{limit}"
+            return facts
         facts["holds"] = f"no: {positive} positive weights let pairs outscore an identity score{limit}"
         largest = sorted(enumerate(bound.weights), key=lambda item: -item[1])[:5]
         facts["largest_weights"] = ", ".join(f"{weight:.3f} (dimension {number})" for number, weight in largest if weight > 0)
@@ -343,15 +346,27 @@ def _find_identity_faults(
     if identity["identity_score_min"] < threshold:
         yield (
             f"An image compared with itself scores as little as {identity['identity_score_min']:.4f}, below the threshold "
-            f"{threshold:g}, so it is rejected. Retrain the head with identity pairs and a bias that starts positive."
+            f"{threshold:g}, so it is rejected. {_identity_remedy(identity, 'identity pairs and a bias that starts positive')}"
         )
+    sign = "negative" if bound.comparison == "cosine" else "positive"
+    wanted = f"weights that cannot be {sign}"
     if behaviour["pairs_that_outscore"]:
-        yield f"{_outscoring(behaviour)} an image against itself. Retrain the head with weights that cannot be positive."
+        yield f"{_outscoring(behaviour)} an image against itself. {_identity_remedy(identity, wanted)}"
     elif bound.holds is False:
         yield (
-            "The head has positive weights, so pairs can outscore an identity score, although none did here. "
-            "Retrain the head with weights that cannot be positive, or examine it on your own images with --images."
+            f"The head has {sign} weights, so pairs can outscore an identity score, although none did here. "
+            f"Retrain the head with {wanted}, or examine it on your own images with --images."
         )
+
+
+def _identity_remedy(identity: dict[str, Any], wanted: str) -> str:
+    """Returns what to do about a fault; an identity score that depends on the image shows that the head has no distance."""
+    if identity["identity_score_max"] - identity["identity_score_min"] <= _MAX_DIFFERENCE:
+        return f"Retrain the head with {wanted}."
+    return (
+        "The score of an image against itself depends on the image. Retrain with identity pairs, or use a head that compares "
+        "embeddings by a distance, with weights that cannot be positive."
+    )
 
 
 def _find_inconsistencies(behaviour: dict[str, Any]) -> Iterator[str]:

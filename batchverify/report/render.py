@@ -125,7 +125,7 @@ def render(summary: dict[str, Any]) -> str:
         changes=describe_changes(summary["candidate"]) if summary["candidate"] else "",
         candidate_faults=describe_faults(summary["candidate"]) if summary["candidate"] else "",
         failures=_failures(summary),
-        operating_points=_operating_points(rates) if rates else [],
+        operating_points=_operating_points(rates) if rates and not rates.get("is_reversed") else [],
         drift=_drift(summary["baseline"]) if summary.get("baseline") else None,
         command=format_command(run),
         statuses=_statuses(summary),

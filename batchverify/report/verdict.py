@@ -10,6 +10,8 @@ from batchverify.evaluation.candidate import describe_changes, describe_faults
 from batchverify.evaluation.drift import Shift, describe_shift
 from batchverify.evaluation.gates import EMPTY, STRANGERS, Gate
 from batchverify.evaluation.groups import describe_differential
+from batchverify.evaluation.identity import explain_fault
+from batchverify.evaluation.metrics import REVERSED, WHY_REVERSED
 from batchverify.evaluation.steadiness import UNSTEADY, describe_rejections
 from batchverify.evaluation.strangers import (
     FEW_MATCH,
@@ -77,6 +79,7 @@ def judge_run(summary: dict[str, Any]) -> Verdict:
         identity,
         *_judge_strangers(summary),
         *_judge_steadiness(summary),
+        *_judge_labels(summary),
         *(Finding("plain", f"Groups by {describe_differential(*item)}.") for item in (summary.get("groups") or {}).items()),
         *_judge_calibration(summary),
         *_judge_certificate(summary),
@@ -92,7 +95,7 @@ def _level(summary: dict[str, Any], findings: tuple[Finding, ...]) -> str:
     levels = {finding.level for finding in findings}
     if not summary["rows"].get("total", 0):
         return "warn"
-    if findings[0].level == "bad" or _too_many_match(summary) or not _gates_met(summary):
+    if findings[0].level == "bad" or _too_many_match(summary) or _is_reversed(summary) or not _gates_met(summary):
         return "bad"
     return "warn" if levels & {"warn", "bad"} else "good"
 
@@ -106,6 +109,8 @@ def _headline(summary: dict[str, Any], identity: Finding) -> str:
         return "Nothing could be judged: no image could be read."
     if _too_many_match(summary):
         return f"Don’t trust these scores: {percent(summary['strangers']['match_rate'])} of strangers match."
+    if _is_reversed(summary):
+        return f"Don’t trust these scores, or their labels: {REVERSED}."
     if not _gates_met(summary):
         return "The model is sane, but a limit that you set is not met."
     if failed := summary["rows"].get("failed", 0):
@@ -143,11 +148,11 @@ def _judge_identity(summary: dict[str, Any]) -> Finding:
         scored = summary["rows"].get("scored", 0)
         verb = agree(outscored, "scores", "score", scored)
         faults.append(f"{counted_of(outscored, scored, 'pair')} {verb} higher than an image against itself")
+    why, remedy = explain_fault(summary)
     return Finding(
         "bad",
         f"Identity check failed: {'; '.join(faults)}. An image compared with itself scores {span}. Nothing can be more "
-        "alike, so the score should be near 1. The model is at fault, not the images: retrain its head with identity pairs, "
-        "and with weights that can’t be positive.",
+        f"alike, so the score should be near 1. The model is at fault, not the images: {why} {remedy}",
     )
 
 
@@ -183,6 +188,16 @@ def _judge_steadiness(summary: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("good", f"The model is steady: {counts}.")
 
 
+def _is_reversed(summary: dict[str, Any]) -> bool:
+    return bool((summary.get("error_rates") or {}).get("is_reversed"))
+
+
+def _judge_labels(summary: dict[str, Any]) -> Iterator[Finding]:
+    if _is_reversed(summary):
+        eer = percent(summary["error_rates"]["eer"])
+        yield Finding("bad", f"Labels: {REVERSED}, by more than chance: the EER is {eer}. {WHY_REVERSED}")
+
+
 def _judge_calibration(summary: dict[str, Any]) -> Iterator[Finding]:
     if ignored := summary["run"].get("calibration_ignored"):
         yield Finding("warn", f"The calibration of the model’s sidecar is not used: {ignored}. Calibrate again.")
@@ -200,10 +215,12 @@ def _judge_calibration(summary: dict[str, Any]) -> Iterator[Finding]:
 def _judge_certificate(summary: dict[str, Any]) -> Iterator[Finding]:
     certificate = summary["run"].get("certificate")
     if certificate and certificate["holds"] is False and not summary["identity"]["outscored"]:
+        weights, positive = certificate["weights"], certificate["positive_weights"]
+        # A cosine is high for a match, and a distance is low.
+        number, sign = (weights - positive, "negative") if certificate["comparison"] == "cosine" else (positive, "positive")
         yield Finding(
             "warn",
-            f"{certificate['positive_weights']:,} of {counted(certificate['weights'], 'weight')} of the head "
-            f"{agree(certificate['positive_weights'], 'is', 'are', certificate['weights'])} positive. A pair can "
+            f"{number:,} of {counted(weights, 'weight')} of the head {agree(number, 'is', 'are', weights)} {sign}. A pair can "
             "therefore outscore an image against itself, though none did in this run.",
         )
 

@@ -169,6 +169,16 @@ def test_an_asymmetric_head_is_found(tmp_path, capsys):
     assert "Left and right exchanged change a score" in capsys.readouterr().out
 
 
+def test_a_head_without_a_distance_is_told_so(tmp_path, capsys):
+    siamese(lambda a, b: keras.layers.Multiply()([a, b]), head([2.0, -2.0, 2.0, -2.0, 2.0, -2.0], -0.5)).save(
+        tmp_path / "m.keras"
+    )
+    assert main(["doctor", "--model", str(tmp_path / "m.keras")]) == 3
+    out = capsys.readouterr().out
+    assert "The score of an image against itself depends on the image. Retrain with identity pairs, or use a head" in out
+    assert "Retrain the head" not in out
+
+
 def test_the_sidecar_that_the_doctor_writes_answers_for_the_model(tmp_path, capsys):
     model = str(tmp_path / "m.keras")
     siamese(l1(), head([-1.0] * 6, 3.0), rescale=False).save(model)

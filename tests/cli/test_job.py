@@ -11,6 +11,7 @@ from batchverify.cli.main import main
 from batchverify.cli.messages import run_message, threshold_messages
 from batchverify.config import PIXELS
 from batchverify.errors import PreflightError
+from batchverify.report.verdict import judge_run
 
 
 @pytest.fixture
@@ -180,18 +181,31 @@ def test_help_loads_neither_beam_nor_tensorflow():
         assert group in done.stdout
 
 
-def test_a_fault_is_explained():
+@pytest.mark.parametrize(
+    ("highest", "comparison", "why", "remedy"),
+    [
+        (0.5, "l1", "the distance zero, and the head turns zero into sigmoid(bias)", "weights that can’t be positive and"),
+        (0.5, "cosine", "the head turns one into sigmoid(bias + weight)", "with a weight that can’t be negative"),
+        (0.57, None, "score of an image with itself depends on the image", "or give it a head that compares embeddings by a"),
+    ],
+)
+def test_a_fault_is_explained(highest, comparison, why, remedy):
+    identity = {"images_compared": 4, "images_below_threshold": 4, "outscored": 0, "score_min": 0.5, "score_max": highest}
     summary = {
-        "run": {"threshold": 0.6},
+        "run": {"threshold": 0.6, "certificate": {"comparison": comparison, "holds": None}},
         "rows": {"total": 3, "scored": 3, "failed": 0, "matches": 2},
         "images": {"total": 4, "ok": 4},
         "image_traits": {},
-        "identity": {"images_compared": 4, "images_below_threshold": 4, "outscored": 0, "score_min": 0.5, "score_max": 0.5},
+        "identity": identity,
         "error_rates": None,
+        "gates": [],
     }
     words = run_message("out", summary)
-    for expected in ("FAULT", "4 of 4 images", "fall below the threshold 0.6", "scores 0.5000", "sigmoid(bias)", "Retrain"):
+    for expected in ("FAULT", "4 of 4 images", "fall below the threshold 0.6", "scores 0.5000", "Seen:  an image", "Retrain"):
         assert expected in words
+    for text in (words, judge_run(summary).findings[0].text):
+        assert why in " ".join(text.split()) and remedy in " ".join(text.split())
+        assert comparison == "l1" or "distance zero" not in text
 
 
 def test_every_scale_of_pixels_can_be_given():

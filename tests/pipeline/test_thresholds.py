@@ -10,8 +10,10 @@ import pytest
 import batchverify
 from batchverify.cli.job import parse
 from batchverify.cli.main import main
+from batchverify.evaluation import metrics
 from batchverify.evaluation.baseline import read_threshold
 from batchverify.output.run_directory import RunDirectory
+from batchverify.report.verdict import judge_run
 from tests.support.manifests import draw_shades
 
 pytestmark = pytest.mark.slow
@@ -68,6 +70,36 @@ def test_tonights_threshold_is_that_of_the_earlier_run(folder, labelled, small_m
     assert f"at threshold {expected:g} (from {source})" in capsys.readouterr().out
     scores = read_scores(tmp_path / "out")
     assert (scores["match"] == (scores["score"] >= np.float32(expected))).all()
+
+
+def test_labels_the_wrong_way_round_are_said_so_and_suggest_no_threshold(folder, small_model, tmp_path, capsys):
+    frame = pd.read_csv(folder / "pairs.csv")
+    frame.assign(genuine=1 - frame["genuine"]).to_csv(folder / "reversed.csv", index=False)
+    output = tmp_path / "out"
+    words = ["--manifest", str(folder / "reversed.csv"), "--model", small_model, "--candidate", small_model]
+    assert main([*words, "--output", str(output)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "REVERSED. Genuine pairs score lower than impostor pairs, by more than chance, so no threshold" in out
+    assert "the labels mean the opposite" in out and "--output-is is wrong" in out and "Suggest" not in out
+    assert "Don’t trust the candidate as it is: " in out and "its genuine pairs score lower than impostor pairs" in out
+    page = (output / "_report.html").read_text()
+    assert "Labels: genuine pairs score lower than impostor pairs" in page and "Suggested thresholds" not in page
+    summary = json.loads((output / "_summary.json").read_text())
+    sane = {**summary, "strangers": None, "identity": summary["identity"] | {"images_below_threshold": 0, "outscored": 0}}
+    verdict = judge_run(sane)
+    assert verdict.level == "bad" and verdict.headline.startswith("Don’t trust these scores, or their labels: genuine pairs")
+    rates = summary["error_rates"]
+    assert rates["is_reversed"] is True and rates["eer"] > 0.5
+    with pytest.raises(batchverify.PreflightError, match="genuine pairs score lower than impostor pairs in that run"):
+        read_threshold(f"{output}:fmr=0.1")
+
+
+def test_an_eer_above_a_half_by_chance_is_no_reversal():
+    rng = np.random.default_rng(2)
+    for draw in range(40):
+        genuine, impostor = (metrics.histogram(rng.random(60).astype(np.float32)) for _ in range(2))
+        rates = metrics.describe_error_rates(genuine, impostor, 0.5, (30, 30), (0, 0))
+        assert not rates["is_reversed"], (draw, rates["eer"])
 
 
 def test_a_rate_may_be_a_percentage(labelled):
