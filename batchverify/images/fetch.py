@@ -30,6 +30,7 @@ _FIRST_PAUSE_S = 0.2
 _COARSE_TICK_NS, _TICK_NS = 2 * 10**9, 50 * 10**6
 _SPARE_BYTES = 2**16
 _OPEN_FILES = "/proc/self/fd"
+_BLANK = re.compile(r"/\s")
 _HOME_FOLDER = re.compile("(^|/)~[^/]*/")
 
 _NO_OBJECT = ImageFailure(ImageStatus.MISSING, "there is no such object")
@@ -96,7 +97,20 @@ def _fetch_with_retries(
         if attempt + 1 < _ATTEMPTS and time.monotonic() + pause < last_try:
             time.sleep(pause)
             pause *= 4
-    return file
+    return _with_blanks_told(file, uri)
+
+
+def _with_blanks_told(file: FetchedFile | ImageFailure, uri: str) -> FetchedFile | ImageFailure:
+    """Returns what was fetched; a missing file's error says where a blank, which nobody sees, stands in its name."""
+    if isinstance(file, FetchedFile) or file.status is not ImageStatus.MISSING:
+        return file
+    name = uri.rpartition("/")[2]
+    if uri[-1:].isspace():
+        return ImageFailure(file.status, f"{file.error}; its name ends with a blank")
+    if name[:1].isspace():
+        return ImageFailure(file.status, f"{file.error}; its name begins with a blank")
+    # A blank before a whole path or URI makes it one that begins in the manifest's folder.
+    return ImageFailure(file.status, f"{file.error}; a part of its path begins with a blank") if _BLANK.search(uri) else file
 
 
 def _fetch_local(path: str, max_bytes: int, root: str | None, with_data: bool) -> FetchedFile | ImageFailure:

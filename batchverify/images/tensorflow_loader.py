@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -132,13 +133,26 @@ class BatchDecoder:
             with tf.device("CPU"):
                 return tf.map_fn(decode_one, files, fn_output_signature=result, parallel_iterations=os.cpu_count() or 1)
 
-        self._decode = tf.function(decode_all, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+        self._traced = tf.function(decode_all, input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+        self._concrete: Any = None
+        self._lock = threading.Lock()
 
     def __call__(self, files: Sequence[UndecodedImage]) -> Sequence[np.ndarray | ImageFailure]:
         """Returns the pixels `(height, width, channels)`, or the failure, for each file."""
         try:
             # A list is copied once, and a single file's bytes twice. `numpy()` would copy the pixels.
-            pixels = np.asarray(self._decode(tf.constant([file.data for file in files])))
+            pixels = np.asarray(self._decode()(tf.constant([file.data for file in files])))
         except tf.errors.OpError:  # One of the files is broken, and TensorFlow does not say which.
             return [decode(file.data, self._layout, self._max_pixels) for file in files]
         return [self._layout.with_channels(image) for image in pixels]
+
+    def _decode(self) -> Any:
+        """Returns the trace of the decoding function.
+
+        TensorFlow counts how often functions of one place in the code are traced when they are called, and warns from the
+        fifth decoder of a process on.
+        """
+        with self._lock:  # Several threads may come first at once; one of them traces the function.
+            if self._concrete is None:
+                self._concrete = self._traced.get_concrete_function()
+        return self._concrete

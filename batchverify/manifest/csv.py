@@ -25,6 +25,7 @@ from batchverify.schema import BAD_ROW_COLUMN
 _CSV_BLOCK_BYTES = 16 * 2**20
 _MAX_PROBLEMS = 20
 _END = "end"
+_KEEP = "give --bad-rows keep to score the other rows"
 _HEADER_ROW = -1
 csv.field_size_limit(_CSV_BLOCK_BYTES)  # The limit is one for the process; Python's own of 128 KiB is below Arrow's.
 
@@ -171,7 +172,8 @@ class _MisfitRows:
         first = list(itertools.islice(self.rows, _MAX_PROBLEMS))
         places = [f"{path}, row {self._row_of(row)}" if row.number else path for row in first]
         counts = map(_field_count, first)
-        return [f"{place}: {count}; quote fields that hold the separator." for place, count in zip(places, counts, strict=True)]
+        remedy = f"quote fields that hold the separator, or {_KEEP}"
+        return [f"{place}: {count}; {remedy}." for place, count in zip(places, counts, strict=True)]
 
     def fields_of(self, misfit: Any) -> list[str]:
         """Returns the fields of a row that does not fit."""
@@ -237,5 +239,6 @@ def _undecodable(batch: pa.Table, path: str, first_row: int) -> str:
             try:
                 value.decode("utf-8")
             except UnicodeDecodeError:
-                return f"{path}, row {first_row + row}: column '{name}' is not UTF-8 ({value[:40]!r}); save the file as UTF-8."
-    return f"{path}: it is not UTF-8; save the file as UTF-8."
+                place = f"{path}, row {first_row + row}: column '{name}'"
+                return f"{place} is not UTF-8 ({value[:40]!r}); save the file as UTF-8, or {_KEEP}."
+    return f"{path}: it is not UTF-8; save the file as UTF-8, or {_KEEP}."

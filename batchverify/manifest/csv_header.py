@@ -21,7 +21,6 @@ _FOREIGN = (
     (b"BZh", "bz2", "it is compressed with bzip2; give its name the ending .bz2"),
     (b"\x28\xb5\x2f\xfd", "zstd", "it is compressed with Zstandard; give its name the ending .zst"),
     (b"PK\x03\x04", None, "it is a ZIP archive or an Excel workbook; unpack it, or save the sheet as CSV in UTF-8"),
-    (b"PAR1", None, "it is a Parquet file; give its name the ending .parquet"),
 )
 _MAX_HEADER_BYTES = 2**20
 # Excel takes the separator from such a first line, which programs write for it.

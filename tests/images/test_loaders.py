@@ -274,6 +274,19 @@ def test_files_decoded_together_are_as_each_decoded_alone(method, fit, channels)
         same(found, succeeded(decode(file.data, layout)))
 
 
+def test_many_decoders_in_one_process_make_no_warning_of_tensorflow(caplog, monkeypatch):
+    monkeypatch.setattr(tf.get_logger(), "propagate", True)
+    preprocessing = Preprocessing(32, 40, 3, "0..255", "rgb", decide_loading(ModelConfig()), "stretch", "")
+    file = decode_or_defer(FILES["jpeg"], preprocessing.layout(), 10**6, defer=True).image
+    assert isinstance(file, UndecodedImage)
+    for _ in range(7):
+        decoder = preprocessing.batch_decoder(10**6)
+        assert decoder is not None
+        for _ in range(2):
+            decoder([file])
+    assert "retracing" not in caplog.text
+
+
 def test_damaged_files_decoded_together_are_as_each_decoded_alone():
     preprocessing = Preprocessing(32, 40, 3, "0..255", "rgb", decide_loading(ModelConfig()), "stretch", "")
     layout, rng, decoder = preprocessing.layout(), np.random.default_rng(4), preprocessing.batch_decoder(10**6)

@@ -42,6 +42,22 @@ def read(tmp_path, data, decode_batch=DECODE_BATCH):
     return reader.read_with_version(str(path), defer=True).image
 
 
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("a.png ", "; its name ends with a blank"),
+        ("a.png\N{NO-BREAK SPACE}", "; its name ends with a blank"),
+        (" a.png", "; its name begins with a blank"),
+        (" /images/a.png", "; a part of its path begins with a blank"),
+        ("an image.png", ""),
+    ],
+)
+def test_a_blank_at_the_end_of_a_missing_files_name_is_told(tmp_path, name, where):
+    reader = ImageReader(PREPROCESSING.layout(), MOST, MOST)
+    found, _ = reader.read(f"{tmp_path}/{name}")
+    assert isinstance(found, ImageFailure) and found.error == f"there is no such file{where}"
+
+
 LARGE = {
     "a JPEG file of two megabytes": noise(1500, "JPEG"),
     "a PNG file of two megabytes": noise(900, "PNG"),

@@ -293,7 +293,9 @@ def test_a_mistake_beyond_the_limit_is_none(mistake, bad_rows, tmp_path):
 
 def test_mixed_encodings_are_kept_or_refused(tmp_path):
     path = write(tmp_path / "p.csv", b"left,right,genuine\na,b,1\nZ\xfcrich,c,1\nZ\xc3\xbcrich,d,0\n")
-    assert "row 1: column 'left' is not UTF-8" in problems(path)[0]
+    (told,) = problems(path)
+    assert "row 1: column 'left' is not UTF-8" in told
+    assert told.endswith("save the file as UTF-8, or give --bad-rows keep to score the other rows.")
     found = read(path, bad_rows="keep")
     assert found["left"].to_pylist() == ["a", "Z\N{REPLACEMENT CHARACTER}rich", "Z\N{LATIN SMALL LETTER U WITH DIAERESIS}rich"]
     assert found[BAD].to_pylist() == [None, "column 'left' is not UTF-8", None]

@@ -375,9 +375,15 @@ def test_a_quote_that_is_open_at_the_end_is_refused_after_an_inch_mark_too(last,
 def test_empty_lines_before_the_header_are_left_out(tmp_path):
     path = write(tmp_path / "p.csv", "\n\r\nleft,right\na,b\n\nc\nd,e\n")
     assert problems(path) == [
-        f"{path}, row 1: there are 1 fields where the header has 2; quote fields that hold the separator."
+        f"{path}, row 1: there are 1 fields where the header has 2; quote fields that hold the separator, "
+        "or give --bad-rows keep to score the other rows."
     ]
     assert read(path, bad_rows="keep")["left"].to_pylist() == ["a", "c", "d"]
+
+
+def test_a_parquet_file_is_read_under_any_name(tmp_path):
+    pq.write_table(pa.table({"left": ["a"], "right": ["b"]}), tmp_path / "p.csv")
+    assert read(tmp_path / "p.csv")["left"].to_pylist() == ["a"]
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
