@@ -94,6 +94,11 @@ _CHOICES = {"color": COLORS, "loader": LOADERS, "resize": RESIZES, "orientation"
             "compare": COMPARES, "output_is": OUTPUTS,
             "on_nan": ON_NAN, "bad_rows": BAD_ROWS, "runtime": RUNTIMES, "precision": PRECISIONS,
             "embeddings_version": EMBEDDING_VERSIONS}  # fmt: skip
+# Values of fields that hold lists.
+_EXAMPLES = {"image_size": "[96, 96]", "lambdas": "['NAME=KIND']", "custom_objects": "['CLASS=module:attribute']",
+             "review": "[0.4, 0.6]", "group_columns": "['region']", "group_column_pairs": "[['left_region', 'right_region']]",
+             "subject_columns": "['left_person', 'right_person']", "manifests": "['pairs.csv']",
+             "fmr": "[1e-3]"}  # fmt: skip
 THRESHOLD = 0.5
 DEFAULT_LABEL = "genuine"
 
@@ -166,7 +171,7 @@ class ModelConfig:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if problems := make_plain(self) or list(self._problems()):
+        if problems := make_plain(self, _EXAMPLES) or list(self._problems()):
             raise PreflightError(problems)
 
     def match_threshold(self) -> float:

@@ -14,11 +14,12 @@ from typing import Any
 _NAMES = {float: ("a number", "numbers"), int: ("a whole number", "whole numbers"), str: ("a text", "texts")}
 
 
-def make_plain(config: Any) -> list[str]:
+def make_plain(config: Any, examples: Mapping[str, str] | None = None) -> list[str]:
     """Gives the fields of a configuration plain values of their types: paths as text, lists as tuples, numbers as Python's.
 
     Args:
         config: A dataclass, frozen or not. A field whose type has `parse` takes what that reads.
+        examples: Values that fields may have, as Python writes them.
 
     Returns:
         A sentence for each field whose value has another type.
@@ -30,8 +31,16 @@ def make_plain(config: Any) -> list[str]:
         if _is_a(value, kind):
             object.__setattr__(config, name, value)
         else:
-            problems.append(f"{name} is {given!r:.60}; give {_wanted(kind)}.")
+            example = f", such as {examples[name]}" if examples and name in examples else ""
+            problems.append(f"{name} is {given!r:.60}; {_how_to_save(name, given) or f'give {_wanted(kind)}{example}'}.")
     return problems
+
+
+def _how_to_save(name: str, given: Any) -> str | None:
+    """Returns how a network becomes the path that a field takes; None for what is no network of Keras."""
+    if not (callable(getattr(given, "save", None)) and hasattr(given, "layers")):
+        return None
+    return f"it is a network in memory, and this takes a path; save it first, {name}.save('{name}.keras'), and give that path"
 
 
 @functools.cache

@@ -47,8 +47,7 @@ def load(model: str | os.PathLike[str] | None, **options: Any) -> Scorer:
         >>> round(score, 2)
         1.0
     """
-    path = None if model is None else os.fspath(model)
-    config = make_config(ScoringConfig, "load", options, _OPTIONS, model=path)
+    config = make_config(ScoringConfig, "load", options, _OPTIONS, model=model)
     config, _ = resolve_models(config)
     sidecar = read_sidecar(config.model)
     config = apply_sidecar(config, sidecar)

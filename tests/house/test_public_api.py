@@ -6,9 +6,13 @@ import doctest
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
+import pandas as pd
 import pytest
 
 import batchverify
@@ -75,14 +79,22 @@ def make_config(**fields) -> batchverify.VerificationConfig:
         ({"batch_size": None}, "batch_size is None; give a whole number."),
         ({"overwrite": "no"}, "overwrite is 'no'; give True or False."),
         ({"model": 7}, "model is 7; give a text."),
-        ({"manifests": (7,)}, "manifests is (7,); give a list of texts."),
-        ({"manifests": {}}, "manifests is {}; give a list of texts."),
+        ({"manifests": (7,)}, "manifests is (7,); give a list of texts, such as ['pairs.csv']."),
+        ({"manifests": {}}, "manifests is {}; give a list of texts, such as ['pairs.csv']."),
         ({"manifests": ()}, "manifests is empty; give one --manifest or more."),
-        ({"fmr": ("1e-3",)}, "fmr is ('1e-3',); give a list of numbers."),
-        ({"fmr": "1e-3"}, "fmr is '1e-3'; give a list of numbers."),
-        ({"review": ("0.4", "0.6")}, "review is ('0.4', '0.6'); give a list of numbers."),
-        ({"image_size": (96.5, 96)}, "image_size is (96.5, 96); give a list of whole numbers."),
-        ({"group_column_pairs": ("a", "b")}, "group_column_pairs is ('a', 'b'); give a list of pairs of texts."),
+        ({"fmr": ("1e-3",)}, "fmr is ('1e-3',); give a list of numbers, such as ["),
+        ({"fmr": "1e-3"}, "fmr is '1e-3'; give a list of numbers, such as ["),
+        ({"review": ("0.4", "0.6")}, "review is ('0.4', '0.6'); give a list of numbers, such as ["),
+        ({"image_size": (96.5, 96)}, "image_size is (96.5, 96); give a list of whole numbers, such as [96, 96]."),
+        (
+            {"group_column_pairs": ("a", "b")},
+            "group_column_pairs is ('a', 'b'); give a list of pairs of texts, such as [['left_region', 'right_region']].",
+        ),
+        (
+            {"custom_objects": {"a": "b"}},
+            "custom_objects is {'a': 'b'}; give a list of texts, such as ['CLASS=module:attribute'].",
+        ),
+        ({"lambdas": {"a": "l1"}}, "lambdas is {'a': 'l1'}; give a list of texts, such as ['NAME=KIND']."),
         ({"max_flips": "few"}, "max_flips is 'few'; give a count such as 100, or a percentage such as '0.5%'."),
         ({"max_failed_rows": 0.5}, "max_failed_rows is 0.5; give a count such as 100"),
         ({"embeddings": "e", "embeddings_days": 10**9}, "--embeddings-days is 1000000000; give 36500 at most"),
@@ -92,6 +104,23 @@ def test_a_field_of_another_type_is_a_sentence_when_the_configuration_is_made(fi
     with pytest.raises(batchverify.PreflightError, match=re.escape(told)) as refused:
         make_config(**fields)
     assert len(refused.value.problems) == 1
+
+
+@pytest.mark.parametrize("take", ["config", "candidate", "load", "score_frame"])
+def test_a_network_in_memory_is_to_be_saved_first(take):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    frame = pd.DataFrame({"left": ["a.png"], "right": ["b.png"]})
+    takers: dict[str, Callable[[], Any]] = {
+        "config": lambda: make_config(model=model),
+        "candidate": lambda: make_config(candidate=model),
+        "load": lambda: batchverify.load(model),  # type: ignore[arg-type]
+        "score_frame": lambda: batchverify.score_frame(frame, model=model),  # type: ignore[arg-type]
+    }
+    name = "candidate" if take == "candidate" else "model"
+    saved = rf"save it first, {name}\.save\('{name}\.keras'\), and give that path"
+    told = f"^{name} is <Sequential name=.*; it is a network in memory.*; {saved}"
+    with pytest.raises(batchverify.PreflightError, match=told):
+        takers[take]()
 
 
 @pytest.mark.parametrize("given", [("5", False), (-1, False), (0.5, False), (101, True), (float("nan"), True), (1, "yes")])
