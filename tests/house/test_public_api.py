@@ -113,8 +113,8 @@ def test_a_network_in_memory_is_to_be_saved_first(take):
     takers: dict[str, Callable[[], Any]] = {
         "config": lambda: make_config(model=model),
         "candidate": lambda: make_config(candidate=model),
-        "load": lambda: batchverify.load(model),  # type: ignore[arg-type]
-        "score_frame": lambda: batchverify.score_frame(frame, model=model),  # type: ignore[arg-type]
+        "load": lambda: batchverify.load(model),
+        "score_frame": lambda: batchverify.score_frame(frame, model=model),
     }
     name = "candidate" if take == "candidate" else "model"
     saved = rf"save it first, {name}\.save\('{name}\.keras'\), and give that path"
