@@ -52,7 +52,7 @@ class ModelFile:
         kind: The way in which the model is stored.
         config: Keras' config of the architecture; empty for a SavedModel and an ONNX file.
         keras_version: The version of the Keras that wrote it; empty if the file does not say.
-        weight_bytes: The number of bytes that the weights take, as the file says; 0 for a SavedModel and an ONNX file.
+        weight_bytes: The number of bytes that the stored weights may have in memory; 0 for a SavedModel and an ONNX file.
         holds_weights_only: Whether the config is not in the file; then only a rewritten copy can be opened.
     """
 
@@ -245,8 +245,7 @@ def _read_archive(name: str, local: str) -> ModelFile:
             weights = archive.read(_WEIGHTS)
             _probe_hdf5(name, weights)
             with h5py.File(io.BytesIO(weights), "r") as file:
-                weight_bytes = _check_group(name, file, set())
-            _check_size(name, weight_bytes, len(weights))
+                weight_bytes = _check_weights(name, file, len(weights))
         return ModelFile(name, local, ModelKind.KERAS, _as_config(name, config), version, weight_bytes)
 
 
@@ -285,8 +284,7 @@ def _check_size(name: str, unpacked: int, packed: int) -> None:
 def _read_hdf5(name: str, local: str, find_architecture: Callable[[], bytes | None]) -> ModelFile:
     _probe_hdf5(name, local)
     with h5py.File(local, "r") as file:
-        weight_bytes = _check_group(name, file, set())
-        _check_size(name, weight_bytes, os.path.getsize(local))
+        weight_bytes = _check_weights(name, file, os.path.getsize(local))
         config, version = file.attrs.get("model_config"), _as_text(file.attrs.get("keras_version", ""))
         kind = ModelKind.HDF5 if config is not None or "layer_names" in file.attrs else ModelKind.KERAS
     is_whole = config is not None
@@ -319,24 +317,37 @@ def _probe_hdf5(name: str, file: str | bytes) -> None:
         raise PreflightError(f"--model {name}: it is damaged such that the HDF5 library {failure}; copy it again, whole.")
 
 
-def _check_group(name: str, group: h5py.Group, visited: set[int]) -> int:
-    """Returns the bytes that the datasets below `group` claim to have; `visited` holds the groups counted before."""
-    total = 0
+def _iterate_datasets(name: str, group: h5py.Group, visited: set[int]) -> Iterator[h5py.Dataset]:
+    """Yields the datasets below `group`, once for each of their names; `visited` holds the groups that were yielded before."""
     address = h5py.h5o.get_info(group.id).addr
     if address in visited:  # A group may contain itself, and may stand in many places.
-        return 0
+        return
     visited.add(address)
     for key in group:
         if not isinstance(group.get(key, getlink=True), h5py.HardLink):
             raise PreflightError(f"--model {name}: its entry {group.name}/{key} links elsewhere; don't trust it.")
         item = group[key]
         if isinstance(item, h5py.Group):
-            total += _check_group(name, item, visited)
+            yield from _iterate_datasets(name, item, visited)
         elif isinstance(item, h5py.Dataset):
             if item.external or item.is_virtual:
                 raise PreflightError(f"--model {name}: its entry {item.name} reads other files; don't trust it.")
-            total += item.size * item.dtype.itemsize if item.size else 0
-    return total
+            yield item
+
+
+def _check_weights(name: str, file: h5py.File, packed: int) -> int:
+    """Returns how many bytes the stored weights may have in memory.
+
+    A dataset may claim parts that were never written, and several names may stand for one dataset. Compressed weights take
+    less space than they claim, but at least the part that `_MAX_EXPANSION` says.
+    """
+    claimed, stored = 0, dict[int, int]()
+    for dataset in _iterate_datasets(name, file, set()):
+        size = int(dataset.size or 0) * dataset.dtype.itemsize
+        claimed += size
+        stored[h5py.h5o.get_info(dataset.id).addr] = min(size, _MAX_EXPANSION * dataset.id.get_storage_size())
+    _check_size(name, claimed, packed)
+    return sum(stored.values())
 
 
 def _as_config(name: str, config: Any) -> dict[str, Any]:

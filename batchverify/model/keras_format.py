@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
 import os
 from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras.src.backend.common import global_state
-from keras.src.legacy.saving.saving_utils import model_from_config
-from keras.src.saving.serialization_lib import SafeModeScope
+import tensorflow as tf
 
 from batchverify.config import ModelConfig
 from batchverify.errors import PreflightError, UnsuitableModelError, short_reason
 from batchverify.model.file import ModelFile, ModelKind
 from batchverify.model.loaded import LoadedModel, ModelInput
-from batchverify.model.rewrite import LoadableConfig, prepare_config
+from batchverify.model.rewrite import prepare_config
 from batchverify.temporary_folder import temporary_folder
 
 _ALWAYS_ALLOWED_WEIGHTS = 2**22
@@ -38,14 +33,13 @@ def load_keras_file(file: ModelFile, options: ModelConfig, digest: str) -> Loade
         PreflightError: If it cannot be loaded, or must not be.
     """
     loadable = prepare_config(file, options)
-    _refuse_more_weights_than_stored(file, loadable, options)
     with temporary_folder() as folder:
         if loadable.changed or file.holds_weights_only:
             path = file.rewritten(loadable.config, folder)
         else:  # Keras tells the format from the suffix of the name.
             path = os.path.join(folder, _FILE_NAMES[file.kind])
             os.symlink(os.path.abspath(file.local), path)
-        model = _load_with_keras(file, path, loadable.custom_objects, options)
+        model = _load_without_excess(file, path, loadable.custom_objects, options)
     if getattr(model, "inputs", None) and getattr(model, "outputs", None):
         return _as_functional(file, digest, getattr(model, "_functional", None) or model, loadable.notes)
     return LoadedModel(
@@ -68,20 +62,57 @@ def _as_functional(file: ModelFile, digest: str, graph: keras.Model, notes: tupl
     return LoadedModel(file.name, digest, _call_for_inference(graph), inputs, graph, "", notes)
 
 
-def _refuse_more_weights_than_stored(file: ModelFile, loadable: LoadableConfig, options: ModelConfig) -> None:
-    """Builds the model without memory for its weights, to count them, because a short config may ask for terabytes."""
-    build = model_from_config if file.kind is ModelKind.HDF5 else keras.saving.deserialize_keras_object
-    without_memory, as_trusted = keras.StatelessScope(initialize_variables=False), SafeModeScope(not options.trust_model_code)
-    with without_memory, as_trusted, contextlib.suppress(Exception):  # Loading reports what is wrong.
-        build(json.loads(json.dumps(loadable.config)), custom_objects=loadable.custom_objects)
-    variables = global_state.get_global_attribute("uninitialized_variables") or []
-    numbers = sum(math.prod(variable.shape) for variable in variables)
-    global_state.set_global_attribute("uninitialized_variables", [])
-    if numbers > _ALLOWED_WEIGHTS_PER_BYTE * file.weight_bytes + _ALWAYS_ALLOWED_WEIGHTS:
-        raise PreflightError(
-            f"--model {file.name}: its config asks for {numbers:,} weights, but it has {file.weight_bytes:,} bytes of them, so "
-            "it is either damaged or made to exhaust memory; don't trust it."
-        )
+class _WeightCounter:
+    """Counts the weights of a model while it is built, and stops before TensorFlow takes memory for more than are allowed.
+
+    A short config may ask for terabytes.
+
+    Args:
+        most: The largest number of weights.
+        runs_own_code: Whether classes of the user's own are built, whose initializers may compute with NumPy.
+
+    Attributes:
+        exceeding: The number of weights that was too large; 0 while none was.
+    """
+
+    def __init__(self, most: int, runs_own_code: bool):
+        self._most, self._runs_own_code = most, runs_own_code
+        self._found, self.exceeding = 0, 0
+
+    def __call__(self, create: Callable[..., Any], **arguments: Any) -> Any:
+        """Creates a variable, as `tf.variable_creator_scope` asks for it."""
+        self._found += self._count(arguments["initial_value"])
+        if self._found > self._most:
+            self.exceeding = self._found
+            raise MemoryError("its config asks for too many weights")
+        return create(**arguments)
+
+    def _count(self, initial_value: Any) -> int:
+        """Returns how many numbers a variable will hold; a graph tells it without computing them."""
+        try:
+            with tf.__internal__.FuncGraph("count_weights").as_default():
+                value = initial_value() if callable(initial_value) else initial_value
+                return int(tf.convert_to_tensor(value).shape.num_elements() or 0)
+        except Exception:
+            if self._runs_own_code:
+                return 0
+            raise
+
+
+def _load_without_excess(file: ModelFile, path: str, custom_objects: dict[str, Any], options: ModelConfig) -> keras.Model:
+    counter = _WeightCounter(
+        _ALLOWED_WEIGHTS_PER_BYTE * file.weight_bytes + _ALWAYS_ALLOWED_WEIGHTS,
+        runs_own_code=bool(custom_objects) or options.trust_model_code,
+    )
+    try:
+        with tf.variable_creator_scope(counter):
+            return _load_with_keras(file, path, custom_objects, options)
+    finally:  # Keras passes over some exceptions, and wraps others.
+        if counter.exceeding:
+            raise PreflightError(
+                f"--model {file.name}: its config asks for {counter.exceeding:,} weights or more, but it has "
+                f"{file.weight_bytes:,} bytes of them, so it is either damaged or made to exhaust memory; don't trust it."
+            ) from None
 
 
 def _load_with_keras(file: ModelFile, path: str, custom_objects: dict[str, Any], options: ModelConfig) -> keras.Model:

@@ -136,7 +136,7 @@ def read_encoder(path: str, size: int) -> keras.Model:
     """
     try:
         encoder = keras.models.load_model(path, compile=False).get_layer("encoder")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # Keras raises every exception of its layers.
         raise PreflightError(
             f"--start-from {path}: it cannot be read as a model of this command ({short_reason(error)}); name another file."
         ) from None

@@ -117,6 +117,11 @@ def test_bombs_are_refused_as_bombs(found):
     assert "bomb" in found["archives"]["bomb.keras"] and "bomb" in found["weights"]["a-huge-dataset.h5"]
 
 
+def test_more_weights_than_are_stored_are_refused_as_that(found):
+    for name in ("units-1000000000", "behind-a-stateful-layer", "beside-claims"):
+        assert "its config asks for" in found["sizes"][f"{name}.keras"], name
+
+
 def test_what_is_truncated_is_refused(found):
     assert {name for name, words in found["cut"].items() if words == "loaded"} == set()
 
@@ -318,7 +323,23 @@ def huge_sizes(entries, hdf5) -> dict[str, bytes]:
     for side in (0, 16, 4_000, 10**9):
         models[f"image-{side}.keras"] = with_config(entries, text.replace("[null, 16, 16, 3]", f"[null, {side}, {side}, 3]"))
         models[f"pooled-{side}.keras"] = _pooling_model(side)
+    models["behind-a-stateful-layer.keras"] = _stateful_model(units=10**9)
+    dense["config"]["units"] = 10**6
+    claiming = changed(entries[WEIGHTS], lambda file: file.create_dataset("claim", (2**27,), "f4", chunks=(2**16,)))
+    models["beside-claims.keras"] = with_config(entries | {WEIGHTS: claiming}, config)
     return models
+
+
+def _stateful_model(units: int) -> bytes:
+    """Returns an archive with a dense layer of too many units behind one that makes variables of values, not of shapes."""
+    left, right = (keras.Input(batch_shape=(1, 16, 16, 3), name=name) for name in ("left", "right"))
+    state = keras.layers.LSTM(2, stateful=True)(keras.layers.Reshape((16, 48))(left))
+    pixels = keras.layers.Dense(4)(keras.layers.Flatten()(right))
+    both = keras.layers.Subtract()([keras.layers.Dense(4, name="large")(state), pixels])
+    entries = _entries_of(keras.Model([left, right], keras.layers.Dense(1, activation="sigmoid")(both)))
+    config = json.loads(entries[CONFIG])
+    next(layer for layer in _layers(config) if layer["config"].get("name") == "large")["config"]["units"] = units
+    return with_config(entries, config)
 
 
 def _layers(config: dict) -> list[dict]:
@@ -333,13 +354,18 @@ def _pooling_model(side: int) -> bytes:
     encoder = keras.Model(image, keras.layers.Dense(2)(x))
     left, right = keras.Input((16, 16, 3), name="left"), keras.Input((16, 16, 3), name="right")
     score = keras.layers.Dense(1, activation="sigmoid")(keras.ops.abs(encoder(left) - encoder(right)))
-    model = keras.Model([left, right], score)
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"pooling-{os.getpid()}.keras"
+    entries = _entries_of(keras.Model([left, right], score))
+    return with_config(entries, entries[CONFIG].decode().replace("[null, 16, 16, 3]", f"[null, {side}, {side}, 3]"))
+
+
+def _entries_of(model: keras.Model) -> dict[str, bytes]:
+    """Returns the files in the archive of a model."""
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"model-{os.getpid()}.keras"
     model.save(path)
     with zipfile.ZipFile(path) as file:
         entries = {name: file.read(name) for name in file.namelist()}
     path.unlink()
-    return with_config(entries, entries[CONFIG].decode().replace("[null, 16, 16, 3]", f"[null, {side}, {side}, 3]"))
+    return entries
 
 
 def planted_code(entries, hdf5) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ import json
 import marshal
 import os
 import pickle
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from batchverify.images.fetch import fetch_bytes
 from batchverify.images.layout import Layout
 from batchverify.images.tensorflow_loader import TensorFlowLoader
 from batchverify.model import probe_images
+from batchverify.model.find_model import require_digest
 from batchverify.model.load import load_model
 from batchverify.model.local_copy import digest_model
 from tests.support import model_zoo
@@ -450,3 +452,68 @@ def test_weights_that_fail_their_checksum_are_refused_as_damaged(tmp_path):
     Path(path).write_bytes(data)
     with pytest.raises(PreflightError, match=r"the file is damaged \(.*CRC.*copy it again, whole"):
         load(path, **case.options)
+
+
+def test_compressed_weights_are_loaded(tmp_path):
+    """Zeros are what compresses best: here to a thousandth."""
+    image = keras.Input(SHAPE)
+    wide = keras.layers.Dense(5_000_000 // 12, kernel_initializer="zeros")
+    values = keras.layers.Flatten()(image)
+    encoder = keras.Model(image, keras.layers.Dense(8)(values) + keras.layers.Dense(8)(wide(keras.layers.Dense(12)(values))))
+    model = model_zoo.siamese(lambda a, b: keras.ops.abs(a - b), encoder=encoder)
+    assert model.count_params() > 2 * 2**22
+    model.save(tmp_path / "plain.h5")
+    with h5py.File(tmp_path / "plain.h5") as file, h5py.File(tmp_path / "small.h5", "w") as packed:
+        packed.attrs.update(file.attrs)
+        file.visititems(lambda name, item: _pack(packed, name, item))
+    assert os.path.getsize(tmp_path / "small.h5") < os.path.getsize(tmp_path / "plain.h5") / 2
+    images = probe_images.probe_images(SHAPE, 4)
+    here, there = (load(tmp_path / name, pixels="0..1") for name in ("plain.h5", "small.h5"))
+    np.testing.assert_array_equal(here.encode(images), there.encode(images))
+
+
+def _pack(target: h5py.File, name: str, item) -> None:
+    copy = target.create_group(name) if isinstance(item, h5py.Group) else None
+    if copy is None:
+        settings = {"compression": "gzip", "chunks": True} if item.size > 1 else {}
+        copy = target.create_dataset(name, data=item[()], **settings)
+    copy.attrs.update(item.attrs)
+
+
+class NeverReady(keras.layers.Layer):
+    """A layer that is made only once `release` is set, if there is one."""
+
+    release: threading.Event | None = None
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        if self.release:
+            self.release.wait(60)
+            raise ValueError("nobody waits any more")
+
+    def call(self, values):
+        return values
+
+
+@pytest.fixture
+def model_without_end(tmp_path, monkeypatch):
+    """The path of a model that is never loaded, and the option that names its class."""
+    siamese = model_zoo.siamese(lambda a, b: NeverReady()(keras.ops.abs(a - b)))
+    siamese.save(tmp_path / "model.keras")
+    release = threading.Event()
+    monkeypatch.setattr(NeverReady, "release", release)
+    monkeypatch.setattr("batchverify.model.time_limit._STEP_LIMIT_S", 3.0)
+    yield str(tmp_path / "model.keras"), f"NeverReady={__name__}:NeverReady"
+    release.set()
+
+
+def test_a_model_that_loads_without_end_is_refused(model_without_end):
+    path, option = model_without_end
+    with pytest.raises(PreflightError, match=r"model.keras: it has been loading for 0\.05 minutes without an end; check that"):
+        load(path, pixels="0..1", custom_objects=(option,))
+
+
+def test_a_model_of_an_earlier_run_that_loads_without_end_is_refused(model_without_end):
+    path, option = model_without_end
+    with pytest.raises(PreflightError, match=r"model.keras: it has been loading for 0\.05 minutes without an end; check that"):
+        require_digest(path, "sha256:other", {"custom_objects": [option], "pixels": "0..1"}, "name another")
