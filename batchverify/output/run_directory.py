@@ -245,7 +245,7 @@ class RunDirectory(ClaimedDirectory):
         try:
             replacement = json.loads(text)
             return str(replacement["run_id"]), list(map(str, replacement["files"]))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
 
     def _mark_finished(self, run_id: str) -> None:

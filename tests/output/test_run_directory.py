@@ -153,7 +153,7 @@ def test_a_run_that_dies_between_its_last_steps_has_finished(tmp_path, monkeypat
     assert not (tmp_path / "out" / "_RUNNING").exists()
 
 
-@pytest.mark.parametrize("text", ["", '{"run_id": "ne', "[]", '{"files": []}'])
+@pytest.mark.parametrize("text", ["", '{"run_id": "ne', "[]", '{"files": []}', "[" * 100_000])
 def test_a_replacement_that_was_not_begun_blocks_nothing(text, tmp_path):
     finished_directory(tmp_path / "out", "old", 5, 1).finish("old", {"of": "old"}, "old")
     (tmp_path / "out" / "_REPLACEMENT").write_text(text)
