@@ -12,6 +12,7 @@ from batchverify.errors import PreflightError
 from batchverify.model.local_copy import digest_model, local_model
 from batchverify.model.registry import is_registry_name
 from batchverify.model.start_tensorflow import start_tensorflow
+from batchverify.model.time_limit import within_limit
 from batchverify.uris import is_remote
 
 
@@ -62,5 +63,6 @@ def _digest_loaded(model: str, settings: Mapping[str, Any]) -> str:
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items() if name in fields
     }
+    config = ModelConfig(model=model, **given)
     with private_model(model) as local:
-        return load_file(ModelConfig(model=model, **given), local).digest
+        return within_limit(model, lambda _: load_file(config, local).digest)

@@ -6,8 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import threading
-from concurrent.futures import Future
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -28,11 +27,10 @@ from batchverify.model.private_copy import private_model
 from batchverify.model.probe_images import probe_images
 from batchverify.model.runtimes import choose_runtime
 from batchverify.model.split import split_model
+from batchverify.model.time_limit import within_limit
 from batchverify.model.trial import SPLIT_CHECK_IMAGES, TRIAL_IMAGES, try_model
 
 _LOG = logging.getLogger(__name__)
-# A run scores thousands of pairs in that time; a model that needs it for a dozen would never come to an end.
-_TRIAL_LIMIT_S = 600.0
 
 
 def load_model(config: ModelConfig, is_candidate: bool = False) -> PairModel:
@@ -50,34 +48,15 @@ def load_model(config: ModelConfig, is_candidate: bool = False) -> PairModel:
         _LOG.warning("--trust-model-code: any code that %s holds runs with your rights on every worker.", config.model)
     prepare_devices()
     config = choose_runtime(config)
-    # A model may compute without end, and the thread that waits for it inside TensorFlow hears no signal.
-    loaded, model = threading.Event(), Future[PairModel]()
-    threading.Thread(target=_load_in_thread, args=(config, is_candidate, loaded, model), name="load-model", daemon=True).start()
-    loaded.wait()
-    try:
-        return model.result(_TRIAL_LIMIT_S)
-    except TimeoutError:
-        raise PreflightError(
-            f"--model {config.model}: it has computed on a dozen generated images for {_TRIAL_LIMIT_S / 60:.3g} minutes "
-            "without an end; check that it works where it was trained."
-        ) from None
+    with private_model(config.model) as local:  # To fetch a large model may take its time.
+        return within_limit(config.model, functools.partial(_load_and_try, config, is_candidate, local))
 
 
-def _load_in_thread(config: ModelConfig, is_candidate: bool, is_loaded: threading.Event, model: Future[PairModel]) -> None:
-    try:
-        model.set_result(_load_and_try(config, is_candidate, is_loaded))
-    except BaseException as error:  # `Future.result` raises it.
-        model.set_exception(error)
-    finally:
-        is_loaded.set()
-
-
-def _load_and_try(config: ModelConfig, is_candidate: bool, is_loaded: threading.Event) -> PairModel:
+def _load_and_try(config: ModelConfig, is_candidate: bool, local: str, say_loaded: Callable[[], None]) -> PairModel:
     interview = Interview(config)
-    with private_model(config.model) as local:
-        loaded = interview.answer(functools.partial(load_file, local=local))
-        is_loaded.set()
-        model = interview.answer(functools.partial(_try_loaded, loaded))
+    loaded = interview.answer(functools.partial(load_file, local=local))
+    say_loaded()
+    model = interview.answer(functools.partial(_try_loaded, loaded))
     interview.end()
     log_decisions(model.facts, decisions_subject(config, is_candidate))
     return model

@@ -401,14 +401,14 @@ def endless_run(tmp_path):
 @pytest.mark.processes
 def test_a_model_that_computes_without_end_is_refused(endless_run):
     program = (
-        "import batchverify.model.load as load, batchverify.cli.main as program\n"
-        "load._TRIAL_LIMIT_S = 3.0\n"
+        "import batchverify.model.time_limit as limit, batchverify.cli.main as program\n"
+        "limit._STEP_LIMIT_S = 6.0\n"
         "program.run_as_process()"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, *endless_run], capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.returncode == 2 and "on a dozen generated images for 0.05 minutes without an end" in done.stderr
+    assert done.returncode == 2 and "on a dozen generated images for 0.1 minutes without an end" in done.stderr
 
 
 @pytest.mark.processes
