@@ -100,7 +100,7 @@ LONG = b"a" * 2**17
         b"P5 12#\n34 5\n#" + LONG + b"\n255\n\0",
         b"P6" + b" " * 60 + b"x",
         b"P3 2000 2000 255\n" + b"#\n" * 1_000_000,
-        b"P6 1500 1500 254\n" + bytes(3 * 1500 * 1500),
+        b"P6 1700 1700 254\n" + bytes(3 * 1700 * 1700),
     ],
     ids=[
         "text", "comments", "a comment behind two numbers", "a comment within a number", "blanks without an end",
