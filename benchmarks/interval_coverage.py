@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -118,17 +119,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2000, help="rounds for each case (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
     options = parser.parse_args()
-    print("| pairs | subjects | pairs a subject | effect | true rate | covers, by subjects | covers, Wilson's |")
+    _print_table(CASES, coverage, "covers, by subjects | covers, Wilson's", options)
+    print()
+    _print_table(RATIO_CASES, ratio_coverage, "ratio to the best | ratio to all", options)
+
+
+def _print_table(
+    cases: Sequence[Case], measure: Callable[[Case, int, int], tuple[float, float]], columns: str, options: argparse.Namespace
+) -> None:
+    print(f"| pairs | subjects | pairs a subject | effect | true rate | {columns} |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for case in CASES:
-        known, simple = coverage(case, options.rounds, options.seed)
-        fields = (case.kind, case.subjects, case.pairs, case.effect, case.rate, f"{known:.1%}", f"{simple:.1%}")
-        print(f"| {' | '.join(map(str, fields))} |", flush=True)
-    print("\n| pairs | subjects | pairs a subject | effect | true rate | ratio to the best | ratio to all |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for case in RATIO_CASES:
-        to_best, to_all = ratio_coverage(case, options.rounds, options.seed)
-        fields = (case.kind, case.subjects, case.pairs, case.effect, case.rate, f"{to_best:.1%}", f"{to_all:.1%}")
+    for case in cases:
+        shares = (f"{share:.1%}" for share in measure(case, options.rounds, options.seed))
+        fields = (case.kind, case.subjects, case.pairs, case.effect, case.rate, *shares)
         print(f"| {' | '.join(map(str, fields))} |", flush=True)
 
 

@@ -67,8 +67,6 @@ class PairModel:
         preprocessing: The steps between a decoded image and the network.
         loaded: The model as it was loaded.
         split: The model in two parts; None where it is used whole, or has one input.
-        images_at_once: The number of images, or of pairs of images where the model is used whole, that are computed at once
-            unless a device's memory does not hold them.
     """
 
     def __init__(
@@ -82,7 +80,7 @@ class PairModel:
     ):
         self.loaded, self.preprocessing, self.split, self._plan = loaded, preprocessing, split, plan
         self._reference, self._runtime = reference or plan, (config.runtime, config.precision)
-        rows = self.images_at_once = choose_rows(plan, loaded, preprocessing, config)
+        rows = choose_rows(plan, loaded, preprocessing, config)
         self._encode = plan.encode and FixedShapeCall(compile_for_runtime(plan.encode, loaded, config), rows)
         size, dtype = plan.embedding
         pairs = max(1, min(_MAX_PAIRS_AT_ONCE, _MAX_VALUES_COMPARED_AT_ONCE // size))
@@ -112,6 +110,11 @@ class PairModel:
     def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Returns float32 scores `(n,)` of two arrays of embeddings `(n, d)`; see `without_rounding`."""
         return without_rounding(self._compare(left, right))
+
+    @property
+    def images_at_once(self) -> int:
+        """The number of images, or of pairs of images where the model is used whole, that are computed together."""
+        return (self._encode or self._compare).rows
 
     def rows_at_once(self) -> tuple[int, int]:
         """Returns the numbers of images and of pairs that are computed together; fewer are padded to as many."""

@@ -69,7 +69,6 @@ class ProvenModel:
     Attributes:
         facts: The facts about the model that a run records.
         preprocessing: The steps between a decoded image and the network.
-        images_at_once: See `PairModel`.
     """
 
     def __init__(
@@ -84,8 +83,7 @@ class ProvenModel:
         self.facts, self.preprocessing, self._bound, self._config, self._load = facts, preprocessing, bound, config, load
         self._loaded: PairModel | None = None
         self._lock = threading.Lock()
-        assert parts.encode and parts.compare and parts.encode.rows
-        self.images_at_once = parts.encode.rows
+        assert parts.encode and parts.compare
         self._encode = self._encode_in_tensorflow = self._with_shape(
             load_function(parts.encode), parts.encode.rows, lambda model: model.encode
         )
@@ -94,6 +92,11 @@ class ProvenModel:
             self._encode = self._with_shape(function, parts.encode.rows, lambda model: model.encode)
         self._compare = self._with_shape(load_function(parts.compare), parts.compare.rows, lambda model: model.compare)
         self._whole, self._head = (part and load_function(part) for part in (parts.whole, parts.head))
+
+    @property
+    def images_at_once(self) -> int:
+        """See `PairModel.images_at_once`."""
+        return self._encode.rows
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """See `PairModel.encode`."""

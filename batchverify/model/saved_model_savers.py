@@ -6,12 +6,13 @@ loader runs those that restore, and says which file they read.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from tensorflow.core.protobuf import saved_model_pb2
 
-RESTORING_OPERATION = "RestoreV2"
+_RESTORING_OPERATION = "RestoreV2"
 _SAVING_OPERATIONS = frozenset({"MergeV2Checkpoints", "SaveV2", "ShardedFilename"})
 _ASSETS = "saved_model_assets"
 
@@ -35,7 +36,7 @@ def reads_own_files(node: Any, meta_graph: Any) -> bool:
 
     A placeholder has no value of its own, so that it reads nothing where something else than the loader runs it.
     """
-    if node.op != RESTORING_OPERATION or not node.input[:1] or meta_graph.HasField("object_graph_def"):
+    if node.op != _RESTORING_OPERATION or not node.input[:1] or meta_graph.HasField("object_graph_def"):
         return False
     name = _node_of(meta_graph.saver_def.filename_tensor_name)
     named = [other for other in meta_graph.graph_def.node if other.name == name]
@@ -48,7 +49,7 @@ def _remove_saver(meta_graph: Any, with_restoring: bool) -> None:
     functions = {function.signature.name: function for function in graph.library.function}
     nodes = _nodes_of_end(saver.save_tensor_name, _SAVING_OPERATIONS, meta_graph, functions)
     if with_restoring:
-        nodes |= _nodes_of_end(saver.restore_op_name, frozenset({RESTORING_OPERATION}), meta_graph, functions)
+        nodes |= _nodes_of_end(saver.restore_op_name, frozenset({_RESTORING_OPERATION}), meta_graph, functions)
     called = _called_functions((node for node in graph.node if node.name in nodes), functions)
     kept = [node for node in graph.node if node.name not in nodes]
     others = kept + [node for name, function in functions.items() if name not in called for node in function.node_def]
@@ -66,23 +67,37 @@ def _keep(field: Any, kept: Sequence[Any]) -> None:
 def _nodes_of_end(end: str, operations: Set[str], meta_graph: Any, functions: Mapping[str, Any]) -> set[str]:
     """Returns the names of the nodes from `operations` to a saver's `end`; none if something else uses one of them."""
     nodes = {node.name: node for node in meta_graph.graph_def.node}
-    before, waiting = set(), [_node_of(end)]
+    inputs = {name: {_node_of(tensor) for tensor in node.input} for name, node in nodes.items()}
+    before = _reached({_node_of(end)} & set(nodes), inputs) & set(nodes)
+    holders = _holders(operations, functions)
+    first = {name for name in before if nodes[name].op in operations or not holders.isdisjoint(_calls(nodes[name]))}
+    found = _reached(first, _turned_round(inputs)) & before
+    used_by_others = {name for node, names in inputs.items() if node not in found for name in names}
+    return found if found.isdisjoint(used_by_others | _named_elsewhere(meta_graph)) else set()
+
+
+def _holders(operations: Set[str], functions: Mapping[str, Any]) -> set[str]:
+    """Returns the names of the functions that hold one of `operations`, or call one that does."""
+    first = {name for name, function in functions.items() if any(node.op in operations for node in function.node_def)}
+    return _reached(first, _turned_round(_call_graph(functions)))
+
+
+def _reached(starts: Set[str], leads_to: Mapping[str, Set[str]]) -> set[str]:
+    """Returns `starts` and all names that they lead to, directly or not."""
+    reached, waiting = set(starts), list(starts)
     while waiting:
-        if (name := waiting.pop()) in nodes and name not in before:
-            before.add(name)
-            waiting += map(_node_of, nodes[name].input)
-    found = {name for name in before if _holds(nodes[name], operations, functions)}
-    while grown := {name for name in before - found if not found.isdisjoint(map(_node_of, nodes[name].input))}:
-        found |= grown
-    others = (node for node in nodes.values() if node.name not in found)
-    used = _named_elsewhere(meta_graph) | {_node_of(tensor) for node in others for tensor in node.input}
-    return found if found.isdisjoint(used) else set()
+        new = leads_to.get(waiting.pop(), set()) - reached
+        reached |= new
+        waiting += new
+    return reached
 
 
-def _holds(node: Any, operations: Set[str], functions: Mapping[str, Any]) -> bool:
-    """Returns whether a node is one of `operations`, or calls a function that holds one."""
-    called = _called_functions([node], functions)
-    return node.op in operations or any(inner.op in operations for name in called for inner in functions[name].node_def)
+def _turned_round(leads_to: Mapping[str, Set[str]]) -> dict[str, set[str]]:
+    comes_from: dict[str, set[str]] = collections.defaultdict(set)
+    for name, others in leads_to.items():
+        for other in others:
+            comes_from[other].add(name)
+    return comes_from
 
 
 def _named_elsewhere(meta_graph: Any) -> set[str]:
@@ -123,14 +138,16 @@ def _called_by_objects(meta_graph: Any, functions: Mapping[str, Any]) -> set[str
 
 def _called_functions(nodes: Iterable[Any], functions: Mapping[str, Any]) -> set[str]:
     """Returns the names of all functions that `nodes` call, directly or not."""
-    called: set[str] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        for name in {node.op, *function_names(node.attr.values())} & set(functions) - called:
-            called.add(name)
-            waiting += functions[name].node_def
-    return called
+    return _reached({name for node in nodes for name in _calls(node)}, _call_graph(functions)) & set(functions)
+
+
+def _call_graph(functions: Mapping[str, Any]) -> dict[str, set[str]]:
+    return {name: {called for node in function.node_def for called in _calls(node)} for name, function in functions.items()}
+
+
+def _calls(node: Any) -> set[str]:
+    """Returns the names of the functions that a node calls, and that of its operation, which may be a function's too."""
+    return {node.op, *function_names(node.attr.values())}
 
 
 def function_names(attributes: Iterable[Any]) -> Iterator[str]:

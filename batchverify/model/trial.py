@@ -191,12 +191,13 @@ def _output_that_graph_shows(model: PairModel) -> str | None:
 
 def _last_operation(graph: keras.Model) -> Any:
     """Returns the operation that computes a model's output, before those that leave its values as they are."""
-    operation = graph.outputs[0]._keras_history.operation
+    tensor = graph.outputs[0]
     while True:
+        operation, node, _ = tensor._keras_history
         if hasattr(operation, "layers") and getattr(operation, "outputs", None):
-            operation = operation.outputs[0]._keras_history.operation
+            tensor = operation.outputs[0]
         elif type(operation).__name__ in _SAME_VALUES:
-            operation = operation.input._keras_history.operation
+            tensor = operation._inbound_nodes[node].input_tensors[0]
         else:
             return operation
 
